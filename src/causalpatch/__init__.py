@@ -1,0 +1,1 @@
+"""Activation patching for any PyTorch or Hugging Face model."""

@@ -1,0 +1,24 @@
+"""The closed list of axis names, used in docstrings, shape annotations, dims of results and messages."""
+
+from typing import Final
+
+AXES: Final[tuple[str, ...]] = (
+    "pair",
+    "layer",
+    "position",
+    "head",
+    "kv_head",
+    "neuron",
+    "feature",
+    "width",
+    "head_width",
+    "query_position",
+    "key_position",
+    "vocab",
+    "intervention",
+    "draw",
+    "seed",
+    "channel",
+    "height",
+    "column",
+)

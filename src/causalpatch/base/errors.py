@@ -1,0 +1,145 @@
+"""Every exception of the library, on three branches with an exit code each.
+
+A message has three parts: what happened, with the value quoted; the facts, as aligned ``name  value`` lines that
+include what would have been valid; and ``fix:``, one thing to type.
+
+=====================  =========================================================  ====
+branch                 meaning                                                    exit
+=====================  =========================================================  ====
+``RequestError``       the request cannot be understood                           2
+``UnsupportedError``   understood, but this model or machine cannot do it         3
+``IntegrityError``     the answer would be wrong, so none is given                4
+=====================  =========================================================  ====
+"""
+
+from collections.abc import Iterable, Mapping
+
+
+class CausalPatchError(Exception):
+    """Root of every error that the library raises on purpose.
+
+    Args:
+        what: What happened, in one line, with the offending value quoted.
+        facts: Names and values that let the reader see why, including what would have been valid.
+        fix: One thing to type or change.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, facts: Mapping[str, object] | Iterable[tuple[str, object]] = (), fix: str = "") -> None:
+        self.what = what
+        self.facts = tuple(facts.items()) if isinstance(facts, Mapping) else tuple(facts)
+        self.fix = fix
+        super().__init__(self.what)
+
+    def __str__(self) -> str:
+        names = max((len(name) for name, _ in self.facts), default=0)
+        lines = [self.what, *(f"  {name:<{names}}  {value}" for name, value in self.facts)]
+        if self.fix:
+            lines.append(f"  fix: {self.fix}")
+        return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.what, self.facts, self.fix))
+
+
+class RequestError(CausalPatchError):
+    """The request cannot be understood."""
+
+    exit_code = 2
+
+
+class UnsupportedError(CausalPatchError):
+    """The request is understood, but this model or machine cannot do it."""
+
+    exit_code = 3
+
+
+class IntegrityError(CausalPatchError):
+    """The answer would be wrong, so none is given."""
+
+    exit_code = 4
+
+
+class SiteSyntaxError(RequestError):
+    """A text is not a site."""
+
+
+class SiteNotFound(RequestError):
+    """A well-formed site names nothing in this model."""
+
+
+class PairError(RequestError):
+    """A pair, or a set of pairs, cannot be used as asked."""
+
+
+class PairFileError(RequestError):
+    """A file of pairs cannot be read."""
+
+
+class AnswerError(PairError):
+    """An answer does not fit the metric or the vocabulary."""
+
+
+class TaskNotFound(RequestError):
+    """No built-in task has this name."""
+
+
+class PatchError(RequestError):
+    """A patch or an intervention is not well formed."""
+
+
+class MetricError(RequestError):
+    """A metric does not fit the outputs or returned something that is not one number per pair."""
+
+
+class SettingError(RequestError):
+    """An argument or option has a value that is not allowed."""
+
+
+class ModelNotFound(RequestError):
+    """A name or folder does not hold a model."""
+
+
+class ResultsNotFound(RequestError):
+    """A folder does not hold saved effects, or a name in them does not exist."""
+
+
+class SiteUnsupported(UnsupportedError):
+    """The site exists in the grammar, but this model does not have it or failed its proof."""
+
+
+class ModelUnsupported(UnsupportedError):
+    """The model cannot be used as asked."""
+
+
+class MissingExtra(UnsupportedError):
+    """An optional package is not installed."""
+
+
+class MemoryExhausted(UnsupportedError):
+    """Not even the smallest piece of the work fits into memory."""
+
+
+class TooFewGroups(UnsupportedError):
+    """There are too few independent groups of pairs for the statement that was asked for."""
+
+
+class PatchDidNotFire(IntegrityError):
+    """A patch was asked for and nothing was written."""
+
+
+class NoGap(IntegrityError):
+    """The clean and the reference runs do not differ, so a share of their gap means nothing."""
+
+
+class NotFinite(IntegrityError):
+    """The model or a metric produced NaN or infinity."""
+
+
+class StoreCorrupt(IntegrityError):
+    """Saved results do not match their manifest."""
+
+
+class CausalPatchWarning(UserWarning):
+    """Something the reader should know, though the numbers are right."""
