@@ -1,1 +1,1 @@
-"""To be filled."""
+"""Results: labelled effects, their status, tables, charts and files."""

@@ -1,0 +1,236 @@
+"""Effects: a labelled array of which intervention, which pair, what number, and how it was obtained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from causalpatch.base.errors import ResultsNotFound
+from causalpatch.base.extras import lazy
+from causalpatch.base.suggest import closest
+from causalpatch.results import store
+from causalpatch.results.layout import Parts, assemble, take_apart
+from causalpatch.results.shares import Numbers
+
+if TYPE_CHECKING:
+    import xarray as xr
+else:
+    xr = lazy("xarray")
+
+
+class Effects:
+    """What a sweep measured, every pair kept.
+
+    An effect is the change of the metric against the unpatched base run; ``recovered`` is that change as a share of
+    the gap between clean and reference runs. Where a sweep fed several metrics, methods read the first one;
+    ``effects.metric(name)`` gives another.
+
+    Args:
+        data: The labelled array, in the layout of ``causalpatch.results.layout``.
+        provenance: How the numbers came to be: model, pairs, site, value, direction, engine, cost.
+    """
+
+    def __init__(self, data: xr.Dataset, provenance: Mapping[str, Any]) -> None:
+        self._data = data
+        self.provenance = dict(provenance)
+
+    @classmethod
+    def build(  # noqa: PLR0913 - the parts of the layout, each under its own name
+        cls,
+        *,
+        axes: Mapping[str, Sequence[Any]],
+        pair_ids: Sequence[str],
+        groups: np.ndarray,
+        metrics: Sequence[str],
+        values: np.ndarray,
+        status: np.ndarray,
+        baselines: Mapping[str, np.ndarray],
+        labels: Mapping[str, Sequence[str]] | None = None,
+        positions: np.ndarray | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Effects:
+        """Put measured numbers into the layout.
+
+        Args:
+            axes: Name of each axis of the sweep and its coordinate values, in order.
+            pair_ids: Id of each pair.
+            groups: Independent component of each pair.
+            metrics: Names of the metrics.
+            values: Metric of the patched runs, axes metric, the sweep's, pair; what stands where no run was made is
+                replaced by NaN.
+            status: Codes of ``Status``, axes the sweep's, pair.
+            baselines: Metric of the unpatched runs (clean, corrupt, base, source, reference), axes metric, pair. The
+                base follows from the direction and the reference is the corrupted run unless they are given.
+            labels: Labels along an axis, such as the tokens along ``position``.
+            positions: Position of every aligned column in base and source, axes pair, position, 2; -1 where none.
+            provenance: How the numbers came to be, as plain data; ``direction`` is ``"denoise"`` unless it says
+                otherwise, and ``higher_is_better`` may say per metric that a smaller value is better.
+
+        Raises:
+            SettingError: Two parts do not fit together.
+            NotFinite: A run that was made has NaN or infinity for a metric.
+        """
+        parts = Parts(
+            axes, pair_ids, groups, metrics, values, status, baselines, labels or {}, positions, provenance or {}
+        )
+        return cls(*assemble(parts))
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics that the sweep fed."""
+        return [str(name) for name in np.atleast_1d(self._data["metric_name"].values)]
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Axes of the sweep, without the pair."""
+        return tuple(str(name) for name in self._data["status"].dims[:-1])
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Axes of one metric's numbers: those of the sweep, then ``pair``."""
+        return (*self.axes, "pair")
+
+    @property
+    def direction(self) -> str:
+        """``"denoise"``: clean values into the corrupted run; ``"noise"``: the other way round."""
+        return str(self.provenance["direction"])
+
+    @property
+    def pair_ids(self) -> list[str]:
+        """Id of each pair."""
+        return [str(name) for name in self._data["pair"].values]
+
+    @property
+    def n_components(self) -> int:
+        """Number of independent components among the pairs."""
+        return len(np.unique(self._data["component"].values))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the sweep ran to its end."""
+        return bool(self.provenance.get("complete", True))
+
+    @property
+    def smallest_gap(self) -> float:
+        """Default of the smallest gap of a pair whose own ratio is given, in the metric's unit: 1e-3 of mean |gap|."""
+        return self._numbers().smallest_gap
+
+    def metric(self, name: str) -> Effects:
+        """Return the effects on one metric.
+
+        Args:
+            name: One of ``effects.metrics``.
+
+        Raises:
+            ResultsNotFound: The sweep did not measure this metric.
+        """
+        if name not in self.metrics:
+            facts = [("measured", ", ".join(self.metrics))]
+            near = closest(name, self.metrics, count=1)
+            fix = f"effects.metric({near[0]!r})" if near else "measure it: Experiment(..., metric=[...])"
+            raise ResultsNotFound(f"no metric named {name!r} in these effects", facts=facts, fix=fix)
+        if "metric_name" not in self._data.dims:
+            return self
+        return Effects(self._data.isel(metric_name=self.metrics.index(name)), self.provenance)
+
+    def to_xarray(self) -> xr.Dataset:
+        """Return a copy of the labelled array; its layout stands in ``causalpatch.results.layout``."""
+        data = self._data.copy(deep=True)
+        data.attrs["direction"] = self.direction
+        data.attrs["provenance"] = json.dumps(self.provenance, sort_keys=True)
+        return data
+
+    def effect(self, *, per_pair: bool = False) -> xr.DataArray:
+        """Return m(patched) - m(base), in the metric's unit.
+
+        Args:
+            per_pair: Keep the pair axis instead of averaging over the pairs measured in each cell.
+
+        Returns:
+            Axes of the sweep, and pair if asked; NaN where nothing was measured.
+        """
+        numbers = self._numbers()
+        values = numbers.effect if per_pair else numbers.mean_effect()
+        return self._labelled("effect", values, per_pair=per_pair)
+
+    def recovered(self, *, per_pair: bool = False, smallest_gap: float | None = None) -> xr.DataArray:
+        """Return the effect as a share of the gap: restored by denoising, removed by noising.
+
+        ``recovered = mean effect / mean gap`` (its negative for noise), both means over the pairs measured in that
+        cell: a ratio of means, not a mean of ratios. Values below 0 and above 1 are kept.
+
+        Args:
+            per_pair: Give each pair's own ratio instead. Those whose gap is below ``smallest_gap`` are NaN, and
+                counted in ``attrs["n_small_gap"]``.
+            smallest_gap: In the metric's unit; 1e-3 of the mean |gap| unless given.
+
+        Returns:
+            Axes of the sweep, and pair if asked; NaN where nothing was measured or the cell's own pairs have no gap.
+
+        Raises:
+            NoGap: Clean and reference runs do not differ enough, so a share means nothing.
+        """
+        numbers = self._numbers()
+        numbers.require_gap()
+        facts: dict[str, Any] = {"mean_gap": float(numbers.gap.mean())}
+        if per_pair:
+            least = numbers.smallest_gap if smallest_gap is None else smallest_gap
+            facts |= {"smallest_gap": least, "n_small_gap": int((np.abs(numbers.gap) < least).sum())}
+            values = numbers.recovered_per_pair(least)
+        else:
+            values = numbers.recovered()
+        return self._labelled("recovered", values, per_pair=per_pair, **facts)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write parquet shards and a JSON manifest with their checksums into a folder.
+
+        The manifest is put in place last and in one step: a save that was cut short leaves what was there before.
+
+        Args:
+            folder: Made where it is missing; other files in it are left alone.
+
+        Returns:
+            The folder.
+        """
+        return store.write(take_apart(self._data, self.provenance), Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Effects:
+        """Read effects that ``save`` wrote, bit for bit.
+
+        Raises:
+            ResultsNotFound: The folder has no manifest.
+            StoreCorrupt: A file is missing or was changed since.
+        """
+        return cls(*assemble(store.read(Path(folder))))
+
+    def _numbers(self) -> Numbers:
+        """Return the first metric's numbers with cells flattened."""
+        if "metric_name" in self._data.dims:
+            return self.metric(self.metrics[0])._numbers()
+        data, name = self._data, self.metrics[0]
+        n_pairs = data.sizes["pair"]
+        rising = self.provenance.get("higher_is_better", True)
+        if isinstance(rising, Mapping):
+            rising = rising.get(name, True)
+        return Numbers(
+            metric=name,
+            effect=(data["metric"].values - data["baseline_base"].values).reshape(-1, n_pairs),
+            gap=data["baseline_clean"].values - data["baseline_reference"].values,
+            clean=data["baseline_clean"].values,
+            reference=data["baseline_reference"].values,
+            group=data["component"].values,
+            sign=1 if self.direction == "denoise" else -1,
+            rising=1 if rising else -1,
+        )
+
+    def _labelled(self, name: str, values: np.ndarray, *, per_pair: bool, **facts: Any) -> xr.DataArray:
+        dims = self.dims if per_pair else self.axes
+        coords = {key: array for key, array in self._data.coords.items() if set(array.dims) <= set(dims)}
+        shape = tuple(self._data.sizes[axis] for axis in dims)
+        attrs = {"metric": self.metrics[0], "direction": self.direction, **facts}
+        return xr.DataArray(values.reshape(shape), dims=dims, coords=coords, name=name, attrs=attrs)
