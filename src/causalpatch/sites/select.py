@@ -1,0 +1,196 @@
+"""From names to the members of one model: what exists there, and which sites a set stands for."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from causalpatch.base.errors import SiteNotFound, SiteUnsupported
+from causalpatch.base.suggest import closest
+from causalpatch.sites.index import Every, Index, Range
+from causalpatch.sites.site import Site, SiteSet
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The counts and names of one model that decide which sites exist.
+
+    Args:
+        model: The model's name as the reader typed it, for messages.
+        n_layers: Number of layers; 0 for a model whose layers are not known by number.
+        units: Units in a layer by axis: ``{"head": 12, "kv_head": 4, "neuron": 3072}``.
+        refused: Names of sites that this model cannot offer, each with the reason.
+        module_paths: Paths of all modules in the order of ``named_modules()``.
+        streams: ``("encoder", "decoder")`` for a model that has both, else empty.
+    """
+
+    model: str
+    n_layers: int
+    units: Mapping[str, int] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    module_paths: tuple[str, ...] = ()
+    streams: tuple[str, ...] = ()
+
+
+def check(site: Site, shape: ModelShape) -> None:
+    """Make sure that a site exists in a model.
+
+    Args:
+        site: The site.
+        shape: The model's counts and names.
+
+    Raises:
+        SiteUnsupported: The model cannot offer this kind of site; the message says why.
+        SiteNotFound: A layer, unit or module path is not there; the message says what is.
+    """
+    if site.name in shape.refused:
+        _unsupported(site, shape, shape.refused[site.name])
+    if site.stream is not None and site.stream not in shape.streams:
+        _unsupported(site, shape, f"the model has no stream {site.stream!r}")
+    if site.module is not None:
+        _check_module(site, shape)
+        return
+    if site.layer is not None and site.layer >= shape.n_layers:
+        if shape.n_layers == 0:
+            _unsupported(site, shape, "the layers of this model are not known by number")
+        _not_found(site, shape, [("layer", _asked("layer", site.layer, shape.n_layers))])
+    axis = site.unit_axis
+    if axis is None or site.unit is None:
+        return
+    if axis not in shape.units:
+        _unsupported(site, shape, f"the number of {axis}s of this model is not known")
+    count = shape.units[axis]
+    if site.unit < count:
+        return
+    facts = [(axis, _asked(axis, site.unit, count))]
+    n_heads = shape.units.get("head", 0)
+    if axis == "kv_head" and count > 0 and site.unit < n_heads:
+        serves = site.unit // (n_heads // count)
+        facts.append(("head", f"{site.unit} is served by kv_head {serves}"))
+        _not_found(site, shape, facts, fix=f"write {site.name}.{site.layer}.{serves}")
+    _not_found(site, shape, facts)
+
+
+def expand(site: Site | SiteSet, shape: ModelShape) -> tuple[Site, ...]:
+    """Return the sites that a set stands for in a model, each of them checked.
+
+    Args:
+        site: A site or a set.
+        shape: The model's counts and names.
+
+    Returns:
+        The sites, by layer and then by unit; for modules in the order of ``named_modules()``.
+
+    Raises:
+        SiteUnsupported: The model cannot offer this kind of site, or cannot count its units.
+        SiteNotFound: A member is not in the model, or the set selects nothing.
+
+    Examples:
+        >>> from causalpatch.sites.site import parse
+        >>> shape = ModelShape("tiny", n_layers=2, units={"head": 2})
+        >>> [str(member) for member in expand(parse("z@-1"), shape)]
+        ['z.0.0@-1', 'z.0.1@-1', 'z.1.0@-1', 'z.1.1@-1']
+    """
+    if isinstance(site, Site):
+        check(site, shape)
+        return (site,)
+    if site.name in shape.refused:
+        _unsupported(site, shape, shape.refused[site.name])
+    members = []
+    for member in _members(site, shape):
+        check(member, shape)
+        members.append(member)
+    if not members:
+        if site.module is None and (shape.n_layers == 0 or (site.unit_axis and not shape.units.get(site.unit_axis))):
+            _unsupported(site, shape, "the model has none that are known by number")
+        _not_found(site, shape, _empty_facts(site, shape))
+    return tuple(members)
+
+
+def _members(site: SiteSet, shape: ModelShape) -> Iterator[Site]:
+    if site.module is not None:
+        pattern = _path_pattern(site.module.path)
+        paths = [path for path in shape.module_paths if pattern.fullmatch(path)]
+        if "*" not in site.module.path:
+            paths = [site.module.path]
+        if site.unit is not None and _is_open(site.unit):
+            reason = f"how many {site.unit_axis}s a module has is known only when it runs"
+            _unsupported(site, shape, reason, fix=f"say how many: {site.module}#0:8")
+        for path in paths:
+            module = type(site.module)(path, site.module.side, site.module.items, site.module.axes)
+            for unit in _numbers(site.unit, 0):
+                yield Site("module", unit=unit, position=site.position, module=module)
+        return
+    n_units = shape.units.get(site.unit_axis, 0) if site.unit_axis else 0
+    for layer in _numbers(site.layer, shape.n_layers):
+        for unit in _numbers(site.unit, n_units):
+            yield Site(site.name, layer, unit, site.position, site.stream)
+
+
+def _numbers(index: Index, count: int) -> Iterable[int | None]:
+    """Return the members of a selection; an end that is missing is 0 or ``count``."""
+    if index is None:
+        return (None,)
+    if isinstance(index, int):
+        return (index,)
+    if isinstance(index, Every):
+        return range(count)
+    if isinstance(index, Range):
+        return range(index.start or 0, count if index.stop is None else index.stop)
+    return index
+
+
+def _is_open(index: Index) -> bool:
+    """Tell whether a selection reaches to the end, wherever that is."""
+    return isinstance(index, Every) or (isinstance(index, Range) and index.stop is None)
+
+
+def _path_pattern(path: str) -> re.Pattern[str]:
+    """Return a pattern in which ``*`` stands for anything within one part of a module's path."""
+    parts = ["[^.]+" if part == "*" else re.escape(part).replace(r"\*", "[^.]*") for part in path.split(".")]
+    return re.compile(r"\.".join(parts))
+
+
+def _check_module(site: Site, shape: ModelShape) -> None:
+    module = site.module
+    if module is None:
+        return
+    if site.position is not None and module.axes and "position" not in module.axes:
+        _unsupported(site, shape, f"its axes ({','.join(module.axes)}) hold no position", fix="leave the @ out")
+    if module.path and module.path not in shape.module_paths:
+        near = closest(module.path, shape.module_paths) or list(shape.module_paths[:3])
+        _not_found(site, shape, [("module", f"no module {module.path!r}"), ("closest", "  ".join(near) or "none")])
+
+
+def _asked(axis: str, index: int, count: int) -> str:
+    has = f"{axis}s 0 to {count - 1}" if count > 1 else f"{axis} 0 only" if count == 1 else f"no {axis}s"
+    return f"{index} was asked for; this model has {has}"
+
+
+def _empty_facts(site: SiteSet, shape: ModelShape) -> list[tuple[str, str]]:
+    if site.module is not None:
+        shown = "  ".join(path for path in shape.module_paths[:8] if path) or "none"
+        return [
+            ("selected", "no module matches the path"),
+            ("modules", shown + ("  …" * (len(shape.module_paths) > 8))),
+        ]
+    facts = [("selected", "nothing"), ("layers", f"0 to {shape.n_layers - 1}")]
+    if site.unit_axis:
+        facts.append((f"{site.unit_axis}s", f"0 to {shape.units.get(site.unit_axis, 0) - 1}"))
+    return facts
+
+
+def _not_found(site: Site | SiteSet, shape: ModelShape, facts: Sequence[tuple[str, str]], fix: str = "") -> NoReturn:
+    raise SiteNotFound(
+        f"no site named {str(site)!r} in {shape.model!r}",
+        facts=facts,
+        fix=fix or f"list the sites with: causalpatch doctor {shape.model}",
+    )
+
+
+def _unsupported(site: Site | SiteSet, shape: ModelShape, reason: str, fix: str = "") -> NoReturn:
+    raise SiteUnsupported(
+        f"{shape.model!r} does not have the site {str(site)!r}",
+        facts=[("reason", reason)],
+        fix=fix or f"list the sites with: causalpatch doctor {shape.model}",
+    )
