@@ -1,1 +1,24 @@
-"""To be filled."""
+"""Models: opening them, naming their activations, and saying where each is tapped."""
+
+from causalpatch.models.adapter import Model, SiteRow
+from causalpatch.models.families import FAMILIES, Family
+from causalpatch.models.open import open_model
+from causalpatch.models.taps import Port, Tap
+from causalpatch.models.views import Columns, HeadShare, ModuleUnit, PositionAt, Sum, View, Whole
+
+__all__ = [
+    "FAMILIES",
+    "Columns",
+    "Family",
+    "HeadShare",
+    "Model",
+    "ModuleUnit",
+    "Port",
+    "PositionAt",
+    "SiteRow",
+    "Sum",
+    "Tap",
+    "View",
+    "Whole",
+    "open_model",
+]

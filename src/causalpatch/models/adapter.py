@@ -1,0 +1,307 @@
+"""The model as the rest of the library sees it: which sites it has, where each is tapped, how it is called.
+
+A ``Model`` wraps an unmodified module. It never runs it and registers no hook: ``tap`` says where a site stands,
+``inputs`` what to call the module with, ``logits`` which part of the output is the answer; the engine does the rest.
+"""
+
+import hashlib
+import inspect
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor, nn
+
+from causalpatch.base.errors import ModelUnsupported
+from causalpatch.base.tokens import Tokenizer
+from causalpatch.models.detect import find_family
+from causalpatch.models.families import Family
+from causalpatch.models.generic import module_tap
+from causalpatch.models.taps import Port, Tap
+from causalpatch.models.views import View
+from causalpatch.sites.names import NAMES
+from causalpatch.sites.select import ModelShape, check
+from causalpatch.sites.site import Site
+
+__all__ = ["Model", "Port", "SiteRow", "Tap", "View"]
+
+Ids = Int[Tensor, " row position"] | Int[np.ndarray, " row position"]
+Mask = Shaped[Tensor, " row position"] | Shaped[np.ndarray, " row position"]
+Arrays = Shaped[Tensor, " row *axes"] | Shaped[np.ndarray, " row *axes"]
+
+
+class SiteRow(NamedTuple):
+    """One line of the table of sites.
+
+    Args:
+        name: The site's name.
+        axes: Its axes: those of the name, then those of the value.
+        shape: Their sizes; ``position`` stays a word.
+        refused: Why the model does not have the site, or None.
+    """
+
+    name: str
+    axes: str
+    shape: str
+    refused: str | None
+
+
+class Model:
+    """A module with names for its activations.
+
+    Args:
+        module: Any module; it is used as it is, where it is.
+        name: What the reader calls it; used in messages and records.
+        tokenizer: What turns text into ids, or None for ids and arrays only.
+    """
+
+    def __init__(self, module: nn.Module, *, name: str, tokenizer: Tokenizer | None = None) -> None:
+        self.module = module
+        self.name = name
+        self.tokenizer = tokenizer
+        finding = find_family(module)
+        self._table = finding.table
+        self.family_source = finding.source
+        self.family_note = finding.note
+        self.shape = self._make_shape()
+        self.kind = "tokens" if self._table or tokenizer or self._has_embedding else "arrays"
+
+    def __repr__(self) -> str:
+        family = self.family.name if self.family else "generic"
+        return f"Model({self.name!r}, {family}, {self.shape.n_layers} layers, {self.dtype}, {self.device})"
+
+    @property
+    def family(self) -> Family | None:
+        """The family's table of facts, or None for a generic model."""
+        return self._table.family if self._table else None
+
+    @property
+    def is_assumed(self) -> bool:
+        """Whether the family was taken over because all names match, without the configuration saying so."""
+        return self.family_source == "structure"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._first.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's floating-point type."""
+        return self._first.dtype
+
+    @property
+    def width(self) -> int:
+        """Width of the residual stream; 0 for a generic model."""
+        return self._table.numbers.width if self._table else 0
+
+    @property
+    def n_heads(self) -> int:
+        """Number of query heads in a layer; 0 for a generic model."""
+        return self._table.numbers.n_heads if self._table else 0
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Number of key and value heads in a layer; 0 for a generic model."""
+        return self._table.numbers.n_kv_heads if self._table else 0
+
+    @property
+    def head_width(self) -> int:
+        """Width of one head; 0 for a generic model."""
+        return self._table.numbers.head_width if self._table else 0
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Number of ids that the model's embedding takes; 0 where that is not known."""
+        if self._table:
+            embedding = self.module.get_submodule(self._table.tap(Site("embed")).port.path)
+            return int(embedding.get_parameter("weight").shape[0])
+        size = getattr(getattr(self.module, "config", None), "vocab_size", None)
+        return size if isinstance(size, int) else 0
+
+    @property
+    def attention(self) -> str:
+        """Name of the attention kernel, such as ``sdpa``; ``"unknown"`` where the model does not say."""
+        for part in self.module.modules():
+            kernel = getattr(getattr(part, "config", None), "_attn_implementation", None)
+            if isinstance(kernel, str):
+                return kernel
+        return "unknown"
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 over the names, types, shapes and bytes of the state, computed when it is first asked for.
+
+        It is computed again after a tensor of the state was changed in place or replaced.
+        """
+        state = self.module.state_dict()
+        stamp = tuple((name, x.data_ptr(), -1 if x.is_inference() else x._version) for name, x in state.items())
+        if getattr(self, "_stamp", None) != stamp:
+            self._stamp, self._hash = stamp, _hash_state(state)
+        return self._hash
+
+    def tap(self, site: Site) -> Tap:
+        """Return where and how a site is read and written.
+
+        Args:
+            site: One site; its position does not matter here.
+
+        Raises:
+            SiteNotFound: The model has no such layer, head or module; the message says what it has.
+            SiteUnsupported: The model does not have this kind of site; the message says why.
+        """
+        check(site, self.shape)
+        if site.module is not None:
+            return module_tap(site, site.module, counts_positions=self.kind == "tokens")
+        if self._table is None:
+            raise LookupError(site.name)  # `check` has refused every named site of a generic model
+        return self._table.tap(site)
+
+    def inputs(self, ids: Ids, mask: Mask | None = None, position_ids: Ids | None = None) -> dict[str, Any]:
+        """Return the keyword arguments to call the module with on token ids.
+
+        Args:
+            ids: Token ids; axes (row, position).
+            mask: True at real tokens; axes (row, position).
+            position_ids: Each token's place in its own prompt; axes (row, position).
+
+        Returns:
+            What the module's forward takes of these, as tensors on the model's device, and ``use_cache=False`` where
+            it takes that.
+
+        Raises:
+            ModelUnsupported: Rows are padded, but the forward takes no mask or no position ids, so that padding would
+                change the answer.
+        """
+        call: dict[str, Any] = {self._main_argument("input_ids"): self._tensor(ids).long()}
+        for name, values in (("attention_mask", mask), ("position_ids", position_ids)):
+            if values is not None and self._takes(name):
+                call[name] = self._tensor(values).long()
+            elif values is not None and mask is not None and not bool(self._tensor(mask).all()):
+                raise ModelUnsupported(
+                    f"{self.name!r} cannot run prompts of unequal length together",
+                    facts=[("forward", f"takes {', '.join(self._parameters[0])}"), ("padding", f"needs {name}")],
+                    fix=f"give prompts of one length, or wrap the model in a forward that takes {name}",
+                )
+        if self._takes("use_cache"):
+            call["use_cache"] = False
+        return call
+
+    def inputs_of_arrays(self, values: Arrays) -> dict[str, Any]:
+        """Return the keyword arguments to call the module with on arrays.
+
+        Args:
+            values: The stacked arrays; axes (row, …).
+
+        Returns:
+            The forward's first argument, on the model's device and in its dtype; whole numbers stay whole where the
+            model embeds them.
+        """
+        tensor = self._tensor(values)
+        keeps = self._has_embedding and not tensor.is_floating_point()
+        return {self._main_argument(None): tensor if keeps else tensor.to(self.dtype)}
+
+    def logits(self, output: Any) -> Shaped[Tensor, " row *axes"]:
+        """Return the answer in a module's output.
+
+        Args:
+            output: What the module returned: a tensor, a tuple, a mapping or an output of transformers.
+
+        Returns:
+            For a language model the logits, axes (row, position, vocab); otherwise the output's first tensor.
+
+        Raises:
+            ModelUnsupported: There is no tensor in the output.
+        """
+        found = output
+        for name in ("logits", "last_hidden_state"):
+            if getattr(output, name, None) is not None:
+                found = getattr(output, name)
+                break
+            if isinstance(output, dict) and name in output:
+                found = output[name]
+                break
+        while isinstance(found, tuple | list) and found:
+            found = found[0]
+        if isinstance(found, Tensor):
+            return found
+        raise ModelUnsupported(
+            f"the output of {self.name!r} holds no logits",
+            facts=[("output", type(output).__name__), ("looked for", "a tensor, .logits, ['logits'], item 0")],
+            fix="wrap the model in a module whose forward returns the tensor",
+        )
+
+    def site_rows(self) -> list[SiteRow]:
+        """Return the table of sites: every name with its axes and sizes, or why the model does not have it."""
+        return [self._row(name) for name in NAMES]
+
+    def _row(self, name: str) -> SiteRow:
+        info = NAMES[name]
+        if name == "module":
+            return SiteRow("module(PATH)", "the module's own", f"{len(self.shape.module_paths) - 1} modules", None)
+        axes = ["layer"] if info.has_layer else []
+        axes += [info.unit_axis] if info.unit_axis else []
+        axes += ["position", *info.value_axes]
+        sizes: dict[str, int | None] = {"layer": self.shape.n_layers, **self.shape.units}
+        sizes |= {"width": self.width, "head_width": self.head_width, "vocab": self.vocab_size}
+        refused = self.shape.refused.get(name)
+        shape = "" if refused else " x ".join(str(sizes.get(axis) or axis) for axis in axes)
+        return SiteRow(name, " ".join(axes), shape, refused)
+
+    def _make_shape(self) -> ModelShape:
+        paths = tuple(name for name, _ in self.module.named_modules())
+        if self._table:
+            table = self._table
+            return ModelShape(self.name, table.numbers.n_layers, table.units, table.refused, paths)
+        reason = f"{self.family_note}; use module(PATH).output, such as module({paths[min(1, len(paths) - 1)]}).output"
+        return ModelShape(self.name, 0, {}, {name: reason for name in NAMES if name != "module"}, paths)
+
+    @cached_property
+    def _first(self) -> Tensor:
+        """The first floating-point tensor of the model, which stands for its device and dtype."""
+        tensors = [*self.module.parameters(), *self.module.buffers()]
+        return next((x for x in tensors if x.is_floating_point()), tensors[0] if tensors else torch.zeros(()))
+
+    @cached_property
+    def _has_embedding(self) -> bool:
+        return any(isinstance(part, nn.Embedding) for part in self.module.modules())
+
+    @cached_property
+    def _parameters(self) -> tuple[tuple[str, ...], bool]:
+        """Names of the forward's arguments, and whether it takes any others."""
+        parameters = inspect.signature(self.module.forward).parameters.values()
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+        return tuple(parameter.name for parameter in parameters if parameter.kind in named), takes_any
+
+    def _takes(self, argument: str) -> bool:
+        """Tell whether the forward takes an argument; a wrapper of a known family passes any on."""
+        names, takes_any = self._parameters
+        return argument in names or (takes_any and self._table is not None)
+
+    def _main_argument(self, preferred: str | None) -> str:
+        """Return the name of the argument that takes the input: the preferred one, else the first."""
+        names, _ = self._parameters
+        if preferred is not None and self._takes(preferred):
+            return preferred
+        if not names:
+            raise ModelUnsupported(
+                f"the forward of {self.name!r} names no argument for the input",
+                facts=[("forward", str(inspect.signature(self.module.forward)))],
+                fix="wrap it in a module whose forward takes the input as its first argument",
+            )
+        return names[0]
+
+    def _tensor(self, values: Any) -> Tensor:
+        return torch.as_tensor(values, device=self.device)
+
+
+def _hash_state(state: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        data = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(data.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,173 @@
+"""Which family a model belongs to: by its configuration, else by the names of its modules, else none.
+
+1. Every configuration inside the model (its own, or that of a model wrapped in it) is looked at; one whose
+   ``model_type`` a family lists, and whose values fit the family's ``when``, decides, provided that the modules which
+   the family's table names are there.
+2. Otherwise the module names are compared with every family's table. Only if all are there, and a layer holds nothing
+   else, is the family taken over; the model is then marked as *assumed*, since equal names do not prove equal
+   arithmetic (Granite has Llama's names and scales what it adds to the stream).
+3. Otherwise the model is generic, and the closest family is proposed in words: "7 of 9 names match llama".
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from causalpatch.models.families import FAMILIES, Family, Parted
+from causalpatch.models.table import FamilyTable, Numbers, Place, fact_modules, input_width, join
+
+# Configuration entries that scale what a sublayer adds to the stream; 1 or absent in every family of the tables.
+_STREAM_SCALES = ("residual_multiplier", "residual_scale", "scale_depth", "skip_connection_multiplier")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found about a model's family.
+
+    Args:
+        table: The family's table, found in the model, or None for a generic model.
+        source: What decided: the configuration, the names of the modules, or nothing.
+        note: A line for the reader.
+    """
+
+    table: FamilyTable | None
+    source: Literal["config", "structure", "none"]
+    note: str
+
+
+def find_family(module: nn.Module) -> Finding:
+    """Find the family of a model.
+
+    Args:
+        module: The model, possibly wrapped in another module.
+
+    Returns:
+        The finding. Its note says why no family was found, and which one comes closest.
+    """
+    names = frozenset(name for name, _ in module.named_modules())
+    reasons = []
+    for config in _configs(module):
+        model_type = getattr(config, "model_type", None)
+        for family in FAMILIES:
+            if model_type not in family.model_types or not _fits(family, config):
+                continue
+            table = _bind(family, config, module, names)
+            if isinstance(table, FamilyTable):
+                return Finding(table, "config", f"{family.name}: the configuration says {model_type!r}")
+            reasons.append(table)
+    return _by_structure(module, names, reasons)
+
+
+def _by_structure(module: nn.Module, names: frozenset[str], reasons: list[str]) -> Finding:
+    scores = [(score, family) for family in FAMILIES if (score := _score(family, module, names))]
+    config = next(_configs(module), None)
+    for (found, wanted), family in scores:
+        same = found == wanted and config is not None and _fits(family, config)
+        if same and not _adds_more(family, module, names) and not _scales(config):
+            table = _bind(family, config, module, names)
+            if isinstance(table, FamilyTable):
+                return Finding(table, "structure", f"{family.name}: assumed, all {wanted} names match")
+            reasons.append(table)
+    if scores:
+        (found, wanted), family = max(scores, key=lambda entry: entry[0][0] / entry[0][1])
+        reasons.append(f"{found} of {wanted} names match {family.name}")
+    return Finding(None, "none", "; ".join(["no known family", *dict.fromkeys(reasons)]))
+
+
+def _configs(module: nn.Module) -> Iterator[object]:
+    """Yield the configurations in the model, outermost first."""
+    seen = set()
+    for part in module.modules():
+        config = getattr(part, "config", None)
+        if config is not None and not isinstance(config, nn.Module | Mapping) and id(config) not in seen:
+            seen.add(id(config))
+            yield config
+
+
+def _fits(family: Family, config: object) -> bool:
+    return all(getattr(config, key, value) == value for key, value in family.when.items())
+
+
+def _scales(config: object) -> bool:
+    return any(getattr(config, name, None) not in (None, 1, 1.0) for name in _STREAM_SCALES)
+
+
+def _bases(family: Family, names: frozenset[str]) -> list[str]:
+    """Return the paths below which the family's list of layers stands, outermost first."""
+    first = join(family.layers, "0")
+    found = [name[: -len(first)].rstrip(".") for name in names if name == first or name.endswith(f".{first}")]
+    return sorted(found, key=lambda base: (base.count("."), base))
+
+
+def _wanted(family: Family) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the module paths that the family's table names: below the base, and below each layer."""
+    outside, inside = {family.layers}, set(family.norms)
+    for name, fact in family.sites.items():
+        (outside if name in ("embed", "final_norm") else inside).update(fact_modules(fact))
+    return frozenset(outside), frozenset(inside - {""})
+
+
+def _score(family: Family, module: nn.Module, names: frozenset[str]) -> tuple[int, int] | None:
+    """Return how many of the family's names are in the model, and how many there are; None without layers."""
+    del module
+    outside, inside = _wanted(family)
+    best = None
+    for base in _bases(family, names):
+        found = sum(join(base, name) in names for name in outside)
+        found += sum(join(base, family.layers, "0", name) in names for name in inside)
+        best = max(best or 0, found)
+    return None if best is None else (best, len(outside) + len(inside))
+
+
+def _adds_more(family: Family, module: nn.Module, names: frozenset[str]) -> bool:
+    """Tell whether a layer has a part that the family's table does not account for."""
+    _, inside = _wanted(family)
+    known = {path.partition(".")[0] for path in inside} | set(family.extras)
+    layer = module.get_submodule(join(_bases(family, names)[0], family.layers, "0"))
+    return any(name not in known for name, _ in layer.named_children())
+
+
+def _bind(family: Family, config: object, module: nn.Module, names: frozenset[str]) -> FamilyTable | str:
+    """Find the family's parts in the model and read its counts; a text says what does not fit."""
+    outside, inside = _wanted(family)
+    for base in _bases(family, names):
+        layers = module.get_submodule(join(base, family.layers))
+        n_layers = len(list(layers.children()))
+        expected = {join(base, name) for name in outside}
+        expected |= {join(base, family.layers, str(layer), name) for layer in range(n_layers) for name in inside}
+        missing = sorted(expected - names)
+        if missing:
+            return f"{family.name} was expected, but there is no module {missing[0]!r}"
+        numbers = _count(family, config, module, join(base, family.layers, "0"), n_layers)
+        if isinstance(numbers, str):
+            return numbers
+        return FamilyTable(family, Place(base, _whole(family, base, names)), numbers, module)
+    return f"{family.name} was expected, but there is no module {join(family.base, family.layers)!r}"
+
+
+def _whole(family: Family, base: str, names: frozenset[str]) -> str | None:
+    """Return the path of the module whose output holds the logits."""
+    if base != family.base and not base.endswith(f".{family.base}"):
+        return None
+    outer = base[: -len(family.base)].rstrip(".")
+    return outer if join(outer, family.head) in names else None
+
+
+def _count(family: Family, config: object, module: nn.Module, layer: str, n_layers: int) -> Numbers | str:
+    """Read the counts from the configuration and hold them against the projections' real widths."""
+    found = [getattr(config, name, None) for name in (family.width, family.heads, family.kv_heads)]
+    width, n_heads, n_kv_heads = found
+    if not (isinstance(width, int) and isinstance(n_heads, int)):
+        return f"{family.name} fits, but no configuration gives {family.width} and {family.heads}"
+    n_kv_heads = n_kv_heads if isinstance(n_kv_heads, int) else n_heads
+    inputs = {}
+    for name in ("z", "mlp_post"):
+        fact = family.sites[name]
+        if isinstance(fact, Parted):
+            inputs[name] = input_width(module.get_submodule(join(layer, fact.module)))
+    heads_width, n_neurons = inputs["z"], inputs["mlp_post"]
+    if heads_width is None or n_neurons is None or heads_width % n_heads:
+        return f"{family.name} fits, but its projections do not divide into {n_heads} heads"
+    return Numbers(n_layers, width, n_heads, n_kv_heads, heads_width // n_heads, n_neurons)

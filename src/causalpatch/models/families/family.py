@@ -1,0 +1,112 @@
+"""What a family's table can say: kinds of facts about where a site is found, and the table itself."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+Side = Literal["input", "output"]
+
+
+@dataclass(frozen=True)
+class At:
+    """The site is the whole tensor on one side of a module.
+
+    Args:
+        module: Path below the layer (or below the base, for a site without layer); ``""`` is the layer itself.
+        side: ``"input"`` or ``"output"``.
+    """
+
+    module: str
+    side: Side
+
+
+@dataclass(frozen=True)
+class Parted:
+    """The site's units (heads or neurons) lie side by side on the last axis of a tensor.
+
+    Args:
+        module: Path below the layer.
+        side: ``"input"`` or ``"output"``.
+        part: Which part of a fused tensor, counted from 0.
+        parts: Number of parts that are fused in the tensor, all of one size.
+        by_unit: The parts alternate within each unit (q, k, v of head 0, then of head 1), rather than one part of all
+            units standing before the next part of all units.
+    """
+
+    module: str
+    side: Side
+    part: int = 0
+    parts: int = 1
+    by_unit: bool = False
+
+
+@dataclass(frozen=True)
+class SumOf:
+    """The site is the sum of two tensors; a new value is written through the first.
+
+    Args:
+        changed: The tensor that is changed.
+        kept: The tensor that stays as it is; it passes first.
+    """
+
+    changed: At
+    kept: At
+
+
+@dataclass(frozen=True)
+class ShareOf:
+    """The site is one head's term of an output projection.
+
+    Args:
+        module: Path of the projection below the layer.
+    """
+
+    module: str
+
+
+@dataclass(frozen=True)
+class Absent:
+    """The family has no such site.
+
+    Args:
+        reason: Why, and what to use instead.
+    """
+
+    reason: str
+
+
+Fact = At | Parted | SumOf | ShareOf | Absent
+
+
+@dataclass(frozen=True)
+class Family:
+    """The table of facts of one family of models.
+
+    Args:
+        name: Name of the family.
+        model_types: The ``model_type`` of the configurations that it covers.
+        base: Attribute of the whole model that holds everything but the head.
+        layers: Path of the list of layers, below the base.
+        head: Path of the head, below the whole model.
+        sites: For each site name, where it is found.
+        norms: Each layer's norms, below the layer, in the order in which they are applied.
+        extras: Further direct children of a layer which add nothing to the stream.
+        when: Values that the configuration must have (or leave out), for variants that share a ``model_type``.
+        heads: Name of the configuration's number of heads.
+        kv_heads: Name of the configuration's number of key and value heads.
+        width: Name of the configuration's width of the stream.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    base: str
+    layers: str
+    head: str
+    sites: Mapping[str, Fact]
+    norms: tuple[str, ...]
+    extras: tuple[str, ...] = ()
+    when: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    heads: str = "num_attention_heads"
+    kv_heads: str = "num_attention_heads"
+    width: str = "hidden_size"

@@ -1,0 +1,28 @@
+"""``module(PATH).input|output``: a tap on any module of any ``nn.Module``."""
+
+from causalpatch.models.taps import Port, Tap
+from causalpatch.models.views import ModuleUnit, PositionAt, View, Whole
+from causalpatch.sites.site import ModuleRef, Site
+
+
+def module_tap(site: Site, module: ModuleRef, *, counts_positions: bool) -> Tap:
+    """Return the tap of a module's input or output.
+
+    Args:
+        site: The site, whose unit counts on the first named axis that is not ``position``.
+        module: The site's module.
+        counts_positions: Whether the axis after the row counts positions where the site names no axes.
+
+    Returns:
+        The tap. Its value has the module's axes as they are named, but positions stand first.
+    """
+    port = Port(module.path, module.side, module.items)
+    axes = module.axes
+    has_position = "position" in axes if axes else counts_positions
+    ordered = ("position", *(axis for axis in axes if axis != "position")) if has_position and axes else axes
+    view: View = Whole()
+    if site.unit is not None and module.unit_axis is not None:
+        view = ModuleUnit(axis=1 + ordered.index(module.unit_axis), index=site.unit)
+    if has_position and axes and axes[0] != "position":
+        view = PositionAt(axis=1 + axes.index("position"), view=view)
+    return Tap(site, port, view, has_position=has_position)

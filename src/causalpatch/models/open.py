@@ -1,0 +1,261 @@
+"""Opening a model: an embedded one by ``zoo:NAME``, a folder, a name on the hub, or any ``nn.Module``."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import transformers
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as transformers_logging
+
+from causalpatch.base.errors import CausalPatchWarning, ModelNotFound, ModelUnsupported, SettingError
+from causalpatch.base.suggest import closest
+from causalpatch.base.tokens import Tokenizer
+from causalpatch.models.adapter import Model
+from causalpatch.models.tokens import WrappedTokenizer
+
+ZOO = Path(__file__).parent / "zoo"
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+)
+_WEIGHT_ENDINGS = (".safetensors", ".bin", ".safetensors.index.json", ".bin.index.json")
+
+
+def open_model(
+    x: str | Path | nn.Module,
+    *,
+    tokenizer: str | Path | PreTrainedTokenizerBase | Tokenizer | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> Model:
+    """Open a model, with names for its activations.
+
+    Args:
+        x: ``"zoo:NAME"`` for a model that comes with the library, a folder with ``config.json`` and weights, a name
+            on the Hugging Face hub, or any module. A module is used as it is and not copied.
+        tokenizer: A tokenizer, or the folder or hub name of one. By default the one beside the model; a model without
+            one takes ids or arrays only.
+        dtype: The model's floating-point type, such as ``"float32"``; by default that of the checkpoint, or the
+            module's own.
+        device: Where to run; by default a GPU if there is one, or where the module is.
+
+    Returns:
+        The model. A module of unknown kind opens as generic, with ``module(PATH)`` sites only.
+
+    Raises:
+        ModelNotFound: The name or folder does not hold a model.
+        ModelUnsupported: The checkpoint lacks weights of its model, or cannot be built.
+        SettingError: The dtype or the device does not exist.
+
+    Examples:
+        >>> from torch import nn
+        >>> model = open_model(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+        >>> model.kind, model.shape.module_paths
+        ('arrays', ('', '0', '1', '2'))
+    """
+    wanted_dtype = _read_dtype(dtype)
+    if isinstance(x, nn.Module):
+        module = x if wanted_dtype is None else x.to(wanted_dtype)
+        module = module if device is None else module.to(_read_device(device))
+        return Model(module, name=type(x).__name__, tokenizer=_read_tokenizer(tokenizer))
+    name = str(x)
+    source = _find(name)
+    _require_config(source, name)
+    module = _load(source, name, wanted_dtype).to(_read_device(device))
+    found = _read_tokenizer(tokenizer) if tokenizer is not None else _tokenizer_beside(source)
+    return Model(module, name=name, tokenizer=found)
+
+
+def _find(name: str) -> str:
+    """Return the folder or hub name that a name stands for."""
+    if not name.startswith("zoo:"):
+        return name
+    wanted = name.removeprefix("zoo:")
+    known = sorted(folder.parent.name for folder in ZOO.glob("*/config.json"))
+    if wanted not in known:
+        near = closest(wanted, known) or known[:1]
+        raise ModelNotFound(
+            f"no embedded model named {name!r}",
+            facts=[("embedded", "  ".join(f"zoo:{each}" for each in known) or "none")],
+            fix=f'open_model("zoo:{near[0]}")' if near else "",
+        )
+    return str(ZOO / wanted)
+
+
+def _require_config(source: str, name: str) -> None:
+    """Make sure that there is a model to load, before anything large is read."""
+    folder = Path(source)
+    if folder.is_dir():
+        inside = sorted(entry.name for entry in folder.iterdir())
+        lacks = [] if "config.json" in inside else ["config.json"]
+        lacks += [] if any(entry.endswith(_WEIGHT_ENDINGS) for entry in inside) else ["model.safetensors"]
+        if lacks:
+            raise ModelNotFound(
+                f"the folder {name!r} does not hold a model",
+                facts=[
+                    ("missing", "  ".join(lacks)),
+                    ("there", "  ".join(inside[:8]) + ("  …" if len(inside) > 8 else "") or "nothing"),
+                ],
+                fix="give a folder written by save_pretrained, or build the module yourself and open_model(module)",
+            )
+    elif folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise ModelNotFound(
+            f"the folder {name!r} {what}",
+            facts=[("looked for", "a folder with config.json and model.safetensors")],
+            fix="give the folder that holds the model",
+        )
+    try:
+        AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        _refuse(name, error)
+
+
+def _refuse(name: str, error: Exception) -> NoReturn:
+    """Say why there is no configuration that can be used."""
+    said = " ".join(str(error).split())[:110]
+    if Path(name).is_dir() or name.startswith("zoo:"):
+        raise ModelUnsupported(
+            f"the configuration in {name!r} cannot be used",
+            facts=[("transformers", f"{transformers.__version__}: {said}")],
+            fix="build the module yourself and open_model(module)",
+        ) from error
+    embedded = "  ".join(f"zoo:{folder.parent.name}" for folder in sorted(ZOO.glob("*/config.json")))
+    raise ModelNotFound(
+        f"no model named {name!r}",
+        facts=[("folder", f"none at {Path(name).absolute()}"), ("hub", said), ("embedded", embedded or "none")],
+        fix="check the name, or give the path of a folder that holds the model",
+    ) from error
+
+
+def _load(source: str, name: str, dtype: torch.dtype | None) -> nn.Module:
+    """Build the checkpoint's own architecture and fill it, leaving no weight to chance."""
+    config = AutoConfig.from_pretrained(source)
+    named = getattr(transformers, next(iter(config.architectures or []), ""), None)
+    builders = [named] if named is not None else [AutoModelForCausalLM, AutoModel]
+    problems: list[Exception] = []
+    for builder in builders:
+        try:
+            with _quietly():
+                module, info = builder.from_pretrained(source, dtype=dtype or "auto", output_loading_info=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            problems.append(error)
+            continue
+        _require_complete(module, info, name)
+        loaded: nn.Module = module
+        return loaded
+    raise ModelUnsupported(
+        f"the checkpoint {name!r} cannot be read",
+        facts=[("transformers", f"{transformers.__version__}: {' '.join(str(problems[0]).split())[:110]}")],
+        fix="build the module yourself and open_model(module)",
+    ) from problems[0]
+
+
+def _require_complete(module: nn.Module, info: dict[str, Any], name: str) -> None:
+    missing = sorted(info.get("missing_keys", ()))
+    if missing:
+        raise ModelUnsupported(
+            f"the checkpoint {name!r} lacks weights of {type(module).__name__}",
+            facts=[("missing", f"{len(missing)} tensors, the first is {missing[0]}"), ("else", "they would be random")],
+            fix="give the complete checkpoint",
+        )
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep transformers' progress bar for reading weights off the screen."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _tokenizer_beside(source: str) -> Tokenizer | None:
+    """Return the tokenizer that comes with a model, or None where there is none."""
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / name).exists() for name in _TOKENIZER_FILES):
+        return None
+    try:
+        return WrappedTokenizer(_load_tokenizer(source))
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        said = " ".join(str(error).split())[:110]
+        message = f"the tokenizer of {source!r} cannot be read, so the model takes ids only ({said})"
+        warnings.warn(message, CausalPatchWarning, stacklevel=3)
+        return None
+
+
+def _read_tokenizer(given: str | Path | PreTrainedTokenizerBase | Tokenizer | None) -> Tokenizer | None:
+    """Return a given tokenizer in the form that the library uses."""
+    if given is None:
+        return None
+    if isinstance(given, PreTrainedTokenizerBase):
+        return WrappedTokenizer(given)
+    if isinstance(given, str | Path):
+        try:
+            return WrappedTokenizer(_load_tokenizer(_find(str(given))))
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise ModelNotFound(
+                f"{str(given)!r} does not hold a tokenizer",
+                facts=[("transformers", " ".join(str(error).split())[:110])],
+                fix="give a folder with tokenizer.json, a hub name, or a tokenizer",
+            ) from error
+    if isinstance(given, Tokenizer):
+        return given
+    raise SettingError(
+        f"a {type(given).__name__} is not a tokenizer",
+        facts=[("allowed", "a folder, a hub name, a tokenizer of transformers, a causalpatch.base.tokens.Tokenizer")],
+    )
+
+
+def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    # Without its configuration transformers would choose a class by the model's type and rebuild the tokenizer's steps
+    # (seen in 5.23 with Llama), so that a bare tokenizer.json is read as it stands.
+    alone = Path(source) / "tokenizer.json"
+    if alone.exists() and not alone.with_name("tokenizer_config.json").exists():
+        return PreTrainedTokenizerFast(tokenizer_file=str(alone))
+    return AutoTokenizer.from_pretrained(source)
+
+
+def _read_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found is None and dtype is None:
+        return None
+    if not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise SettingError(
+            f"{dtype!r} is not a dtype of models", facts=[("allowed", "float64 float32 bfloat16 float16")]
+        )
+    return found
+
+
+def _read_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise SettingError(f"{device!r} is not a device", facts=[("there", " ".join(there))]) from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise SettingError(
+            f"there is no device {str(device)!r} here", facts=[("there", " ".join(there))], fix='device="cpu"'
+        )
+    return found

@@ -1,0 +1,156 @@
+"""A family's table of facts, found in one real model: from a site to its tap."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from causalpatch.models.families import Absent, At, Fact, Family, Parted, ShareOf, SumOf
+from causalpatch.models.taps import Port, Tap
+from causalpatch.models.views import Columns, HeadShare, Sum, Whole
+from causalpatch.sites.site import Site
+
+_UNIT_OF = {"q": "head", "k": "kv_head", "v": "kv_head", "z": "head", "head_out": "head", "mlp_post": "neuron"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the parts of a family stand in a model, which may be wrapped in another.
+
+    Args:
+        base: Path of the module that holds the layers, the embedding and the final norm.
+        whole: Path of the module whose output holds the logits, or None where the model has no head.
+    """
+
+    base: str
+    whole: str | None
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The counts of one model.
+
+    Args:
+        n_layers: Number of layers.
+        width: Width of the stream.
+        n_heads: Number of query heads.
+        n_kv_heads: Number of key and value heads.
+        head_width: Width of a head, as the output projection takes it.
+        n_neurons: Width of the MLP, as the down projection takes it.
+    """
+
+    n_layers: int
+    width: int
+    n_heads: int
+    n_kv_heads: int
+    head_width: int
+    n_neurons: int
+
+
+class FamilyTable:
+    """The sites of one model by its family's facts.
+
+    Args:
+        family: The table of facts.
+        place: Where its parts stand in the model.
+        numbers: The model's counts.
+        module: The model.
+    """
+
+    def __init__(self, family: Family, place: Place, numbers: Numbers, module: nn.Module) -> None:
+        self.family = family
+        self.place = place
+        self.numbers = numbers
+        self._modules = dict(module.named_modules())
+        self.refused: Mapping[str, str] = dict(self._refusals())
+
+    @property
+    def units(self) -> dict[str, int]:
+        """Units in a layer by axis."""
+        return {"head": self.numbers.n_heads, "kv_head": self.numbers.n_kv_heads, "neuron": self.numbers.n_neurons}
+
+    def layer_path(self, layer: int) -> str:
+        """Return the path of a layer."""
+        return join(self.place.base, self.family.layers, str(layer))
+
+    def tap(self, site: Site) -> Tap:
+        """Return the tap of a named site that is known to exist."""
+        if site.name == "logits":
+            return Tap(site, Port(self.place.whole or "", "output", ("logits",)), Whole())
+        fact = self.family.sites[site.name]
+        parent = self.place.base if site.layer is None else self.layer_path(site.layer)
+        match fact:
+            case At():
+                return Tap(site, _port(parent, fact), Whole())
+            case SumOf():
+                return Tap(site, _port(parent, fact.changed), Sum(), (_port(parent, fact.kept),))
+            case Parted():
+                width = 1 if site.name == "mlp_post" else self.numbers.head_width
+                view = Columns(self._start(site, fact, width), width, squeeze=site.name == "mlp_post")
+                return Tap(site, Port(join(parent, fact.module), fact.side), view)
+            case ShareOf():
+                path = join(parent, fact.module)
+                width = self.numbers.head_width
+                start = width * (site.unit or 0)
+                weight = projection_rows(self._modules[path]).narrow(0, start, width)
+                return Tap(site, Port(path, "output"), HeadShare(weight, start, width), (Port(path, "input"),))
+            case Absent():
+                raise LookupError(fact.reason)  # the shape of the model refuses it before
+
+    def _start(self, site: Site, fact: Parted, width: int) -> int:
+        """Return a unit's first column."""
+        unit = site.unit or 0
+        if fact.by_unit:
+            return (unit * fact.parts + fact.part) * width
+        return (fact.part * self.units[_UNIT_OF[site.name]] + unit) * width
+
+    def _refusals(self) -> list[tuple[str, str]]:
+        found = [(name, fact.reason) for name, fact in self.family.sites.items() if isinstance(fact, Absent)]
+        if self.place.whole is None:
+            found.append(("logits", "the model has no head; open the whole model, or use final_norm"))
+        for name, fact in self.family.sites.items():
+            if isinstance(fact, ShareOf):
+                projection = self._modules[join(self.layer_path(0), fact.module)]
+                if not _is_plain(projection):
+                    kind = type(projection).__name__
+                    found.append((name, f"the output projection is a {kind}, not a plain linear map; use z"))
+        return found
+
+
+def join(*parts: str) -> str:
+    """Join the parts of a module's path, leaving empty ones out."""
+    return ".".join(part for part in parts if part)
+
+
+def projection_rows(projection: nn.Module) -> Tensor:
+    """Return a projection's weight such that ``input @ weight`` is its output without bias; axes (input, output)."""
+    weight = projection.get_parameter("weight")
+    return weight if isinstance(projection, Conv1D) else weight.T
+
+
+def input_width(projection: nn.Module) -> int | None:
+    """Return the width of a projection's input, or None where its kind is not known."""
+    if isinstance(projection, Conv1D):
+        return int(projection.weight.shape[0])
+    width = getattr(projection, "in_features", None)
+    return width if isinstance(width, int) else None
+
+
+def fact_modules(fact: Fact) -> tuple[str, ...]:
+    """Return the paths that a fact names."""
+    match fact:
+        case SumOf():
+            return (fact.changed.module, fact.kept.module)
+        case Absent():
+            return ()
+        case _:
+            return (fact.module,)
+
+
+def _port(parent: str, place: At) -> Port:
+    return Port(join(parent, place.module), place.side)
+
+
+def _is_plain(projection: nn.Module) -> bool:
+    return isinstance(projection, nn.Linear | Conv1D) and projection.weight.is_floating_point()
