@@ -1,1 +1,1 @@
-"""To be filled."""
+"""Helps for tests: random small models of each family."""
