@@ -1,0 +1,397 @@
+"""Pairs: all pairs of an experiment, with what they share.
+
+Their name, their tokenizer, how their positions align, and which of them hang together. Nothing here ever changes in
+place; every method that selects or alters returns new ``Pairs``.
+"""
+
+import dataclasses
+import hashlib
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any, Literal, TypeAlias, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from causalpatch.base.errors import PairError, SettingError
+from causalpatch.base.spec import to_json
+from causalpatch.base.tokens import Tokenizer
+from causalpatch.pairs import align, batch, check, components, positions, split
+from causalpatch.pairs.align import Alignment, Mapped
+from causalpatch.pairs.batch import Batch, PaddingSide
+from causalpatch.pairs.check import PairReport
+from causalpatch.pairs.pair import Array, Pair, as_numbers, digest
+from causalpatch.pairs.role import ROLES, Role, as_role, other
+from causalpatch.sites.site import Every, Position
+
+Kind: TypeAlias = Literal["tokens", "arrays"]
+
+
+class Pairs(Sequence[Pair]):
+    """Clean and corrupted inputs that belong together.
+
+    Args:
+        pairs: At least one.
+        name: How messages and results call them.
+        kind: ``"tokens"`` for prompts of token ids, ``"arrays"`` for inputs of other models.
+        tokenizer: What turns ids into labels; None shows ids.
+        alignment: How positions align; by default by position where clean and corrupted prompts are equally long.
+
+    Raises:
+        PairError: There is not even one pair.
+
+    Examples:
+        >>> pairs = Pairs([Pair(np.array([1, 5]), np.array([1, 6]), answer=((7,),))], name="tiny")
+        >>> len(pairs), pairs.lengths("clean").tolist(), pairs.tokens("corrupt", 0)
+        (1, [2], ['1', '6'])
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        name: str = "pairs",
+        kind: Kind = "tokens",
+        tokenizer: Tokenizer | None = None,
+        alignment: Alignment | None = None,
+    ) -> None:
+        if not pairs:
+            raise PairError(f"no pairs are left of '{name}'", fix="select at least one")
+        if kind not in ("tokens", "arrays"):
+            raise SettingError(f"{kind!r} is not a kind of pairs", facts=[("known", "tokens, arrays")])
+        self.pairs = tuple(pairs)
+        self.name = name
+        self.kind: Kind = kind
+        self.tokenizer = tokenizer
+        self._alignment = alignment
+
+    @classmethod
+    def from_arrays(
+        cls,
+        clean: Sequence[Any],
+        corrupt: Sequence[Any],
+        answer: Sequence[int] | None = None,
+        wrong_answer: Sequence[int] | None = None,
+        *,
+        group: Sequence[str] | None = None,
+        name: str = "arrays",
+    ) -> "Pairs":
+        """Pair inputs of a model that is not text, such as images.
+
+        Args:
+            clean: Clean inputs, axes (pair, …): an array or tensor, or a list of them.
+            corrupt: Corrupted inputs, likewise.
+            answer: The right class of each clean input, axis (pair,).
+            wrong_answer: The class of each corrupted input, axis (pair,).
+            group: What ties pairs together, such as the person who wrote the digits, axis (pair,).
+            name: How messages and results call them.
+
+        Raises:
+            PairError: The lists are not equally long.
+
+        Examples:
+            >>> images = np.zeros((2, 1, 28, 28))
+            >>> Pairs.from_arrays(images, images + 1, answer=[3, 5], wrong_answer=[8, 6])
+            Pairs('arrays', 2 pairs of arrays (1, 28, 28))
+        """
+        n_pairs = len(clean)
+        given = {"corrupt": corrupt, "answer": answer, "wrong_answer": wrong_answer, "group": group}
+        for word, values in given.items():
+            if values is not None and len(values) != n_pairs:
+                raise PairError(
+                    f"'{name}' has {n_pairs} clean inputs and {len(values)} of {word}", fix="give one of each per pair"
+                )
+        pairs = [
+            Pair(
+                as_numbers(clean[i]),
+                as_numbers(corrupt[i]),
+                answer=() if answer is None else ((operator.index(answer[i]),),),
+                wrong_answer=() if wrong_answer is None else ((operator.index(wrong_answer[i]),),),
+                id=str(i),
+                group=None if group is None else str(group[i]),
+            )
+            for i in range(n_pairs)
+        ]
+        return cls(pairs, name=name, kind="arrays")
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return iter(self.pairs)
+
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Pairs": ...
+    def __getitem__(self, index: int | slice) -> "Pair | Pairs":
+        if isinstance(index, slice):
+            return self.take(range(len(self))[index])
+        return self.pairs[index]
+
+    def __repr__(self) -> str:
+        if self.kind == "arrays":
+            return f"Pairs({self.name!r}, {len(self)} pairs of arrays {self.pairs[0].clean.shape})"
+        lengths = np.concatenate([self.lengths("clean"), self.lengths("corrupt")])
+        return f"Pairs({self.name!r}, {len(self)} pairs of {lengths.min()} to {lengths.max()} tokens)"
+
+    @property
+    def ids(self) -> list[str]:
+        """Names of the pairs, in order."""
+        return [pair.id for pair in self.pairs]
+
+    @cached_property
+    def components(self) -> NDArray[np.int64]:
+        """Independent component of each pair, from 0, axis (pair,).
+
+        Two pairs are in one component when they share a prompt, an entity or a group, directly or through others.
+        """
+        return components.connected(map(components.vertices, self.pairs))
+
+    @cached_property
+    def content_hash(self) -> str:
+        """Hash of all pairs, their order and their alignment; the name does not count."""
+        chosen = self._alignment
+        aligned = None if chosen is None else (chosen.how, digest(chosen.columns))
+        plain = to_json([self.kind, aligned, [pair.content_hash for pair in self.pairs]])
+        return hashlib.sha256(plain.encode()).hexdigest()[:16]
+
+    def take(self, indices: Sequence[int] | NDArray[Any]) -> "Pairs":
+        """Return some of the pairs, in the order of ``indices``, which may repeat.
+
+        Args:
+            indices: Indices of pairs, or one truth value per pair.
+        """
+        chosen = np.asarray(indices)
+        chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
+        rows = chosen.tolist()
+        alignment = None if self._alignment is None else self._alignment.take(rows)
+        return self._with([self.pairs[i] for i in rows], alignment)
+
+    def drop(self, which: int | str) -> "Pairs":
+        """Return all pairs but one.
+
+        Args:
+            which: Its index, or its id.
+
+        Raises:
+            PairError: There is no such pair.
+        """
+        index = self.ids.index(which) if isinstance(which, str) and which in self.ids else which
+        if isinstance(index, str) or not -len(self) <= index < len(self):
+            raise PairError(
+                f"'{self.name}' has no pair {which!r}", facts=[("pairs", f"0 to {len(self) - 1}, or an id")]
+            )
+        return self.take([i for i in range(len(self)) if i != index % len(self)])
+
+    def where(self, **columns: object) -> "Pairs":
+        """Return the pairs whose columns have the given values.
+
+        Args:
+            columns: Value by name of a column: ``id``, ``group``, ``split``, or another column of the file.
+
+        Raises:
+            PairError: A column does not exist, or no pair has these values.
+
+        Examples:
+            >>> rows = [Pair(np.array([k]), np.array([k + 1]), extra={"kind": "ab"[k % 2]}) for k in range(5)]
+            >>> len(Pairs(rows).where(kind="a"))
+            3
+        """
+        known = {"id", "group", "split"}.union(*(pair.extra for pair in self.pairs))
+        for column in columns:
+            if column not in known:
+                raise PairError(
+                    f"'{self.name}' has no column '{column}'", facts=[("columns", ", ".join(sorted(known)))]
+                )
+        kept = [
+            i
+            for i, pair in enumerate(self.pairs)
+            if all(pair.extra.get(name, getattr(pair, name, None)) == value for name, value in columns.items())
+        ]
+        return self.take(kept)
+
+    def swapped(self) -> "Pairs":
+        """Return the pairs with clean and corrupted inputs exchanged, and with them texts and spans; answers stay."""
+        alignment = None if self._alignment is None else self._alignment.swapped()
+        return self._with([pair.swapped() for pair in self.pairs], alignment)
+
+    def transformed(self, function: Callable[[Array], Any]) -> "Pairs":
+        """Return pairs of arrays with a function applied to every input, such as the scaling of images.
+
+        Args:
+            function: Takes one input and returns the array (or tensor) that the model is given.
+
+        Raises:
+            PairError: These are pairs of prompts.
+        """
+        if self.kind != "arrays":
+            raise PairError(f"'{self.name}' holds prompts; only inputs that are arrays can be transformed")
+        changed = [
+            dataclasses.replace(
+                pair, clean=as_numbers(function(pair.clean)), corrupt=as_numbers(function(pair.corrupt))
+            )
+            for pair in self.pairs
+        ]
+        return self._with(changed, None)
+
+    def lengths(self, role: Role) -> NDArray[np.int64]:
+        """Return the number of real tokens of each prompt, special ones included, axis (pair,); 1 for arrays."""
+        if self.kind == "arrays":
+            return np.ones(len(self), dtype=np.int64)
+        return np.array([len(pair.input(role)) for pair in self.pairs], dtype=np.int64)
+
+    def tokens(self, role: Role, index: int) -> list[str]:
+        """Return the tokens of one prompt as a person reads them.
+
+        Args:
+            role: ``"clean"`` or ``"corrupt"``.
+            index: Index of the pair.
+        """
+        self._need_tokens()
+        return [align.label(self.tokenizer, int(token)) for token in self.pairs[index].input(role)]
+
+    @cached_property
+    def alignment(self) -> Alignment | None:
+        """Aligned columns; None for arrays, and where prompts differ in length and no alignment was chosen."""
+        unequal = self.kind == "arrays" or align.first_unequal(self.pairs) is not None
+        if self._alignment is not None or unequal:
+            return self._alignment
+        return align.build(self.pairs, "position", name=self.name, tokenizer=self.tokenizer)
+
+    def aligned(self) -> Alignment:
+        """Return the aligned columns.
+
+        Raises:
+            PairError: Prompts of a pair differ in length and no alignment was chosen; both are shown.
+        """
+        self._need_tokens()
+        if self.alignment is None:
+            unequal = align.first_unequal(self.pairs) or 0
+            raise align.cannot_align(self.pairs, unequal, self.name, self.tokenizer)
+        return self.alignment
+
+    def align(
+        self,
+        how: Literal["position", "difference", "spans", "map"],
+        *,
+        spans: Sequence[str] | None = None,
+        mapping: Mapped | None = None,
+    ) -> "Pairs":
+        """Return the pairs with their positions aligned in another way.
+
+        Args:
+            how: ``"position"``: token k with token k. ``"difference"``: by the tokens that both prompts share.
+                ``"spans"``: the tokens of named spans in order. ``"map"``: by the positions in ``mapping``.
+            spans: For ``"spans"``, which of them, in this order; by default all that every pair has.
+            mapping: For ``"map"``, (clean, corrupted) positions of each pair, by pair id or one list per pair.
+
+        Raises:
+            PairError: The pairs cannot be aligned in this way; the first that cannot is shown.
+            SettingError: There is no such way.
+
+        Examples:
+            >>> pairs = Pairs([Pair(np.array([1, 5, 9]), np.array([1, 6, 7, 9]))])
+            >>> pairs.align("difference").alignment.columns[0].tolist()
+            [[0, 0], [-1, -1], [2, 3]]
+        """
+        self._need_tokens()
+        made = align.build(self.pairs, how, name=self.name, tokenizer=self.tokenizer, spans=spans, mapping=mapping)
+        return self._with(self.pairs, made)
+
+    def positions(
+        self, index: int, position: Position | None, base: Role
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return which tokens of the base and of the source a site's position means in one pair.
+
+        Args:
+            index: Index of the pair.
+            position: A position of a site; None and ``EVERY`` mean all aligned columns.
+            base: The role of the run that is changed.
+
+        Returns:
+            Positions in the base and in the source, in real tokens from 0. Each prompt counts its own tokens. A span or
+            range may hold more tokens in one than in the other; then the two arrays differ in length.
+
+        Raises:
+            PairError: A prompt has no such token, the pair has no such span, or the pairs are not aligned.
+        """
+        self._need_tokens()
+        if position is None or isinstance(position, Every):
+            columns = self.aligned().columns[index]
+            base_side = ROLES.index(as_role(base))
+            kept = columns[columns[:, 0] >= 0]
+            return kept[:, base_side].copy(), kept[:, 1 - base_side].copy()
+        where = f"pair {index} of '{self.name}'"
+        return (
+            positions.resolve(self.pairs[index], position, as_role(base), where),
+            positions.resolve(self.pairs[index], position, other(base), where),
+        )
+
+    def batch(
+        self,
+        role: Role,
+        indices: Sequence[int] | NDArray[Any] | None = None,
+        *,
+        padding_side: PaddingSide = "right",
+        continuations: Sequence[Sequence[int]] | None = None,
+    ) -> Batch:
+        """Lay inputs of several pairs into one batch, each row with its own mask and position ids.
+
+        Args:
+            role: ``"clean"`` or ``"corrupt"``.
+            indices: Which pairs, in this order; they may repeat. None for all.
+            padding_side: ``"right"`` or ``"left"``; the real tokens and their position ids are the same.
+            continuations: Ids that follow each prompt, such as the tokens of an answer; one list per row.
+        """
+        rows = [self.pairs[int(i)].input(role) for i in (range(len(self)) if indices is None else indices)]
+        if self.kind == "arrays":
+            return batch.stack(rows, self.name)
+        pad_id = 0 if self.tokenizer is None else self.tokenizer.pad_id
+        return batch.pad(rows, pad_id=pad_id, padding_side=padding_side, continuations=continuations)
+
+    def check(self) -> PairReport:
+        """Report what would make the numbers mean less than they seem to.
+
+        Returns:
+            Independent components, mirrored share, duplicates, equal inputs, unequal lengths, tokens per answer, and
+            components that stand in several given splits. ``print()`` it. Nothing is dropped.
+        """
+        return check.report(self)
+
+    def split(self, fraction: float = 0.5, seed: int = 0) -> tuple["Pairs", "Pairs"]:
+        """Divide the pairs in two by whole components, so that the sides share no prompt, entity or group.
+
+        Args:
+            fraction: Share of the pairs meant for the first side, between 0 and 1. Components stay whole, so the
+                share that results can differ.
+            seed: Seed of the draw. The order of the pairs does not matter.
+
+        Raises:
+            PairError: There are fewer than two components for each side.
+        """
+        hashes = [pair.content_hash for pair in self.pairs]
+        first, second = split.by_component(self.components, hashes, fraction, seed, self.name)
+        return self.take(first), self.take(second)
+
+    def split_by_column(self) -> dict[str, "Pairs"]:
+        """Divide the pairs as their column ``split`` says.
+
+        Returns:
+            The pairs of each split, by its name.
+
+        Raises:
+            PairError: A pair has no split, or a component stands in several of them.
+        """
+        return {name: self.take(indices) for name, indices in split.by_column(self).items()}
+
+    def _with(self, pairs: Sequence[Pair], alignment: Alignment | None) -> "Pairs":
+        return Pairs(pairs, name=self.name, kind=self.kind, tokenizer=self.tokenizer, alignment=alignment)
+
+    def _need_tokens(self) -> None:
+        if self.kind != "tokens":
+            raise PairError(
+                f"'{self.name}' holds arrays, which have no token positions",
+                fix="leave the position out of the site, or name the axes of the module: axes=(…)",
+            )

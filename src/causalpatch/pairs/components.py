@@ -1,0 +1,53 @@
+"""Independent components: which pairs hang together through shared prompts, entities or groups.
+
+Pairs are dyadic: a pair belongs to two prompts. Two pairs that share one are not two independent observations, and a
+split that puts them on different sides leaks. So clusters and splits are the connected components of the graph whose
+vertices are prompts (and entities and groups where they are given) and whose edges are pairs.
+
+Cost: one pass over the pairs with a disjoint-set forest, near linear in the number of pairs and vertices.
+"""
+
+from collections.abc import Hashable, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from causalpatch.pairs.pair import Pair, digest
+
+
+def vertices(pair: Pair) -> list[Hashable]:
+    """Return what ties a pair to others: both prompts by their content, its entities, its group."""
+    group = [] if pair.group is None else [("group", pair.group)]
+    entities = [("entity", name) for name in pair.entities]
+    return [("prompt", digest(pair.clean)), ("prompt", digest(pair.corrupt)), *entities, *group]
+
+
+def connected(members: Iterable[Sequence[Hashable]]) -> NDArray[np.int64]:
+    """Number the connected components of sets of vertices, from 0 in order of first appearance.
+
+    Args:
+        members: The vertices of each pair.
+
+    Returns:
+        One component number per pair, axis (pair,).
+
+    Examples:
+        >>> connected([("a", "b"), ("c", "d"), ("b", "e")]).tolist()
+        [0, 1, 0]
+    """
+    parent: dict[Hashable, Hashable] = {}
+
+    def root(vertex: Hashable) -> Hashable:
+        parent.setdefault(vertex, vertex)
+        while parent[vertex] != vertex:
+            parent[vertex] = parent[parent[vertex]]
+            vertex = parent[vertex]
+        return vertex
+
+    firsts = []
+    for held in members:
+        for vertex in held[1:]:
+            parent[root(vertex)] = root(held[0])
+        firsts.append(held[0])
+    number: dict[Hashable, int] = {}
+    return np.array([number.setdefault(root(first), len(number)) for first in firsts], dtype=np.int64)

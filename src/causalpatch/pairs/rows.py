@@ -1,0 +1,269 @@
+"""One row of a file to one pair: inputs, answers and spans, each with the errors that name the row."""
+
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from causalpatch.base.errors import AnswerError, PairError, PairFileError
+from causalpatch.base.tokens import Tokenizer
+from causalpatch.pairs.collection import Kind
+from causalpatch.pairs.files import Row
+from causalpatch.pairs.pair import Answers, Array, Pair, TokenRange, as_numbers
+from causalpatch.pairs.prompts import Prompts
+from causalpatch.pairs.role import ROLE_WORDS, ROLES, Role
+
+_ARRAY_FILE = re.compile(r"(?P<file>.+\.npz):(?P<name>[^\[\]:]+)\[(?P<index>\d+)\]")
+COLUMNS: Final = (
+    "clean",
+    "corrupt",
+    "answer",
+    "wrong_answer",
+    "answer_id",
+    "wrong_answer_id",
+    "id",
+    "group",
+    "split",
+    "spans",
+    "entities",
+)
+
+
+class HasTokenizer(Protocol):
+    """A model, as far as reading pairs goes."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer; None where there is none."""
+
+
+class RowReader:
+    """Turns rows into pairs.
+
+    Args:
+        model: What has the tokenizer; None for ids and arrays.
+        name: Name of the pairs.
+        folder: Where files of arrays stand.
+        first_token: Whether answers of several tokens are cut to their first one.
+    """
+
+    def __init__(self, model: HasTokenizer | None, *, name: str, folder: Path, first_token: bool) -> None:
+        tokenizer = None if model is None else model.tokenizer
+        self.name = name
+        self._folder = folder
+        self._first_token = first_token
+        self._prompts = None if tokenizer is None else Prompts(tokenizer)
+        # A model may have more rows in its embedding than its tokenizer has ids.
+        sizes = [getattr(model, "vocab_size", None), None if tokenizer is None else tokenizer.vocab_size]
+        self._n_ids = max((size for size in sizes if size is not None), default=None)
+        self._files: dict[Path, Mapping[str, Array]] = {}
+
+    def pair(self, row: Row, index: int) -> tuple[Pair, Kind]:
+        """Return the pair of a row, and whether it holds prompts or arrays.
+
+        Args:
+            row: The row, under our names of columns.
+            index: Its number, which names the pair where the row does not.
+        """
+        values = row.values
+        clean, corrupt = (self._input(role, row) for role in ROLES)
+        if clean.kind != corrupt.kind:
+            raise PairError(
+                f"{row.where} pairs a prompt with an array", facts=[("clean", clean.kind), ("corrupt", corrupt.kind)]
+            )
+        answer, wrong = (self._answers(side, row, (clean, corrupt)) for side in ("answer", "wrong_answer"))
+        shared = sorted(set(answer) & set(wrong))
+        if shared:
+            cut = (
+                "drop the pair, or read it whole: first_token=False" if self._first_token else "give different answers"
+            )
+            raise AnswerError(
+                f"an answer of {row.where} is both right and wrong", facts=[("ids", list(shared[0]))], fix=cut
+            )
+        pair = Pair(
+            clean=clean.array,
+            corrupt=corrupt.array,
+            answer=answer,
+            wrong_answer=wrong,
+            id=str(index) if values.get("id") is None else str(values["id"]),
+            group=None if values.get("group") is None else str(values["group"]),
+            split=None if values.get("split") is None else str(values["split"]),
+            spans=self._spans(row, (clean, corrupt)),
+            entities=_entities(values.get("entities")),
+            clean_text=clean.text,
+            corrupt_text=corrupt.text,
+            extra={column: value for column, value in values.items() if column not in COLUMNS},
+        )
+        return pair, clean.kind
+
+    def _input(self, role: Role, row: Row) -> "_Input":
+        """Read one input: a text, a list of ids, a reference to an array in a file, or numbers."""
+        value = row.values[role]
+        if isinstance(value, str):
+            found = _ARRAY_FILE.fullmatch(value)
+            if found:
+                return _Input(self._array(found["file"], found["name"], int(found["index"]), row), "arrays")
+            if self._prompts is None:
+                raise PairError(
+                    f"'{role}' of {row.where} is a text, but the model has no tokenizer",
+                    facts=[("text", repr(value[:60]))],
+                    fix="open_model(…, tokenizer=…), or give token ids or arrays",
+                )
+            return _Input(self._ids(self._prompts.ids(value), role, row), "tokens", value)
+        try:
+            array = as_numbers(value)
+        except PairError as error:
+            raise PairError(
+                f"'{role}' of {row.where} is neither text, token ids nor numbers", facts=[("value", repr(value)[:60])]
+            ) from error
+        if array.ndim == 1 and (array.dtype.kind in "iu" or not len(array)):
+            return _Input(self._ids(array.tolist(), role, row), "tokens")
+        if not array.ndim:
+            raise PairError(f"'{role}' of {row.where} is a single number", facts=[("value", value)], fix="give a list")
+        return _Input(array, "arrays")
+
+    def _ids(self, ids: Sequence[int], role: Role, row: Row) -> Array:
+        if not ids:
+            raise PairError(f"'{role}' of {row.where} has no tokens", fix="give a prompt of at least one token")
+        self._in_vocabulary(ids, f"'{role}'", row, PairError)
+        return np.array(ids, dtype=np.int64)
+
+    def _in_vocabulary(self, ids: Sequence[int], what: str, row: Row, error: type[PairError]) -> None:
+        outside = [i for i in ids if i < 0 or (self._n_ids is not None and i >= self._n_ids)]
+        if outside:
+            known = "0 or more" if self._n_ids is None else f"0 to {self._n_ids - 1}"
+            raise error(f"{what} of {row.where} holds {outside[0]}, which is no token id", facts=[("ids", known)])
+
+    def _array(self, file: str, name: str, index: int, row: Row) -> Array:
+        """Read one entry of an array in a file beside the pairs; the file is opened once."""
+        path = self._folder / file
+        if path not in self._files:
+            if not path.is_file():
+                raise PairFileError(
+                    f"{row.where} needs the file '{path}', which is not there", fix="put it beside the pairs"
+                )
+            try:
+                with np.load(path, allow_pickle=False) as opened:
+                    self._files[path] = dict(opened)
+            except (OSError, ValueError) as error:  # zipfile.BadZipFile comes as ValueError from numpy
+                raise PairFileError(f"'{path}' cannot be read as arrays", facts=[("problem", error)]) from error
+        arrays = self._files[path]
+        if name not in arrays or index >= len(arrays[name]):
+            held = ", ".join(f"{key} of {len(value)}" for key, value in arrays.items())
+            raise PairFileError(
+                f"{row.where} needs {name}[{index}], which '{file}' does not hold", facts=[("arrays", held)]
+            )
+        return np.asarray(arrays[name][index])
+
+    def _answers(self, side: str, row: Row, inputs: tuple["_Input", "_Input"]) -> Answers:
+        """Read an answer set; ids win over text."""
+        ids, value = row.values.get(f"{side}_id"), row.values.get(side)
+        if ids is not None:
+            found = _sequences(ids, f"'{side}_id'", row)
+        elif value is None:
+            return ()
+        else:
+            found = []
+            for one in value if isinstance(value, list | tuple | np.ndarray) else [value]:
+                is_text = isinstance(one, str)
+                found += [self._in_context(one, side, row, inputs)] if is_text else _sequences([one], f"'{side}'", row)
+        for answer in found:
+            self._in_vocabulary(answer, f"'{side}'", row, AnswerError)
+        cut = [answer[:1] if self._first_token else answer for answer in found]
+        return tuple(dict.fromkeys(cut))
+
+    def _in_context(self, text: str, side: str, row: Row, inputs: tuple["_Input", "_Input"]) -> tuple[int, ...]:
+        """Tokenise an answer after both prompts, where it must have the same tokens."""
+        prompts = [one.text for one in inputs if one.text is not None]
+        if self._prompts is None or len(prompts) < len(inputs):
+            if row.untyped and text.isdecimal():
+                return (int(text),)
+            raise AnswerError(
+                f"'{side}' of {row.where} is a text, but its prompts are not",
+                facts=[("text", repr(text))],
+                fix=f"give its id in a column {side}_id",
+            )
+        where = f"{row.where}"
+        after = [self._prompts.answer(prompt, text, where) for prompt in prompts]
+        if after[0] != after[1]:
+            shown = [" ".join(repr(self._prompts.tokenizer.label(token)) for token in ids) for ids in after]
+            raise AnswerError(
+                f"the answer {text!r} of {row.where} has different tokens after its two prompts",
+                facts=[("clean", shown[0]), ("corrupted", shown[1])],
+                fix=f"end both prompts alike, or give {side}_id",
+            )
+        return after[0]
+
+    def _spans(self, row: Row, inputs: tuple["_Input", "_Input"]) -> dict[str, tuple[TokenRange, TokenRange]]:
+        spans = row.values.get("spans")
+        if spans is None:
+            return {}
+        if not isinstance(spans, Mapping):
+            raise PairError(
+                f"'spans' of {row.where} is not a mapping",
+                facts=[("value", repr(spans)[:60])],
+                fix='write {"subject": " Mary"} or {"subject": [3, 5]}',
+            )
+        found = {}
+        for name, value in spans.items():
+            if value is None:  # parquet fills every name of the column into every row
+                continue
+            of_role = [value.get(role) if isinstance(value, Mapping) else value for role in ROLES]
+            clean, corrupt = (
+                self._span(str(name), v, role, one, row) for v, role, one in zip(of_role, ROLES, inputs, strict=True)
+            )
+            found[str(name)] = (clean, corrupt)
+        return found
+
+    def _span(self, name: str, value: Any, role: Role, one: "_Input", row: Row) -> TokenRange:
+        """Read one span in one prompt: a text to find, or a range of tokens."""
+        if isinstance(value, str) and self._prompts is not None and one.text is not None:
+            return self._prompts.span(one.text, value, name, f"the {ROLE_WORDS[role]} prompt of {row.where}")
+        length = len(one.array) if one.kind == "tokens" else 0
+        if isinstance(value, Sequence) and len(value) == 2 and all(isinstance(end, int) for end in value):
+            start, stop, _ = slice(*value).indices(length)
+            if 0 <= start < stop and -length <= value[0] and value[1] <= length:
+                return start, stop
+        raise PairError(
+            f"span '{name}' of {row.where} is no part of the {ROLE_WORDS[role]} prompt",
+            facts=[("value", repr(value)), (ROLE_WORDS[role], f"{length} tokens" + ("" if one.text else ", no text"))],
+            fix=f'give a text that stands in it, or its tokens: {{"{name}": [first, last + 1]}}',
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Input:
+    """One input of a pair as it was read."""
+
+    array: Array
+    kind: Kind
+    text: str | None = None
+
+
+def _sequences(value: Any, what: str, row: Row) -> list[tuple[int, ...]]:
+    """Read ids: one, a set of them, or a set of lists of them."""
+    try:
+        listed = [operator.index(value)] if not isinstance(value, list | tuple | np.ndarray) else list(value)
+        found = [
+            tuple(map(operator.index, one)) if isinstance(one, list | tuple | np.ndarray) else (operator.index(one),)
+            for one in listed
+        ]
+    except TypeError:
+        found = [()]
+    if not all(found):
+        raise AnswerError(
+            f"{what} of {row.where} is not a token id",
+            facts=[("value", repr(value)[:60])],
+            fix="give a whole number, a list of them (a set), or a list of lists (answers of several tokens)",
+        ) from None
+    return found
+
+
+def _entities(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    return tuple(dict.fromkeys(map(str, [value] if isinstance(value, str) else value)))
