@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,12 +13,16 @@ import numpy as np
 from causalpatch.base.errors import ResultsNotFound
 from causalpatch.base.extras import lazy
 from causalpatch.base.suggest import closest
-from causalpatch.results import store
+from causalpatch.results import charts, describe, store, tables
 from causalpatch.results.layout import Parts, assemble, take_apart
 from causalpatch.results.shares import Numbers
 
 if TYPE_CHECKING:
+    import pandas as pd
     import xarray as xr
+
+    from causalpatch.results.pictures import Picture
+    from causalpatch.results.tables import TopTable
 else:
     xr = lazy("xarray")
 
@@ -185,6 +190,74 @@ class Effects:
             values = numbers.recovered()
         return self._labelled("recovered", values, per_pair=per_pair, **facts)
 
+    def summary(self, *, level: float = 0.95) -> pd.DataFrame:
+        """Return a row per cell: its effect, recovered share with interval, p, and how many pairs agree.
+
+        ``low`` and ``high`` bound ``recovered`` (Fieller by independent component; NaN with fewer than 10 of them, or
+        where the gap is not distinguishable from 0). ``p`` tests against 0 and is for screening only; ``p_bh`` is
+        adjusted over all cells (Benjamini-Hochberg). ``agreement`` is the share of pairs whose effect has the sign of
+        the mean. ``effect`` is in the metric's unit. What must be said with the numbers stands in ``attrs["notes"]``.
+
+        Args:
+            level: Of the intervals, each by itself.
+
+        Raises:
+            NoGap: Clean and reference runs do not differ enough, so a share means nothing.
+        """
+        one = self._first()
+        return tables.summarise(one._data, one._numbers(), level=level, seed=self._seed).frame
+
+    def top(self, k: int = 10, metric: str | None = None, *, level: float = 0.95) -> TopTable:
+        """Return the cells with the largest |recovered|, marked exploratory.
+
+        The cells are chosen and estimated on the same pairs, so the largest are too large; confirm them on others.
+        The intervals are wide enough to hold for all cells of the sweep together.
+
+        Args:
+            k: How many.
+            metric: One of ``effects.metrics``; the first unless given.
+            level: Of the intervals, together.
+
+        Raises:
+            NoGap: Clean and reference runs do not differ enough, so a share means nothing.
+            ResultsNotFound: The sweep did not measure this metric.
+        """
+        one = self._first() if metric is None else self.metric(metric)
+        return tables.largest(one._data, one._numbers(), k=k, level=level, seed=self._seed)
+
+    def by_component(self) -> pd.DataFrame:
+        """Return a row per cell and independent component: the values behind an interval, or instead of one."""
+        one = self._first()
+        return tables.component_table(one._data, one._numbers())
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return the long form: a row per metric, cell and pair, statuses in words."""
+        return tables.long_table(self._data)
+
+    def plot(self, kind: str | None = None, *, quantity: str = "recovered", k: int = 10) -> Picture:
+        """Draw the effects; the picture shows itself in a notebook and saves as SVG, PNG, HTML or CSV.
+
+        Args:
+            kind: ``"heat"`` for two axes, ``"bars"`` for the largest cells with intervals; by the axes unless given.
+            quantity: ``"recovered"``, or ``"effect"`` in the metric's unit, which a heat map shows without a gap too.
+            k: How many bars.
+
+        Raises:
+            NoGap: Clean and reference runs do not differ enough, so a share means nothing.
+            SettingError: The kind or quantity does not exist, or does not fit the axes.
+        """
+        one = self._first()
+        sizes = {axis: int(self._data.sizes[axis]) for axis in self.axes}
+        kind = charts.check_request(kind, quantity, sizes)
+        caption = charts.caption(one.provenance, metric=one.metrics[0], quantity=quantity, pairs=self._pairs_text())
+        if kind == "bars":
+            return charts.bars(one.top(k), self.axes, caption)
+        if quantity == "effect":
+            frame = tables.effects_only(one._data, one._numbers(), seed=self._seed)
+        else:
+            frame = one.summary()
+        return charts.heat_map(frame, charts.choose_axes(sizes) or self.axes, quantity, caption)
+
     def save(self, folder: str | Path) -> Path:
         """Write parquet shards and a JSON manifest with their checksums into a folder.
 
@@ -208,11 +281,23 @@ class Effects:
         """
         return cls(*assemble(store.read(Path(folder))))
 
+    def __repr__(self) -> str:
+        return "\n".join(describe.describe(self._data, self.provenance, self._first()._numbers(), self._pairs_text()))
+
+    def _repr_html_(self) -> str:
+        lines = describe.describe(self._data, self.provenance, self._first()._numbers(), self._pairs_text())
+        return f"<pre>{html.escape(chr(10).join(lines))}</pre>"
+
+    @property
+    def _seed(self) -> int:
+        return int(self.provenance.get("seed") or 0)
+
+    def _first(self) -> Effects:
+        return self.metric(self.metrics[0])
+
     def _numbers(self) -> Numbers:
         """Return the first metric's numbers with cells flattened."""
-        if "metric_name" in self._data.dims:
-            return self.metric(self.metrics[0])._numbers()
-        data, name = self._data, self.metrics[0]
+        data, name = self._first()._data, self.metrics[0]
         n_pairs = data.sizes["pair"]
         rising = self.provenance.get("higher_is_better", True)
         if isinstance(rising, Mapping):
@@ -227,6 +312,11 @@ class Effects:
             sign=1 if self.direction == "denoise" else -1,
             rising=1 if rising else -1,
         )
+
+    def _pairs_text(self) -> str:
+        n_pairs = self._data.sizes["pair"]
+        groups = f"{self.n_components} independent group{'s' * (self.n_components != 1)}"
+        return f"{n_pairs} pair{'s' * (n_pairs != 1)}, {groups}"
 
     def _labelled(self, name: str, values: np.ndarray, *, per_pair: bool, **facts: Any) -> xr.DataArray:
         dims = self.dims if per_pair else self.axes

@@ -1,0 +1,72 @@
+"""What effects say of themselves when they are printed: a few lines, nothing expensive."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from causalpatch.base.errors import NoGap
+from causalpatch.results.labels import cell_text
+from causalpatch.results.layout import label_name
+from causalpatch.results.shares import Numbers
+from causalpatch.results.status import counts, has_number
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def describe(data: xr.Dataset, provenance: Mapping[str, Any], numbers: Numbers, pairs: str) -> list[str]:
+    """Return the lines.
+
+    Args:
+        data: The labelled array.
+        provenance: How the numbers came to be.
+        numbers: The first metric's numbers.
+        pairs: How many pairs and components, in words.
+    """
+    axes = [str(name) for name in data["status"].dims[:-1]]
+    status = data["status"].values
+    value = str(provenance.get("value") or "source")
+    facts = [
+        ("axes", " x ".join(f"{axis} {data.sizes[axis]}" for axis in axes) or "none"),
+        ("pairs", pairs),
+        ("metric", ", ".join(map(str, np.atleast_1d(data["metric_name"].values)))),
+        (
+            "gap",
+            f"{numbers.gap.mean():.4g} (clean {numbers.clean.mean():.4g}, reference {numbers.reference.mean():.4g})",
+        ),
+        ("runs", f"{int(has_number(status).sum())} of {status.size} measured" + _others(status)),
+        ("largest", _largest(data, axes, numbers)),
+    ]
+    unfinished = "" if provenance.get("complete", True) else ", stopped before its end"
+    return [
+        f"Effects of {provenance.get('site') or 'patching'} ({provenance['direction']}, {value} values{unfinished})",
+        *(f"  {name:<7}  {text}" for name, text in facts),
+    ]
+
+
+def _others(status: np.ndarray) -> str:
+    others = [f"{number} {code.text}" for code, number in counts(status).items() if not has_number(np.array(code))]
+    return f" ({', '.join(others)})" if others else ""
+
+
+def _largest(data: xr.Dataset, axes: list[str], numbers: Numbers) -> str:
+    try:
+        numbers.require_gap()
+    except NoGap:
+        return "no gap, so no recovered share"
+    share = numbers.recovered()
+    if not np.isfinite(share).any():
+        return "nothing measured"
+    cell = int(np.nanargmax(np.abs(share)))
+    place = np.unravel_index(cell, tuple(data.sizes[axis] for axis in axes)) if axes else ()
+    values = {axis: data[axis].values[index] for axis, index in zip(axes, place, strict=True)}
+    labels = {
+        axis: data[label_name(axis)].values[index]
+        for axis, index in zip(axes, place, strict=True)
+        if label_name(axis) in data.coords
+    }
+    where = cell_text(values, labels)
+    return f"{where}: recovered {share[cell]:.3f} (exploratory)" if where else f"recovered {share[cell]:.3f}"
