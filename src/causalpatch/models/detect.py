@@ -16,7 +16,7 @@ from typing import Literal
 from torch import nn
 
 from causalpatch.models.families import FAMILIES, Family, Parted
-from causalpatch.models.table import FamilyTable, Numbers, Place, fact_modules, input_width, join
+from causalpatch.models.table import FamilyTable, Numbers, Place, fact_modules, input_width, join, output_width
 
 # Configuration entries that scale what a sublayer adds to the stream; 1 or absent in every family of the tables.
 _STREAM_SCALES = ("residual_multiplier", "residual_scale", "scale_depth", "skip_connection_multiplier")
@@ -61,19 +61,20 @@ def find_family(module: nn.Module) -> Finding:
 
 
 def _by_structure(module: nn.Module, names: frozenset[str], reasons: list[str]) -> Finding:
-    scores = [(score, family) for family in FAMILIES if (score := _score(family, module, names))]
     config = next(_configs(module), None)
-    for (found, wanted), family in scores:
-        same = found == wanted and config is not None and _fits(family, config)
-        if same and not _adds_more(family, module, names) and not _scales(config):
+    closest, share = "", 0.0
+    for family in FAMILIES:
+        found, wanted = _count_names(family, names)
+        obstacle = _obstacle(family, module, config, names) if found == wanted else ""
+        if found == wanted and not obstacle:
             table = _bind(family, config, module, names)
             if isinstance(table, FamilyTable):
                 return Finding(table, "structure", f"{family.name}: assumed, all {wanted} names match")
             reasons.append(table)
-    if scores:
-        (found, wanted), family = max(scores, key=lambda entry: entry[0][0] / entry[0][1])
-        reasons.append(f"{found} of {wanted} names match {family.name}")
-    return Finding(None, "none", "; ".join(["no known family", *dict.fromkeys(reasons)]))
+        if found / wanted > share:
+            share = found / wanted
+            closest = f"{found} of {wanted} names match {family.name}" + (f", but {obstacle}" if obstacle else "")
+    return Finding(None, "none", "; ".join(["no known family", *dict.fromkeys(reasons), *filter(None, [closest])]))
 
 
 def _configs(module: nn.Module) -> Iterator[object]:
@@ -90,8 +91,27 @@ def _fits(family: Family, config: object) -> bool:
     return all(getattr(config, key, value) == value for key, value in family.when.items())
 
 
-def _scales(config: object) -> bool:
-    return any(getattr(config, name, None) not in (None, 1, 1.0) for name in _STREAM_SCALES)
+def _obstacle(family: Family, module: nn.Module, config: object, names: frozenset[str]) -> str:
+    """Say what stands against taking a family over though all its names match; empty if nothing does."""
+    for name in _STREAM_SCALES:
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            return f"{name} is {getattr(config, name)}"
+    for key, value in family.when.items():
+        if getattr(config, key, None) != value:
+            return f"{key} is not {value}"
+    _, inside = _wanted(family)
+    known = {path.partition(".")[0] for path in inside} | set(family.extras)
+    layer = module.get_submodule(join(_bases(family, names)[0], family.layers, "0"))
+    more = [name for name, _ in layer.named_children() if name not in known]
+    # Weights of the layer's or the attention's own act where no module's name shows it (Doge scales its residuals so).
+    for part in (layer, layer.get_submodule(_attention(family))):
+        more += [name for name, _ in part.named_parameters(recurse=False)]
+    return f"a layer also has {more[0]!r}" if more else ""
+
+
+def _attention(family: Family) -> str:
+    """Return the path of the module around the output projection, below the layer."""
+    return fact_modules(family.sites["z"])[0].rpartition(".")[0]
 
 
 def _bases(family: Family, names: frozenset[str]) -> list[str]:
@@ -109,24 +129,14 @@ def _wanted(family: Family) -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(outside), frozenset(inside - {""})
 
 
-def _score(family: Family, module: nn.Module, names: frozenset[str]) -> tuple[int, int] | None:
-    """Return how many of the family's names are in the model, and how many there are; None without layers."""
-    del module
+def _count_names(family: Family, names: frozenset[str]) -> tuple[int, int]:
+    """Return how many of the names in the family's table the model has, and how many there are."""
     outside, inside = _wanted(family)
-    best = None
+    best = 0
     for base in _bases(family, names):
         found = sum(join(base, name) in names for name in outside)
-        found += sum(join(base, family.layers, "0", name) in names for name in inside)
-        best = max(best or 0, found)
-    return None if best is None else (best, len(outside) + len(inside))
-
-
-def _adds_more(family: Family, module: nn.Module, names: frozenset[str]) -> bool:
-    """Tell whether a layer has a part that the family's table does not account for."""
-    _, inside = _wanted(family)
-    known = {path.partition(".")[0] for path in inside} | set(family.extras)
-    layer = module.get_submodule(join(_bases(family, names)[0], family.layers, "0"))
-    return any(name not in known for name, _ in layer.named_children())
+        best = max(best, found + sum(join(base, family.layers, "0", name) in names for name in inside))
+    return best, len(outside) + len(inside)
 
 
 def _bind(family: Family, config: object, module: nn.Module, names: frozenset[str]) -> FamilyTable | str:
@@ -157,17 +167,23 @@ def _whole(family: Family, base: str, names: frozenset[str]) -> str | None:
 
 def _count(family: Family, config: object, module: nn.Module, layer: str, n_layers: int) -> Numbers | str:
     """Read the counts from the configuration and hold them against the projections' real widths."""
-    found = [getattr(config, name, None) for name in (family.width, family.heads, family.kv_heads)]
-    width, n_heads, n_kv_heads = found
+    width, n_heads, n_kv_heads = (getattr(config, name, None) for name in (family.width, family.heads, family.kv_heads))
     if not (isinstance(width, int) and isinstance(n_heads, int)):
         return f"{family.name} fits, but no configuration gives {family.width} and {family.heads}"
+    # Some configurations leave the number of kv heads out where it is that of the heads.
     n_kv_heads = n_kv_heads if isinstance(n_kv_heads, int) else n_heads
-    inputs = {}
-    for name in ("z", "mlp_post"):
-        fact = family.sites[name]
+    columns: dict[str, int] = {}
+    for name, fact in family.sites.items():
         if isinstance(fact, Parted):
-            inputs[name] = input_width(module.get_submodule(join(layer, fact.module)))
-    heads_width, n_neurons = inputs["z"], inputs["mlp_post"]
-    if heads_width is None or n_neurons is None or heads_width % n_heads:
+            place = module.get_submodule(join(layer, fact.module))
+            columns[name] = (input_width if fact.side == "input" else output_width)(place) or 0
+    head_width, rest = divmod(columns["z"], n_heads)
+    if not head_width or rest or not columns["mlp_post"]:
         return f"{family.name} fits, but its projections do not divide into {n_heads} heads"
-    return Numbers(n_layers, width, n_heads, n_kv_heads, heads_width // n_heads, n_neurons)
+    numbers = Numbers(n_layers, width, n_heads, n_kv_heads, head_width, columns["mlp_post"])
+    for name, units in (("q", n_heads), ("k", n_kv_heads), ("v", n_kv_heads)):
+        fact = family.sites[name]
+        expected = units * head_width * (fact.parts if isinstance(fact, Parted) else 1)
+        if columns.get(name, expected) != expected:
+            return f"{family.name} fits, but {name} comes in {columns[name]} columns where {expected} were expected"
+    return numbers

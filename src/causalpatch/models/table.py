@@ -137,6 +137,14 @@ def input_width(projection: nn.Module) -> int | None:
     return width if isinstance(width, int) else None
 
 
+def output_width(projection: nn.Module) -> int | None:
+    """Return the width of a projection's output, or None where its kind is not known."""
+    if isinstance(projection, Conv1D):
+        return int(projection.weight.shape[1])
+    width = getattr(projection, "out_features", None)
+    return width if isinstance(width, int) else None
+
+
 def fact_modules(fact: Fact) -> tuple[str, ...]:
     """Return the paths that a fact names."""
     match fact:
