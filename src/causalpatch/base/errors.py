@@ -26,7 +26,9 @@ class CausalPatchError(Exception):
 
     exit_code = 1
 
-    def __init__(self, what: str, facts: Mapping[str, object] | Iterable[tuple[str, object]] = (), fix: str = "") -> None:
+    def __init__(
+        self, what: str, facts: Mapping[str, object] | Iterable[tuple[str, object]] = (), fix: str = ""
+    ) -> None:
         self.what = what
         self.facts = tuple(facts.items()) if isinstance(facts, Mapping) else tuple(facts)
         self.fix = fix

@@ -19,7 +19,7 @@ class Tokenizer(Protocol):
         """Return the ids of a text, with the model's special tokens once if ``special``."""
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Return the ids with special tokens, and each token's half-open span of characters; (0, 0) for special ones."""
+        """Return the ids with special tokens, and each one's half-open span of characters ((0, 0) if special)."""
 
     def label(self, token_id: int) -> str:
         """Return the token as a person reads it, leading space kept."""

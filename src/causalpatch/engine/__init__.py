@@ -1,1 +1,36 @@
-"""To be filled."""
+"""The one room that runs models: hooks, captured values, patched forwards, their cost and their proofs."""
+
+from causalpatch.engine.capture import Captured, capture
+from causalpatch.engine.gauge import Gauge, Run, check_answers
+from causalpatch.engine.means import Means
+from causalpatch.engine.plan import ModelCost, Plan, make_plan
+from causalpatch.engine.prove import Proof, prove, require_proofs
+from causalpatch.engine.reference import BASE, SOURCE, Block, Cost, Job, fit_all_means, measure, plan_job
+from causalpatch.engine.resolve import Placer, Role, Target, targets_of
+
+__all__ = [
+    "BASE",
+    "SOURCE",
+    "Block",
+    "Captured",
+    "Cost",
+    "Gauge",
+    "Job",
+    "Means",
+    "ModelCost",
+    "Placer",
+    "Plan",
+    "Proof",
+    "Role",
+    "Run",
+    "Target",
+    "capture",
+    "check_answers",
+    "fit_all_means",
+    "make_plan",
+    "measure",
+    "plan_job",
+    "prove",
+    "require_proofs",
+    "targets_of",
+]

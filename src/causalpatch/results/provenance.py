@@ -24,7 +24,12 @@ def record(facts: Mapping[str, str], **parts: Any) -> dict[str, Any]:
         The parts with the facts, the versions of the packages that computed, and the time in UTC.
     """
     versions = {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
-    return {**parts, "facts": dict(facts), "versions": versions, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+    return {
+        **parts,
+        "facts": dict(facts),
+        "versions": versions,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _version(package: str) -> str:

@@ -1,0 +1,73 @@
+"""Values of sites in a run: one forward keeps the tensors of all ports, sites read their part when asked."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Shaped
+from torch import Tensor
+
+from causalpatch.base.errors import SiteUnsupported
+from causalpatch.engine.hooks import run_with_hooks
+from causalpatch.models import Model, Port
+from causalpatch.pairs import Batch
+from causalpatch.sites import Site
+
+
+@dataclass(frozen=True)
+class Captured:
+    """Tensors kept at ports in one run of a batch.
+
+    Args:
+        model: The model that was run.
+        batch: Its inputs.
+        output: Its output.
+        tensors: The tensor at each port, ``[row, …]``.
+    """
+
+    model: Model
+    batch: Batch
+    output: Any
+    tensors: Mapping[Port, Tensor]
+
+    def value(self, site: Site) -> Shaped[Tensor, "row *axes"]:
+        """Return the value of a site, ``[row, position, *value_axes]`` or, without positions, ``[row, *value_axes]``.
+
+        Padded columns are included; ``batch.mask`` says which they are.
+
+        Raises:
+            SiteUnsupported: The site's tensor has no row for each prompt.
+        """
+        tap = self.model.tap(site)
+        tensor = self.tensors[tap.port]
+        if tensor.shape[0] != len(self.batch.lengths):
+            raise SiteUnsupported(
+                f"site '{site}' has no row for each prompt in this model",
+                facts=[("its tensor", f"shape {tuple(tensor.shape)}"), ("prompts", len(self.batch.lengths))],
+                fix="patch a site further down, whose first axis is the batch",
+            )
+        return tap.view.read(tensor, tuple(self.tensors[port] for port in tap.companions))
+
+
+def capture(model: Model, batch: Batch, sites: Iterable[Site]) -> Captured:
+    """Run a batch once and keep what the sites need.
+
+    Args:
+        model: The model.
+        batch: Its inputs.
+        sites: The sites whose values will be asked for.
+
+    Raises:
+        PatchDidNotFire: The module of a site did not run.
+    """
+    taps = [model.tap(site) for site in sites]
+    ports = {port for tap in taps for port in (tap.port, *tap.companions)}
+    output, tensors = run_with_hooks(model, inputs_of(model, batch), keep=ports)
+    return Captured(model, batch, output, tensors)
+
+
+def inputs_of(model: Model, batch: Batch) -> Mapping[str, Any]:
+    """Return the arguments of the model's forward for a batch."""
+    if batch.values is not None:
+        return model.inputs(batch.values)
+    return model.inputs(batch.ids, batch.mask, batch.position_ids)

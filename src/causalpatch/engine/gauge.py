@@ -1,0 +1,151 @@
+"""Metrics applied to runs: which outputs they need, and one number per metric and row."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from causalpatch.base.errors import MetricError
+from causalpatch.metrics import AnswerTable, Metric, Outputs
+from causalpatch.models import Model
+from causalpatch.pairs import Batch, Pairs
+
+
+@dataclass(frozen=True)
+class Run:
+    """The outputs of a batch of rows.
+
+    Args:
+        logits: The model's output, ``[row, position, vocab]`` or ``[row, …]``.
+        batch: The inputs, with the first real column and the prompt length of each row.
+        pair: The pair of each row, ``[row]``.
+        forks: Log-probabilities of whole answers by side, ``[row, answer]``.
+    """
+
+    logits: Float[Tensor, "row *shape"]
+    batch: Batch
+    pair: Int[Tensor, " row"]
+    forks: Mapping[str, Float[Tensor, "row answer"]] = field(default_factory=dict)
+
+
+class Gauge:
+    """The metrics of an experiment, ready to be applied.
+
+    Args:
+        metrics: The metrics, checked against the pairs.
+        pairs: The pairs.
+        model: The model, for its device and vocabulary.
+
+    Raises:
+        AnswerError: A pair lacks an answer that a metric needs, or it is outside the vocabulary.
+        MetricError: A metric that reads text is asked of a model that is not text.
+    """
+
+    def __init__(self, metrics: Sequence[Metric], pairs: Pairs, model: Model) -> None:
+        for metric in metrics:
+            metric.check(pairs)
+        self.metrics = tuple(metrics)
+        self.pairs = pairs
+        self.answers = AnswerTable.of(pairs, model.device)
+
+    @property
+    def forks(self) -> list[tuple[Literal["answer", "wrong_answer"], int]]:
+        """Sides and numbers of the answers that have to be spelt out by runs of their own."""
+        sides = {side for metric in self.metrics if metric.spells_answers for side in metric.answers}
+        return [
+            (side, number)
+            for side in sorted(sides)
+            if self.answers.longest(side) > 1
+            for number in range(self.answers.ids[side].shape[1])
+        ]
+
+    def continuations(self, side: Literal["answer", "wrong_answer"], number: int, rows: np.ndarray) -> list[list[int]]:
+        """Return the tokens that follow each row's prompt when an answer is spelt out: all but its last."""
+        sets = [getattr(self.pairs[int(pair)], side) for pair in rows]
+        return [list(answers[number][:-1]) if number < len(answers) else [] for answers in sets]
+
+    def spelt(self, run: Run, side: Literal["answer", "wrong_answer"], number: int) -> Float[Tensor, " row"]:
+        """Return the log-probability of an answer in runs that went on through it.
+
+        Args:
+            run: Runs whose inputs are the prompt and the answer without its last token.
+            side: Which answers.
+            number: Which of the set.
+
+        Returns:
+            The sum over the answer's tokens; minus infinity where a pair has no such answer.
+        """
+        ids = self.answers.ids[side][run.pair, number]
+        lengths = self.answers.lengths[side][run.pair, number]
+        first = torch.as_tensor(run.batch.start + run.batch.lengths - 1, device=ids.device)
+        total = torch.zeros(len(ids), dtype=torch.float64, device=ids.device)
+        rows = torch.arange(len(ids), device=ids.device)
+        for token in range(int(lengths.max())):
+            column = (first + token).clamp(max=run.logits.shape[1] - 1)
+            logits = run.logits[rows, column]
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            chosen = logits.log_softmax(-1).gather(1, ids[:, token : token + 1])[:, 0]
+            total += torch.where(token < lengths, chosen, 0.0).double()
+        return total.masked_fill(lengths == 0, -torch.inf)
+
+    def values(
+        self, run: Run, untouched: Mapping[str, Run], local: Int[Tensor, " row"]
+    ) -> Float[np.ndarray, "metric row"]:
+        """Measure every row by every metric.
+
+        Args:
+            run: The rows.
+            untouched: The ``"base"`` and ``"source"`` runs of the same pairs.
+            local: For each row the index of its pair in the untouched runs.
+
+        Returns:
+            Values, ``(metric, row)``, float64.
+        """
+        pairs = self.pairs.take(run.pair.tolist())
+        numbers = []
+        for metric in self.metrics:
+            references: dict[str, Tensor] = {}
+            for name in metric.compares:
+                other = self._outputs(untouched[name], metric, {})
+                references[name] = (other.logits if other.column is None else other.distribution)[local]
+            numbers.append(metric(self._outputs(run, metric, references), pairs).double().cpu().numpy())
+        return np.stack(numbers)
+
+    def _outputs(self, run: Run, metric: Metric, references: Mapping[str, Tensor]) -> Outputs:
+        column = self._column(run, metric) if self.pairs.kind == "tokens" and run.logits.ndim == 3 else None
+        return Outputs(run.logits, self.answers, run.pair, column, run.forks, references)
+
+    def _column(self, run: Run, metric: Metric) -> Int[Tensor, " row"]:
+        position = -1 if metric.position == "all" else metric.position
+        lengths = run.batch.lengths
+        real = np.where(position < 0, lengths + position, position)
+        if ((real < 0) | (real >= lengths)).any():
+            row = int(np.argmax((real < 0) | (real >= lengths)))
+            raise MetricError(
+                f"metric '{metric.name}' reads token {position}, which pair {int(run.pair[row])} does not have",
+                facts=[("prompt", f"{int(lengths[row])} tokens")],
+                fix="read a position that every prompt has, such as -1",
+            )
+        return torch.as_tensor(run.batch.start + real, device=run.logits.device)
+
+
+def check_answers(pairs: Pairs, n_columns: int, model_name: str) -> None:
+    """Make sure that every answer is a column of the output.
+
+    Raises:
+        MetricError: An answer id is outside the vocabulary or the classes.
+    """
+    for number, pair in enumerate(pairs):
+        for side in ("answer", "wrong_answer"):
+            for answer in getattr(pair, side):
+                outside = [token for token in answer if not 0 <= token < n_columns]
+                if outside:
+                    raise MetricError(
+                        f"{side} {outside[0]} of pair {number} of '{pairs.name}' is not an output of '{model_name}'",
+                        facts=[("outputs", f"0 to {n_columns - 1}")],
+                        fix="check that the pairs were made for this model's tokenizer",
+                    )

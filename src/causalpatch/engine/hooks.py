@@ -1,0 +1,205 @@
+"""One instrumented forward: tensors replaced and kept at ports of an unmodified model.
+
+1. Every port that is written, kept or read along the way gets a forward hook on its module (pre-hook for inputs).
+2. When the module runs, writes are applied to a private copy of the tensor, in order, and the copy goes on.
+3. Kept tensors are copied after the writes, so that they are what the rest of the model saw.
+4. After the forward, each port must have run exactly once: a patch that did not fire is an error, never a zero.
+
+Only our own hooks are removed, also after an exception; the user's hooks stay and run. Models are shared objects, so
+one forward at a time runs on each, under a re-entrant lock.
+"""
+
+import threading
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from causalpatch.base.errors import PatchDidNotFire, SiteUnsupported
+from causalpatch.engine.ports import pick_input, pick_output, put_input, put_output
+from causalpatch.models import Model, Port, Tap
+
+_LOCKS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
+_LOCKS_GUARD = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Write:
+    """New values for some elements of a site.
+
+    Args:
+        tap: Where the site is read and written.
+        index: Index tensors over the leading axes of the site's tensor: rows, and columns where it has positions.
+        value: The new values ``[element, *value_axes]``, or a function from the current ones to them.
+    """
+
+    tap: Tap
+    index: tuple[Tensor, ...]
+    value: Tensor | Callable[[Tensor], Tensor]
+
+
+@dataclass
+class _PortState:
+    """What happens at one port during one forward, and what came of it."""
+
+    port: Port
+    writes: list[Write] = field(default_factory=list)
+    is_kept: bool = False
+    times_run: int = 0
+    tensor: Tensor | None = None
+
+
+@contextmanager
+def quiet(model: Model) -> Iterator[None]:
+    """Hold a model in eval mode, without gradients, in full float32, alone; put everything back afterwards."""
+    with _lock_of(model.module):
+        modes = [(module, module.training) for module in model.module.modules()]
+        precision = torch.get_float32_matmul_precision()
+        try:
+            model.module.eval()
+            torch.set_float32_matmul_precision("highest")
+            with torch.no_grad():
+                yield
+        finally:
+            torch.set_float32_matmul_precision(precision)
+            for module, training in modes:
+                module.training = training
+
+
+def run_with_hooks(
+    model: Model, inputs: Mapping[str, Any], writes: Sequence[Write] = (), keep: Collection[Port] = ()
+) -> tuple[Any, dict[Port, Tensor]]:
+    """Run one forward with writes applied and tensors kept.
+
+    Args:
+        model: The model.
+        inputs: Arguments of its forward, by name.
+        writes: What to replace; at one port they are applied in order, later ones over earlier ones.
+        keep: Ports whose tensors are returned.
+
+    Returns:
+        The model's output, and a private copy of the tensor at each kept port.
+
+    Raises:
+        PatchDidNotFire: The module of a port did not run, so nothing was replaced or kept there.
+        SiteUnsupported: The module ran more than once, or there is no tensor with one row per run at the port.
+    """
+    states: dict[Port, _PortState] = {}
+
+    def state(port: Port) -> _PortState:
+        return states.setdefault(port, _PortState(port))
+
+    for write in writes:
+        state(write.tap.port).writes.append(write)
+        for companion in write.tap.companions:
+            state(companion).is_kept = True
+    for port in keep:
+        state(port).is_kept = True
+    with quiet(model), ExitStack() as hooks:
+        _register(model.module, states, hooks)
+        output = model.module(**inputs)
+    for each in states.values():
+        _check_ran_once(each)
+    return output, {port: each.tensor for port, each in states.items() if each.tensor is not None}
+
+
+def _register(root: nn.Module, states: dict[Port, _PortState], hooks: ExitStack) -> None:
+    by_call: dict[tuple[str, str], list[_PortState]] = {}
+    for port, state in states.items():
+        by_call.setdefault((port.path, port.side), []).append(state)
+    for (path, side), group in by_call.items():
+        module = root.get_submodule(path)
+        if side == "input":
+            handle = module.register_forward_pre_hook(_input_hook(group, states), with_kwargs=True)
+        else:
+            handle = module.register_forward_hook(_output_hook(group, states))
+        hooks.callback(handle.remove)
+
+
+def _input_hook(group: list[_PortState], states: dict[Port, _PortState]) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        for state in group:
+            written = _visit(state, pick_input(state.port, args, kwargs), states)
+            if written is not None:
+                args, kwargs = put_input(state.port, args, kwargs, written)
+        return args, kwargs
+
+    return hook
+
+
+def _output_hook(group: list[_PortState], states: dict[Port, _PortState]) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        for state in group:
+            written = _visit(state, pick_output(state.port, output), states)
+            if written is not None:
+                output = put_output(state.port, output, written)
+        return output
+
+    return hook
+
+
+def _visit(state: _PortState, tensor: Tensor, states: dict[Port, _PortState]) -> Tensor | None:
+    """Apply the writes of a port to a copy of its tensor and keep it if asked; return the copy if it was written."""
+    state.times_run += 1
+    written = None
+    if state.writes:
+        written = tensor.clone()
+        for write in state.writes:
+            _apply(write, written, states)
+        tensor = written
+    if state.is_kept:
+        state.tensor = tensor.detach().clone()
+    return written
+
+
+def _apply(write: Write, tensor: Tensor, states: dict[Port, _PortState]) -> None:
+    companions = tuple(_tensor_of(states[port], write) for port in write.tap.companions)
+    rows = write.index[0]
+    if tensor.shape[0] <= int(rows.max()):
+        raise SiteUnsupported(
+            f"site '{write.tap.site}' has no row for each run in this model",
+            facts=[("its tensor", f"shape {tuple(tensor.shape)}"), ("rows", int(rows.max()) + 1)],
+            fix="patch a site further down, whose first axis is the batch",
+        )
+    value = write.value
+    if not isinstance(value, Tensor):
+        value = value(write.tap.view.read(tensor, companions)[write.index])
+    write.tap.view.write(tensor, companions, write.index, value.to(tensor))
+
+
+def _tensor_of(state: _PortState, write: Write) -> Tensor:
+    if state.tensor is None:
+        raise PatchDidNotFire(
+            f"site '{write.tap.site}' needs a tensor that was not there in time",
+            facts=[("needed", f"{state.port.side} of {state.port.path}")],
+            fix="report the model's class: its modules run in another order than its family says",
+        )
+    return state.tensor
+
+
+def _check_ran_once(state: _PortState) -> None:
+    if state.times_run == 1:
+        return
+    sites = (
+        ", ".join(sorted({str(write.tap.site) for write in state.writes})) or f"{state.port.side} of {state.port.path}"
+    )
+    if state.times_run == 0:
+        raise PatchDidNotFire(
+            f"nothing was written at '{sites}'" if state.writes else f"nothing was read at '{sites}'",
+            facts=[("module", state.port.path), ("ran", "0 times in this forward")],
+            fix="choose a module that runs in the model's forward",
+        )
+    raise SiteUnsupported(
+        f"'{sites}' is ambiguous: its module runs {state.times_run} times in one forward",
+        facts=[("module", state.port.path)],
+        fix="choose a module that runs once, such as the one before or after it",
+    )
+
+
+def _lock_of(module: nn.Module) -> threading.RLock:
+    with _LOCKS_GUARD:
+        return _LOCKS.setdefault(module, threading.RLock())

@@ -1,0 +1,109 @@
+"""Tensors inside what modules take and return: picked out, and put back without touching the rest.
+
+Modules take positional and keyword arguments and return tensors, tuples, mappings or output objects. A port's items
+say which tensor is meant; with none, it is the first argument, or the output itself, or the first of a tuple.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from torch import Tensor
+
+from causalpatch.base.errors import SiteUnsupported
+from causalpatch.models import Port
+
+
+def pick_input(port: Port, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return the tensor that ``port`` names among the arguments of a call.
+
+    Raises:
+        SiteUnsupported: There is no tensor there.
+    """
+    first, rest = _first_input(port, args, kwargs)
+    held = args[first] if isinstance(first, int) else kwargs[first]
+    return _tensor(port, _pick(port, held, rest))
+
+
+def put_input(
+    port: Port, args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments with the tensor that ``port`` names replaced."""
+    first, rest = _first_input(port, args, kwargs)
+    if isinstance(first, int):
+        return (*args[:first], _put(args[first], rest, value), *args[first + 1 :]), kwargs
+    return args, {**kwargs, first: _put(kwargs[first], rest, value)}
+
+
+def pick_output(port: Port, output: Any) -> Tensor:
+    """Return the tensor that ``port`` names in what a module returned.
+
+    Raises:
+        SiteUnsupported: There is no tensor there.
+    """
+    return _tensor(port, _pick(port, output, _output_items(port, output)))
+
+
+def put_output(port: Port, output: Any, value: Tensor) -> Any:
+    """Return the output with the tensor that ``port`` names replaced."""
+    return _put(output, _output_items(port, output), value)
+
+
+def _first_input(port: Port, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int | str, tuple[int | str, ...]]:
+    if port.items:
+        first, rest = port.items[0], port.items[1:]
+        present = first < len(args) if isinstance(first, int) else first in kwargs
+        if not present:
+            _refuse(port, f"the call had {len(args)} positional arguments and {', '.join(kwargs) or 'no keywords'}")
+        return first, rest
+    if args:
+        return 0, ()
+    named = [name for name, held in kwargs.items() if isinstance(held, Tensor)]
+    if not named:
+        _refuse(port, "the call had no tensor argument")
+    return named[0], ()
+
+
+def _output_items(port: Port, output: Any) -> tuple[int | str, ...]:
+    return (0,) if not port.items and isinstance(output, tuple | list) and output else port.items
+
+
+def _pick(port: Port, held: Any, items: tuple[int | str, ...]) -> Any:
+    for item in items:
+        try:
+            held = held[item]
+        except (KeyError, IndexError, TypeError):
+            inside = ", ".join(map(str, held)) if isinstance(held, Mapping) else f"a {type(held).__name__}"
+            _refuse(port, f"there is no item {item!r} in {inside}")
+    return held
+
+
+def _put(held: Any, items: tuple[int | str, ...], value: Tensor) -> Any:
+    if not items:
+        return value
+    item, rest = items[0], items[1:]
+    if isinstance(held, tuple) and isinstance(item, int):
+        item = item % len(held)
+        parts = (*held[:item], _put(held[item], rest, value), *held[item + 1 :])
+        return type(held)(*parts) if hasattr(held, "_fields") else parts
+    changed = copy.copy(held)
+    changed[item] = _put(held[item], rest, value)
+    return changed
+
+
+def _tensor(port: Port, held: Any) -> Tensor:
+    if not isinstance(held, Tensor):
+        inside = f"a {type(held).__name__}"
+        if isinstance(held, Mapping):
+            inside += f" with {', '.join(map(str, held))}"
+        _refuse(port, f"it is {inside}, not a tensor")
+    return held
+
+
+def _refuse(port: Port, problem: str) -> NoReturn:
+    items = "".join(f"[{item!r}]" for item in port.items)
+    raise SiteUnsupported(
+        f"module({port.path}).{port.side}{items} names no tensor",
+        facts=[("problem", problem)],
+        fix=f'pick an item, such as module({port.path}).{port.side}[0] or ["name"]',
+    )

@@ -1,0 +1,242 @@
+"""Proofs that the names of a model's activations mean what they say, made when a model is first used.
+
+Families are tables of facts, and facts can be wrong for a model that calls itself a llama. So each kind of site is
+tried on tiny random prompts (two rows of five tokens, base and source), in the first and the last layer:
+
+1. *identity*: writing its own value back leaves the logits as they are, bit for bit;
+2. *edit*: another value changes the logits;
+3. *whole*: at sites through which everything flows, the source's value at all positions gives the source's logits;
+4. *algebra*: sums and products that the site's definition claims hold in this model.
+
+A site that fails is refused with the reason. Proofs are kept for as long as the model lives.
+"""
+
+import itertools
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from causalpatch.base.errors import CausalPatchError, SiteUnsupported
+from causalpatch.base.seeds import generator
+from causalpatch.engine.capture import Captured, capture, inputs_of
+from causalpatch.engine.hooks import Write, run_with_hooks
+from causalpatch.models import Model, Port
+from causalpatch.pairs import Batch
+from causalpatch.sites import NAMES, Site
+
+N_ROWS, N_TOKENS = 2, 5
+# Everything that reaches the logits passes through these at every position.
+WHOLE = ("embed", "resid_pre", "resid_mid", "resid_post", "final_norm", "logits")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was tried for one kind of site.
+
+    Args:
+        name: The site's name.
+        passed: Names of the trials that it passed.
+        failure: Why it is refused, or None.
+    """
+
+    name: str
+    passed: tuple[str, ...]
+    failure: str | None = None
+
+
+_KNOWN: "weakref.WeakKeyDictionary[nn.Module, dict[str, Proof]]" = weakref.WeakKeyDictionary()
+
+
+def prove(model: Model, name: str) -> Proof:
+    """Try one kind of site in a model; known proofs are not repeated.
+
+    Args:
+        model: The model.
+        name: A site's name, such as ``"resid_pre"``.
+
+    Returns:
+        What passed, and what failed.
+    """
+    known = _KNOWN.setdefault(model.module, {})
+    if name not in known:
+        known[name] = _Trial(model).of(name)
+    return known[name]
+
+
+def require_proofs(model: Model, names: Collection[str]) -> None:
+    """Make sure that kinds of sites mean in this model what they say.
+
+    Raises:
+        SiteUnsupported: One of them failed its proof.
+    """
+    for name in sorted(names):
+        if name == "module":
+            continue
+        proof = prove(model, name)
+        if proof.failure is not None:
+            raise SiteUnsupported(
+                f"site '{name}' failed its proof in '{model.name}'",
+                facts=[("failed", proof.failure), ("passed", ", ".join(proof.passed) or "nothing")],
+                fix=f"see all sites with: causalpatch doctor {model.name}",
+            )
+
+
+class _Failure(Exception):  # noqa: N818 - never leaves this file
+    """A trial failed."""
+
+
+class _Trial:
+    """Tiny runs of one model."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        vocab = model.vocab_size or 2
+        ids = generator(0, "prove").integers(0, vocab, size=(N_ROWS, N_TOKENS))
+        self.base, self.source = _batch(ids), _batch((ids + 1) % vocab)
+        width = torch.finfo(model.dtype)
+        self.tolerance = 100 * width.eps
+
+    def of(self, name: str) -> Proof:
+        if name in self.model.shape.refused:
+            return Proof(name, (), self.model.shape.refused[name])
+        trials: list[tuple[str, Callable[[Site], None]]] = [("identity", self._identity), ("edit", self._edit)]
+        if name in WHOLE:
+            trials.append(("whole", self._whole))
+        algebra = {"resid_mid": self._stream, "resid_post": self._stream, "attn_out": self._stream}
+        algebra |= {"mlp_out": self._stream, "head_out": self._heads, "z": self._pattern, "v": self._pattern}
+        if name in algebra:
+            trials.append(("algebra", algebra[name]))
+        passed: list[str] = []
+        for trial, check in trials:
+            try:
+                for site in self._samples(name):
+                    check(site)
+            except _Failure as failure:
+                return Proof(name, tuple(passed), f"{trial}: {failure}")
+            except CausalPatchError as error:
+                return Proof(name, tuple(passed), f"{trial}: {error.what}")
+            passed.append(trial)
+        return Proof(name, tuple(passed))
+
+    def _samples(self, name: str) -> list[Site]:
+        """Return the site in the first and last layer, of the first and last unit."""
+        info, shape = NAMES[name], self.model.shape
+        layers = sorted({0, shape.n_layers - 1}) if info.has_layer else [None]
+        units = sorted({0, shape.units[info.unit_axis] - 1}) if info.unit_axis else [None]
+        return [Site(name, layer, unit) for layer, unit in itertools.product(layers, units)]
+
+    def _identity(self, site: Site) -> None:
+        run = capture(self.model, self.base, [site])
+        written = self._write(site, run.value(site))
+        if not torch.equal(written, self._logits(run.output)):
+            raise _Failure(f"writing {site} back changes the logits")
+
+    def _edit(self, site: Site) -> None:
+        run = capture(self.model, self.base, [site])
+        value = run.value(site)
+        changed = self._write(site, value + value.std().clamp_min(1e-3) * torch.sign(value + 1e-6))
+        if torch.equal(changed, self._logits(run.output)):
+            raise _Failure(f"changing {site} does not change the logits")
+
+    def _whole(self, site: Site) -> None:
+        source = capture(self.model, self.source, [site])
+        self._compare(self._write(site, source.value(site)), self._logits(source.output), f"{site} from the source")
+
+    def _stream(self, site: Site) -> None:
+        """The stream is the sum of what the blocks add to it."""
+        refused = self.model.shape.refused
+        layer = site.layer
+        is_parallel = "resid_mid" in refused
+        parts = [Site(n, layer) for n in ("resid_pre", "attn_out", "mlp_out", "resid_post") if n not in refused]
+        run = capture(self.model, self.base, parts)
+        pre, attn, mlp, post = (run.value(part) for part in parts)
+        self._compare(pre + attn + mlp, post, f"resid_pre + attn_out + mlp_out in layer {layer}")
+        if not is_parallel and site.name == "resid_mid":
+            self._compare(
+                pre + attn, capture(self.model, self.base, [site]).value(site), f"resid_pre + attn_out = {site}"
+            )
+
+    def _heads(self, site: Site) -> None:
+        """The heads' outputs and the bias are the output projection's output."""
+        heads = [Site("head_out", site.layer, head) for head in range(self.model.shape.units["head"])]
+        run = capture(self.model, self.base, heads)
+        port = self.model.tap(site).port
+        bias = getattr(self.model.module.get_submodule(port.path), "bias", None)
+        total = sum((run.value(head) for head in heads), torch.zeros(()).to(run.tensors[port]))
+        self._compare(total if bias is None else total + bias, run.tensors[port], f"the sum of head_out.{site.layer}")
+
+    def _pattern(self, site: Site) -> None:
+        """A head's output is its attention pattern times the values of its group."""
+        units = self.model.shape.units
+        heads = [Site("z", site.layer, head) for head in range(units["head"])]
+        values = [Site("v", site.layer, head) for head in range(units["kv_head"])]
+        with _eager(self.model.module) as is_eager:
+            if not is_eager:
+                return
+            run = self._run_with_attentions([*heads, *values])
+        if run is None or site.layer is None:
+            return
+        pattern = run.output.attentions[site.layer]
+        group = len(heads) // len(values)
+        for number, head in enumerate(heads):
+            self._compare(
+                pattern[:, number] @ run.value(values[number // group]), run.value(head), f"pattern @ v = {head}"
+            )
+
+    def _run_with_attentions(self, sites: list[Site]) -> Captured | None:
+        taps = [self.model.tap(site) for site in sites]
+        ports: set[Port] = {port for tap in taps for port in (tap.port, *tap.companions)}
+        inputs = {**inputs_of(self.model, self.base), "output_attentions": True}
+        output, tensors = run_with_hooks(self.model, inputs, keep=ports)
+        if getattr(output, "attentions", None) is None:
+            return None
+        return Captured(self.model, self.base, output, tensors)
+
+    def _write(self, site: Site, value: Tensor) -> Float[Tensor, "row position vocab"]:
+        rows, columns = np.divmod(np.arange(N_ROWS * N_TOKENS), N_TOKENS)
+        index = (torch.as_tensor(rows, device=value.device), torch.as_tensor(columns, device=value.device))
+        write = Write(self.model.tap(site), index, value[index])
+        output, _ = run_with_hooks(self.model, inputs_of(self.model, self.base), [write])
+        return self._logits(output)
+
+    def _logits(self, output: Any) -> Tensor:
+        return self.model.logits(output)
+
+    def _compare(self, got: Tensor, wanted: Tensor, what: str) -> None:
+        scale = wanted.abs().max().clamp_min(1.0)
+        difference = float((got - wanted).abs().max() / scale)
+        if not difference <= self.tolerance:
+            raise _Failure(f"{what} is off by {difference:.1e}")
+
+
+def _batch(ids: np.ndarray) -> Batch:
+    n_rows, n_tokens = ids.shape
+    positions = np.tile(np.arange(n_tokens), (n_rows, 1))
+    ones = np.ones(ids.shape, dtype=bool)
+    return Batch(ids, ones, positions, np.zeros(n_rows, dtype=np.int64), np.full(n_rows, n_tokens))
+
+
+@contextmanager
+def _eager(module: nn.Module) -> Iterator[bool]:
+    """Switch to the kernel that returns its pattern, where the model can; say whether it could; switch back."""
+    configs: dict[int, Any] = {id(part.config): part.config for part in module.modules() if hasattr(part, "config")}
+    kernels: Mapping[int, str | None] = {key: getattr(c, "_attn_implementation", None) for key, c in configs.items()}
+    if not any(kernels.values()):
+        yield False
+        return
+    try:
+        for key, config in configs.items():
+            if kernels[key]:
+                config._attn_implementation = "eager"
+        yield True
+    finally:
+        for key, config in configs.items():
+            if kernels[key]:
+                config._attn_implementation = kernels[key]

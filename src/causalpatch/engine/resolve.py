@@ -1,0 +1,173 @@
+"""From what was asked to what is written: sets expanded, spans and columns turned into tokens of each prompt.
+
+An intervention becomes a tuple of ``Target`` (one site each). For each pair a target's positions become a
+``Placement``: base tokens, and for each of them the range of source tokens whose mean it receives (a single token,
+but for spans of unequal lengths aligned by their mean). Tokens are counted in real tokens of each prompt, from 0.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from causalpatch.base.errors import PairError, PatchError, SiteNotFound
+from causalpatch.models import Model
+from causalpatch.pairs import Pairs
+from causalpatch.pairs.positions import resolve
+from causalpatch.patches import Function, Intervention, Patch, Source, Value
+from causalpatch.sites import Every, Position, Site, expand
+
+Role = Literal["clean", "corrupt"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One site of an intervention.
+
+    Args:
+        site: The site without its position.
+        position: Where in each prompt; None for all positions.
+        column: The aligned column instead, or None.
+        value: Its new value.
+        align: How spans of unequal lengths meet.
+        has_position: Whether the site's tensor has a position axis.
+    """
+
+    site: Site
+    position: Position | None
+    column: int | None
+    value: Value
+    align: str | None
+    has_position: bool
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether the new value is computed from the source run."""
+        return isinstance(self.value, Source) or (isinstance(self.value, Function) and self.value.needs_source)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where one target lies in one pair.
+
+    Args:
+        base: Base tokens that are written, ``(element,)``.
+        start: First source token of each element, ``(element,)``.
+        stop: One past the last source token of each element, ``(element,)``.
+    """
+
+    base: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+
+
+def targets_of(model: Model, intervention: Intervention) -> tuple[Target, ...]:
+    """Expand an intervention's site sets into one target per site.
+
+    Raises:
+        SiteNotFound: A site is not in the model, or has a position where its tensor has none.
+        SiteUnsupported: The model does not have the site.
+        PatchError: Two patches of the intervention write the same place.
+    """
+    targets = [target for patch in intervention.patches for target in _targets_of_patch(model, patch)]
+    seen: set[tuple[Site, object, object]] = set()
+    for target in targets:
+        key = (target.site, target.position, target.column)
+        if key in seen:
+            raise PatchError(
+                f"intervention '{intervention}' writes '{target.site}' twice",
+                facts=[("patches", len(intervention.patches))],
+                fix="name every site once per intervention",
+            )
+        seen.add(key)
+    return tuple(targets)
+
+
+def _targets_of_patch(model: Model, patch: Patch) -> list[Target]:
+    targets = []
+    for site in expand(patch.site, model.shape):
+        tap = model.tap(site)
+        position = None if isinstance(site.position, Every) else site.position
+        if not tap.has_position and (position is not None or patch.column is not None):
+            raise SiteNotFound(
+                f"site '{site}' has no positions in '{model.name}'",
+                facts=[("its axes", "are not named" if site.module and not site.module.axes else "have no position")],
+                fix="leave the position out, or name the axes: axes=(position,width)",
+            )
+        targets.append(Target(site.at(None), position, patch.column, patch.value, patch.align, tap.has_position))
+    return targets
+
+
+class Placer:
+    """Finds and remembers where targets lie in pairs.
+
+    Args:
+        pairs: The pairs.
+        base: Which side is the base run's.
+    """
+
+    def __init__(self, pairs: Pairs, base: Role) -> None:
+        self.pairs = pairs
+        self.base: Role = base
+        self._known: dict[tuple[object, ...], Placement | None] = {}
+
+    def place(self, target: Target, pair: int) -> Placement | None:
+        """Return where a target lies in a pair; None where the pair has no such aligned column.
+
+        Raises:
+            PairError: A position is outside the prompt, a span is missing, or the pair needs an alignment.
+        """
+        key = (target.position, target.column, target.align, target.needs_source, pair)
+        if key not in self._known:
+            self._known[key] = self._find(target, pair)
+        return self._known[key]
+
+    def _find(self, target: Target, pair: int) -> Placement | None:
+        if target.column is not None:
+            return self._find_column(target, target.column, pair)
+        if not target.needs_source:
+            tokens = self._base_tokens(pair, target.position)
+            return Placement(tokens, tokens, tokens + 1)
+        base, source = self.pairs.positions(pair, target.position, self.base)
+        if len(base) == len(source):
+            return Placement(base, source, source + 1)
+        return self._align(target, pair, base, source)
+
+    def _find_column(self, target: Target, column: int, pair: int) -> Placement | None:
+        columns = self.pairs.aligned().columns
+        if not 0 <= column < columns.shape[1]:
+            raise PairError(
+                f"'{self.pairs.name}' has no aligned column {column}",
+                facts=[("columns", f"0 to {columns.shape[1] - 1}")],
+            )
+        side = 0 if self.base == "clean" else 1
+        base, source = columns[pair, column, side], columns[pair, column, 1 - side]
+        if base < 0 or (source < 0 and target.needs_source):
+            return None
+        return Placement(np.array([base]), np.array([source]), np.array([source + 1]))
+
+    def _base_tokens(self, pair: int, position: Position | None) -> np.ndarray:
+        """Return the base prompt's tokens at a position, whatever the source prompt looks like."""
+        if position is None or isinstance(position, Every):
+            return np.arange(len(self.pairs[pair].input(self.base)))
+        return resolve(self.pairs[pair], position, self.base, f"pair {pair} of '{self.pairs.name}'")
+
+    def _align(self, target: Target, pair: int, base: np.ndarray, source: np.ndarray) -> Placement:
+        if target.align == "mean":
+            start = np.full(len(base), source[0])
+            return Placement(base, start, np.full(len(base), source[-1] + 1))
+        if target.align in ("first", "last"):
+            n = min(len(base), len(source))
+            part = slice(0, n) if target.align == "first" else slice(-n, None)
+            return Placement(base[part], source[part], source[part] + 1)
+        raise PairError(
+            f"pair {pair} of '{self.pairs.name}' has {len(base)} and {len(source)} tokens at '@{target.position}'",
+            facts=[("base", f"tokens {base.tolist()}"), ("source", f"tokens {source.tolist()}")],
+            fix=f"say how they meet: Patch('{target.site}@{target.position}', align='first'), 'last' or 'mean'",
+        )
+
+
+def sites_read_from_source(targets: Sequence[tuple[Target, ...]]) -> list[Site]:
+    """Return the sites whose source values are needed, without repeats, in order."""
+    return list(dict.fromkeys(target.site for group in targets for target in group if target.needs_source))

@@ -1,0 +1,417 @@
+"""An experiment holds a model, pairs, metrics and a direction, and owns the one verb: run interventions.
+
+Everything that measures anything goes through ``Experiment.run``. Plan, then run, then read::
+
+    experiment = Experiment(model, pairs, metric=logit_difference, direction="denoise")
+    print(experiment.plan(["z.2.1", "z.2.3"]))
+    effects = experiment.run(["z.2.1", "z.2.3"])
+    effects.summary()
+"""
+
+import time
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from causalpatch.base.errors import CausalPatchWarning, PairError, PatchError, SettingError
+from causalpatch.base.progress import bar
+from causalpatch.base.suggest import closest
+from causalpatch.engine import (
+    BASE,
+    SOURCE,
+    Block,
+    Cost,
+    Gauge,
+    Job,
+    Means,
+    Plan,
+    Role,
+    Target,
+    check_answers,
+    fit_all_means,
+    measure,
+    plan_job,
+    require_proofs,
+    targets_of,
+)
+from causalpatch.metrics import Metric, logit_difference, named_metric, top1
+from causalpatch.models import Model
+from causalpatch.pairs import Pairs
+from causalpatch.pairs.batch import PaddingSide
+from causalpatch.patches import Identity, Intervention, Patch, Source
+from causalpatch.results.effects import Effects
+from causalpatch.results.provenance import record
+from causalpatch.results.status import Status
+from causalpatch.sites import Site, SiteSet
+
+Direction = Literal["denoise", "noise"]
+Request = Intervention | Patch | Site | SiteSet | str | Sequence[Patch | Site | SiteSet | str]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The untouched runs, measured.
+
+    Args:
+        metrics: Names of the metrics.
+        clean: Metrics of the clean runs, ``(metric, pair)``.
+        corrupt: Metrics of the corrupted runs, ``(metric, pair)``.
+        right_clean: Whether the clean run prefers the answer to the wrong answer, ``(pair,)``; None where pairs have
+            no such answers.
+        right_corrupt: Whether the corrupted run prefers the wrong answer, ``(pair,)``; None likewise.
+        top1_clean: Whether the answer is the clean run's first choice of all, ``(pair,)``; None likewise.
+    """
+
+    metrics: tuple[str, ...]
+    clean: np.ndarray
+    corrupt: np.ndarray
+    right_clean: np.ndarray | None
+    right_corrupt: np.ndarray | None
+    top1_clean: np.ndarray | None
+
+    def __str__(self) -> str:
+        lines = [
+            f"{name}: clean {clean.mean():.3f}, corrupted {corrupt.mean():.3f}, gap {(clean - corrupt).mean():.3f}"
+            for name, clean, corrupt in zip(self.metrics, self.clean, self.corrupt, strict=True)
+        ]
+        if self.right_clean is not None and self.right_corrupt is not None and self.top1_clean is not None:
+            both = (self.right_clean & self.right_corrupt).mean()
+            lines.append(
+                f"right on clean {self.right_clean.mean():.0%} (top choice of all {self.top1_clean.mean():.0%}), "
+                f"wrong answer preferred on corrupted {self.right_corrupt.mean():.0%}, both {both:.0%}"
+            )
+        return "\n".join(lines)
+
+
+class Experiment:
+    """A model, pairs, metrics and a direction.
+
+    Args:
+        model: The model.
+        pairs: Clean and corrupted inputs.
+        metric: A metric, its name, or a list of them: one sweep feeds them all and costs once.
+        direction: ``"denoise"`` puts clean activations into the corrupted run and asks what restores the behaviour;
+            ``"noise"`` puts corrupted ones into the clean run and asks what breaks it.
+        engine: ``"auto"`` or ``"reference"``: full forwards with plain hooks.
+        padding_side: Where short prompts are padded. It changes nothing but rounding.
+        budget_gib: Memory for activations in GiB; by default 2 on a CPU, half of what is free on a GPU.
+        max_rows: Most rows in one forward; by default what the budget allows. 1 gives each run a forward of its own.
+        seed: Seed of the statistics.
+        show_progress: Whether to show a bar; by default where the error stream is a terminal.
+
+    Raises:
+        SettingError: The direction or engine is unknown.
+        AnswerError: The pairs do not have the answers that a metric needs.
+        PairError: There are no pairs, or they are of another kind than the model.
+
+    References:
+        Meng et al. 2022, "Locating and Editing Factual Associations in GPT", 2202.05262 (causal tracing); Zhang &
+        Nanda 2024, "Towards Best Practices of Activation Patching", 2309.16042; Heimersheim & Nanda 2024, "How to use
+        and interpret activation patching", 2404.15255 (denoising and noising).
+    """
+
+    def __init__(  # noqa: PLR0913 - an experiment is the one place where all of these meet; each has a default
+        self,
+        model: Model,
+        pairs: Pairs,
+        metric: Metric | str | Sequence[Metric | str] = logit_difference,
+        direction: Direction = "denoise",
+        *,
+        engine: Literal["auto", "reference"] = "auto",
+        padding_side: PaddingSide = "right",
+        budget_gib: float | None = None,
+        max_rows: int | None = None,
+        seed: int = 0,
+        show_progress: bool | None = None,
+    ) -> None:
+        _one_of("direction", direction, ("denoise", "noise"))
+        _one_of("engine", engine, ("auto", "reference"))
+        _one_of("padding_side", padding_side, ("right", "left"))
+        _check_kinds(model, pairs)
+        asked = [metric] if isinstance(metric, Metric | str) else list(metric)
+        self.model = model
+        self.pairs = pairs
+        self.metrics = tuple(named_metric(m) if isinstance(m, str) else m for m in asked)
+        if not self.metrics or len({m.name for m in self.metrics}) < len(self.metrics):
+            raise SettingError("an experiment needs one or more metrics with different names")
+        self.direction = direction
+        self.engine = engine
+        self.padding_side: PaddingSide = padding_side
+        self.budget_gib = budget_gib
+        self.max_rows = max_rows
+        self.seed = seed
+        self.show_progress = show_progress
+        if model.vocab_size is not None and model.kind == "tokens":
+            check_answers(pairs, model.vocab_size, model.name)
+        self._gauge = Gauge(self.metrics, pairs, model)
+
+    def __repr__(self) -> str:
+        names = ", ".join(metric.name for metric in self.metrics)
+        return f"Experiment({self.model.name!r}, {self.pairs.name!r}, {names}, {self.direction})"
+
+    @property
+    def base(self) -> Role:
+        """Which side the base run is: the run that is changed."""
+        return "corrupt" if self.direction == "denoise" else "clean"
+
+    @cached_property
+    def baseline(self) -> Baseline:
+        """The untouched clean and corrupted runs, measured; two runs per pair, made once."""
+        extra = [m for m in (logit_difference, top1) if _fits(m, self.pairs)]
+        gauge = Gauge([*self.metrics, *extra], self.pairs, self.model)
+        n_metrics = len(self.metrics)
+        table = np.full((2, len(gauge.metrics), len(self.pairs)), np.nan)
+        for block in measure(self._job([]), gauge, Means(), Cost()):
+            table[0 if block.interventions[0] == BASE else 1][:, block.pairs] = block.values
+        clean, corrupt = table if self.base == "clean" else table[::-1]
+        is_answered = len(extra) == 2
+        return Baseline(
+            tuple(metric.name for metric in self.metrics),
+            clean[:n_metrics],
+            corrupt[:n_metrics],
+            clean[n_metrics] > 0 if is_answered else None,
+            corrupt[n_metrics] < 0 if is_answered else None,
+            clean[n_metrics + 1] == 1 if is_answered else None,
+        )
+
+    def plan(self, interventions: Iterable[Request]) -> Plan:
+        """Say what a run would cost; nothing runs.
+
+        Args:
+            interventions: As for ``run``.
+
+        Returns:
+            Rows, forwards, FLOPs and memory, and the first pair's tokens; it prints as a table.
+        """
+        return plan_job(self._job(self._targets(_as_interventions(interventions))), len(self._gauge.forks))
+
+    def run(
+        self,
+        interventions: Iterable[Request],
+        *,
+        axes: Mapping[str, Sequence[Any]] | None = None,
+        labels: Mapping[str, Sequence[str]] | None = None,
+    ) -> Effects:
+        """Measure interventions on every pair.
+
+        Args:
+            interventions: Each one a ``Patch``, a site or its text (patched from the source run), or a list of these
+                made together in one run.
+            axes: Axes that the interventions fill in row-major order, with their coordinates; by default the one axis
+                ``intervention`` with each one's text.
+            labels: Labels along axes, such as tokens along ``position``.
+
+        Returns:
+            Effects with the axes asked for, then ``pair``.
+
+        Raises:
+            SiteNotFound: A site is not in the model.
+            SiteUnsupported: The model does not have a site, or it failed its proof.
+            PairError: Pairs of unequal length are patched at all positions without an alignment.
+            PatchDidNotFire: A module of a patch did not run.
+            NotFinite: An untouched run gives NaN or infinity.
+
+        Examples:
+            >>> import causalpatch as cp
+            >>> model = cp.open_model("zoo:stories")
+            >>> experiment = cp.Experiment(model, cp.load_pairs("ioi", model))
+            >>> experiment.run(["resid_pre.0", "z.0.0"]).dims
+            ('intervention', 'pair')
+
+        Cost:
+            One row of a full forward per intervention and pair, and two per pair for the untouched runs.
+        """
+        asked = _as_interventions(interventions)
+        targets = self._targets(asked)
+        axes = {"intervention": [each.label for each in asked]} if axes is None else axes
+        _check_grid(axes, len(asked))
+        require_proofs(self.model, {target.site.name for group in targets for target in group})
+        reference = _fully_ablated(targets)
+        job = self._job([*targets, reference] if reference else targets, len(targets) if reference else None)
+        tally = _Tally.of(job, len(self.metrics))
+        started = time.perf_counter()
+        means = fit_all_means(job)
+        is_complete = self._measure(job, means, tally)
+        kept = np.flatnonzero(np.isfinite(tally.untouched).all((0, 1)))
+        shape = tuple(len(values) for values in axes.values())
+        n_cells = len(targets)
+        return Effects.build(
+            axes=axes,
+            pair_ids=[self.pairs[int(i)].id for i in kept],
+            groups=self.pairs.components[kept],
+            metrics=[metric.name for metric in self.metrics],
+            values=tally.values[:, :n_cells, kept].reshape(len(self.metrics), *shape, len(kept)),
+            status=tally.status[:n_cells, kept].reshape(*shape, len(kept)),
+            baselines=self._baselines(tally, kept, n_cells if reference else None),
+            labels=labels,
+            positions=self._aligned_positions(kept) if "position" in axes else None,
+            provenance={
+                **self._provenance(asked, targets, reference),
+                "complete": is_complete,
+                "cost": {**vars(tally.cost), "seconds": round(time.perf_counter() - started, 3)},
+            },
+        )
+
+    def _measure(self, job: Job, means: Means, tally: "_Tally") -> bool:
+        """Fill the tally; return False where the user stopped it in between."""
+        total = max(1, len(job.interventions) * len(job.pairs))
+        try:
+            with bar(f"patching '{self.model.name}'", total, is_shown=self.show_progress) as advance:
+                for block in measure(job, self._gauge, means, tally.cost):
+                    tally.add(block)
+                    advance(len(block.pairs) if block.interventions[0] >= 0 else 0)
+        except KeyboardInterrupt:
+            n_done = int((tally.status != Status.SKIPPED).sum())
+            if not n_done:
+                raise
+            warnings.warn(
+                CausalPatchWarning(f"stopped: {n_done:,} of {total:,} runs were made and are kept"), stacklevel=3
+            )
+            return False
+        return True
+
+    def _targets(self, interventions: Sequence[Intervention]) -> list[tuple[Target, ...]]:
+        return [targets_of(self.model, intervention) for intervention in interventions]
+
+    def _job(self, targets: Sequence[tuple[Target, ...]], reference: int | None = None) -> Job:
+        return Job(
+            self.model, self.pairs, targets, self.base, self.padding_side, self.budget_gib, self.max_rows, reference
+        )
+
+    def _baselines(self, tally: "_Tally", kept: np.ndarray, reference: int | None) -> dict[str, np.ndarray]:
+        base, source = tally.untouched[:, :, kept]
+        runs = {"base": base, "source": source}
+        runs |= {"clean": base, "corrupt": source} if self.base == "clean" else {"clean": source, "corrupt": base}
+        if reference is not None:
+            runs["reference"] = tally.values[:, reference, kept]
+        return runs
+
+    def _provenance(
+        self, asked: Sequence[Intervention], targets: Sequence[tuple[Target, ...]], reference: Sequence[Target]
+    ) -> dict[str, Any]:
+        values = sorted({str(patch.value) for each in asked for patch in each.patches})
+        sites = list(dict.fromkeys(str(patch.site) for each in asked for patch in each.patches))
+        kinds = sorted({target.site.unit_axis or target.site.name for group in targets for target in group})
+        model, pairs = self.model, self.pairs
+        mirrored = pairs.check().mirrored_share
+        notes = []
+        if mirrored > 0.1:
+            notes.append(f"{mirrored:.0%} of the pairs are mirrored: the other direction is redundant by construction")
+        return record(
+            {
+                "granularity": ", ".join(kinds),
+                "kind": "node",
+                "value": ", ".join(values),
+                "positions": _positions_text(asked),
+                "direction": self.direction,
+                "circuit": "single interventions, the rest of the run intact",
+            },
+            site=sites[0] if len(sites) == 1 else f"{sites[0]} … {sites[-1]} ({len(sites)} sites)",
+            direction=self.direction,
+            value=", ".join(values),
+            reference=f"{', '.join(values)} at {len(reference)} places together" if reference else "corrupted run",
+            model={
+                "name": model.name,
+                "hash": model.content_hash,
+                "dtype": str(model.dtype).removeprefix("torch."),
+                "device": str(model.device),
+                "attention": model.attention,
+            },
+            pairs={"name": pairs.name, "hash": pairs.content_hash, "n": len(pairs)},
+            metrics=[metric.name for metric in self.metrics],
+            higher_is_better={metric.name: metric.higher_is_better for metric in self.metrics},
+            engine={"tier": "reference", "reason": "full forwards with plain hooks"},
+            seed=self.seed,
+            mirrored_share=mirrored,
+            notes=notes,
+        )
+
+    def _aligned_positions(self, kept: np.ndarray) -> np.ndarray:
+        columns: np.ndarray = self.pairs.aligned().columns[kept]
+        return columns if self.base == "clean" else columns[..., ::-1]
+
+
+@dataclass
+class _Tally:
+    """Numbers as they come in."""
+
+    values: np.ndarray
+    status: np.ndarray
+    untouched: np.ndarray
+    cost: Cost = field(default_factory=Cost)
+
+    @classmethod
+    def of(cls, job: Job, n_metrics: int) -> "_Tally":
+        shape = (len(job.interventions), len(job.pairs))
+        values, untouched = np.full((n_metrics, *shape), np.nan), np.full((2, n_metrics, shape[1]), np.nan)
+        return cls(values, np.full(shape, Status.SKIPPED, dtype=np.uint8), untouched)
+
+    def add(self, block: Block) -> None:
+        code = block.interventions[0]
+        if code in (BASE, SOURCE):
+            self.untouched[0 if code == BASE else 1][:, block.pairs] = block.values
+            return
+        is_finite = np.isfinite(block.values).all(0)
+        status = np.where(block.is_aligned, np.where(is_finite, Status.MEASURED, Status.FAILED), Status.UNALIGNED)
+        self.values[:, block.interventions, block.pairs] = block.values
+        self.status[block.interventions, block.pairs] = status
+
+
+def _as_interventions(requests: Iterable[Request]) -> list[Intervention]:
+    if isinstance(requests, str | Patch | Site | SiteSet | Intervention):
+        requests = [requests]
+    made = [Intervention.of(request) for request in requests]
+    if not made:
+        raise PatchError("there is nothing to run", fix="name at least one site, such as 'resid_pre.0'")
+    return made
+
+
+def _fully_ablated(targets: Sequence[tuple[Target, ...]]) -> tuple[Target, ...]:
+    """Return everything that is replaced by something other than the source, in one run: the reference of ablations."""
+    found = [t for group in targets for t in group if not isinstance(t.value, Source | Identity)]
+    return tuple({(t.site, t.position, t.column): t for t in found}.values())
+
+
+def _positions_text(interventions: Sequence[Intervention]) -> str:
+    patches = [patch for each in interventions for patch in each.patches]
+    if any(patch.column is not None for patch in patches):
+        return "each aligned column by itself"
+    return ", ".join(sorted({"all" if p.site.position is None else f"@{p.site.position}" for p in patches}))
+
+
+def _check_grid(axes: Mapping[str, Sequence[Any]], n_interventions: int) -> None:
+    cells = int(np.prod([len(values) for values in axes.values()]))
+    if cells != n_interventions:
+        sizes = " x ".join(f"{name} {len(values)}" for name, values in axes.items())
+        raise SettingError(
+            f"{n_interventions} interventions do not fill the axes", facts=[("axes", f"{sizes} = {cells} cells")]
+        )
+
+
+def _check_kinds(model: Model, pairs: Pairs) -> None:
+    if not len(pairs):
+        raise PairError(f"'{pairs.name}' holds no pairs")
+    if model.kind == "arrays" and pairs.kind == "tokens":
+        raise PairError(
+            f"'{pairs.name}' holds prompts, but '{model.name}' takes arrays",
+            fix="make pairs of arrays: Pairs.from_arrays(clean, corrupt, answer=…)",
+        )
+
+
+def _fits(metric: Metric, pairs: Pairs) -> bool:
+    has_answers = all(pair.answer and pair.wrong_answer for pair in pairs)
+    return has_answers and all(len(a) == 1 for pair in pairs for a in (*pair.answer, *pair.wrong_answer))
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        near = closest(str(value), known, 1)
+        raise SettingError(
+            f"{name} cannot be {value!r}",
+            facts=[("known", ", ".join(known))],
+            fix=f'{name}="{near[0] if near else known[0]}"',
+        )

@@ -1,0 +1,125 @@
+"""What metrics read of a batch of runs.
+
+Rows are runs: one intervention on one pair each. Metrics ask for logits of answers, probabilities, whole distributions
+or raw outputs; how much of the model was computed to answer them is the engine's affair.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from causalpatch.base.errors import MetricError
+from causalpatch.pairs import Pairs
+
+Side = Literal["answer", "wrong_answer"]
+
+
+@dataclass(frozen=True)
+class AnswerTable:
+    """Answer sets of all pairs as padded tensors.
+
+    Args:
+        ids: Token ids by side, ``[pair, answer, token]``, padded with 0.
+        lengths: Number of tokens of each answer by side, ``[pair, answer]``; 0 where a pair has fewer answers.
+    """
+
+    ids: Mapping[str, Int[Tensor, "pair answer token"]]
+    lengths: Mapping[str, Int[Tensor, "pair answer"]]
+
+    @classmethod
+    def of(cls, pairs: Pairs, device: torch.device) -> "AnswerTable":
+        """Read the answers of ``pairs`` onto ``device``."""
+        ids: dict[str, Tensor] = {}
+        lengths: dict[str, Tensor] = {}
+        for side in ("answer", "wrong_answer"):
+            sets = [getattr(pair, side) for pair in pairs]
+            n_answers = max((len(answers) for answers in sets), default=0)
+            n_tokens = max((len(answer) for answers in sets for answer in answers), default=0)
+            table = torch.zeros(len(sets), n_answers, n_tokens, dtype=torch.long)
+            count = torch.zeros(len(sets), n_answers, dtype=torch.long)
+            for row, answers in enumerate(sets):
+                for column, answer in enumerate(answers):
+                    table[row, column, : len(answer)] = torch.tensor(answer, dtype=torch.long)
+                    count[row, column] = len(answer)
+            ids[side], lengths[side] = table.to(device), count.to(device)
+        return cls(ids, lengths)
+
+    def longest(self, side: Side) -> int:
+        """Return the number of tokens of the longest answer of a side; 0 where there are none."""
+        return int(self.ids[side].shape[-1])
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The outputs of a batch of runs, as metrics read them.
+
+    Args:
+        logits: The model's output, ``[row, position, vocab]`` for text, ``[row, …]`` for other models.
+        answers: Answers of all pairs.
+        pair: For each row the index of its pair in the answer table, ``[row]``.
+        column: For text, the padded column of the position that the metric reads, ``[row]``.
+        forks: Log-probabilities of answers of several tokens by side, ``[row, answer]``, from runs that went on
+            through the answer.
+        references: What the same pair gave in the untouched ``"base"`` and ``"source"`` runs at the same position,
+            ``[row, vocab]`` or ``[row, …]``.
+    """
+
+    logits: Float[Tensor, "row *shape"]
+    answers: AnswerTable
+    pair: Int[Tensor, " row"]
+    column: Int[Tensor, " row"] | None = None
+    forks: Mapping[str, Float[Tensor, "row answer"]] = field(default_factory=dict)
+    references: Mapping[str, Float[Tensor, "row *shape"]] = field(default_factory=dict)
+
+    @property
+    def distribution(self) -> Float[Tensor, "row vocab"]:
+        """Logits over the vocabulary (or classes) at the position that the metric reads, in float32 or better.
+
+        Raises:
+            MetricError: The output of a model that is not text is not one row of class logits.
+        """
+        if self.column is not None:
+            rows = torch.arange(len(self.column), device=self.logits.device)
+            return _precise(self.logits[rows, self.column])
+        if self.logits.ndim != 2:
+            raise MetricError(
+                "this metric needs class logits",
+                facts=[("output", f"shape {tuple(self.logits.shape)}"), ("needed", "(row, class)")],
+                fix="measure the output with your own function: metric(lambda outputs, pairs: …)",
+            )
+        return _precise(self.logits)
+
+    def present(self, side: Side) -> Bool[Tensor, "row answer"]:
+        """Say which answers of the set each row's pair has."""
+        return self.answers.lengths[side][self.pair] > 0
+
+    def answer_logits(self, side: Side) -> Float[Tensor, "row answer"]:
+        """Return the logits of the (first tokens of the) answers; minus infinity where a pair has fewer answers."""
+        first = self.answers.ids[side][self.pair][:, :, 0]
+        return self.distribution.gather(1, first).masked_fill(~self.present(side), -torch.inf)
+
+    def answer_log_probs(self, side: Side) -> Float[Tensor, "row answer"]:
+        """Return the log-probabilities of whole answers, summed over their tokens; minus infinity where absent."""
+        if side in self.forks:
+            return self.forks[side]
+        return self.answer_logits(side) - self.distribution.logsumexp(-1, keepdim=True)
+
+    def reference(self, run: Literal["base", "source"]) -> Float[Tensor, "row *shape"]:
+        """Return what the same pair gave in the untouched run.
+
+        Raises:
+            MetricError: The metric did not declare that it compares with this run.
+        """
+        if run not in self.references:
+            raise MetricError(
+                f"the {run} run was not kept for this metric", fix=f'declare it: metric(…, compares=("{run}",))'
+            )
+        return _precise(self.references[run])
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
