@@ -18,10 +18,11 @@ import numpy as np
 
 from causalpatch.base.errors import SettingError
 from causalpatch.base.extras import lazy
-from causalpatch.results.labels import axis_text, cell_text
+from causalpatch.results.labels import SPACE, axis_text, cell_text
 from causalpatch.results.layout import label_name
 from causalpatch.results.pictures import Picture
 from causalpatch.results.tables import ALPHA, TopTable
+from causalpatch.statistics.permutation import smallest_p
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +31,8 @@ alt = lazy("altair")
 
 # A heat map beyond this many places on an axis has no readable labels; such sweeps are drawn as bars.
 MOST_PLACES = 512
+# Beyond this a description of every cell for screen readers makes the file several times as large.
+MOST_SPOKEN_CELLS = 2_000
 BLUE, RED, INK, FAINT = "#2166ac", "#b2182b", "#1a1a1a", "#9a9a9a"
 FONT = "Arial, Helvetica, Liberation Sans, DejaVu Sans, sans-serif"
 _TICK = 11  # font size of axis labels, px
@@ -45,11 +48,13 @@ class Caption:
         title: One line.
         lines: Smaller lines below it: what was measured, and how to read the marks.
         legend: Title of the colour scale, or of the bars' axis.
+        base: Whose prompt the tokens are from.
     """
 
     title: str
     lines: Sequence[str] = field(default_factory=tuple)
     legend: str = "recovered"
+    base: str = "corrupted"
 
 
 def heat_map(frame: pd.DataFrame, axes: Sequence[str], value: str, caption: Caption) -> Picture:
@@ -105,10 +110,11 @@ def heat_map(frame: pd.DataFrame, axes: Sequence[str], value: str, caption: Capt
         hatch = _layer(blank).mark_point(shape=_hatch(width, height), size=4, stroke=FAINT, strokeWidth=0.8)
         layers.append(hatch.encode(x=x, y=y, tooltip=tooltip))
     if outlined:
-        box = _layer(outlined).mark_rect(fill=None, stroke=INK, strokeWidth=1.6)
+        box = _layer(outlined).mark_rect(fill=None, stroke=INK, strokeWidth=1.6 if min(width, height) >= 18 else 1.1)
         layers.append(box.encode(x=x, y=y, tooltip=tooltip))
     chart = alt.layer(*layers).properties(width=width * len(alongs), height=height * len(ups))
-    lines = [*caption.lines, *_how_to_read(frame, outlined=bool(outlined), value=value)]
+    lines = [*caption.lines, *_on_labels(horizontal, frame, caption.base)]
+    lines += _how_to_read(frame, outlined=bool(outlined), value=value)
     return Picture(_finished(chart, caption.title, lines, width * len(alongs)), frame)
 
 
@@ -131,7 +137,11 @@ def bars(top: TopTable, axes: Sequence[str], caption: Caption) -> Picture:
         for name, row in zip(names, _records(frame), strict=True)
     ]
     y = alt.Y("cell:N", sort=None, scale=alt.Scale(domain=names), axis=alt.Axis(title=None, **_LABELS, ticks=False))
-    x = alt.X("recovered:Q", title=caption.legend, axis=alt.Axis(format=".3~g", tickCount=6, labelFontSize=_TICK))
+    x = alt.X(
+        "recovered:Q",
+        title=caption.legend,
+        axis=alt.Axis(format=".3~g", tickCount=6, labelFontSize=_TICK, labelFlush=False),
+    )
     tooltip = [alt.Tooltip(f"{key}:{'N' if key == 'status' else 'Q'}") for key in told]
     layers = []
     for paint, is_positive in ((BLUE, True), (RED, False)):
@@ -140,7 +150,7 @@ def bars(top: TopTable, axes: Sequence[str], caption: Caption) -> Picture:
             some = [row for row in same if _is_significant(row) == outlined]
             if some:
                 edge = {"stroke": INK, "strokeWidth": 1.6} if outlined else {}
-                bar = _layer(some).mark_bar(color=paint, opacity=0.75, height=14, **edge)
+                bar = _layer(some).mark_bar(color=paint, fillOpacity=0.75, height=14, **edge)
                 layers.append(bar.encode(y=y, x=x, tooltip=tooltip))
     zero = _layer([{"recovered": 0.0}]).mark_rule(color=INK, strokeWidth=1)
     layers.append(zero.encode(x=x))
@@ -242,9 +252,9 @@ def caption(provenance: Mapping[str, Any], *, metric: str, quantity: str, pairs:
         title, legend = f"{site}: change of {metric} by patching", f"effect ({metric})"
     model, name = (_name_in(provenance.get(key)) for key in ("model", "pairs"))
     where = " · ".join(text for text in (model, name, pairs) if text)
-    how = f"{provenance['direction']}: {origin} into the {run} run · metric: {metric}"
+    how = f"{provenance['direction']}: {origin} into the {run} run · {metric}"
     unfinished = "" if provenance.get("complete", True) else "the sweep was stopped before its end"
-    return Caption(title, [where, how, unfinished], legend)
+    return Caption(title, [where, how, unfinished], legend, run)
 
 
 _LABELS = {"labelLimit": 0, "labelOverlap": False, "labelFontSize": _TICK, "labelPadding": 4}
@@ -309,12 +319,20 @@ def _cell_name(row: Mapping[str, Any], axes: Sequence[str]) -> str:
     return cell_text({axis: row[axis] for axis in axes}, labels)
 
 
+def _on_labels(axis: str, frame: pd.DataFrame, base: str) -> list[str]:
+    """Say whose tokens stand on the axis, and what a dot in them is."""
+    if axis not in ("position", "key_position") or label_name(axis) not in frame.columns:
+        return []
+    spaces = any(text.startswith(" ") or text.endswith(" ") or "  " in text for text in frame[label_name(axis)])
+    return [f"tokens: of the {base} prompt" + (f"; {SPACE} is a space" if spaces else "")]
+
+
 def _how_to_read(frame: pd.DataFrame, *, outlined: bool, value: str | None = None) -> list[str]:
     lines = []
     if outlined:
-        lines.append("outlined: adjusted p (Benjamini-Hochberg) below .05, against 0, screening only")
-    elif "p_bh" in frame.columns and not np.isfinite(frame["p_bh"].to_numpy()).any():
-        lines.append("no outlines: too few independent groups for p")
+        lines.append("outlined: adjusted p below .05 (against 0, screening only)")
+    elif smallest_p(n_groups := int(frame["n_components"].max())) >= ALPHA:
+        lines.append(f"no outlines: with {n_groups} independent groups p cannot be below .05")
     else:
         lines.append("no outlines: no adjusted p below .05")
     if value is not None and frame[value].isna().any():
@@ -332,7 +350,7 @@ def _name_in(value: Any) -> str:
 
 
 def _finished(chart: Any, title: str, lines: Sequence[str], width: float) -> Any:
-    columns = max(int(width / 6), 60)
+    columns = max(int(width / 5.5), 76)
     wrapped = [part for line in lines if line for part in textwrap.wrap(line, columns)]
     heading = alt.TitleParams(title, subtitle=wrapped, anchor="start", frame="bounds", offset=12)
     return (

@@ -205,7 +205,7 @@ class Effects:
             NoGap: Clean and reference runs do not differ enough, so a share means nothing.
         """
         one = self._first()
-        return tables.summarise(one._data, one._numbers(), level=level, seed=self._seed).frame
+        return tables.summarise(one._data, one._numbers(), level=level, seed=self._seed)
 
     def top(self, k: int = 10, metric: str | None = None, *, level: float = 0.95) -> TopTable:
         """Return the cells with the largest |recovered|, marked exploratory.

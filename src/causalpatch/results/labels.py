@@ -9,6 +9,8 @@ from typing import Any
 
 # Longer runs of spaces (indentation in code) are counted instead of drawn.
 LONGEST_DRAWN_RUN = 3
+# The middle dot of editors: unlike U+2423 (open box) it is in the fonts that pictures are drawn with.
+SPACE = "·"
 _RUNS = re.compile(r"^ +| +$| {2,}")
 _ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 # Control, format, surrogate, private, unassigned; line and paragraph separators; spaces other than U+0020.
@@ -18,15 +20,17 @@ _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"}
 def visible(token: str) -> str:
     r"""Return a token so that a reader sees every character of it.
 
-    A space at either end and every run of spaces is drawn as ``␣``, a line feed as ``\n``, a character that has no
-    shape of its own as its code. Nothing is cut.
+    A space at either end and every run of spaces is drawn as ``·``, a line feed as ``\n``, a character that has no
+    shape of its own as its code; a token of nothing but spaces says so in words. Nothing is cut.
 
     Examples:
         >>> [visible(token) for token in (" the", "\n\n", " ", "        ", "<s>", "")]
-        ['␣the', '\\n\\n', '␣', '␣x8', '<s>', '""']
+        ['·the', '\\n\\n', '(space)', '(8 spaces)', '<s>', '""']
     """
     if not token:
         return '""'
+    if not token.strip(" "):
+        return "(space)" if len(token) == 1 else f"({len(token)} spaces)"
     text = _RUNS.sub(_draw_run, token)
     if unicodedata.category(text[0]).startswith("M"):
         text = "◌" + text
@@ -40,7 +44,7 @@ def axis_text(value: Any, label: str | None = None) -> str:
 
     Examples:
         >>> axis_text(3, " the")
-        '3 ␣the'
+        '3 ·the'
     """
     return str(value) if label is None else f"{value} {visible(label)}"
 
@@ -56,7 +60,7 @@ def cell_text(values: Mapping[str, Any], labels: Mapping[str, str] | None = None
         >>> cell_text({"layer": 4, "head": 7})
         'layer 4, head 7'
         >>> cell_text({"layer": 4, "position": 3}, {"position": " the"})
-        'layer 4, position 3 ␣the'
+        'layer 4, position 3 ·the'
     """
     labels = labels or {}
     parts = []
@@ -68,7 +72,7 @@ def cell_text(values: Mapping[str, Any], labels: Mapping[str, str] | None = None
 
 def _draw_run(match: re.Match[str]) -> str:
     length = len(match.group())
-    return "␣" * length if length <= LONGEST_DRAWN_RUN else f"␣x{length}"
+    return SPACE * length if length <= LONGEST_DRAWN_RUN else f"{SPACE}x{length}"
 
 
 def _draw(character: str) -> str:

@@ -16,15 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from causalpatch.base.errors import NoGap
-from causalpatch.base.extras import lazy
-
-intervals = lazy("causalpatch.statistics.intervals")
+from causalpatch.statistics.intervals import MIN_GROUPS, mean_interval
 
 # Below this share of the metric's own size a gap is rounding of float32, not a difference.
 ROUNDING = 1e-6
 # A pair's own ratio is given only where its gap is at least this share of the mean |gap|.
 SMALLEST_GAP_SHARE = 1e-3
-FEWEST_GROUPS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +102,8 @@ class Numbers:
         ]
         scale = float(np.abs(self.clean).mean() + np.abs(self.reference).mean()) / 2
         absent = mean <= ROUNDING * scale
-        if len(np.unique(self.group)) >= FEWEST_GROUPS:
-            interval = intervals.mean_interval(gap, self.group, level=0.95)
+        if len(np.unique(self.group)) >= MIN_GROUPS:
+            interval = mean_interval(gap, self.group, level=0.95)
             absent = absent or not interval.low > 0
             bounds = sorted((self.rising * interval.low, self.rising * interval.high))
             facts.append(("gap", f"{self.rising * mean:.4g}, 95 % interval {bounds[0]:.4g} to {bounds[1]:.4g}"))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,8 +21,12 @@ import numpy as np
 from causalpatch.base.extras import lazy
 from causalpatch.results.labels import visible
 from causalpatch.results.layout import label_name
-from causalpatch.results.shares import FEWEST_GROUPS, Numbers, component_sums
+from causalpatch.results.shares import Numbers, component_sums
 from causalpatch.results.status import Status, counts, describe_cells
+from causalpatch.statistics.agreement import sign_agreement
+from causalpatch.statistics.families import benjamini_hochberg
+from causalpatch.statistics.intervals import MIN_GROUPS, Interval, ratio_intervals
+from causalpatch.statistics.permutation import max_t, sign_flip, smallest_p
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,33 +34,16 @@ if TYPE_CHECKING:
 else:
     pd = lazy("pandas")
 
-agreements = lazy("causalpatch.statistics.agreement")
-families = lazy("causalpatch.statistics.families")
-intervals = lazy("causalpatch.statistics.intervals")
-permutation = lazy("causalpatch.statistics.permutation")
-
-# From 30 components on an interval is not called approximate (VALIDITY, statistics).
-ENOUGH_GROUPS = 30
+# With fewer groups, or more skewed ones, intervals that hold together are called approximate.
+GROUPS_FOR_MAX_T = 20
+LARGEST_SKEW = 1.0
 ALPHA = 0.05
 
 
-@dataclass(frozen=True, eq=False)
-class Table:
-    """One metric's table and what must be said with it.
-
-    Args:
-        frame: A row per cell.
-        notes: Sentences on how far the numbers go.
-        intervals: The interval of each row.
-    """
-
-    frame: pd.DataFrame
-    notes: list[str]
-    intervals: list[Any]
-
-
-def summarise(data: xr.Dataset, numbers: Numbers, *, level: float, seed: int, critical: float | None = None) -> Table:
-    """Return a row per cell, in the order of the axes.
+def summarise(
+    data: xr.Dataset, numbers: Numbers, *, level: float, seed: int, critical: float | None = None
+) -> pd.DataFrame:
+    """Return a row per cell, in the order of the axes, and in ``attrs["notes"]`` what must be said with it.
 
     Args:
         data: One metric's labelled array.
@@ -73,17 +59,16 @@ def summarise(data: xr.Dataset, numbers: Numbers, *, level: float, seed: int, cr
     found = numbers.n_pairs > 0
     share = numbers.recovered()
     n_cells = len(share)
-    shares = intervals.ratio_intervals(
-        numbers.sign * numbers.effect[found], numbers.gap, numbers.group, level=level, critical=critical, seed=seed
-    )
-    spread = dict(zip(np.flatnonzero(found), shares, strict=True))
+    spread: list[Interval] = []
     low, high, p, agreement = (np.full(n_cells, np.nan) for _ in range(4))
-    for cell, interval in spread.items():
-        if interval.status != "none" and np.isfinite(share[cell]):
-            low[cell], high[cell] = interval.low, interval.high
     if found.any():
-        p[found] = permutation.sign_flip(numbers.effect[found], numbers.group, seed=seed)
-        agreement[found] = agreements.sign_agreement(numbers.effect[found])
+        tops = numbers.sign * numbers.effect[found]
+        spread = ratio_intervals(tops, numbers.gap, numbers.group, level=level, critical=critical, seed=seed)
+        bounded = np.array([interval.is_bounded for interval in spread]) & np.isfinite(share[found])
+        low[found] = np.where(bounded, [interval.low for interval in spread], np.nan)
+        high[found] = np.where(bounded, [interval.high for interval in spread], np.nan)
+        p[found] = sign_flip(numbers.effect[found], numbers.group, seed=seed)
+        agreement[found] = sign_agreement(numbers.effect[found])
     status = data["status"].values.reshape(n_cells, -1)
     columns: dict[str, Any] = {
         **cell_columns(data),
@@ -92,20 +77,20 @@ def summarise(data: xr.Dataset, numbers: Numbers, *, level: float, seed: int, cr
         "low": low,
         "high": high,
         "p": p,
-        "p_bh": families.benjamini_hochberg(p),
+        "p_bh": benjamini_hochberg(p),
         "agreement": agreement,
         "n_pairs": numbers.n_pairs,
         "n_components": numbers.n_components,
         "status": describe_cells(status),
     }
     notes = [
-        *_notes_on_intervals(numbers, share, list(spread.values())),
+        *_notes_on_intervals(numbers, share, spread),
         *_notes_on_p(numbers, int(np.isfinite(p).sum())),
         *_notes_on_cells(numbers, status, share),
     ]
     frame = pd.DataFrame(columns)
     frame.attrs["notes"] = notes
-    return Table(frame, notes, [spread.get(cell) for cell in range(n_cells)])
+    return frame
 
 
 def effects_only(data: xr.Dataset, numbers: Numbers, *, seed: int) -> pd.DataFrame:
@@ -113,12 +98,12 @@ def effects_only(data: xr.Dataset, numbers: Numbers, *, seed: int) -> pd.DataFra
     found = numbers.n_pairs > 0
     p = np.full(len(found), np.nan)
     if found.any():
-        p[found] = permutation.sign_flip(numbers.effect[found], numbers.group, seed=seed)
+        p[found] = sign_flip(numbers.effect[found], numbers.group, seed=seed)
     columns: dict[str, Any] = {
         **cell_columns(data),
         "effect": numbers.mean_effect(),
         "p": p,
-        "p_bh": families.benjamini_hochberg(p),
+        "p_bh": benjamini_hochberg(p),
         "n_pairs": numbers.n_pairs,
         "n_components": numbers.n_components,
         "status": describe_cells(data["status"].values.reshape(len(found), -1)),
@@ -130,24 +115,26 @@ def largest(data: xr.Dataset, numbers: Numbers, *, k: int, level: float, seed: i
     """Return the ``k`` cells with the largest |recovered|, with intervals that hold over all cells together."""
     numbers.require_gap()
     found = numbers.n_pairs > 0
-    critical = None
-    if len(np.unique(numbers.group)) >= FEWEST_GROUPS and found.any():
+    critical, left = None, np.empty((0, numbers.group.size))
+    few = len(np.unique(numbers.group)) < MIN_GROUPS
+    if found.any() and not few:
         # What the ratio's own t looks at: the effect left over when the cell's share of the gap is taken off.
-        share = numbers.recovered()[found, None]
-        left = numbers.sign * numbers.effect[found] - share * numbers.gap
-        critical = float(permutation.max_t(left, numbers.group, seed=seed, level=level))
+        share = np.nan_to_num(numbers.recovered())[:, None]
+        left = numbers.sign * numbers.effect - share * numbers.gap
+        largest_t = max_t(left[found], numbers.group, seed=seed, level=level)
+        # NaN: no cell varies between groups, so that each interval is a point whatever the critical value.
+        critical = None if np.isnan(largest_t) else largest_t
     table = summarise(data, numbers, level=level, seed=seed, critical=critical)
-    size = table.frame["recovered"].abs()
-    order = size.dropna().sort_values(ascending=False, kind="stable").index[:k]
-    frame = table.frame.loc[order].reset_index(drop=True)
+    size = table["recovered"].abs()
+    order = size.dropna().sort_values(ascending=False, kind="stable").index[: max(k, 0)].to_numpy(dtype=np.int64)
+    frame = table.loc[order].reset_index(drop=True)
     words = f"exploratory: the {len(order)} largest of {int(found.sum())} cells, chosen and estimated on the same pairs"
-    if critical is not None:
-        words += f"; the {level:.0%} intervals hold for all of them together"
-    frame.attrs.update(label="exploratory", notes=table.notes)
-    each = None
-    if len(np.unique(numbers.group)) < FEWEST_GROUPS:
-        each = share_by_component(numbers)[np.asarray(order, dtype=np.int64)]
-    return TopTable(frame, words, table.notes, each)
+    if not few:
+        words += f"; the {level:.0%} intervals hold for all cells together"
+    notes = table.attrs["notes"] if few else [*table.attrs["notes"], *_notes_on_together(left[order], numbers.group)]
+    frame.attrs.update(label="exploratory", notes=notes)
+    each = share_by_component(numbers)[order] if few else None
+    return TopTable(frame, words, notes, each)
 
 
 class TopTable:
@@ -200,7 +187,7 @@ class TopTable:
     def _shown(self) -> pd.DataFrame:
         shown = self._frame
         if self.by_component is not None:
-            texts = [" ".join(f"{value:.2f}" for value in row if np.isfinite(value)) for row in self.by_component]
+            texts = [" ".join(_number(value, 2) for value in row) for row in self.by_component]
             shown = shown.drop(columns=["low", "high"]).assign(each_component=texts)
         return shown
 
@@ -293,16 +280,16 @@ def _mean(total: np.ndarray, size: np.ndarray) -> np.ndarray:
     return mean
 
 
-def _notes_on_intervals(numbers: Numbers, share: np.ndarray, found: list[Any]) -> list[str]:
+def _notes_on_intervals(numbers: Numbers, share: np.ndarray, found: list[Interval]) -> list[str]:
     n_components = len(np.unique(numbers.group))
-    if n_components < FEWEST_GROUPS:
-        few = f"too few independent groups: {n_components} (an interval needs {FEWEST_GROUPS})"
+    if n_components < MIN_GROUPS:
+        few = f"too few independent groups: {n_components} (an interval needs {MIN_GROUPS})"
         return [f"{few}; the value of each: effects.by_component()"]
     notes = []
-    if n_components < ENOUGH_GROUPS:
-        coverage = [interval.coverage for interval in found if interval.coverage is not None]
-        achieved = f", coverage {min(coverage):.1%} in simulation" if coverage else ""
-        notes.append(f"intervals are approximate: {n_components} independent groups{achieved}")
+    rough = [interval for interval in found if interval.coverage is not None]
+    if rough:
+        worst = min(rough, key=lambda interval: interval.coverage or 0.0)
+        notes.append(f"{len(rough)} of {len(found)} intervals are {worst.note}")
     reasons: dict[str, int] = {}
     for interval in found:
         if interval.status == "none" and interval.note:
@@ -311,9 +298,27 @@ def _notes_on_intervals(numbers: Numbers, share: np.ndarray, found: list[Any]) -
     return notes
 
 
+def _notes_on_together(left: np.ndarray, group: np.ndarray) -> list[str]:
+    """Say where intervals that hold together are approximate.
+
+    Args:
+        left: Effect less the cell's share of the gap, of the cells shown, axes cell and pair.
+        group: Independent component of each pair.
+    """
+    n_groups = len(np.unique(group))
+    if n_groups < GROUPS_FOR_MAX_T:
+        return [f"holding together is approximate: {n_groups} independent groups, fewer than {GROUPS_FOR_MAX_T}"]
+    sums = component_sums(np.nan_to_num(left), group)
+    sums = sums - sums.mean(axis=1, keepdims=True)
+    spread = np.sqrt((sums**2).mean(axis=1))
+    skew = np.divide((sums**3).mean(axis=1), spread**3, out=np.zeros_like(spread), where=spread > 0)
+    skewed = int((np.abs(skew) > LARGEST_SKEW).sum())
+    return [f"holding together is approximate: {skewed} of these cells are skewed between groups"] if skewed else []
+
+
 def _notes_on_p(numbers: Numbers, n_tested: int) -> list[str]:
     notes = [f"p: screening only, against 0; p_bh: Benjamini-Hochberg over {n_tested} cells, a heuristic"]
-    least = float(permutation.smallest_p(len(np.unique(numbers.group))))
+    least = float(smallest_p(len(np.unique(numbers.group))))
     if least > ALPHA / 10:
         notes.append(f"smallest attainable p with so few independent groups: {least:.3g}")
     return notes
