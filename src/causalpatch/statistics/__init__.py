@@ -1,1 +1,23 @@
-"""To be filled."""
+"""Inference with independent groups of pairs as the unit: intervals, sign-flip tests, families of tests, agreement."""
+
+from causalpatch.statistics.agreement import sign_agreement
+from causalpatch.statistics.coverage import effective_groups, simulated_coverage
+from causalpatch.statistics.families import benjamini_hochberg, holm
+from causalpatch.statistics.intervals import Interval, bca_interval, mean_interval, ratio_interval, ratio_intervals
+from causalpatch.statistics.permutation import max_t, sign_flip, smallest_p
+
+__all__ = [
+    "Interval",
+    "bca_interval",
+    "benjamini_hochberg",
+    "effective_groups",
+    "holm",
+    "max_t",
+    "mean_interval",
+    "ratio_interval",
+    "ratio_intervals",
+    "sign_agreement",
+    "sign_flip",
+    "simulated_coverage",
+    "smallest_p",
+]

@@ -1,0 +1,260 @@
+"""Tests by flipping the signs of whole groups of pairs.
+
+If a site had no effect on average, the effect of every independent group could as well have had the other sign. All
+cells are flipped by the same draws, so that what they share is kept.
+
+1. Sums ``U_g`` of the values by group as in ``clusters`` (centred for ``max_t``), and a sign ``s_g`` for each group:
+   every combination where there are no more than ``n_draws`` of them up to a common sign, else ``n_draws`` random ones.
+2. For each draw the jackknife t statistic of ``s_g * U_g``. With ``w_g = 1 / (n - n_g) ** 2`` it needs two products
+   only, ``A = sum(s_g * U_g)`` and ``B = sum(s_g * w_g * n_g * U_g)``, since its variance is
+   ``(G - 1) / G * (sum(w_g * U_g ** 2) - 2 * A * B / n + A ** 2 * sum(w_g * n_g ** 2) / n ** 2)``.
+3. ``sign_flip`` counts the draws whose ``|t|`` reaches the observed one; ``max_t`` takes a quantile of the largest
+   ``|t|`` over all cells.
+
+A p value cannot be smaller than ``2 ** (1 - G)``: with 5 groups nothing is ever below .0625.
+
+References:
+    Canay, Romano and Shaikh (2017), Randomization tests under an approximate symmetry assumption, Econometrica 85.
+    Westfall and Young (1993), Resampling-based multiple testing (the maximum over all cells).
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from causalpatch.base.errors import SettingError
+from causalpatch.base.extras import lazy
+from causalpatch.base.seeds import generator
+from causalpatch.statistics.clusters import FloatArray, GroupSums, group_sums
+from causalpatch.statistics.intervals import MIN_GROUPS
+
+if TYPE_CHECKING:
+    from scipy import special
+else:
+    special = lazy("scipy.special")
+
+_AT_ONCE: Final = 1_000_000  # numbers in one block of draws times cells: 8 MB, what a cache holds
+_TIE: Final = 1e-9  # statistics that differ by less than this share are the same
+
+
+@dataclass(frozen=True, eq=False)
+class _Flips:
+    """What the t statistic of flipped group sums needs, a row per cell; each part scaled to the variance of A.
+
+    Args:
+        sums: Group sums ``U_g``, (cell, group).
+        leverage: ``2 * w_g * n_g * U_g / n``, (cell, group).
+        ratio: ``leverage / sums`` where all groups of a cell have one size, (cell,): then B is a multiple of A.
+        spread: ``sum(w_g * U_g ** 2)``, (cell,).
+        pull: ``sum(w_g * n_g ** 2) / n ** 2``, (cell,).
+        is_even: Whether all measured groups of every cell have one size.
+    """
+
+    sums: FloatArray
+    leverage: FloatArray
+    ratio: FloatArray
+    spread: FloatArray
+    pull: FloatArray
+    is_even: bool
+
+    @classmethod
+    def of(cls, data: GroupSums) -> "_Flips":
+        (sums,), counts, n_pairs = data.sums, data.counts, data.n_pairs[:, None]
+        weight = np.where(counts > 0, 1 / np.maximum(n_pairs - counts, 1) ** 2, 0.0)
+        weight *= ((data.n_groups - 1) / data.n_groups)[:, None] * n_pairs**2
+        lever = 2 * weight * counts / n_pairs
+        return cls(
+            sums=sums,
+            leverage=lever * sums,
+            ratio=lever.max(axis=1),
+            spread=(weight * sums**2).sum(axis=1),
+            pull=(weight * counts**2).sum(axis=1) / n_pairs[:, 0] ** 2,
+            is_even=bool(((counts == 0) | (counts == counts.max(axis=1, keepdims=True))).all()),
+        )
+
+    def take(self, cells: slice) -> "_Flips":
+        """Return some of the cells."""
+        return _Flips(
+            self.sums[cells],
+            self.leverage[cells],
+            self.ratio[cells],
+            self.spread[cells],
+            self.pull[cells],
+            self.is_even,
+        )
+
+    def share(self, signs: FloatArray) -> FloatArray:
+        """Return ``t ** 2 / (1 + t ** 2)`` of every draw, (draw, cell): 1 where groups agree exactly, 0 for all zeros.
+
+        Args:
+            signs: Sign of each group in each draw, (draw, group).
+        """
+        total = signs @ self.sums.T
+        squared = total**2
+        if self.is_even:
+            whole = squared * (self.pull - self.ratio)
+        else:
+            whole = squared * self.pull
+            whole -= total * (signs @ self.leverage.T)
+        whole += self.spread
+        np.maximum(whole, 0.0, out=whole)
+        whole += squared
+        whole[whole == 0] = 1.0
+        squared /= whole
+        return np.asarray(squared)
+
+
+def smallest_p(n_groups: int) -> float:
+    """Return the smallest p value that flipping whole groups can give, ``2 ** (1 - n_groups)``.
+
+    Args:
+        n_groups: Independent groups.
+
+    Examples:
+        >>> smallest_p(5)
+        0.0625
+    """
+    return float(2.0 ** (1 - max(int(n_groups), 1)))
+
+
+def sign_flip(values: npt.ArrayLike, group: npt.ArrayLike, *, n_draws: int = 9999, seed: int = 0) -> FloatArray:
+    """Return two-sided p values of the mean over pairs being 0, by flipping whole groups.
+
+    Args:
+        values: Values, (cell, pair); NaN where a pair was not measured.
+        group: Number of the independent group of each pair, (pair,).
+        n_draws: Draws where there are too many combinations to try them all; then each p value counts the observed
+            signs as one more draw. The default resolves p values of .0001.
+        seed: Seed of the draws; all cells share them.
+
+    Returns:
+        A p value per cell, (cell,): exact where ``2 ** (G - 1) <= n_draws``. 1 where every value is 0; NaN where fewer
+        than 2 groups were measured.
+
+    Raises:
+        SettingError: Values and groups do not stand for the same pairs, or ``n_draws`` is less than 1.
+        NotFinite: A value is infinite.
+
+    Examples:
+        >>> sign_flip([[1.0, 2.0, 3.0, 4.0, 5.0]], [0, 1, 2, 3, 4]).tolist()
+        [0.0625]
+
+    Cost:
+        About a second for 5,000 cells of 200 pairs.
+    """
+    _check_draws(n_draws)
+    data = group_sums((np.atleast_2d(np.asarray(values, dtype=np.float64)),), group)
+    n_groups = data.n_groups
+    p = np.full(n_groups.size, np.nan)
+    exact = 2.0 ** (n_groups - 1) <= n_draws
+    for count in np.unique(n_groups[exact & (n_groups > 1)]):
+        cells = n_groups == count
+        p[cells] = _share_reaching(_measured(data, cells, count), _all_signs(count))
+    rest = ~exact
+    if rest.any():
+        kept = GroupSums((data.sums[0][rest],), data.counts[rest])
+        signs = _random_signs(n_draws, kept.counts.shape[1], seed)
+        p[rest] = (n_draws * _share_reaching(kept, signs) + 1) / (n_draws + 1)
+    return p
+
+
+def max_t(
+    values: npt.ArrayLike, group: npt.ArrayLike, *, n_draws: int = 9999, seed: int = 0, level: float = 0.95
+) -> float:
+    """Return the critical value of ``|t|`` that makes the intervals of all cells hold at once.
+
+    The ``level`` quantile of the largest ``|t|`` over cells when the centred sums of whole groups are flipped. Give it
+    to ``ratio_intervals`` as ``critical``.
+
+    Args:
+        values: Values, (cell, pair); NaN where a pair was not measured. Their means do not matter. For intervals of
+            ratios these are ``numerator - ratio * denominator`` of each cell, at its estimated ratio.
+        group: Number of the independent group of each pair, (pair,).
+        n_draws: Draws where there are too many combinations to try them all.
+        seed: Seed of the draws.
+        level: Probability that all intervals hold.
+
+    Returns:
+        The critical value, over the cells that have enough groups for an interval (over all where none has). It lies
+        between Student's t for a single interval and Bonferroni's for all of them. Infinite where there are so few
+        groups that ``2 ** (1 - G)`` exceeds ``1 - level``; NaN where no cell varies between at least 2 groups.
+
+    Raises:
+        SettingError: Values and groups do not stand for the same pairs, ``n_draws`` is less than 1, or the level is
+            not between 0 and 1.
+        NotFinite: A value is infinite.
+
+    Cost:
+        About a second for 5,000 cells of 200 pairs.
+    """
+    _check_draws(n_draws)
+    if not 0 < level < 1:
+        raise SettingError(f"the level {level!r} is not between 0 and 1", fix="level=0.95")
+    data = group_sums((np.atleast_2d(np.asarray(values, dtype=np.float64)),), group)
+    (sums,), (mean,), (moves,) = data.sums, data.means(), data.moves()
+    spread = np.sqrt((moves**2).sum(axis=1))
+    size = np.abs(sums).sum(axis=1) / np.maximum(data.n_pairs, 1)
+    varies = (data.n_groups > 1) & (spread > _TIE * size)
+    if not varies.any():
+        return float("nan")
+    if (varies & (data.n_groups >= MIN_GROUPS)).any():
+        varies &= data.n_groups >= MIN_GROUPS
+    centred = (sums - mean[:, None] * data.counts)[varies]
+    kept = GroupSums((centred,), data.counts[varies])
+    n_groups = int(kept.n_groups.max())
+    if smallest_p(n_groups) > 1 - level:
+        return float("inf")
+    n_all = kept.counts.shape[1]
+    is_exact = smallest_p(n_all) * n_draws >= 1
+    signs = _all_signs(n_all) if is_exact else _random_signs(n_draws, n_all, seed)
+    flips = _Flips.of(kept)
+    largest = np.zeros(signs.shape[0])
+    for cells in _blocks(kept.counts.shape[0], signs.shape[0]):
+        np.maximum(largest, flips.take(cells).share(signs).max(axis=1), out=largest)
+    rank = int(np.ceil(level * (largest.size + (0 if is_exact else 1)) - _TIE))
+    share = float(np.sort(largest)[rank - 1]) if rank <= largest.size else 1.0
+    alpha, freedom = (1 - level) / 2, int(kept.n_groups.min()) - 1
+    single, bonferroni = special.stdtrit(freedom, [1 - alpha, 1 - alpha / kept.counts.shape[0]])
+    flipped = np.sqrt(share / (1 - share)) if share < 1 else np.inf
+    return float(np.clip(flipped, single, bonferroni))
+
+
+def _share_reaching(data: GroupSums, signs: FloatArray) -> FloatArray:
+    """Return the share of draws whose ``|t|`` reaches the observed one, (cell,)."""
+    flips = _Flips.of(data)
+    reached = np.empty(data.counts.shape[0])
+    observed = np.ones((1, signs.shape[1]))
+    for cells in _blocks(reached.size, signs.shape[0]):
+        block = flips.take(cells)
+        least = block.share(observed) * (1 - _TIE)
+        reached[cells] = np.count_nonzero(block.share(signs) >= least, axis=0)
+    return np.asarray(reached / signs.shape[0])
+
+
+def _measured(data: GroupSums, cells: npt.NDArray[np.bool_], count: int) -> GroupSums:
+    """Return some cells with only the ``count`` groups that each of them measured, whichever these are."""
+    here = data.counts[cells] > 0
+    shape = (here.shape[0], int(count))
+    return GroupSums((data.sums[0][cells][here].reshape(shape),), data.counts[cells][here].reshape(shape))
+
+
+def _blocks(n_cells: int, n_draws: int) -> list[slice]:
+    step = max(1, _AT_ONCE // n_draws)
+    return [slice(start, start + step) for start in range(0, n_cells, step)]
+
+
+def _all_signs(n_groups: int) -> FloatArray:
+    """Return every combination of signs up to a common one, (draw, group), the observed one first."""
+    codes = np.arange(2 ** (int(n_groups) - 1))[:, None] >> np.arange(int(n_groups))
+    return np.where(codes & 1, -1.0, 1.0)
+
+
+def _random_signs(n_draws: int, n_groups: int, seed: int) -> FloatArray:
+    return np.where(generator(seed, "sign-flip").integers(0, 2, (n_draws, n_groups), dtype=np.int8), -1.0, 1.0)
+
+
+def _check_draws(n_draws: int) -> None:
+    if n_draws < 1:
+        raise SettingError(f"n_draws is {n_draws}; at least 1 is needed", fix="n_draws=9999")
