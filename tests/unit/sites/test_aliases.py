@@ -24,7 +24,11 @@ from causalpatch.sites.site import parse
         ("blocks.1.attn.hook_v", "v.1.*"),
         ("blocks.1.attn.hook_result", "head_out.1.*"),
         ("blocks.1.mlp.hook_post.17", "mlp_post.1.17"),
+        ("blocks.2.hook_in", "resid_pre.2"),
+        ("blocks.2.hook_out", "resid_post.2"),
+        ("embed.hook_out", "embed"),
         ("ln_final.hook_normalized", "final_norm"),
+        ("ln_final.hook_out", "final_norm"),
         ("unembed.hook_out", "logits"),
     ],
 )

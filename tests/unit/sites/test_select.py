@@ -44,6 +44,7 @@ def test_stars_and_missing_indices_reach_all_layers_and_units():
 
 def test_a_star_in_a_path_stands_for_one_part_of_it():
     assert texts("module(h.*.attn).output[0]") == ["module(h.0.attn).output[0]", "module(h.1.attn).output[0]"]
+    assert texts("module(h.*).output") == ["module(h.0).output", "module(h.1).output"]
     assert texts("module(ln*).input") == ["module(ln_f).input"]
     assert texts("module(*).output", GENERIC) == ["module(conv1).output", "module(conv2).output"]
 

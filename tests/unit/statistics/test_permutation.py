@@ -159,6 +159,14 @@ def test_one_cell_has_the_critical_value_of_a_single_interval():
     assert max_t(values, range(40)) == pytest.approx(stats.t.ppf(0.975, 39), rel=0.05)
 
 
+def test_the_critical_value_lies_between_student_for_one_cell_and_bonferroni_for_all():
+    lonely = np.zeros((1, 12))
+    lonely[0, 0] = 100.0
+    assert max_t(lonely, range(12)) == pytest.approx(stats.t.ppf(0.975, 11))
+    halves = [signs for signs in itertools.product([-1.0, 1.0], repeat=10) if sum(signs) == 0]
+    assert max_t(halves, range(10)) == pytest.approx(stats.t.ppf(1 - 0.025 / len(halves), 9))
+
+
 def test_the_critical_value_does_not_depend_on_means_or_units():
     random = np.random.default_rng(0)
     values, group = random.normal(size=(6, 30)), np.arange(30) // 2
