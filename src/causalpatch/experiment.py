@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from causalpatch.base.errors import CausalPatchWarning, PairError, PatchError, SettingError
+from causalpatch.base.errors import CausalPatchWarning, PairError, PatchError, SettingError, SiteUnsupported
 from causalpatch.base.progress import bar
 from causalpatch.base.suggest import closest
 from causalpatch.engine import (
@@ -31,6 +31,7 @@ from causalpatch.engine import (
     Plan,
     Role,
     Target,
+    capture,
     check_answers,
     fit_all_means,
     measure,
@@ -145,7 +146,7 @@ class Experiment:
         self.max_rows = max_rows
         self.seed = seed
         self.show_progress = show_progress
-        if model.vocab_size is not None and model.kind == "tokens":
+        if model.vocab_size and model.kind == "tokens":
             check_answers(pairs, model.vocab_size, model.name)
         self._gauge = Gauge(self.metrics, pairs, model)
 
@@ -255,6 +256,26 @@ class Experiment:
                 "cost": {**vars(tally.cost), "seconds": round(time.perf_counter() - started, 3)},
             },
         )
+
+    def count_units(self, site: Site) -> int:
+        """Count the entries of a module's unit axis, such as its channels, in a run of the first clean input.
+
+        Args:
+            site: A ``module(…)`` site with named axes and no unit.
+
+        Raises:
+            SiteUnsupported: The module's tensor does not have the axes that were named.
+        """
+        axes = site.module.axes if site.module else ()
+        captured = capture(self.model, self.pairs.batch(self.base, [0], padding_side=self.padding_side), [site])
+        shape = tuple(captured.value(site).shape[1:])
+        if len(shape) != len(axes) or site.unit_axis is None:
+            raise SiteUnsupported(
+                f"'{site}' names {len(axes)} axes",
+                facts=[("its tensor", f"has {len(shape)} after the pair, of sizes {shape}")],
+                fix="name every axis after the pair, such as axes=(channel,height,column)",
+            )
+        return shape[axes.index(site.unit_axis)]
 
     def _measure(self, job: Job, means: Means, tally: "_Tally") -> bool:
         """Fill the tally; return False where the user stopped it in between."""

@@ -46,7 +46,7 @@ class Captured:
                 facts=[("its tensor", f"shape {tuple(tensor.shape)}"), ("prompts", len(self.batch.lengths))],
                 fix="patch a site further down, whose first axis is the batch",
             )
-        return tap.view.read(tensor, tuple(self.tensors[port] for port in tap.companions))
+        return tap.view.read(tensor, tuple(self.tensors[port] for port in tap.companions)).detach()
 
 
 def capture(model: Model, batch: Batch, sites: Iterable[Site]) -> Captured:
@@ -69,5 +69,5 @@ def capture(model: Model, batch: Batch, sites: Iterable[Site]) -> Captured:
 def inputs_of(model: Model, batch: Batch) -> Mapping[str, Any]:
     """Return the arguments of the model's forward for a batch."""
     if batch.values is not None:
-        return model.inputs(batch.values)
+        return model.inputs_of_arrays(batch.values)
     return model.inputs(batch.ids, batch.mask, batch.position_ids)

@@ -37,14 +37,14 @@ def row_cost(model: Model, n_tokens: int) -> RowCost:
     softmax; then the logits in the model's dtype and once more in float32.
     """
     size = torch.finfo(model.dtype).bits // 8 if model.dtype.is_floating_point else 4
-    if model.width is None:
+    if not model.width:
         # Nothing is known of a generic model: what its parameters take is a fair guess for its activations.
         largest = max((p.numel() for p in model.module.parameters()), default=1)
         return RowCost(largest * size, 0)
     units = model.shape.units
     attention = units.get("head", 0) * n_tokens * n_tokens * 3
     stream = n_tokens * (4 * model.width + 3 * units.get("neuron", 4 * model.width))
-    return RowCost((attention + stream) * size, n_tokens * (model.vocab_size or 0) * (size + 4))
+    return RowCost((attention + stream) * size, n_tokens * model.vocab_size * (size + 4))
 
 
 def rows_per_forward(model: Model, n_tokens: int, budget_gib: float | None) -> int:

@@ -323,8 +323,8 @@ def plan_job(job: Job, n_forks: int) -> Plan:
     lengths = np.maximum(pairs.lengths("clean"), pairs.lengths("corrupt"))
     longest = int(lengths.max())
     tables = {id(p) for m in model.module.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
-    head_width = model.head_width or 0
-    unembedding = (model.vocab_size or 0) * (model.width or 0)
+    head_width = model.head_width
+    unembedding = model.vocab_size * model.width
     weights = sum(p.numel() for p in model.module.parameters() if id(p) not in tables)
     is_tied = not any(p.shape[0] == model.vocab_size and id(p) not in tables for p in model.module.parameters())
     cost = ModelCost(

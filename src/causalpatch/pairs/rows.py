@@ -2,6 +2,7 @@
 
 import operator
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ class RowReader:
         self._first_token = first_token
         self._prompts = None if tokenizer is None else Prompts(tokenizer)
         # A model may have more rows in its embedding than its tokenizer has ids.
-        sizes = [getattr(model, "vocab_size", None), None if tokenizer is None else tokenizer.vocab_size]
+        sizes = [getattr(model, "vocab_size", None) or None, None if tokenizer is None else tokenizer.vocab_size]
         self._n_ids = max((size for size in sizes if size is not None), default=None)
         self._files: dict[Path, Mapping[str, Array]] = {}
 
@@ -147,15 +148,15 @@ class RowReader:
                     f"{row.where} needs the file '{path}', which is not there", fix="put it beside the pairs"
                 )
             try:
-                with np.load(path, allow_pickle=False) as opened:
-                    self._files[path] = dict(opened)
-            except (OSError, ValueError) as error:  # zipfile.BadZipFile comes as ValueError from numpy
+                opened = np.load(path, allow_pickle=False)
+                self._files[path] = dict(opened) if isinstance(opened, Mapping) else {}
+            except (OSError, ValueError, zipfile.BadZipFile) as error:
                 raise PairFileError(f"'{path}' cannot be read as arrays", facts=[("problem", error)]) from error
         arrays = self._files[path]
         if name not in arrays or index >= len(arrays[name]):
             held = ", ".join(f"{key} of {len(value)}" for key, value in arrays.items())
             raise PairFileError(
-                f"{row.where} needs {name}[{index}], which '{file}' does not hold", facts=[("arrays", held)]
+                f"{row.where} needs {name}[{index}], which '{file}' does not hold", facts=[("arrays", held or "none")]
             )
         return np.asarray(arrays[name][index])
 
@@ -168,7 +169,7 @@ class RowReader:
             return ()
         else:
             found = []
-            for one in value if isinstance(value, list | tuple | np.ndarray) else [value]:
+            for one in value if isinstance(value, list | tuple | np.ndarray) and len(value) else [value]:
                 is_text = isinstance(one, str)
                 found += [self._in_context(one, side, row, inputs)] if is_text else _sequences([one], f"'{side}'", row)
         for answer in found:
@@ -224,9 +225,9 @@ class RowReader:
         if isinstance(value, str) and self._prompts is not None and one.text is not None:
             return self._prompts.span(one.text, value, name, f"the {ROLE_WORDS[role]} prompt of {row.where}")
         length = len(one.array) if one.kind == "tokens" else 0
-        if isinstance(value, Sequence) and len(value) == 2 and all(isinstance(end, int) for end in value):
+        if isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(end, int | None) for end in value):
             start, stop, _ = slice(*value).indices(length)
-            if 0 <= start < stop and -length <= value[0] and value[1] <= length:
+            if start < stop and all(end is None or -length <= end <= length for end in value):
                 return start, stop
         raise PairError(
             f"span '{name}' of {row.where} is no part of the {ROLE_WORDS[role]} prompt",
@@ -254,7 +255,7 @@ def _sequences(value: Any, what: str, row: Row) -> list[tuple[int, ...]]:
         ]
     except TypeError:
         found = [()]
-    if not all(found):
+    if not found or not all(found):
         raise AnswerError(
             f"{what} of {row.where} is not a token id",
             facts=[("value", repr(value)[:60])],

@@ -1,0 +1,203 @@
+"""Sweeps: one intervention per cell of a grid of layers, units and positions.
+
+A sweep names a set of sites and the axes to walk along. Each cell patches its part of the set in a run of its own;
+what is not an axis is patched together: heads ``over=("layer",)`` patches all heads of a layer at once.
+
+=======================================  =========================================================
+site                                     axes by default
+=======================================  =========================================================
+``resid_*``, ``attn_out``, ``mlp_out``   layer, position
+``embed``, ``final_norm``, ``logits``    position
+``q``, ``z``, ``head_out``               layer, head (all positions at once)
+``k``, ``v``                             layer, kv_head
+``mlp_post``                             layer, neuron; needs a position or a budget
+``module(PATH).output``                  intervention: one per module
+=======================================  =========================================================
+
+With a position in the site (``z@-1``) there is no position axis.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from causalpatch.base.errors import SettingError
+from causalpatch.base.suggest import closest
+from causalpatch.experiment import Experiment
+from causalpatch.patches import Intervention, Patch, Value
+from causalpatch.patches.patch import Alignment
+from causalpatch.patches.value import as_value
+from causalpatch.results.effects import Effects
+from causalpatch.sites import Every, Site, SiteSet, expand, parse
+
+
+def sweep(
+    experiment: Experiment,
+    site: str | Site | SiteSet,
+    over: str | Sequence[str] | None = None,
+    *,
+    value: Value | str | float | None = None,
+    align: Alignment | None = None,
+    budget: int | None = None,
+) -> Effects:
+    """Patch every cell of a grid, each in a run of its own, on every pair.
+
+    Args:
+        experiment: Model, pairs, metrics and direction.
+        site: What to patch: ``"resid_pre"``, ``"z"``, ``"z.8:12@-1"``, ``"k.3"``, ``"module(conv*).output"``.
+        over: Axes of the grid, in order, of ``layer``, the site's unit (``head``, ``kv_head``, ``neuron``, a module's
+            named axis), ``position`` and, for modules, ``intervention``; by default as in the table above.
+        value: The new value, the source run's by default; see ``Patch``.
+        align: How spans of unequal lengths meet; see ``Patch``.
+        budget: Most runs of the model, counted in rows (one intervention on one pair); a larger grid is refused.
+
+    Returns:
+        Effects with the axes asked for, then ``pair``. Position coordinates are aligned columns, labelled by tokens.
+
+    Raises:
+        SiteNotFound: A layer, unit or module is not in the model.
+        SiteUnsupported: The model does not have the site.
+        SettingError: The site has no such axis, or the grid is larger than the budget.
+        PairError: Positions are walked along, but pairs of unequal lengths have no alignment.
+
+    Examples:
+        >>> import causalpatch as cp
+        >>> model = cp.open_model("zoo:stories")
+        >>> experiment = cp.Experiment(model, cp.load_pairs("ioi", model))
+        >>> cp.sweep(experiment, "z.0@-1").dims
+        ('layer', 'head', 'pair')
+
+    Cost:
+        One row of a full forward per cell and pair, and two per pair for the untouched runs.
+    """
+    wanted = parse(site)
+    grid = _grid_of(experiment, wanted, over)
+    interventions = grid.interventions(as_value(value) if value is not None else None, align)
+    rows = len(interventions) * len(experiment.pairs)
+    if budget is not None and rows > budget:
+        _refuse_cost(wanted, len(interventions), rows, f"the budget is {budget:,} rows")
+    if budget is None and wanted.name == "mlp_post" and "neuron" in grid.axes and wanted.position is None:
+        _refuse_cost(wanted, len(interventions), rows, "at all positions at once")
+    return experiment.run(interventions, axes=grid.axes, labels=grid.labels)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The cells of a sweep.
+
+    Args:
+        axes: Coordinates by axis.
+        labels: Labels by axis.
+        sites: From a cell's coordinates to the sites patched there.
+    """
+
+    axes: dict[str, Sequence[Any]]
+    labels: dict[str, Sequence[str]]
+    sites: Callable[[dict[str, Any]], list[Site]]
+
+    def interventions(self, value: Value | None, align: Alignment | None) -> list[Intervention]:
+        """Return one intervention per cell, in row-major order."""
+        made = []
+        for coordinates in itertools.product(*self.axes.values()):
+            cell = dict(zip(self.axes, coordinates, strict=True))
+            column = cell.get("position")
+            patches = tuple(Patch(site, value, align, column) for site in self.sites(cell))
+            name = ", ".join(f"{axis} {coordinate}" for axis, coordinate in cell.items())
+            made.append(Intervention(patches, name))
+        return made
+
+
+def _grid_of(experiment: Experiment, wanted: Site | SiteSet, over: str | Sequence[str] | None) -> _Grid:
+    members = _members(experiment, wanted, over)
+    possible: dict[str, list[Any]] = {}
+    if wanted.info.has_layer:
+        possible["layer"] = sorted({site.layer for site in members if site.layer is not None})
+    if wanted.module is not None:
+        paths = list(dict.fromkeys(str(site.module) for site in members))
+        possible["intervention"] = paths
+    if members[0].unit is not None and wanted.unit_axis is not None:
+        possible[wanted.unit_axis] = sorted({site.unit for site in members if site.unit is not None})
+    can_walk = all(experiment.model.tap(site).has_position for site in members)
+    if wanted.position is None or isinstance(wanted.position, Every):
+        wanted = wanted.at(None)
+        members = [site.at(None) for site in members]
+        if can_walk and experiment.pairs.kind == "tokens":
+            possible["position"] = []
+    axes = _chosen(wanted, over, list(possible))
+    if "position" in axes:
+        possible["position"] = list(range(experiment.pairs.aligned().n_columns))
+    if not axes:
+        return _Grid({"intervention": [str(wanted)]}, {}, lambda cell: list(members))
+
+    def sites(cell: dict[str, Any]) -> list[Site]:
+        return [
+            site
+            for site in members
+            if all(_coordinate(site, axis) == cell[axis] for axis in axes if axis != "position")
+        ]
+
+    return _Grid({axis: possible[axis] for axis in axes}, _labels(experiment, axes), sites)
+
+
+def _members(experiment: Experiment, wanted: Site | SiteSet, over: str | Sequence[str] | None) -> list[Site]:
+    """Expand the set; a module's units are counted in a run of the first pair where they are walked along."""
+    axis = wanted.unit_axis
+    walked = () if over is None else (over,) if isinstance(over, str) else tuple(over)
+    if wanted.module is None or axis is None or not (isinstance(wanted.unit, Every) or axis in walked):
+        return list(expand(wanted, experiment.model.shape))
+    if wanted.unit is not None and not isinstance(wanted.unit, Every):
+        return list(expand(wanted, experiment.model.shape))
+    whole = SiteSet if "*" in wanted.module.path else Site
+    modules = expand(whole("module", module=wanted.module, position=wanted.position), experiment.model.shape)
+    return [
+        Site("module", unit=unit, module=site.module, position=site.position)
+        for site in modules
+        for unit in range(experiment.count_units(site))
+    ]
+
+
+def _chosen(wanted: Site | SiteSet, over: str | Sequence[str] | None, possible: list[str]) -> tuple[str, ...]:
+    if over is None:
+        has_units = wanted.unit_axis in possible
+        walks = isinstance(wanted, SiteSet) or wanted.module is None
+        skipped = {"position"} if has_units or wanted.module is not None else set()
+        return tuple(axis for axis in possible if axis not in skipped and (walks or axis == "intervention"))
+    axes = (over,) if isinstance(over, str) else tuple(over)
+    for axis in axes:
+        if axis not in possible:
+            near = closest(axis, possible, 1)
+            why = f"it stands at @{wanted.position}" if axis == "position" and wanted.position is not None else ""
+            raise SettingError(
+                f"'{wanted}' cannot be swept over {axis!r}",
+                facts=[("its axes", ", ".join(possible) or "none"), *([("because", why)] if why else [])],
+                fix=f'over="{near[0]}"' if near else "leave over= out for the default axes",
+            )
+    if len(set(axes)) < len(axes):
+        raise SettingError(f"an axis is named twice: {', '.join(axes)}")
+    return axes
+
+
+def _coordinate(site: Site, axis: str) -> Any:
+    if axis == "layer":
+        return site.layer
+    return str(site.module) if axis == "intervention" else site.unit
+
+
+def _labels(experiment: Experiment, axes: Sequence[str]) -> dict[str, Sequence[str]]:
+    labels: dict[str, Sequence[str]] = {}
+    if "position" in axes:
+        labels["position"] = experiment.pairs.aligned().labels(experiment.base)
+    units = experiment.model.shape.units
+    if "kv_head" in axes and units["kv_head"] < units["head"]:
+        group = units["head"] // units["kv_head"]
+        labels["kv_head"] = [f"{kv} (heads {kv * group} to {(kv + 1) * group - 1})" for kv in range(units["kv_head"])]
+    return labels
+
+
+def _refuse_cost(wanted: Site | SiteSet, n_cells: int, rows: int, why: str) -> None:
+    raise SettingError(
+        f"sweeping '{wanted}' takes {n_cells:,} interventions, {rows:,} runs of the model: {why}",
+        facts=[("cells", f"{n_cells:,}")],
+        fix=f"narrow it, such as '{wanted.name}.0:2@-1', or say what it may cost: sweep(…, budget={rows})",
+    )
