@@ -228,7 +228,7 @@ def _by_spans(
             raise PairError(
                 f"pair {index} of '{name}' has no span '{missing[0]}'",
                 facts=[("its spans", ", ".join(pair.spans) or "none")],
-                fix=f"drop it (pairs.drop({index})) or name other spans (pairs.align('spans', spans=[…]))",
+                fix=f'drop it (pairs.drop({index})) or name other spans (pairs.align("spans", spans=[…]))',
             )
     rows: list[list[Match]] = [[] for _ in pairs]
     names: list[str] = []

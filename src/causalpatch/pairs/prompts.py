@@ -19,7 +19,7 @@ class Prompts:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self._known: dict[str, tuple[list[int], Offsets]] = {}
+        self._known: dict[str, list[int]] = {}
         self._special: tuple[int, int] | None = None
 
     def ids(self, text: str) -> list[int]:
@@ -30,7 +30,11 @@ class Prompts:
         Args:
             text: The prompt.
         """
-        return self._encode(text)[0]
+        if text not in self._known:
+            ids = self.tokenizer.encode(text)
+            start, stop = self._kept(text, ids)
+            self._known[text] = ids[start:stop]
+        return self._known[text]
 
     def answer(self, prompt: str, answer: str, where: str) -> tuple[int, ...]:
         """Return the ids of an answer in context: ids(prompt + answer) without ids(prompt).
@@ -82,7 +86,7 @@ class Prompts:
                 fix=f'give its tokens instead: {{"{name}": [first, last + 1]}}',
             )
         start, stop = starts[0], starts[0] + len(text)
-        ids, offsets = self._encode(prompt)
+        ids, offsets = self.ids(prompt), self._offsets(prompt)
         held = [k for k, (a, b) in enumerate(offsets) if max(a, start) < min(b, stop)]
         while held and not text[0].isspace() and self._is_blank(ids[held[0]]):
             held = held[1:]
@@ -92,26 +96,33 @@ class Prompts:
             raise PairError(f"span '{name}' ({text!r}) covers no token of {where}", fix="name a longer text")
         return held[0], held[-1] + 1
 
-    def _encode(self, text: str) -> tuple[list[int], Offsets]:
-        if text not in self._known:
-            ids, offsets = self.tokenizer.encode_with_offsets(text)
-            n_before, n_after = self._n_special(text)
-            if n_before and ids[n_before : 2 * n_before] == ids[:n_before]:
-                ids, offsets = ids[n_before:], offsets[n_before:]
-            if n_after and ids[-2 * n_after : -n_after] == ids[-n_after:]:
-                ids, offsets = ids[:-n_after], offsets[:-n_after]
-            self._known[text] = (list(ids), list(offsets))
-        return self._known[text]
+    def _offsets(self, text: str) -> Offsets:
+        """Return the characters that each token of ``ids`` covers."""
+        ids, offsets = self.tokenizer.encode_with_offsets(text)
+        start, stop = self._kept(text, ids)
+        return offsets[start:stop]
+
+    def _kept(self, text: str, ids: list[int]) -> tuple[int, int]:
+        """Return the part of the ids that leaves out special tokens which the text already had."""
+        n_before, n_after = self._n_special(text)
+        start, stop = 0, len(ids)
+        if n_before and ids[n_before : 2 * n_before] == ids[:n_before]:
+            start = n_before
+        if n_after and ids[-2 * n_after : -n_after] == ids[-n_after:]:
+            stop -= n_after
+        return start, stop
 
     def _n_special(self, text: str) -> tuple[int, int]:
         """Count the special tokens that the tokenizer puts before and after a text."""
         if self._special is None:
             bare, whole = self.tokenizer.encode(text, special=False), self.tokenizer.encode(text)
             n_added = len(whole) - len(bare)
+            if n_added <= 0:  # no special tokens, or a text that has them already: the next text may tell
+                return 0, 0
             fits = [k for k in range(n_added + 1) if whole[k : k + len(bare)] == bare]
             # Of a text that begins with the special token several offsets fit; the last one puts it in front.
-            n_before = fits[-1] if fits else max(n_added, 0)
-            self._special = (n_before, max(n_added, 0) - n_before)
+            n_before = fits[-1] if fits else n_added
+            self._special = (n_before, n_added - n_before)
         return self._special
 
     def _open(self, text: str) -> list[int]:
