@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from causalpatch.base.errors import PatchDidNotFire, SiteUnsupported
+from causalpatch.base.errors import ModelUnsupported, PatchDidNotFire, SiteUnsupported
+from causalpatch.engine.memory import is_out_of_memory
 from causalpatch.engine.ports import pick_input, pick_output, put_input, put_output
 from causalpatch.models import Model, Port, Tap
 
@@ -85,6 +86,7 @@ def run_with_hooks(
         The model's output, and a private copy of the tensor at each kept port.
 
     Raises:
+        ModelUnsupported: The model's own forward failed on these inputs.
         PatchDidNotFire: The module of a port did not run, so nothing was replaced or kept there.
         SiteUnsupported: The module ran more than once, or there is no tensor with one row per run at the port.
     """
@@ -101,10 +103,25 @@ def run_with_hooks(
         state(port).is_kept = True
     with quiet(model), ExitStack() as hooks:
         _register(model.module, states, hooks)
-        output = model.module(**inputs)
+        output = _call(model, inputs)
     for each in states.values():
         _check_ran_once(each)
     return output, {port: each.tensor for port, each in states.items() if each.tensor is not None}
+
+
+def _call(model: Model, inputs: Mapping[str, Any]) -> Any:
+    """Run the module; where it fails on its inputs, say what they were."""
+    try:
+        return model.module(**inputs)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
+        shapes = ", ".join(f"{name} {tuple(x.shape)} {x.dtype}" for name, x in inputs.items() if isinstance(x, Tensor))
+        raise ModelUnsupported(
+            f"the forward of '{model.name}' failed",
+            facts=[("inputs", shapes), ("error", f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")],
+            fix="check that the inputs have the shape and range that the model was made for",
+        ) from error
 
 
 def _register(root: nn.Module, states: dict[Port, _PortState], hooks: ExitStack) -> None:
