@@ -40,7 +40,7 @@ _WEIGHT_ENDINGS = (".safetensors", ".bin", ".safetensors.index.json", ".bin.inde
 def open_model(
     x: str | Path | nn.Module,
     *,
-    tokenizer: str | Path | PreTrainedTokenizerBase | Tokenizer | None = None,
+    tokenizer: Any = None,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
 ) -> Model:
@@ -49,8 +49,8 @@ def open_model(
     Args:
         x: ``"zoo:NAME"`` for a model that comes with the library, a folder with ``config.json`` and weights, a name
             on the Hugging Face hub, or any module. A module is used as it is and not copied.
-        tokenizer: A tokenizer, or the folder or hub name of one. By default the one beside the model; a model without
-            one takes ids or arrays only.
+        tokenizer: A tokenizer of transformers, a ``causalpatch.base.tokens.Tokenizer``, or the folder or hub name of
+            one. By default the one beside the model; a model without one takes ids or arrays only.
         dtype: The model's floating-point type, such as ``"float32"``; by default that of the checkpoint, or the
             module's own.
         device: Where to run; by default a GPU if there is one, or where the module is.
@@ -61,7 +61,7 @@ def open_model(
     Raises:
         ModelNotFound: The name or folder does not hold a model.
         ModelUnsupported: The checkpoint lacks weights of its model, or cannot be built.
-        SettingError: The dtype or the device does not exist.
+        SettingError: The dtype or the device does not exist, or the tokenizer is not one.
 
     Examples:
         >>> from torch import nn
@@ -203,7 +203,7 @@ def _tokenizer_beside(source: str) -> Tokenizer | None:
         return None
 
 
-def _read_tokenizer(given: str | Path | PreTrainedTokenizerBase | Tokenizer | None) -> Tokenizer | None:
+def _read_tokenizer(given: Any) -> Tokenizer | None:
     """Return a given tokenizer in the form that the library uses."""
     if given is None:
         return None
@@ -221,7 +221,7 @@ def _read_tokenizer(given: str | Path | PreTrainedTokenizerBase | Tokenizer | No
     if isinstance(given, Tokenizer):
         return given
     raise SettingError(
-        f"a {type(given).__name__} is not a tokenizer",
+        f"{given!r} is not a tokenizer",
         facts=[("allowed", "a folder, a hub name, a tokenizer of transformers, a causalpatch.base.tokens.Tokenizer")],
     )
 

@@ -114,7 +114,7 @@ class FamilyTable:
                 projection = self._modules[join(self.layer_path(0), fact.module)]
                 if not _is_plain(projection):
                     kind = type(projection).__name__
-                    found.append((name, f"the output projection is a {kind}, not a plain linear map; use z"))
+                    found.append((name, f"the output projection is {kind}, not a plain linear map; use z"))
         return found
 
 

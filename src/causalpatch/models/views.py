@@ -37,7 +37,7 @@ class View(Protocol):
     def write(
         self, x: Shaped[Tensor, " row *axes"], companions: Companions, index: Index, value: Shaped[Tensor, " n *value"]
     ) -> None:
-        """Change ``x`` in place so that ``read`` gives ``value`` at ``index``.
+        """Change ``x`` in place such that the model goes on as if the site were ``value`` at ``index``.
 
         Args:
             x: The tensor at the tap's port.
