@@ -18,32 +18,129 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from causalpatch.base.errors import CausalPatchError, IntegrityError, RequestError, UnsupportedError
-    from causalpatch.experiment import Baseline, Experiment
-    from causalpatch.metrics import (
-        METRICS,
-        Metric,
-        Outputs,
-        answer_logit,
-        cosine,
-        cross_entropy,
-        kl_divergence,
-        kl_from_base,
-        log_probability,
-        log_probability_difference,
-        logit_difference,
-        metric,
-        probability,
-        probability_difference,
-        rank,
-        top1,
+    from causalpatch.base.errors import (
+        CausalPatchError as CausalPatchError,
     )
-    from causalpatch.models import Model, open_model
-    from causalpatch.pairs import Pair, Pairs, load_pairs
-    from causalpatch.patches import Constant, Function, Identity, Intervention, Mean, Patch, Source, Zero
-    from causalpatch.results.effects import Effects
-    from causalpatch.sites import Site, SiteSet, parse
-    from causalpatch.sweeps import sweep
+    from causalpatch.base.errors import (
+        IntegrityError as IntegrityError,
+    )
+    from causalpatch.base.errors import (
+        RequestError as RequestError,
+    )
+    from causalpatch.base.errors import (
+        UnsupportedError as UnsupportedError,
+    )
+    from causalpatch.experiment import (
+        Baseline as Baseline,
+    )
+    from causalpatch.experiment import (
+        Experiment as Experiment,
+    )
+    from causalpatch.metrics import (
+        METRICS as METRICS,
+    )
+    from causalpatch.metrics import (
+        Metric as Metric,
+    )
+    from causalpatch.metrics import (
+        Outputs as Outputs,
+    )
+    from causalpatch.metrics import (
+        answer_logit as answer_logit,
+    )
+    from causalpatch.metrics import (
+        cosine as cosine,
+    )
+    from causalpatch.metrics import (
+        cross_entropy as cross_entropy,
+    )
+    from causalpatch.metrics import (
+        kl_divergence as kl_divergence,
+    )
+    from causalpatch.metrics import (
+        kl_from_base as kl_from_base,
+    )
+    from causalpatch.metrics import (
+        log_probability as log_probability,
+    )
+    from causalpatch.metrics import (
+        log_probability_difference as log_probability_difference,
+    )
+    from causalpatch.metrics import (
+        logit_difference as logit_difference,
+    )
+    from causalpatch.metrics import (
+        metric as metric,
+    )
+    from causalpatch.metrics import (
+        probability as probability,
+    )
+    from causalpatch.metrics import (
+        probability_difference as probability_difference,
+    )
+    from causalpatch.metrics import (
+        rank as rank,
+    )
+    from causalpatch.metrics import (
+        top1 as top1,
+    )
+    from causalpatch.models import (
+        Model as Model,
+    )
+    from causalpatch.models import (
+        open_model as open_model,
+    )
+    from causalpatch.pairs import (
+        Pair as Pair,
+    )
+    from causalpatch.pairs import (
+        Pairs as Pairs,
+    )
+    from causalpatch.pairs import (
+        load_pairs as load_pairs,
+    )
+    from causalpatch.patches import (
+        Constant as Constant,
+    )
+    from causalpatch.patches import (
+        Function as Function,
+    )
+    from causalpatch.patches import (
+        Identity as Identity,
+    )
+    from causalpatch.patches import (
+        Intervention as Intervention,
+    )
+    from causalpatch.patches import (
+        Mean as Mean,
+    )
+    from causalpatch.patches import (
+        Patch as Patch,
+    )
+    from causalpatch.patches import (
+        Source as Source,
+    )
+    from causalpatch.patches import (
+        Zero as Zero,
+    )
+    from causalpatch.results.effects import (
+        Effects as Effects,
+    )
+    from causalpatch.sites import (
+        Site as Site,
+    )
+    from causalpatch.sites import (
+        SiteSet as SiteSet,
+    )
+    from causalpatch.sites import (
+        parse as parse,
+    )
+    from causalpatch.sweeps import (
+        plan_sweep as plan_sweep,
+    )
+    from causalpatch.sweeps import (
+        sweep as sweep,
+    )
 
 _ROOMS = {
     "base.errors": ("CausalPatchError", "IntegrityError", "RequestError", "UnsupportedError"),
@@ -71,7 +168,7 @@ _ROOMS = {
     "patches": ("Constant", "Function", "Identity", "Intervention", "Mean", "Patch", "Source", "Zero"),
     "results.effects": ("Effects",),
     "sites": ("Site", "SiteSet", "parse"),
-    "sweeps": ("sweep",),
+    "sweeps": ("plan_sweep", "sweep"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

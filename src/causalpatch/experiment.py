@@ -196,6 +196,7 @@ class Experiment:
         *,
         axes: Mapping[str, Sequence[Any]] | None = None,
         labels: Mapping[str, Sequence[str]] | None = None,
+        title: str | None = None,
     ) -> Effects:
         """Measure interventions on every pair.
 
@@ -205,6 +206,7 @@ class Experiment:
             axes: Axes that the interventions fill in row-major order, with their coordinates; by default the one axis
                 ``intervention`` with each one's text.
             labels: Labels along axes, such as tokens along ``position``.
+            title: What results call the patched sites; by default their names.
 
         Returns:
             Effects with the axes asked for, then ``pair``.
@@ -252,6 +254,7 @@ class Experiment:
             positions=self._aligned_positions(kept) if "position" in axes else None,
             provenance={
                 **self._provenance(asked, targets, reference),
+                **({"site": title} if title else {}),
                 "complete": is_complete,
                 "cost": {**vars(tally.cost), "seconds": round(time.perf_counter() - started, 3)},
             },

@@ -1,1 +1,1 @@
-"""To be filled."""
+"""The command line: for people at a terminal, and with ``--json`` for their scripts."""

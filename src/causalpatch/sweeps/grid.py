@@ -24,6 +24,7 @@ from typing import Any
 
 from causalpatch.base.errors import SettingError
 from causalpatch.base.suggest import closest
+from causalpatch.engine import Plan
 from causalpatch.experiment import Experiment
 from causalpatch.patches import Intervention, Patch, Value
 from causalpatch.patches.patch import Alignment
@@ -79,7 +80,29 @@ def sweep(
         _refuse_cost(wanted, len(interventions), rows, f"the budget is {budget:,} rows")
     if budget is None and wanted.name == "mlp_post" and "neuron" in grid.axes and wanted.position is None:
         _refuse_cost(wanted, len(interventions), rows, "at all positions at once")
-    return experiment.run(interventions, axes=grid.axes, labels=grid.labels)
+    return experiment.run(interventions, axes=grid.axes, labels=grid.labels, title=str(wanted))
+
+
+def plan_sweep(
+    experiment: Experiment,
+    site: str | Site | SiteSet,
+    over: str | Sequence[str] | None = None,
+    *,
+    value: Value | str | float | None = None,
+) -> Plan:
+    """Say what a sweep would cost; nothing is patched.
+
+    Args:
+        experiment: Model, pairs, metrics and direction.
+        site: What to patch.
+        over: Axes of the grid.
+        value: The new value.
+
+    Returns:
+        Rows, forwards, FLOPs and memory; it prints as a table.
+    """
+    grid = _grid_of(experiment, parse(site), over)
+    return experiment.plan(grid.interventions(as_value(value) if value is not None else None, None))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,257 @@
+"""The program ``causalpatch``: commands, their options, and how errors leave it.
+
+Commands only read options, call the public face and show what came back. Everything heavy is imported when a command
+runs, so that help and mistakes in typing answer at once.
+
+Exit codes: 0 done; 2 the request cannot be understood; 3 this model or machine cannot do it; 4 the answer would be
+wrong, so none is given; 130 stopped by the user.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+import causalpatch as cp
+from causalpatch.base.errors import CausalPatchError, SettingError
+from causalpatch.base.extras import lazy
+from causalpatch.cli import show as view
+
+engine = lazy("causalpatch.engine")
+tasks_room = lazy("causalpatch.pairs.tasks")
+
+app = typer.Typer(
+    name="causalpatch",
+    help="Activation patching: find which layers, positions, heads and neurons of a model cause a behaviour.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for the numbers and pictures; made where missing.")]
+Top = Annotated[int, typer.Option("--top", min=1, help="How many of the largest cells to print.")]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the program.
+
+    Args:
+        arguments: Words after the program's name; those of the process by default.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(words, standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        view.problem("stopped")
+        sys.exit(130)
+    except CausalPatchError as error:
+        view.error(error, as_json="--json" in words)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if not hasattr(error, "exit_code") or not hasattr(error, "format_message"):
+            raise
+        view.problem(f"{error.format_message()}\n  fix: causalpatch --help")
+        sys.exit(2)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        view.text(f"causalpatch {cp.__version__}")
+        raise typer.Exit
+    del ctx
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the numbers and pictures.")] = Path("demo-output"),
+    top: Top = 5,
+    as_json: Json = False,
+) -> None:
+    """Find what causes indirect object identification in the embedded model."""
+    model = cp.open_model("zoo:stories")
+    pairs = cp.load_pairs("ioi", model)
+    experiment = cp.Experiment(model, pairs, metric=cp.logit_difference, direction="denoise")
+    if not as_json:
+        view.heading("Which parts of the embedded model know who receives the gift?")
+        view.text(f"clean      {pairs[0].clean_text!r} -> {pairs.tokens('clean', 0)[-1]!r} then the answer")
+        view.text(f"corrupted  {pairs[0].corrupt_text!r}")
+        view.text(str(pairs.check()))
+        view.text(str(experiment.baseline))
+    found = {}
+    for name, site, over in (
+        ("layers-positions", "resid_pre", None),
+        ("attention", "attn_out", None),
+        ("heads", "z", None),
+        ("heads-last-position", "z@-1", None),
+    ):
+        found[name] = cp.sweep(experiment, site, over)
+    _finish(found, out, top, as_json)
+
+
+@app.command()
+def sweep(  # noqa: PLR0913 - each argument is an option that a person types
+    model: Annotated[str, typer.Argument(help="zoo:NAME, a folder, or a name on the hub.")],
+    pairs: Annotated[str, typer.Argument(help="A task's name, or a .jsonl, .csv or .parquet file.")],
+    site: Annotated[list[str] | None, typer.Option("--site", help="What to patch, such as z or resid_pre@-1.")] = None,
+    over: Annotated[str | None, typer.Option("--over", help="Axes of the grid, such as layer,head.")] = None,
+    metric: Annotated[list[str] | None, typer.Option("--metric", help="What to measure; may be repeated.")] = None,
+    direction: Annotated[
+        Literal["denoise", "noise"], typer.Option("--direction", help="Which run is patched from which.")
+    ] = "denoise",
+    value: Annotated[str, typer.Option("--value", help="source, zero, mean, identity or a number.")] = "source",
+    align: Annotated[
+        Literal["position", "difference", "spans"] | None,
+        typer.Option("--align", help="How prompts of different lengths meet."),
+    ] = None,
+    where: Annotated[list[str] | None, typer.Option("--where", help="Keep pairs with COLUMN=VALUE.")] = None,
+    first: Annotated[int | None, typer.Option("--first", min=1, help="Use the first N pairs only.")] = None,
+    first_token: Annotated[
+        bool, typer.Option("--first-token", help="Cut longer answers to their first token.")
+    ] = False,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, …; the checkpoint's own.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; a GPU where there is one.")] = None,
+    budget: Annotated[int | None, typer.Option("--budget", min=1, help="Refuse more than N runs of the model.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what it would cost, and stop.")] = False,
+    out: Out = None,
+    top: Top = 10,
+    as_json: Json = False,
+) -> None:
+    """Patch every cell of a grid and measure what changes."""
+    opened = cp.open_model(model, dtype=dtype, device=device)
+    loaded = cp.load_pairs(pairs, opened, first_token=first_token)
+    for condition in where or []:
+        column, equals, wanted = condition.partition("=")
+        if not equals:
+            raise SettingError(f"--where {condition!r} is not COLUMN=VALUE", fix="--where behaviour=pronoun")
+        loaded = loaded.where(**{column: wanted})
+    loaded = loaded.take(range(min(first, len(loaded)))) if first else loaded
+    loaded = loaded.align(align) if align else loaded
+    metrics = metric or [_metric_of_task(pairs)]
+    experiment = cp.Experiment(opened, loaded, metric=metrics, direction=direction)
+    sites = site or ["resid_pre"]
+    axes = over.split(",") if over else None
+    number = _number(value)
+    if plan:
+        plans = {name: cp.plan_sweep(experiment, name, axes, value=number) for name in sites}
+        _show_plans(plans, as_json)
+        return
+    if not as_json:
+        view.text(str(experiment.baseline))
+    found = {name: cp.sweep(experiment, name, axes, value=number, budget=budget) for name in sites}
+    _finish(found, out, top, as_json)
+
+
+@app.command()
+def doctor(
+    model: Annotated[str, typer.Argument(help="zoo:NAME, a folder, or a name on the hub.")],
+    dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, …; the checkpoint's own.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; a GPU where there is one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List a model's sites with their shapes, and prove that each means what it says."""
+    opened = cp.open_model(model, dtype=dtype, device=device)
+    rows = []
+    for row in opened.site_rows():
+        proof = None if row.refused or row.name.startswith("module") else engine.prove(opened, row.name)
+        refused = row.refused or (proof.failure if proof else None)
+        passed = list(proof.passed) if proof else []
+        rows.append({"site": row.name, "axes": row.axes, "shape": row.shape, "passed": passed, "refused": refused})
+    family = opened.family.name if opened.family else "generic"
+    facts = {"model": opened.name, "family": family, "dtype": str(opened.dtype), "device": str(opened.device)}
+    facts |= {"attention": opened.attention}
+    if as_json:
+        view.json_object({**facts, "sites": rows})
+        return
+    view.facts(facts)
+    view.doctor_table(rows)
+
+
+@app.command()
+def tasks(
+    name: Annotated[str | None, typer.Argument(help="Show pairs of this task.")] = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="How many pairs to show.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """List the built-in tasks, or show pairs of one."""
+    if name is None:
+        listed = [
+            {"task": t.name, "asks": t.summary, "metric": t.metric, "templates": len(t.templates), "pairs": t.capacity}
+            for t in tasks_room.TASKS.values()
+        ]
+        if as_json:
+            view.json_object({"tasks": listed})
+        else:
+            view.table(listed, note="pairs: the most that share no entity, and so are independent")
+        return
+    rows = tasks_room.generate(name, n=count)
+    if as_json:
+        view.json_object({"task": name, "pairs": rows})
+    else:
+        view.records(rows)
+
+
+@app.command()
+def show(
+    folder: Annotated[Path, typer.Argument(help="A folder that a sweep wrote.")],
+    metric: Annotated[str | None, typer.Option("--metric", help="Which metric, where there are several.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Print every cell, not the largest alone.")] = False,
+    top: Top = 10,
+    as_json: Json = False,
+) -> None:
+    """Print saved effects."""
+    effects = cp.Effects.load(folder)
+    effects = effects.metric(metric) if metric else effects
+    if as_json:
+        view.json_object(view.effects_object(effects, top, everything=everything))
+        return
+    view.text(repr(effects))
+    view.text("")
+    view.summary(effects) if everything else view.top_table(effects.top(top))
+
+
+def _finish(found: dict[str, Any], out: Path | None, top: int, as_json: bool) -> None:
+    """Save and show the effects of a command; stop with 130 where the user cut them short."""
+    files = {name: view.save(effects, out, name, alone=len(found) == 1) for name, effects in found.items() if out}
+    if as_json:
+        objects = {
+            name: {**view.effects_object(effects, top), "files": files.get(name, [])} for name, effects in found.items()
+        }
+        view.json_object({"sweeps": objects})
+    else:
+        for name, effects in found.items():
+            view.heading(f"{name}: {effects.provenance['site']}")
+            view.top_table(effects.top(top))
+        for written in files.values():
+            view.text(f"wrote {', '.join(written)}")
+    if not all(effects.is_complete for effects in found.values()):
+        raise typer.Exit(130)
+
+
+def _show_plans(plans: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        view.json_object({"plans": {name: vars(plan) for name, plan in plans.items()}})
+        return
+    for name, plan in plans.items():
+        view.heading(name)
+        view.text(str(plan))
+
+
+def _metric_of_task(pairs: str) -> str:
+    task = tasks_room.TASKS.get(pairs)
+    return task.metric if task else "logit_difference"
+
+
+def _number(value: str) -> str | float:
+    try:
+        return float(value)
+    except ValueError:
+        return value

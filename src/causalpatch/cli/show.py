@@ -1,0 +1,161 @@
+"""What the command line shows: tables for people, JSON for programs, and the files that it writes."""
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from causalpatch.base.errors import CausalPatchError
+from causalpatch.base.extras import lazy
+
+if TYPE_CHECKING:
+    import rich.console as rich_console
+    import rich.markup as rich_markup
+    import rich.table as rich_table
+
+    from causalpatch.base import spec
+else:
+    spec = lazy("causalpatch.base.spec")
+    rich_console = lazy("rich.console")
+    rich_markup = lazy("rich.markup")
+    rich_table = lazy("rich.table")
+
+
+def text(line: str) -> None:
+    """Print a line as it is."""
+    print(line)
+
+
+def heading(line: str) -> None:
+    """Print a heading with a blank line before it."""
+    print(f"\n{line}\n{'-' * len(line)}")
+
+
+def problem(line: str) -> None:
+    """Print a line on the error stream."""
+    print(line, file=sys.stderr)
+
+
+def error(found: CausalPatchError, *, as_json: bool) -> None:
+    """Show an error: on the error stream, or as JSON on standard output."""
+    if as_json:
+        facts = {name: str(value) for name, value in found.facts}
+        shown = {"kind": type(found).__name__, "what": found.what, "facts": facts, "fix": found.fix}
+        json_object({"error": shown, "exit_code": found.exit_code})
+    else:
+        problem(f"{type(found).__name__}: {found}")
+
+
+def json_object(value: Mapping[str, Any]) -> None:
+    """Print one JSON object; what is not a number is null."""
+    print(json.dumps(_finite(spec.to_plain(value)), indent=1, ensure_ascii=False))
+
+
+def facts(found: Mapping[str, str]) -> None:
+    """Print names and values, aligned."""
+    width = max(map(len, found))
+    for name, value in found.items():
+        print(f"{name:<{width}}  {value}")
+
+
+def table(rows: Sequence[Mapping[str, Any]], note: str = "") -> None:
+    """Print rows with equal keys as a table."""
+    shown = rich_table.Table(box=None, pad_edge=False, header_style="bold")
+    for name in rows[0]:
+        shown.add_column(name, justify="right" if isinstance(rows[0][name], int | float) else "left")
+    for row in rows:
+        shown.add_row(*(rich_markup.escape(str(value)) for value in row.values()))
+    _console().print(shown)
+    if note:
+        print(f"note: {note}")
+
+
+def records(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print each row as a block of names and values."""
+    for row in rows:
+        facts({name: repr(value) if isinstance(value, str) else json.dumps(value) for name, value in row.items()})
+        print()
+
+
+def doctor_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the table of a model's sites."""
+    shown = rich_table.Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("site", "axes", "shape", "proofs"):
+        shown.add_column(name)
+    for row in rows:
+        if row["refused"]:
+            proofs = f"[red]refused[/red]: {rich_markup.escape(row['refused'])}"
+        else:
+            proofs = f"[green]{', '.join(row['passed'])}[/green]" if row["passed"] else "as it runs"
+        shown.add_row(row["site"], row["axes"], row["shape"], proofs)
+    _console().print(shown)
+    n_refused = sum(row["refused"] is not None for row in rows)
+    print(f"{len(rows) - n_refused} sites can be patched, {n_refused} are refused")
+
+
+def top_table(found: Any) -> None:
+    """Print the largest cells with their notes."""
+    print(found)
+
+
+def summary(effects: Any) -> None:
+    """Print every cell."""
+    frame = effects.summary()
+    print(frame.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
+    for note in frame.attrs.get("notes", []):
+        print(f"note: {note}")
+
+
+def effects_object(effects: Any, top: int, *, everything: bool = False) -> dict[str, Any]:
+    """Return effects as plain data: how they were obtained, and their largest cells or all of them."""
+    found = effects.summary() if everything else effects.top(top).to_dataframe()
+    cells = found.to_dict("records")
+    return {
+        "axes": list(effects.axes),
+        "metrics": effects.metrics,
+        "label": "all cells" if everything else "exploratory",
+        "cells": [{name: _plain(value) for name, value in cell.items()} for cell in cells],
+        "notes": list(found.attrs.get("notes", [])),
+        "provenance": effects.provenance,
+    }
+
+
+def save(effects: Any, folder: Path, name: str, *, alone: bool) -> list[str]:
+    """Write effects, their table and their pictures; return the files' paths.
+
+    Args:
+        effects: The effects.
+        folder: Where to; several sweeps get a folder each.
+        name: Name of the sweep.
+        alone: Whether it is the only sweep of its command.
+    """
+    safe = "".join(c if c.isalnum() or c in "-_.@" else "_" for c in name)
+    place = folder if alone else folder / safe
+    effects.save(place)
+    written = [place / "manifest.json"]
+    effects.summary().to_csv(place / "summary.csv", index=False)
+    written.append(place / "summary.csv")
+    pictures = {"bars": effects.plot("bars")}
+    if len(effects.axes) == 2:
+        pictures["heat"] = effects.plot("heat")
+    for kind, picture in pictures.items():
+        written += [picture.save(place / f"{kind}.{ending}") for ending in ("svg", "png", "html")]
+    return [str(path) for path in written]
+
+
+def _console() -> rich_console.Console:
+    return rich_console.Console(width=None if sys.stdout.isatty() else 140)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list) else value
