@@ -11,7 +11,6 @@ Everything that measures anything goes through ``Experiment.run``. Plan, then ru
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -22,8 +21,6 @@ from causalpatch.base.progress import bar
 from causalpatch.base.suggest import closest
 from causalpatch.engine import (
     BASE,
-    SOURCE,
-    Block,
     Cost,
     Gauge,
     Job,
@@ -39,53 +36,20 @@ from causalpatch.engine import (
     require_proofs,
     targets_of,
 )
+from causalpatch.experiment.baseline import Baseline
+from causalpatch.experiment.provenance import provenance_of
+from causalpatch.experiment.tally import Tally
 from causalpatch.metrics import Metric, logit_difference, named_metric, top1
 from causalpatch.models import Model
 from causalpatch.pairs import Pairs
 from causalpatch.pairs.batch import PaddingSide
 from causalpatch.patches import Identity, Intervention, Patch, Source
 from causalpatch.results.effects import Effects
-from causalpatch.results.provenance import record
 from causalpatch.results.status import Status
 from causalpatch.sites import Site, SiteSet
 
 Direction = Literal["denoise", "noise"]
 Request = Intervention | Patch | Site | SiteSet | str | Sequence[Patch | Site | SiteSet | str]
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """The untouched runs, measured.
-
-    Args:
-        metrics: Names of the metrics.
-        clean: Metrics of the clean runs, ``(metric, pair)``.
-        corrupt: Metrics of the corrupted runs, ``(metric, pair)``.
-        right_clean: Whether the clean run prefers the answer to the wrong answer, ``(pair,)``; None where pairs have
-            no such answers.
-        right_corrupt: Whether the corrupted run prefers the wrong answer, ``(pair,)``; None likewise.
-        top1_clean: Whether the answer is the clean run's first choice of all, ``(pair,)``; None likewise.
-    """
-
-    metrics: tuple[str, ...]
-    clean: np.ndarray
-    corrupt: np.ndarray
-    right_clean: np.ndarray | None
-    right_corrupt: np.ndarray | None
-    top1_clean: np.ndarray | None
-
-    def __str__(self) -> str:
-        lines = [
-            f"{name}: clean {clean.mean():.3f}, corrupted {corrupt.mean():.3f}, gap {(clean - corrupt).mean():.3f}"
-            for name, clean, corrupt in zip(self.metrics, self.clean, self.corrupt, strict=True)
-        ]
-        if self.right_clean is not None and self.right_corrupt is not None and self.top1_clean is not None:
-            both = (self.right_clean & self.right_corrupt).mean()
-            lines.append(
-                f"right on clean {self.right_clean.mean():.0%} (top choice of all {self.top1_clean.mean():.0%}), "
-                f"wrong answer preferred on corrupted {self.right_corrupt.mean():.0%}, both {both:.0%}"
-            )
-        return "\n".join(lines)
 
 
 class Experiment:
@@ -235,7 +199,7 @@ class Experiment:
         require_proofs(self.model, {target.site.name for group in targets for target in group})
         reference = _fully_ablated(targets)
         job = self._job([*targets, reference] if reference else targets, len(targets) if reference else None)
-        tally = _Tally.of(job, len(self.metrics))
+        tally = Tally.of(job, len(self.metrics))
         started = time.perf_counter()
         means = fit_all_means(job)
         is_complete = self._measure(job, means, tally)
@@ -253,7 +217,7 @@ class Experiment:
             labels=labels,
             positions=self._aligned_positions(kept) if "position" in axes else None,
             provenance={
-                **self._provenance(asked, targets, reference),
+                **provenance_of(self, asked, targets, reference),
                 **({"site": title} if title else {}),
                 "complete": is_complete,
                 "cost": {**vars(tally.cost), "seconds": round(time.perf_counter() - started, 3)},
@@ -280,7 +244,7 @@ class Experiment:
             )
         return shape[axes.index(site.unit_axis)]
 
-    def _measure(self, job: Job, means: Means, tally: "_Tally") -> bool:
+    def _measure(self, job: Job, means: Means, tally: Tally) -> bool:
         """Fill the tally; return False where the user stopped it in between."""
         total = max(1, len(job.interventions) * len(job.pairs))
         try:
@@ -306,7 +270,7 @@ class Experiment:
             self.model, self.pairs, targets, self.base, self.padding_side, self.budget_gib, self.max_rows, reference
         )
 
-    def _baselines(self, tally: "_Tally", kept: np.ndarray, reference: int | None) -> dict[str, np.ndarray]:
+    def _baselines(self, tally: Tally, kept: np.ndarray, reference: int | None) -> dict[str, np.ndarray]:
         base, source = tally.untouched[:, :, kept]
         runs = {"base": base, "source": source}
         runs |= {"clean": base, "corrupt": source} if self.base == "clean" else {"clean": source, "corrupt": base}
@@ -314,75 +278,9 @@ class Experiment:
             runs["reference"] = tally.values[:, reference, kept]
         return runs
 
-    def _provenance(
-        self, asked: Sequence[Intervention], targets: Sequence[tuple[Target, ...]], reference: Sequence[Target]
-    ) -> dict[str, Any]:
-        values = sorted({str(patch.value) for each in asked for patch in each.patches})
-        sites = list(dict.fromkeys(str(patch.site) for each in asked for patch in each.patches))
-        kinds = sorted({target.site.unit_axis or target.site.name for group in targets for target in group})
-        model, pairs = self.model, self.pairs
-        mirrored = pairs.check().mirrored_share
-        notes = []
-        if mirrored > 0.1:
-            notes.append(f"{mirrored:.0%} of the pairs are mirrored: the other direction is redundant by construction")
-        return record(
-            {
-                "granularity": ", ".join(kinds),
-                "kind": "node",
-                "value": ", ".join(values),
-                "positions": _positions_text(asked),
-                "direction": self.direction,
-                "circuit": "single interventions, the rest of the run intact",
-            },
-            site=sites[0] if len(sites) == 1 else f"{sites[0]} … {sites[-1]} ({len(sites)} sites)",
-            direction=self.direction,
-            value=", ".join(values),
-            reference=f"{', '.join(values)} at {len(reference)} places together" if reference else "corrupted run",
-            model={
-                "name": model.name,
-                "hash": model.content_hash,
-                "dtype": str(model.dtype).removeprefix("torch."),
-                "device": str(model.device),
-                "attention": model.attention,
-            },
-            pairs={"name": pairs.name, "hash": pairs.content_hash, "n": len(pairs)},
-            metrics=[metric.name for metric in self.metrics],
-            higher_is_better={metric.name: metric.higher_is_better for metric in self.metrics},
-            engine={"tier": "reference", "reason": "full forwards with plain hooks"},
-            seed=self.seed,
-            mirrored_share=mirrored,
-            notes=notes,
-        )
-
     def _aligned_positions(self, kept: np.ndarray) -> np.ndarray:
         columns: np.ndarray = self.pairs.aligned().columns[kept]
         return columns if self.base == "clean" else columns[..., ::-1]
-
-
-@dataclass
-class _Tally:
-    """Numbers as they come in."""
-
-    values: np.ndarray
-    status: np.ndarray
-    untouched: np.ndarray
-    cost: Cost = field(default_factory=Cost)
-
-    @classmethod
-    def of(cls, job: Job, n_metrics: int) -> "_Tally":
-        shape = (len(job.interventions), len(job.pairs))
-        values, untouched = np.full((n_metrics, *shape), np.nan), np.full((2, n_metrics, shape[1]), np.nan)
-        return cls(values, np.full(shape, Status.SKIPPED, dtype=np.uint8), untouched)
-
-    def add(self, block: Block) -> None:
-        code = block.interventions[0]
-        if code in (BASE, SOURCE):
-            self.untouched[0 if code == BASE else 1][:, block.pairs] = block.values
-            return
-        is_finite = np.isfinite(block.values).all(0)
-        status = np.where(block.is_aligned, np.where(is_finite, Status.MEASURED, Status.FAILED), Status.UNALIGNED)
-        self.values[:, block.interventions, block.pairs] = block.values
-        self.status[block.interventions, block.pairs] = status
 
 
 def _as_interventions(requests: Iterable[Request]) -> list[Intervention]:
@@ -398,13 +296,6 @@ def _fully_ablated(targets: Sequence[tuple[Target, ...]]) -> tuple[Target, ...]:
     """Return everything that is replaced by something other than the source, in one run: the reference of ablations."""
     found = [t for group in targets for t in group if not isinstance(t.value, Source | Identity)]
     return tuple({(t.site, t.position, t.column): t for t in found}.values())
-
-
-def _positions_text(interventions: Sequence[Intervention]) -> str:
-    patches = [patch for each in interventions for patch in each.patches]
-    if any(patch.column is not None for patch in patches):
-        return "each aligned column by itself"
-    return ", ".join(sorted({"all" if p.site.position is None else f"@{p.site.position}" for p in patches}))
 
 
 def _check_grid(axes: Mapping[str, Sequence[Any]], n_interventions: int) -> None:
