@@ -37,7 +37,7 @@ from causalpatch.engine import (
     targets_of,
 )
 from causalpatch.experiment.baseline import Baseline
-from causalpatch.experiment.provenance import provenance_of
+from causalpatch.experiment.provenance import describe_request, describe_setup
 from causalpatch.experiment.tally import Tally
 from causalpatch.metrics import Metric, logit_difference, named_metric, top1
 from causalpatch.models import Model
@@ -45,6 +45,7 @@ from causalpatch.pairs import Pairs
 from causalpatch.pairs.batch import PaddingSide
 from causalpatch.patches import Identity, Intervention, Patch, Source
 from causalpatch.results.effects import Effects
+from causalpatch.results.provenance import describe_program
 from causalpatch.results.status import Status
 from causalpatch.sites import Site, SiteSet
 
@@ -217,7 +218,9 @@ class Experiment:
             labels=labels,
             positions=self._aligned_positions(kept) if "position" in axes else None,
             provenance={
-                **provenance_of(self, asked, targets, reference),
+                **describe_program(),
+                **describe_setup(self.model, self.pairs, self.metrics, self.direction, self.seed),
+                **describe_request(asked, targets, reference, self.direction),
                 **({"site": title} if title else {}),
                 "complete": is_complete,
                 "cost": {**vars(tally.cost), "seconds": round(time.perf_counter() - started, 3)},
