@@ -5,8 +5,11 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from causalpatch.pairs.align import first_unequal
-from causalpatch.pairs.pair import Pair, digest
+from causalpatch.pairs.pair import Pair
+from causalpatch.pairs.prompts import is_unknown
 
 if TYPE_CHECKING:
     from causalpatch.pairs.collection import Pairs
@@ -29,6 +32,7 @@ class PairReport:
         mirrored_share: Share of pairs whose mirror (inputs and answers exchanged) is again a pair, from 0 to 1.
         duplicates: Ids of pairs that repeat an earlier one.
         same_input: Ids of pairs whose clean and corrupted inputs are equal: they have no gap.
+        unknown_words: Ids of pairs with a word that the tokenizer does not know (a token ``<unk>`` or ``[UNK]``).
         unequal_lengths: Ids of pairs whose clean and corrupted prompts have different numbers of tokens.
         answer_tokens: Number of answers, right and wrong ones, by their number of tokens.
         without_answer: Ids of pairs without an answer.
@@ -44,6 +48,7 @@ class PairReport:
     mirrored_share: float
     duplicates: tuple[str, ...] = ()
     same_input: tuple[str, ...] = ()
+    unknown_words: tuple[str, ...] = ()
     unequal_lengths: tuple[str, ...] = ()
     answer_tokens: Mapping[int, int] = field(default_factory=dict)
     without_answer: tuple[str, ...] = ()
@@ -60,6 +65,7 @@ class PairReport:
             ("mirrored", f"{self.mirrored_share:.0%}"),
             ("duplicates", _listed(self.duplicates)),
             ("clean equals corrupted", _listed(self.same_input)),
+            ("unknown words", _listed(self.unknown_words)),
             ("unequal lengths", _listed(self.unequal_lengths)),
             ("tokens per answer", counted),
             ("without answer", _listed(self.without_answer)),
@@ -92,6 +98,7 @@ def report(pairs: "Pairs") -> PairReport:
         mirrored_share=sum(mirrored) / len(pairs),
         duplicates=tuple(pairs[i].id for i, key in enumerate(keys) if first[key] < i),
         same_input=tuple(pair.id for pair, key in zip(pairs, keys, strict=True) if key[0] == key[1]),
+        unknown_words=tuple(_with_unknown_words(pairs)),
         unequal_lengths=tuple(unequal),
         answer_tokens=dict(sorted(sizes.items())),
         without_answer=tuple(pair.id for pair in pairs if not pair.answer),
@@ -110,6 +117,15 @@ def leaking(pairs: "Pairs") -> list[list[int]]:
     return [held for held in members.values() if len({pairs[i].split for i in held} - {None}) > 1]
 
 
+def _with_unknown_words(pairs: "Pairs") -> list[str]:
+    """Return the ids of pairs that hold a token which stands for any unknown word."""
+    if pairs.kind != "tokens" or pairs.tokenizer is None:
+        return []
+    used = np.unique(np.concatenate([ids for pair in pairs for ids in (pair.clean, pair.corrupt)]))
+    unknown = [token for token in used.tolist() if is_unknown(pairs.tokenizer, token)]
+    return [pair.id for pair in pairs if np.isin([*pair.clean, *pair.corrupt], unknown).any()] if unknown else []
+
+
 def _listed(ids: Sequence[str]) -> str:
     if not ids:
         return "0"
@@ -126,13 +142,15 @@ def _with_notes(found: PairReport) -> PairReport:
         notes.append("mirrored pairs: denoise and noise give the same numbers; the second is redundant by construction")
     if found.same_input:
         notes.append("pairs with equal inputs have no gap; drop them")
+    if found.unknown_words:
+        notes.append("words that the model does not know are all one token to it; use words of its vocabulary")
     if found.leaks:
         notes.append("given splits share prompts, entities or groups; use pairs.split()")
     return PairReport(**{**vars(found), "notes": tuple(notes)})
 
 
 def _key(pair: Pair) -> tuple[str, str, Hashable, Hashable]:
-    return digest(pair.clean), digest(pair.corrupt), frozenset(pair.answer), frozenset(pair.wrong_answer)
+    return *pair.digests, frozenset(pair.answer), frozenset(pair.wrong_answer)
 
 
 def _mirror(key: tuple[str, str, Hashable, Hashable]) -> tuple[str, str, Hashable, Hashable]:

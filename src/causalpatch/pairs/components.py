@@ -12,14 +12,14 @@ from collections.abc import Hashable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from causalpatch.pairs.pair import Pair, digest
+from causalpatch.pairs.pair import Pair
 
 
 def vertices(pair: Pair) -> list[Hashable]:
     """Return what ties a pair to others: both prompts by their content, its entities, its group."""
     group = [] if pair.group is None else [("group", pair.group)]
     entities = [("entity", name) for name in pair.entities]
-    return [("prompt", digest(pair.clean)), ("prompt", digest(pair.corrupt)), *entities, *group]
+    return [*(("prompt", content) for content in pair.digests), *entities, *group]
 
 
 def connected(members: Iterable[Sequence[Hashable]]) -> NDArray[np.int64]:

@@ -78,11 +78,15 @@ class Pair:
         )
 
     @cached_property
+    def digests(self) -> tuple[str, str]:
+        """Hashes of the clean and of the corrupted input: type, shape and content."""
+        return digest(self.clean), digest(self.corrupt)
+
+    @cached_property
     def content_hash(self) -> str:
         """Hash of everything that a measurement could depend on: all but the texts and extra columns."""
         plain = [self.id, self.answer, self.wrong_answer, self.group, self.split, self.spans, self.entities]
-        inputs = [digest(self.clean), digest(self.corrupt)]
-        return hashlib.sha256(to_json([*inputs, *plain]).encode()).hexdigest()[:16]
+        return hashlib.sha256(to_json([*self.digests, *plain]).encode()).hexdigest()[:16]
 
 
 def digest(array: Array) -> str:

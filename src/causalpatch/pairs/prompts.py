@@ -8,6 +8,12 @@ from causalpatch.base.tokens import Tokenizer
 Offsets: TypeAlias = list[tuple[int, int]]
 # Signs with which tokenizers write a space.
 _BLANKS = " \t\n▁ĠĊ"
+_UNKNOWN = ("<unk>", "[UNK]", "<UNK>")
+
+
+def is_unknown(tokenizer: Tokenizer, token_id: int) -> bool:
+    """Tell whether a token stands for any word that the tokenizer does not know."""
+    return tokenizer.label(token_id).strip() in _UNKNOWN
 
 
 class Prompts:
@@ -45,7 +51,8 @@ class Prompts:
             where: How errors call the pair.
 
         Raises:
-            AnswerError: The answer is empty, or its first letters merge with the end of the prompt.
+            AnswerError: The answer is empty, holds a word that the tokenizer does not know, or merges with the end of
+                the prompt.
         """
         before, whole = self._open(prompt), self._open(prompt + answer)
         if whole[: len(before)] != before:
@@ -60,7 +67,14 @@ class Prompts:
             )
         if len(whole) == len(before):
             raise AnswerError(f"the answer {answer!r} of {where} has no tokens", fix="give a text that is not empty")
-        return tuple(whole[len(before) :])
+        found = tuple(whole[len(before) :])
+        if any(is_unknown(self.tokenizer, token) for token in found):
+            raise AnswerError(
+                f"the answer {answer!r} of {where} is not in the model's vocabulary",
+                facts=[("tokens", self._shown(list(found)))],
+                fix="ask for a word that the model knows",
+            )
+        return found
 
     def span(self, prompt: str, text: str, name: str, where: str) -> tuple[int, int]:
         """Return the half-open range of tokens that a text covers in a prompt.

@@ -87,6 +87,10 @@ def load_pairs(
         (((9,),), ((3,),))
     """
     if isinstance(x, Pairs):
+        if columns or first_token or name:
+            raise SettingError(
+                f"'{x.name}' was read already", fix="give columns, first_token and name where its file is read"
+            )
         return x
     ours = _checked_columns(columns)
     rows, folder, found_name = _rows(x)

@@ -8,11 +8,12 @@ from transformers import AutoTokenizer
 
 from causalpatch.models.tokens import WrappedTokenizer
 
+UNKNOWN = ("zyzzyva", "xylem")
 LONG = {" Joseph": (" Jo", "seph"), " marbles": (" mar", "bles")}
 
 
 class Words:
-    """Words with the space before them; long ones in two pieces; after a ``#`` every letter alone.
+    """Words with the space before them; long ones in two pieces; after a ``#`` every letter alone; two words unknown.
 
     Args:
         begin: Whether ``<s>`` (id 1) stands before each text.
@@ -24,7 +25,7 @@ class Words:
 
     def __init__(self, begin=True, end=False):
         self.begin, self.end = begin, end
-        self.pieces = ["<pad>", "<s>", "</s>"]
+        self.pieces = ["<pad>", "<s>", "</s>", "<unk>"]
 
     def cut(self, text):
         head, sign, tail = text.partition("#")
@@ -32,7 +33,7 @@ class Words:
         return [piece for word in found for piece in LONG.get(word, (word,))]
 
     def encode(self, text, *, special=True):
-        pieces = self.cut(text)
+        pieces = ["<unk>" if piece.strip() in UNKNOWN else piece for piece in self.cut(text)]
         self.pieces += [piece for piece in dict.fromkeys(pieces) if piece not in self.pieces]
         ids = [self.pieces.index(piece) for piece in pieces]
         return [1] * (special and self.begin) + ids + [2] * (special and self.end)

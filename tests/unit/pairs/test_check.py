@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from causalpatch.pairs import Pair, Pairs
+from causalpatch.pairs import Pair, Pairs, load_pairs
 
 
 def pair(clean, corrupt, answer=7, wrong=8, **other):
@@ -59,6 +59,14 @@ def test_given_splits_that_share_a_prompt_leak():
     assert report.notes[-1] == "given splits share prompts, entities or groups; use pairs.split()"
 
 
+def test_words_that_the_tokenizer_does_not_know_are_reported(toy):
+    rows = [{"clean": f"a {word} b", "corrupt": "a c b", "id": word} for word in ("owl", "zyzzyva", "xylem")]
+    report = load_pairs(rows, toy()).check()
+    assert report.unknown_words == ("zyzzyva", "xylem")
+    assert report.duplicates == ("xylem",)
+    assert "words that the model does not know are all one token to it" in str(report)
+
+
 def test_the_report_is_a_table_to_read():
     pairs = Pairs([pair([k], [k + 1], id=f"p{k}") for k in range(0, 20, 2)], name="ten.jsonl")
     assert str(pairs.check()) == (
@@ -68,6 +76,7 @@ def test_the_report_is_a_table_to_read():
         "  mirrored                0%\n"
         "  duplicates              0\n"
         "  clean equals corrupted  0\n"
+        "  unknown words           0\n"
         "  unequal lengths         0\n"
         "  tokens per answer       20 of 1\n"
         "  without answer          0\n"

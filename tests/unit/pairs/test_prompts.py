@@ -74,6 +74,16 @@ def test_an_answer_that_merges_with_the_prompt_is_refused(prompts):
     )
 
 
+def test_an_answer_that_the_model_does_not_know_is_refused(prompts):
+    with pytest.raises(AnswerError) as error:
+        prompts.answer("she saw a", " zyzzyva", "line 3")
+    assert str(error.value) == (
+        "the answer ' zyzzyva' of line 3 is not in the model's vocabulary\n"
+        "  tokens  '<unk>'\n"
+        "  fix: ask for a word that the model knows"
+    )
+
+
 def test_an_empty_answer_is_refused(prompts):
     with pytest.raises(AnswerError) as error:
         prompts.answer("he gave it to", "", "line 3")

@@ -114,6 +114,14 @@ def test_pairs_are_returned_as_they_are(toy, bare):
     assert load_pairs(arrays, bare) is arrays
 
 
+def test_pairs_are_not_read_in_another_way_a_second_time(toy):
+    with pytest.raises(SettingError) as error:
+        load_pairs(load_pairs(ROWS, toy()), toy(), first_token=True)
+    assert str(error.value) == (
+        "'rows' was read already\n  fix: give columns, first_token and name where its file is read"
+    )
+
+
 def test_every_format_gives_the_same_pairs(tmp_path, toy):
     pa = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")

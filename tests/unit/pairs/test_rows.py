@@ -211,3 +211,39 @@ def test_spans_are_texts_ranges_or_one_of_these_for_each_prompt(toy):
         "name": ((1, 2), (2, 4)),
         "mixed": ((0, 1), (4, 5)),
     }
+
+
+def test_spans_that_are_no_mapping_are_refused(toy):
+    with pytest.raises(PairError) as error:
+        load(toy(), spans=["saw"])
+    assert str(error.value) == (
+        "'spans' of row 0 of 'rows' is not a mapping\n"
+        "  value  ['saw']\n"
+        '  fix: write {"subject": " Mary"} or {"subject": [3, 5]}'
+    )
+
+
+@pytest.mark.parametrize("value", [[1, 4], [2, 2], [-4, 2], [1], [0.0, 1.0], 1, {"clean": [0, 1]}])
+def test_a_span_outside_a_prompt_is_refused(toy, value):
+    with pytest.raises(PairError) as error:
+        load(toy(), spans={"verb": value})
+    role = "corrupted" if isinstance(value, dict) else "clean"
+    shown = None if isinstance(value, dict) else value
+    assert str(error.value) == (
+        f"span 'verb' of row 0 of 'rows' is no part of the {role} prompt\n"
+        f"  {'value':<{len(role)}}  {shown!r}\n"
+        f"  {role:<5}  3 tokens\n"
+        '  fix: give a text that stands in it, or its tokens: {"verb": [first, last + 1]}'
+    )
+
+
+def test_a_text_span_needs_a_text_prompt(toy):
+    with pytest.raises(PairError, match="3 tokens, no text"):
+        load(toy(), clean=[1, 2, 3], spans={"verb": "saw"})
+
+
+def test_a_span_text_that_occurs_twice_names_the_row_and_the_prompt(toy):
+    with pytest.raises(
+        PairError, match=r"span 'verb' \('saw'\) occurs 2 times in the corrupted prompt of row 0 of 'rows'"
+    ):
+        load(toy(), corrupt="Mary saw saw", spans={"verb": "saw"})
