@@ -172,7 +172,7 @@ def bars(top: TopTable, axes: Sequence[str], caption: Caption) -> Picture:
     chart = alt.layer(*layers).properties(width=420, height=24 * max(len(names), 1))
     marks = ["whiskers: interval"] if spans else []
     if top.by_component is not None:
-        marks = ["dots: each independent component (too few for an interval)"]
+        marks = ["dots: each independent group (too few for an interval)"]
     outlined = any(map(_is_significant, rows))
     lines = [top.words, *caption.lines, "; ".join([*marks, *_how_to_read(frame, outlined=outlined)])]
     return Picture(_finished(chart, caption.title, lines, 640), frame)

@@ -178,8 +178,9 @@ def _coordinate(axis: str, values: Sequence[Any]) -> np.ndarray:
 
 def _texts(values: Sequence[str]) -> np.ndarray:
     # Objects, not numpy's fixed-width texts: those drop a trailing NUL, which byte-level tokens do have.
+    # Half a surrogate pair, which is no character, becomes its code: neither pandas nor parquet can hold it.
     array = np.empty(len(values), dtype=object)
-    array[:] = list(values)
+    array[:] = [text.encode("utf-8", "backslashreplace").decode("utf-8") for text in values]
     return array
 
 
