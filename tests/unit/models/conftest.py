@@ -104,3 +104,9 @@ def _probe(family):
 def probe():
     """Return a function from a family's name to its probe."""
     return _probe
+
+
+@pytest.fixture
+def probe_of():
+    """Return a function from any module and ids to its probe."""
+    return Probe
