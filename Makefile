@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: demo test test-slow lint bench mutants zoo clean install
+.PHONY: demo test test-slow lint bench mutants zoo docs clean install
 
 install: $(STAMP)
 
@@ -35,8 +35,11 @@ bench: $(STAMP)
 mutants: $(STAMP)
 	$(BIN)/python -m benchmarks.mutants
 
+docs: $(STAMP)
+	$(BIN)/python -m pdoc --docformat google --output-directory docs/build causalpatch
+
 zoo: $(STAMP)
 	$(BIN)/python -m causalpatch.models.zoo.train
 
 clean:
-	rm -rf $(VENV) demo-output .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo-output docs/build .mypy_cache .ruff_cache .hypothesis
