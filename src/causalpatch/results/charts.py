@@ -37,6 +37,7 @@ BLUE, RED, INK, FAINT = "#2166ac", "#b2182b", "#1a1a1a", "#9a9a9a"
 FONT = "Arial, Helvetica, Liberation Sans, DejaVu Sans, sans-serif"
 _TICK = 11  # font size of axis labels, px
 _LIMITS = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
+_INSET = 3.5  # px by which an outline is smaller than its cell
 _HATCH_GAP = 5.0  # px between two lines of a hatched cell
 
 
@@ -110,7 +111,9 @@ def heat_map(frame: pd.DataFrame, axes: Sequence[str], value: str, caption: Capt
         hatch = _layer(blank).mark_point(shape=_hatch(width, height), size=4, stroke=FAINT, strokeWidth=0.8)
         layers.append(hatch.encode(x=x, y=y, tooltip=tooltip))
     if outlined:
-        box = _layer(outlined).mark_rect(fill=None, stroke=INK, strokeWidth=1.6 if min(width, height) >= 18 else 1.1)
+        # Drawn inside the cell: where neighbours shared a line, a cell among outlined ones would look outlined too.
+        inside = {"width": {"band": 1 - _INSET / width}, "height": {"band": 1 - _INSET / height}}
+        box = _layer(outlined).mark_rect(fill=None, stroke=INK, strokeWidth=1.2, **inside)
         layers.append(box.encode(x=x, y=y, tooltip=tooltip))
     chart = alt.layer(*layers).properties(width=width * len(alongs), height=height * len(ups))
     lines = [*caption.lines, *_on_labels(horizontal, frame, caption.base)]
@@ -167,7 +170,7 @@ def bars(top: TopTable, axes: Sequence[str], caption: Caption) -> Picture:
             for name, values in zip(names, top.by_component, strict=True)
             for value in values[np.isfinite(values)]
         ]
-        dot = _layer(dots).mark_circle(color=INK, size=22, opacity=0.65)
+        dot = _layer(dots).mark_point(filled=True, color="white", stroke=INK, strokeWidth=1, size=26, opacity=0.85)
         layers.append(dot.encode(y=y, x=x))
     chart = alt.layer(*layers).properties(width=420, height=24 * max(len(names), 1))
     marks = ["whiskers: interval"] if spans else []

@@ -316,7 +316,7 @@ def test_bars_show_the_largest_cells_in_order_with_intervals(make):
 def test_bars_show_the_value_of_each_group_where_there_are_too_few_for_an_interval(make):
     effects = make({"layer": [0, 1], "head": [0]}, [[0.8], [0.1]], groups=np.arange(40) // 8)
     picture = effects.plot("bars")
-    assert len(rows_of(picture, marks_of(picture, "circle")[0])) == 2 * 5
+    assert len(rows_of(picture, marks_of(picture, "point")[0])) == 2 * 5
     assert not [layer for layer in marks_of(picture, "rule") if "x2" in layer["encoding"]]
     assert "each independent group (too few for an interval)" in subtitle_of(picture.to_svg())
 
