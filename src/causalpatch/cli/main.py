@@ -144,9 +144,9 @@ def sweep(  # noqa: PLR0913 - each argument is an option that a person types
         plans = {name: cp.plan_sweep(experiment, name, axes, value=number) for name in sites}
         _show_plans(plans, as_json)
         return
+    found = {name: cp.sweep(experiment, name, axes, value=number, budget=budget) for name in sites}
     if not as_json:
         view.text(str(experiment.baseline))
-    found = {name: cp.sweep(experiment, name, axes, value=number, budget=budget) for name in sites}
     _finish(found, out, top, as_json)
 
 

@@ -160,7 +160,8 @@ def _grid_of(experiment: Experiment, wanted: Site | SiteSet, over: str | Sequenc
             if all(_coordinate(site, axis) == cell[axis] for axis in axes if axis != "position")
         ]
 
-    return _Grid({axis: possible[axis] for axis in axes}, _labels(experiment, axes), sites)
+    chosen = {axis: possible[axis] for axis in axes}
+    return _Grid(dict(chosen), _labels(experiment, chosen), sites)
 
 
 def _members(experiment: Experiment, wanted: Site | SiteSet, over: str | Sequence[str] | None) -> list[Site]:
@@ -207,14 +208,14 @@ def _coordinate(site: Site, axis: str) -> Any:
     return str(site.module) if axis == "intervention" else site.unit
 
 
-def _labels(experiment: Experiment, axes: Sequence[str]) -> dict[str, Sequence[str]]:
+def _labels(experiment: Experiment, axes: dict[str, list[Any]]) -> dict[str, Sequence[str]]:
     labels: dict[str, Sequence[str]] = {}
     if "position" in axes:
         labels["position"] = experiment.pairs.aligned().labels(experiment.base)
     units = experiment.model.shape.units
     if "kv_head" in axes and units["kv_head"] < units["head"]:
         group = units["head"] // units["kv_head"]
-        labels["kv_head"] = [f"{kv} (heads {kv * group} to {(kv + 1) * group - 1})" for kv in range(units["kv_head"])]
+        labels["kv_head"] = [f"(heads {kv * group}-{(kv + 1) * group - 1})" for kv in axes["kv_head"]]
     return labels
 
 

@@ -1,0 +1,211 @@
+"""The program: what commands print and write, and how errors leave it."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from causalpatch.cli.main import main
+from causalpatch.results.effects import Effects
+from causalpatch.testing.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("model")
+    tiny_model("llama", seed=1, layers=2, dtype=torch.float32).save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def pairs_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    rows = []
+    for k in range(12):
+        clean = [k + 1, 20, 21, (3 * k + 5) % 38]
+        rows.append(
+            {"clean": clean, "corrupt": [k + 1, 22, 21, clean[3]], "answer": 4, "wrong_answer": 5, "kind": "ab"[k % 2]}
+        )
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def run(capsys, *words):
+    """Run the program and return its exit code, output and error stream."""
+    code = 0
+    try:
+        main([str(word) for word in words])
+    except SystemExit as stop:
+        code = stop.code or 0
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def oriented(capsys, folder, pairs_file):
+    """Return the direction-free options under which the random model has a gap that can be shared out."""
+    code, out, _ = run(
+        capsys, "sweep", folder, pairs_file, "--site", "logits@-1", "--metric", "kl_divergence", "--json"
+    )
+    assert code == 0
+    return json.loads(out)
+
+
+def test_help_lists_the_commands(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    assert all(command in out for command in ("demo", "sweep", "doctor", "tasks", "show"))
+
+
+def test_the_version_is_printed(capsys):
+    assert run(capsys, "--version")[1].startswith("causalpatch 0.")
+
+
+def test_help_answers_within_half_a_second():
+    # The smallest of five processes; the machine may be busy, so up to three rounds.
+    for _ in range(3):
+        times = []
+        for _ in range(5):
+            started = time.perf_counter()
+            subprocess.run(
+                [sys.executable, "-c", "from causalpatch.cli.main import main; main(['--help'])"],
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
+            times.append(time.perf_counter() - started)
+        if min(times) < 0.5:
+            return
+    pytest.fail(f"the fastest of fifteen runs of --help took {min(times):.2f} s")
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys\nfrom causalpatch.cli.main import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'xarray', 'pandas', 'altair', 'pyarrow', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_doctor_prints_every_site_with_its_proofs(capsys, folder):
+    code, out, _ = run(capsys, "doctor", folder)
+    assert code == 0
+    assert "resid_mid" in out
+    assert "identity, edit, whole, algebra" in out
+    assert "15 sites can be patched, 0 are refused" in out
+
+
+def test_doctor_says_why_a_site_is_refused(capsys, tmp_path):
+    tiny_model("gpt_neox", seed=1, dtype=torch.float32).save_pretrained(tmp_path)
+    code, out, _ = run(capsys, "doctor", tmp_path, "--json")
+    found = {row["site"]: row for row in json.loads(out)["sites"]}
+    assert code == 0
+    assert "parallel" in found["resid_mid"]["refused"]
+    assert found["resid_post"]["passed"] == ["identity", "edit", "whole", "algebra"]
+
+
+def test_sweep_writes_numbers_tables_and_pictures(capsys, folder, pairs_file, tmp_path):
+    out_folder = tmp_path / "out"
+    words = ("--site", "z", "--metric", "kl_divergence", "--out", out_folder, "--top", 3)
+    code, out, _ = run(capsys, "sweep", folder, pairs_file, *words)
+    assert code == 0
+    assert "exploratory: the 3 largest of 8 cells" in out
+    written = {path.name for path in out_folder.iterdir()}
+    assert {"manifest.json", "summary.csv", "heat.svg", "heat.png", "heat.html", "bars.png"} <= written
+    effects = Effects.load(out_folder)
+    assert effects.dims == ("layer", "head", "pair")
+    assert effects.provenance["site"] == "z.*.*"
+    code, shown, _ = run(capsys, "show", out_folder, "--top", 3)
+    assert code == 0
+    assert "the 3 largest of 8 cells" in shown
+    code, shown, _ = run(capsys, "show", out_folder, "--all", "--json")
+    assert len(json.loads(shown)["cells"]) == 8
+
+
+def test_sweep_prints_one_json_object(capsys, folder, pairs_file):
+    found = oriented(capsys, folder, pairs_file)
+    assert list(found["sweeps"]) == ["logits@-1"]
+    cell = found["sweeps"]["logits@-1"]["cells"][0]
+    assert cell["recovered"] == pytest.approx(1.0, abs=1e-4)
+    assert found["sweeps"]["logits@-1"]["provenance"]["direction"] == "denoise"
+
+
+def test_several_sites_get_a_folder_each(capsys, folder, pairs_file, tmp_path):
+    words = ("--site", "z@-1", "--site", "attn_out@-1", "--metric", "kl_divergence", "--out", tmp_path)
+    assert run(capsys, "sweep", folder, pairs_file, *words)[0] == 0
+    assert (tmp_path / "z@-1" / "manifest.json").exists()
+    assert (tmp_path / "attn_out@-1" / "manifest.json").exists()
+
+
+def test_pairs_are_kept_by_column_and_number(capsys, folder, pairs_file):
+    words = ("--site", "z@-1", "--metric", "kl_divergence", "--where", "kind=a", "--first", 4, "--json")
+    code, out, _ = run(capsys, "sweep", folder, pairs_file, *words)
+    assert code == 0
+    assert json.loads(out)["sweeps"]["z@-1"]["provenance"]["pairs"]["n"] == 4
+
+
+def test_a_plan_costs_nothing_and_says_what_a_sweep_would(capsys, folder, pairs_file):
+    code, out, _ = run(capsys, "sweep", folder, pairs_file, "--site", "z", "--plan")
+    assert code == 0
+    assert "8 on 12 pairs" in out
+    code, out, _ = run(capsys, "sweep", folder, pairs_file, "--site", "z", "--plan", "--json")
+    assert json.loads(out)["plans"]["z"]["rows"] == 8 * 12 + 2 * 12
+
+
+def test_tasks_are_listed_and_shown(capsys):
+    code, out, _ = run(capsys, "tasks", "--json")
+    assert code == 0
+    assert {"ioi", "induction", "agreement", "greater_than"} <= {task["task"] for task in json.loads(out)["tasks"]}
+    code, out, _ = run(capsys, "tasks", "ioi", "--count", 2, "--json")
+    assert len(json.loads(out)["pairs"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "kind"),
+    [
+        (("sweep", "{folder}", "{pairs}", "--site", "z.9"), 2, "SiteNotFound"),
+        (("sweep", "{folder}", "{pairs}", "--metric", "accuracy"), 2, "MetricError"),
+        (("sweep", "{folder}", "{pairs}", "--where", "kind"), 2, "SettingError"),
+        (("sweep", "{folder}", "nothing.jsonl"), 2, "PairFileError"),
+        (("doctor", "{pairs}"), 2, "ModelNotFound"),
+        (("show", "{folder}"), 2, "ResultsNotFound"),
+        (("tasks", "ioj"), 2, "TaskNotFound"),
+    ],
+)
+def test_errors_leave_by_their_branch_with_a_fix(capsys, folder, pairs_file, words, code, kind):
+    words = [word.format(folder=folder, pairs=pairs_file) for word in words]
+    found, out, err = run(capsys, *words)
+    assert (found, out) == (code, "")
+    assert err.startswith(f"{kind}: ")
+    found, out, err = run(capsys, *words, "--json")
+    assert json.loads(out)["error"]["kind"] == kind
+    assert (found, err) == (code, "")
+
+
+def test_an_unsupported_site_leaves_with_3(capsys, pairs_file, tmp_path):
+    tiny_model("gpt_neox", seed=1, dtype=torch.float32).save_pretrained(tmp_path)
+    capsys.readouterr()  # saving shows a bar
+    code, _, err = run(capsys, "sweep", tmp_path, pairs_file, "--site", "resid_mid")
+    assert code == 3
+    assert err.startswith("SiteUnsupported: ")
+
+
+def test_a_missing_gap_leaves_with_4(capsys, folder, tmp_path):
+    path = tmp_path / "same.jsonl"
+    path.write_text(
+        "\n".join(
+            json.dumps({"clean": [k, 2, 3], "corrupt": [k, 2, 3], "answer": 1, "wrong_answer": 2}) for k in range(3)
+        )
+    )
+    code, _, err = run(capsys, "sweep", folder, path, "--site", "z")
+    assert code == 4
+    assert err.startswith("NoGap: ")
+
+
+def test_a_mistyped_option_leaves_with_2(capsys):
+    code, _, err = run(capsys, "sweep", "--nonsense")
+    assert code == 2
+    assert "nonsense" in err
