@@ -102,7 +102,7 @@ def load_pairs(
         [pair for pair, _ in read],
         name=reader.name,
         kind=read[0][1],
-        tokenizer=None if model is None else model.tokenizer,
+        tokenizer=reader.tokenizer,
     )
 
 
@@ -153,11 +153,11 @@ def _checked_columns(columns: Mapping[str, str] | None) -> Mapping[str, str]:
 
 def _renamed(row: Row, columns: Mapping[str, str], name: str) -> Row:
     """Return a row under our names of columns; the two that must be there are there."""
-    values = dict(row.values)
-    for ours, theirs in columns.items():
-        if theirs not in values:
+    for theirs in columns.values():
+        if theirs not in row.values:
             raise _missing(row, theirs, name)
-        values[ours] = values.pop(theirs)
+    values = {column: value for column, value in row.values.items() if column not in columns.values()}
+    values |= {ours: row.values[theirs] for ours, theirs in columns.items()}
     for ours, also in _ALSO.items():
         if ours not in values and also in values:
             values[ours] = values.pop(also)

@@ -53,13 +53,13 @@ class RowReader:
     """
 
     def __init__(self, model: HasTokenizer | None, *, name: str, folder: Path, first_token: bool) -> None:
-        tokenizer = None if model is None else model.tokenizer
+        self.tokenizer: Tokenizer | None = getattr(model, "tokenizer", None)
         self.name = name
         self._folder = folder
         self._first_token = first_token
-        self._prompts = None if tokenizer is None else Prompts(tokenizer)
+        self._prompts = None if self.tokenizer is None else Prompts(self.tokenizer)
         # A model may have more rows in its embedding than its tokenizer has ids.
-        sizes = [getattr(model, "vocab_size", None) or None, None if tokenizer is None else tokenizer.vocab_size]
+        sizes = [getattr(model, "vocab_size", None) or None, getattr(self.tokenizer, "vocab_size", None)]
         self._n_ids = max((size for size in sizes if size is not None), default=None)
         self._files: dict[Path, Mapping[str, Array]] = {}
 

@@ -81,6 +81,12 @@ def test_difference_matches_shared_tokens_and_equally_long_changes():
     assert difference(ids(1, 2, 3), ids(1, 3)) == [(0, 0), (-1, -1), (2, 1)]
 
 
+def test_difference_does_not_take_frequent_tokens_of_long_prompts_for_junk():
+    clean = np.arange(400) % 3
+    corrupt = np.insert(clean, 200, 9)
+    assert difference(clean, corrupt) == [(k, k + (k >= 200)) for k in range(400)]
+
+
 def test_difference_reports_what_finds_no_partner(toy):
     rows = [{"clean": "then John gave it", "corrupt": "then Joseph gave it"}]
     alignment = load_pairs(rows, toy()).align("difference").alignment

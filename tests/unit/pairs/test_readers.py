@@ -33,10 +33,16 @@ def test_corrupted_is_understood_for_corrupt(toy):
 
 
 def test_columns_of_other_names_are_renamed(toy):
-    rows = [{"prompt": "a", "counterfactual": "b", "target": " c", "clean": "kept"}]
+    rows = [{"prompt": "a", "counterfactual": "b", "target": " c", "clean": "another", "kind": "x"}]
     columns = {"clean": "prompt", "corrupt": "counterfactual", "answer": "target"}
     pair = load_pairs(rows, toy(), columns=columns)[0]
     assert (pair.clean_text, pair.corrupt_text, len(pair.answer)) == ("a", "b", 1)
+    assert pair.extra == {"kind": "x"}
+
+
+def test_two_columns_can_change_places(toy):
+    pair = load_pairs([{"clean": "a", "corrupt": "b"}], toy(), columns={"clean": "corrupt", "corrupt": "clean"})[0]
+    assert (pair.clean_text, pair.corrupt_text) == ("b", "a")
 
 
 def test_a_missing_column_is_refused_with_those_that_are_there(tmp_path, toy):
