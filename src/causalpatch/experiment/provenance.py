@@ -7,7 +7,8 @@ from causalpatch.engine import Target
 from causalpatch.metrics import Metric
 from causalpatch.models import Model
 from causalpatch.pairs import Pairs
-from causalpatch.patches import Intervention
+from causalpatch.patches import Intervention, Source
+from causalpatch.results.provenance import MIXED
 
 # Above this share of mirrored pairs, denoising and noising are the same numbers on the same pairs.
 MIRRORED = 0.1
@@ -30,7 +31,7 @@ def describe_setup(model: Model, pairs: Pairs, metrics: Sequence[Metric], direct
         },
         "pairs": {"name": pairs.name, "hash": pairs.content_hash, "n": len(pairs)},
         "metrics": [metric.name for metric in metrics],
-        "higher_is_better": {metric.name: metric.higher_is_better for metric in metrics},
+        "higher_is_better": {metric.name: metric.is_higher_when_clean(direction) for metric in metrics},
         "engine": {"tier": "reference", "reason": "full forwards with plain hooks"},
         "seed": seed,
         "mirrored_share": mirrored,
@@ -58,7 +59,7 @@ def describe_request(
     return {
         "site": sites[0] if len(sites) == 1 else f"{sites[0]} … {sites[-1]} ({len(sites)} sites)",
         "value": values,
-        "reference": f"{values} at {len(reference)} places together" if reference else "corrupted run",
+        "reference": _reference_text(values, targets, reference),
         "facts": {
             "granularity": ", ".join(kinds),
             "kind": "node",
@@ -68,6 +69,13 @@ def describe_request(
             "circuit": "single interventions, the rest of the run intact",
         },
     }
+
+
+def _reference_text(values: str, targets: Sequence[tuple[Target, ...]], reference: Sequence[Target]) -> str:
+    if not reference:
+        return "corrupted run"
+    has_source = any(isinstance(target.value, Source) for group in targets for target in group)
+    return MIXED if has_source else f"{values} at {len(reference)} places together"
 
 
 def _positions_text(interventions: Sequence[Intervention]) -> str:

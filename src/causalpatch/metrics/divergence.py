@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -14,7 +15,8 @@ def _kl(reference: Literal["base", "source"]) -> Metric:
     def measure(outputs: Outputs, pairs: Pairs) -> Tensor:
         wanted = outputs.reference(reference).log_softmax(-1)
         got = outputs.distribution.log_softmax(-1)
-        return (wanted.exp() * (wanted - got)).sum(-1)
+        # An impossible token adds nothing: 0 * log 0 = 0.
+        return torch.where(wanted > -torch.inf, wanted.exp() * (wanted - got), 0.0).sum(-1)
 
     name = "kl_divergence" if reference == "source" else "kl_from_base"
     return Metric(

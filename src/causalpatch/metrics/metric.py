@@ -23,7 +23,8 @@ class Metric:
         position: The real token whose outputs are read (``-1``: the last of the prompt), or ``"all"``.
         columns: The vocabulary columns that are read: those of the ``"answers"``, or ``"all"``.
         needs_normaliser: Whether the sum over the whole vocabulary is needed.
-        higher_is_better: Whether the clean run is expected to have the higher value.
+        higher_is_better: Whether the clean run is expected to have the higher value; for metrics that compare with
+            another run, whether being close to it gives the higher value.
         answers: Which answers every pair must have.
         compares: Which untouched runs the outputs are compared with.
         spells_answers: Whether answers of several tokens are measured whole. If not, they are an error.
@@ -44,6 +45,20 @@ class Metric:
     def at(self, position: int) -> "Metric":
         """Return the same metric read at another real token of the prompt, such as ``-2``."""
         return replace(self, position=position, name=f"{self.name}@{position}")
+
+    def is_higher_when_clean(self, direction: str) -> bool:
+        """Say whether the clean run should have the higher value.
+
+        Metrics that compare with another run depend on the direction: denoising takes values from the clean run, so
+        being close to the source means being clean; noising takes them from the corrupted one.
+
+        Args:
+            direction: ``"denoise"`` or ``"noise"``.
+        """
+        clean_run = "source" if direction == "denoise" else "base"
+        if self.compares and clean_run not in self.compares:
+            return not self.higher_is_better
+        return self.higher_is_better
 
     def check(self, pairs: Pairs) -> None:
         """Say before any run whether the pairs have what the metric needs.

@@ -37,6 +37,8 @@ class Numbers:
         group: Independent component of each pair.
         sign: +1 for denoise, -1 for noise.
         rising: +1 where a larger metric is better, -1 where a smaller one is (loss, rank).
+        is_mixed: Whether some runs were patched from the source and others ablated, so that no one run is the
+            reference of all.
     """
 
     metric: str
@@ -47,6 +49,7 @@ class Numbers:
     group: np.ndarray
     sign: int
     rising: int
+    is_mixed: bool = False
 
     @property
     def measured(self) -> np.ndarray:
@@ -92,8 +95,14 @@ class Numbers:
 
         Raises:
             NoGap: The 95 % interval of the gap contains 0 or is negative; with fewer than 10 independent components,
-                which allow no interval, its mean is not above 0.
+                which allow no interval, its mean is not above 0. Or there is no one reference.
         """
+        if self.is_mixed:
+            raise NoGap(
+                "patches from the source and ablations stand in one run, and each kind has a reference of its own",
+                facts=[("source patches", "the corrupted run"), ("ablations", "the run with everything ablated")],
+                fix="run them apart, or read effects.effect()",
+            )
         gap = self.rising * self.gap
         mean = float(gap.mean())
         facts: list[tuple[str, object]] = [
