@@ -73,7 +73,7 @@ class Outputs:
     pair: Int[Tensor, " row"]
     column: Int[Tensor, " row"] | None = None
     forks: Mapping[str, Float[Tensor, "row answer"]] = field(default_factory=dict)
-    references: Mapping[str, Float[Tensor, "row *shape"]] = field(default_factory=dict)
+    references: Mapping[str, Float[Tensor, "row ..."]] = field(default_factory=dict)
 
     @property
     def distribution(self) -> Float[Tensor, "row vocab"]:
@@ -108,7 +108,7 @@ class Outputs:
             return self.forks[side]
         return self.answer_logits(side) - self.distribution.logsumexp(-1, keepdim=True)
 
-    def reference(self, run: Literal["base", "source"]) -> Float[Tensor, "row *shape"]:
+    def reference(self, run: Literal["base", "source"]) -> Float[Tensor, "row ..."]:
         """Return what the same pair gave in the untouched run.
 
         Raises:
