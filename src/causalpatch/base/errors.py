@@ -123,10 +123,6 @@ class MemoryExhausted(UnsupportedError):
     """Not even the smallest piece of the work fits into memory."""
 
 
-class TooFewGroups(UnsupportedError):
-    """There are too few independent groups of pairs for the statement that was asked for."""
-
-
 class PatchDidNotFire(IntegrityError):
     """A patch was asked for and nothing was written."""
 

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -90,17 +91,12 @@ def run_with_hooks(
         PatchDidNotFire: The module of a port did not run, so nothing was replaced or kept there.
         SiteUnsupported: The module ran more than once, or there is no tensor with one row per run at the port.
     """
-    states: dict[Port, _PortState] = {}
-
-    def state(port: Port) -> _PortState:
-        return states.setdefault(port, _PortState(port))
-
+    companions = [port for write in writes for port in write.tap.companions]
+    states = {port: _PortState(port) for port in (*companions, *keep, *(write.tap.port for write in writes))}
     for write in writes:
-        state(write.tap.port).writes.append(write)
-        for companion in write.tap.companions:
-            state(companion).is_kept = True
-    for port in keep:
-        state(port).is_kept = True
+        states[write.tap.port].writes.append(write)
+    for port in (*companions, *keep):
+        states[port].is_kept = True
     with quiet(model), ExitStack() as hooks:
         _register(model.module, states, hooks)
         output = _call(model, inputs)
@@ -131,32 +127,34 @@ def _register(root: nn.Module, states: dict[Port, _PortState], hooks: ExitStack)
     for (path, side), group in by_call.items():
         module = root.get_submodule(path)
         if side == "input":
-            handle = module.register_forward_pre_hook(_input_hook(group, states), with_kwargs=True)
+            handle = module.register_forward_pre_hook(partial(_on_input, group, states), with_kwargs=True)
         else:
-            handle = module.register_forward_hook(_output_hook(group, states))
+            handle = module.register_forward_hook(partial(_on_output, group, states))
         hooks.callback(handle.remove)
 
 
-def _input_hook(group: list[_PortState], states: dict[Port, _PortState]) -> Callable[..., Any]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        for state in group:
-            written = _visit(state, pick_input(state.port, args, kwargs), states)
-            if written is not None:
-                args, kwargs = put_input(state.port, args, kwargs, written)
-        return args, kwargs
+def _on_input(
+    group: list[_PortState],
+    states: dict[Port, _PortState],
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    for state in group:
+        written = _visit(state, pick_input(state.port, args, kwargs), states)
+        if written is not None:
+            args, kwargs = put_input(state.port, args, kwargs, written)
+    return args, kwargs
 
-    return hook
 
-
-def _output_hook(group: list[_PortState], states: dict[Port, _PortState]) -> Callable[..., Any]:
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        for state in group:
-            written = _visit(state, pick_output(state.port, output), states)
-            if written is not None:
-                output = put_output(state.port, output, written)
-        return output
-
-    return hook
+def _on_output(
+    group: list[_PortState], states: dict[Port, _PortState], module: nn.Module, args: tuple[Any, ...], output: Any
+) -> Any:
+    for state in group:
+        written = _visit(state, pick_output(state.port, output), states)
+        if written is not None:
+            output = put_output(state.port, output, written)
+    return output
 
 
 def _visit(state: _PortState, tensor: Tensor, states: dict[Port, _PortState]) -> Tensor | None:
@@ -202,7 +200,8 @@ def _check_ran_once(state: _PortState) -> None:
     if state.times_run == 1:
         return
     sites = (
-        ", ".join(sorted({str(write.tap.site) for write in state.writes})) or f"{state.port.side} of {state.port.path}"
+        ", ".join(sorted({str(write.tap.site) for write in state.writes}))
+        or f"module({state.port.path}).{state.port.side}"
     )
     if state.times_run == 0:
         raise PatchDidNotFire(

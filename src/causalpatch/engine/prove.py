@@ -85,7 +85,7 @@ def require_proofs(model: Model, names: Collection[str]) -> None:
             raise SiteUnsupported(
                 f"site '{name}' failed its proof in '{model.name}'",
                 facts=[("failed", proof.failure), ("passed", ", ".join(proof.passed) or "nothing")],
-                fix=f"see all sites with: causalpatch doctor {model.name}",
+                fix=f"see all sites with: {model.shape.listing}",
             )
 
 

@@ -31,6 +31,7 @@ from causalpatch.engine.values import Known, Row, writes_of_rows
 from causalpatch.models import Model
 from causalpatch.pairs import Batch, Pairs
 from causalpatch.pairs.batch import PaddingSide
+from causalpatch.pairs.role import ROLE_WORDS
 from causalpatch.patches import Identity, Mean
 from causalpatch.sites import Site
 
@@ -271,7 +272,7 @@ def _check_finite(job: Job, gauge: Gauge, name: str, indices: np.ndarray, values
         metric, row = bad[0]
         role = job.base if name == "base" else job.source
         raise NotFinite(
-            f"the {role} run of pair {indices[row]} of '{job.pairs.name}' gives {values[metric, row]}",
+            f"the {ROLE_WORDS[role]} run of pair {indices[row]} of '{job.pairs.name}' gives {values[metric, row]}",
             facts=[("metric", gauge.metrics[metric].name), ("model", f"'{job.model.name}' in {job.model.dtype}")],
             fix="check the checkpoint for NaN weights, or open the model in float32",
         )

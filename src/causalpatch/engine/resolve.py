@@ -140,6 +140,7 @@ class Placer:
             raise PairError(
                 f"'{self.pairs.name}' has no aligned column {column}",
                 facts=[("columns", f"0 to {columns.shape[1] - 1}")],
+                fix="give one of these, or a position in the site",
             )
         side = 0 if self.base == "clean" else 1
         base, source = columns[pair, column, side], columns[pair, column, 1 - side]

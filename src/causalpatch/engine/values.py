@@ -175,5 +175,6 @@ def _call(target: Target, function: Callable[[Tensor, Tensor], Tensor], current:
         raise PatchError(
             f"{target.value} for '{target.site}' did not return the shape it was given",
             facts=[("given", f"shape {tuple(current.shape)}"), ("returned", got)],
+            fix="return the new value of every element, such as current * 0.5",
         )
     return value

@@ -16,7 +16,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from causalpatch.base.errors import CausalPatchWarning, PairError, PatchError, SettingError, SiteUnsupported
+from causalpatch.base.errors import (
+    CausalPatchWarning,
+    MetricError,
+    PairError,
+    PatchError,
+    SettingError,
+    SiteUnsupported,
+)
 from causalpatch.base.progress import bar
 from causalpatch.base.suggest import closest
 from causalpatch.engine import (
@@ -39,7 +46,7 @@ from causalpatch.engine import (
 from causalpatch.experiment.baseline import Baseline
 from causalpatch.experiment.provenance import describe_request, describe_setup
 from causalpatch.experiment.tally import Tally
-from causalpatch.metrics import Metric, logit_difference, named_metric, top1
+from causalpatch.metrics import METRICS, Metric, logit_difference, named_metric, top1
 from causalpatch.models import Model
 from causalpatch.pairs import Pairs
 from causalpatch.pairs.batch import PaddingSide
@@ -71,6 +78,7 @@ class Experiment:
 
     Raises:
         SettingError: The direction or engine is unknown.
+        MetricError: A metric does not exist, or is a function that was not wrapped by ``metric``.
         AnswerError: The pairs do not have the answers that a metric needs.
         PairError: There are no pairs, or they are of another kind than the model.
 
@@ -98,12 +106,9 @@ class Experiment:
         _one_of("engine", engine, ("auto", "reference"))
         _one_of("padding_side", padding_side, ("right", "left"))
         _check_kinds(model, pairs)
-        asked = [metric] if isinstance(metric, Metric | str) else list(metric)
         self.model = model
         self.pairs = pairs
-        self.metrics = tuple(named_metric(m) if isinstance(m, str) else m for m in asked)
-        if not self.metrics or len({m.name for m in self.metrics}) < len(self.metrics):
-            raise SettingError("an experiment needs one or more metrics with different names")
+        self.metrics = _as_metrics(metric)
         self.direction = direction
         self.engine = engine
         self.padding_side: PaddingSide = padding_side
@@ -286,8 +291,28 @@ class Experiment:
         return columns if self.base == "clean" else columns[..., ::-1]
 
 
+def _as_metrics(asked: Metric | str | Sequence[Metric | str]) -> tuple[Metric, ...]:
+    listed = [asked] if isinstance(asked, Metric | str) or not isinstance(asked, Sequence) else list(asked)
+    for one in listed:
+        if not isinstance(one, Metric | str):
+            raise MetricError(
+                f"{repr(one)[:60]} is not a metric",
+                facts=[("built-in", ", ".join(METRICS))],
+                fix="wrap a function: causalpatch.metric(function)" if callable(one) else 'metric="logit_difference"',
+            )
+    metrics = tuple(named_metric(one) if isinstance(one, str) else one for one in listed)
+    names = [metric.name for metric in metrics]
+    if not names or len(set(names)) < len(names):
+        raise SettingError(
+            "an experiment needs one or more metrics with different names",
+            facts=[("given", ", ".join(names) or "none")],
+            fix='name your own: causalpatch.metric(function, name="…")',
+        )
+    return metrics
+
+
 def _as_interventions(requests: Iterable[Request]) -> list[Intervention]:
-    if isinstance(requests, str | Patch | Site | SiteSet | Intervention):
+    if isinstance(requests, str | Patch | Site | SiteSet | Intervention) or not isinstance(requests, Iterable):
         requests = [requests]
     made = [Intervention.of(request) for request in requests]
     if not made:
@@ -306,13 +331,15 @@ def _check_grid(axes: Mapping[str, Sequence[Any]], n_interventions: int) -> None
     if cells != n_interventions:
         sizes = " x ".join(f"{name} {len(values)}" for name, values in axes.items())
         raise SettingError(
-            f"{n_interventions} interventions do not fill the axes", facts=[("axes", f"{sizes} = {cells} cells")]
+            f"{n_interventions} interventions do not fill the axes",
+            facts=[("axes", f"{sizes} = {cells} cells")],
+            fix="give one intervention per cell, the last axis fastest, or leave axes= out",
         )
 
 
 def _check_kinds(model: Model, pairs: Pairs) -> None:
     if not len(pairs):
-        raise PairError(f"'{pairs.name}' holds no pairs")
+        raise PairError(f"'{pairs.name}' holds no pairs", fix="give at least one")
     if model.kind == "arrays" and pairs.kind == "tokens":
         raise PairError(
             f"'{pairs.name}' holds prompts, but '{model.name}' takes arrays",

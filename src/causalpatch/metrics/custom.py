@@ -40,7 +40,11 @@ def metric(
         'margin'
     """
     if not callable(function):
-        raise MetricError(f"a {type(function).__name__} is not a metric", fix="give a function of (outputs, pairs)")
+        raise MetricError(
+            f"{function!r} is not a metric",
+            facts=[("needed", "a function of (outputs, pairs)")],
+            fix="give a function; built-in metrics go by name: Experiment(…, metric='logit_difference')",
+        )
     return Metric(
         name or getattr(function, "__name__", "metric"),
         function,

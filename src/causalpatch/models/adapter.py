@@ -252,11 +252,15 @@ class Model:
 
     def _make_shape(self) -> ModelShape:
         paths = tuple(name for name, _ in self.module.named_modules())
+        # A model that was given as a module has its class's name, which no command can look up.
+        listing = "model.site_rows()" if self.name == type(self.module).__name__ else ""
         if self._table:
             table = self._table
-            return ModelShape(self.name, table.numbers.n_layers, table.units, table.refused, paths)
+            return ModelShape(self.name, table.numbers.n_layers, table.units, table.refused, paths, listing=listing)
         reason = f"{self.family_note}; use module(PATH).output, such as module({paths[min(1, len(paths) - 1)]}).output"
-        return ModelShape(self.name, 0, {}, {name: reason for name in NAMES if name != "module"}, paths)
+        return ModelShape(
+            self.name, 0, {}, {name: reason for name in NAMES if name != "module"}, paths, listing=listing
+        )
 
     @cached_property
     def _first(self) -> Tensor:

@@ -147,7 +147,9 @@ def build(
         SettingError: The way is unknown.
     """
     if how not in HOWS:
-        raise SettingError(f"pairs cannot be aligned by {how!r}", facts=[("known", ", ".join(HOWS))])
+        raise SettingError(
+            f"pairs cannot be aligned by {how!r}", facts=[("known", ", ".join(HOWS))], fix='pairs.align("difference")'
+        )
     names = None
     if how == "position":
         matches = _by_position(pairs, name, tokenizer)
@@ -252,7 +254,9 @@ def _by_map(pairs: Sequence[Pair], name: str, mapping: Mapped | None) -> list[li
         absent = [pair.id for pair in pairs if pair.id not in mapping]
         if absent:
             raise PairError(
-                f"the map has no entry for pair '{absent[0]}' of '{name}'", facts=[("missing", len(absent))]
+                f"the map has no entry for pair '{absent[0]}' of '{name}'",
+                facts=[("missing", len(absent))],
+                fix="give every pair's id a list of (clean, corrupted) positions",
             )
         mapping = [mapping[pair.id] for pair in pairs]
     if len(mapping) != len(pairs):
@@ -269,6 +273,7 @@ def _by_map(pairs: Sequence[Pair], name: str, mapping: Mapped | None) -> list[li
                 raise PairError(
                     f"the map of pair {index} of '{name}' holds {tuple(match)}, which is no pair of positions in it",
                     facts=[("clean", f"{sizes[0]} tokens"), ("corrupted", f"{sizes[1]} tokens")],
+                    fix="give (clean, corrupted) positions, counted in tokens from 0",
                 )
             row.append((match[0] % sizes[0], match[1] % sizes[1]))
         rows.append(row)

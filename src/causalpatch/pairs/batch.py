@@ -68,13 +68,16 @@ def pad(
         SettingError: The side is unknown, or there is not one continuation per row.
     """
     if padding_side not in ("right", "left"):
-        raise SettingError(f"{padding_side!r} is not a side to pad on", facts=[("known", "right, left")])
+        raise SettingError(
+            f"{padding_side!r} is not a side to pad on", facts=[("known", "right, left")], fix='padding_side="right"'
+        )
     if continuations is None:
         continuations = [()] * len(prompts)
     if len(continuations) != len(prompts):
         raise SettingError(
             "every row needs its own continuation",
             facts=[("rows", len(prompts)), ("continuations", len(continuations))],
+            fix="give one list of ids per row, an empty one where nothing follows",
         )
     rows = [np.concatenate([p, np.asarray(c, dtype=np.int64)]) for p, c in zip(prompts, continuations, strict=True)]
     sizes = np.array([len(row) for row in rows], dtype=np.int64)

@@ -59,7 +59,7 @@ class Pairs(Sequence[Pair]):
         if not pairs:
             raise PairError(f"no pairs are left of '{name}'", fix="select at least one")
         if kind not in ("tokens", "arrays"):
-            raise SettingError(f"{kind!r} is not a kind of pairs", facts=[("known", "tokens, arrays")])
+            raise SettingError(f"{kind!r} is not a kind of pairs", fix='kind="tokens" or kind="arrays"')
         self.pairs = tuple(pairs)
         self.name = name
         self.kind: Kind = kind
@@ -181,7 +181,9 @@ class Pairs(Sequence[Pair]):
         index = self.ids.index(which) if isinstance(which, str) and which in self.ids else which
         if isinstance(index, str) or not -len(self) <= index < len(self):
             raise PairError(
-                f"'{self.name}' has no pair {which!r}", facts=[("pairs", f"0 to {len(self) - 1}, or an id")]
+                f"'{self.name}' has no pair {which!r}",
+                facts=[("pairs", f"0 to {len(self) - 1}, or an id")],
+                fix="see the ids: pairs.ids",
             )
         return self.take([i for i in range(len(self)) if i != index % len(self)])
 
@@ -203,7 +205,9 @@ class Pairs(Sequence[Pair]):
         for column in columns:
             if column not in known:
                 raise PairError(
-                    f"'{self.name}' has no column '{column}'", facts=[("columns", ", ".join(sorted(known)))]
+                    f"'{self.name}' has no column '{column}'",
+                    facts=[("columns", ", ".join(sorted(known)))],
+                    fix="select by one of these",
                 )
         kept = [
             i
@@ -227,7 +231,9 @@ class Pairs(Sequence[Pair]):
             PairError: These are pairs of prompts.
         """
         if self.kind != "arrays":
-            raise PairError(f"'{self.name}' holds prompts; only inputs that are arrays can be transformed")
+            raise PairError(
+                f"'{self.name}' holds prompts; only inputs that are arrays can be transformed", fix="change the texts"
+            )
         changed = [
             dataclasses.replace(
                 pair, clean=as_numbers(function(pair.clean)), corrupt=as_numbers(function(pair.corrupt))

@@ -132,7 +132,9 @@ def _parquet(path: Path) -> list[Row]:
         values = parquet.read_table(path).to_pylist()
     except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
         raise PairFileError(
-            f"'{path.name}' is not a parquet file", facts=[("problem", str(error).splitlines()[0][:80])]
+            f"'{path.name}' is not a parquet file",
+            facts=[("problem", str(error).splitlines()[0][:80])],
+            fix="write it again, or give the pairs as .jsonl or .csv",
         ) from error
     return [Row(f"row {index} of '{path.name}'", row) for index, row in enumerate(values)]
 

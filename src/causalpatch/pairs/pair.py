@@ -106,7 +106,11 @@ def as_numbers(value: Any) -> Array:
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise PairError("an input cannot be read as an array", facts=[("problem", error)]) from error
+        raise PairError(
+            "an input cannot be read as an array", facts=[("problem", error)], fix="give rows of equal length"
+        ) from error
     if array.dtype.kind not in "biuf":
-        raise PairError("an input holds something other than numbers", facts=[("value", repr(value)[:60])])
+        raise PairError(
+            "an input holds something other than numbers", facts=[("value", repr(value)[:60])], fix="give numbers"
+        )
     return array

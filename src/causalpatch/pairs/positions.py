@@ -46,11 +46,13 @@ def resolve(pair: Pair, position: int | Range | Span, role: Role, where: str) ->
             raise PairError(
                 f"@{position} is empty in the {word} prompt of {where}",
                 facts=[(word, f"{length} tokens: @0 to @{length - 1}, or @-{length} to @-1")],
+                fix="name a range that every prompt has, or a span",
             )
         return found
     if not -length <= position < length:
         raise PairError(
             f"@{position} lies outside the {word} prompt of {where}",
             facts=[(word, f"{length} tokens: @0 to @{length - 1}, or @-{length} to @-1")],
+            fix="name a position that every prompt has, such as @-1, or a span",
         )
     return np.array([position % length], dtype=np.int64)

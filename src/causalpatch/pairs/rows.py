@@ -74,7 +74,9 @@ class RowReader:
         clean, corrupt = (self._input(role, row) for role in ROLES)
         if clean.kind != corrupt.kind:
             raise PairError(
-                f"{row.where} pairs a prompt with an array", facts=[("clean", clean.kind), ("corrupt", corrupt.kind)]
+                f"{row.where} pairs a prompt with an array",
+                facts=[("clean", clean.kind), ("corrupt", corrupt.kind)],
+                fix="give both as text, both as token ids or both as arrays",
             )
         answer, wrong = (self._answers(side, row, (clean, corrupt)) for side in ("answer", "wrong_answer"))
         shared = sorted(set(answer) & set(wrong))
@@ -119,7 +121,9 @@ class RowReader:
             array = as_numbers(value)
         except PairError as error:
             raise PairError(
-                f"'{role}' of {row.where} is neither text, token ids nor numbers", facts=[("value", repr(value)[:60])]
+                f"'{role}' of {row.where} is neither text, token ids nor numbers",
+                facts=[("value", repr(value)[:60])],
+                fix="give a text, a list of ids, or numbers in rows of equal length",
             ) from error
         if array.ndim == 1 and (array.dtype.kind in "iu" or not len(array)):
             return _Input(self._ids(array.tolist(), role, row), "tokens")
@@ -137,7 +141,11 @@ class RowReader:
         outside = [i for i in ids if i < 0 or (self._n_ids is not None and i >= self._n_ids)]
         if outside:
             known = "0 or more" if self._n_ids is None else f"0 to {self._n_ids - 1}"
-            raise error(f"{what} of {row.where} holds {outside[0]}, which is no token id", facts=[("ids", known)])
+            raise error(
+                f"{what} of {row.where} holds {outside[0]}, which is no token id",
+                facts=[("ids", known)],
+                fix="check that the pairs were made for this model's tokenizer",
+            )
 
     def _array(self, file: str, name: str, index: int, row: Row) -> Array:
         """Read one entry of an array in a file beside the pairs; the file is opened once."""
@@ -151,12 +159,18 @@ class RowReader:
                 opened = np.load(path, allow_pickle=False)
                 self._files[path] = dict(opened) if isinstance(opened, Mapping) else {}
             except (OSError, ValueError, zipfile.BadZipFile) as error:
-                raise PairFileError(f"'{path}' cannot be read as arrays", facts=[("problem", error)]) from error
+                raise PairFileError(
+                    f"'{path}' cannot be read as arrays",
+                    facts=[("problem", error)],
+                    fix="write it with numpy.savez(file, NAME=array)",
+                ) from error
         arrays = self._files[path]
         if name not in arrays or index >= len(arrays[name]):
             held = ", ".join(f"{key} of {len(value)}" for key, value in arrays.items())
             raise PairFileError(
-                f"{row.where} needs {name}[{index}], which '{file}' does not hold", facts=[("arrays", held or "none")]
+                f"{row.where} needs {name}[{index}], which '{file}' does not hold",
+                facts=[("arrays", held or "none")],
+                fix="write FILE.npz:NAME[i] with a name and an index that are there",
             )
         return np.asarray(arrays[name][index])
 

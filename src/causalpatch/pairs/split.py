@@ -38,7 +38,11 @@ def by_component(
         SettingError: The fraction is not between 0 and 1.
     """
     if not 0 < fraction < 1:
-        raise SettingError(f"a split cannot put a share of {fraction} on its first side", facts=[("allowed", "0 to 1")])
+        raise SettingError(
+            f"a split cannot put a share of {fraction} on its first side",
+            facts=[("allowed", "between 0 and 1")],
+            fix="fraction=0.5",
+        )
     members: dict[int, list[int]] = {}
     for index, component in enumerate(components.tolist()):
         members.setdefault(component, []).append(index)

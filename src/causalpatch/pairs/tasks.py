@@ -119,7 +119,11 @@ def generate(
         rows.append({"id": f"{name}-{len(rows):03d}", **row})
         if len(rows) == wanted:
             return rows
-    raise PairError(f"{wanted} different pairs of {name!r} cannot be made", facts=[("made", len(rows))])
+    raise PairError(
+        f"{wanted} different pairs of {name!r} cannot be made",
+        facts=[("made", len(rows))],
+        fix=f"ask for n={len(rows)} or fewer, or name more templates",
+    )
 
 
 def find_task(name: str) -> Task:
@@ -144,7 +148,9 @@ def _check_templates(task: Task, templates: Sequence[str] | None) -> tuple[str, 
     for template in templates:
         if template not in task.templates:
             raise PairError(
-                f"task {task.name!r} has no template {template!r}", facts=[("templates", ", ".join(task.templates))]
+                f"task {task.name!r} has no template {template!r}",
+                facts=[("templates", ", ".join(task.templates))],
+                fix="name some of these, or leave templates out to use all",
             )
     if not templates:
         raise PairError(f"no template of task {task.name!r} was asked for", fix="leave templates out to use all")

@@ -52,7 +52,9 @@ class Patch:
         object.__setattr__(self, "align", align)
         object.__setattr__(self, "column", column)
         if align not in (None, "first", "last", "mean"):
-            raise PatchError(f"there is no alignment {align!r}", facts=[("known", "first, last, mean")])
+            raise PatchError(
+                f"there is no alignment {align!r}", facts=[("known", "first, last, mean")], fix='write align="first"'
+            )
         if column is not None and self.site.position is not None:
             raise PatchError(
                 f"patch '{self.site}' has a position and an aligned column",
@@ -99,8 +101,8 @@ class Intervention:
         if isinstance(request, Iterable):
             return cls(tuple(_as_patch(item) for item in request))
         raise PatchError(
-            f"a {type(request).__name__} is not an intervention",
-            facts=[("value", repr(request)[:80])],
+            f"{repr(request)[:60]} is not an intervention",
+            facts=[("type", type(request).__name__)],
             fix="give a Patch, a site such as 'z.9.6@-1', or a list of them",
         )
 
@@ -114,8 +116,8 @@ def _as_patch(request: object) -> Patch:
     if isinstance(request, Site | SiteSet | str):
         return Patch(request)
     raise PatchError(
-        f"a {type(request).__name__} is not a patch",
-        facts=[("value", repr(request)[:80])],
+        f"{repr(request)[:60]} is not a patch",
+        facts=[("type", type(request).__name__)],
         fix="give a Patch or a site such as 'z.9.6@-1'",
     )
 

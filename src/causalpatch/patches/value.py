@@ -64,9 +64,15 @@ class Mean:
 
     def __post_init__(self) -> None:
         if self.over not in ("pairs", "positions"):
-            raise PatchError(f"a mean cannot be taken over {self.over!r}", facts=[("known", "pairs, positions")])
+            raise PatchError(
+                f"a mean cannot be taken over {self.over!r}",
+                facts=[("known", "pairs, positions")],
+                fix='Mean(over="pairs") keeps positions apart',
+            )
         if self.side not in ("corrupt", "clean"):
-            raise PatchError(f"a mean has no side {self.side!r}", facts=[("known", "corrupt, clean")])
+            raise PatchError(
+                f"a mean has no side {self.side!r}", facts=[("known", "corrupt, clean")], fix='Mean(side="corrupt")'
+            )
 
     def __str__(self) -> str:
         return f"mean over {self.over} of the {self.side} side"
@@ -118,7 +124,10 @@ class Function:
 
     def __post_init__(self) -> None:
         if not callable(self.function):
-            raise PatchError(f"a {type(self.function).__name__} is not a function of (current, source)")
+            raise PatchError(
+                f"{self.function!r} is not a function of (current, source)",
+                fix="give for instance Function(lambda current, source: (current + source) / 2)",
+            )
         if not self.name:
             object.__setattr__(self, "name", getattr(self.function, "__qualname__", "function"))
 

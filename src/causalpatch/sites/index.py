@@ -95,7 +95,9 @@ def integer(value: object) -> int:
             return operator.index(value)  # type: ignore[arg-type]  # index() itself tells what is a whole number
         except TypeError:
             pass
-    raise SiteSyntaxError(f"{value!r} is not an index of a site", facts=[("allowed", "whole numbers")])
+    raise SiteSyntaxError(
+        f"{value!r} is not an index of a site", facts=[("allowed", "whole numbers")], fix="write for instance z.9.6@-1"
+    )
 
 
 def settle_position(value: object) -> Position | None:
@@ -141,6 +143,7 @@ def settle_index(value: object, axis: str) -> Index:
         raise SiteSyntaxError(
             f"{axis} {min(members)} is negative",
             facts=[(f"{axis}s", "count from 0; only positions may be negative")],
+            fix=f"give the number of the {axis}",
         )
     return settled
 
@@ -163,7 +166,9 @@ def parse_index(text: str, axis: str) -> Index:
     parts = text.split(",")
     if all(_INTEGER.fullmatch(part) for part in parts):
         return settle_index(tuple(map(int, parts)), axis)
-    raise SiteSyntaxError(f"{text!r} does not say which {axis}", facts=[("allowed", "3   2:5   1,4,7   *")])
+    raise SiteSyntaxError(
+        f"{text!r} does not say which {axis}", facts=[("allowed", "3   2:5   1,4,7   *")], fix="write one of these"
+    )
 
 
 def parse_position(text: str) -> Position:
@@ -180,13 +185,17 @@ def parse_position(text: str) -> Position:
         return int(text)
     if _SPAN_NAME.fullmatch(text):
         return Span(text)
-    raise SiteSyntaxError(f"{text!r} is not a position", facts=[("allowed", "3   -1   2:5   :-1   subject   *")])
+    raise SiteSyntaxError(
+        f"{text!r} is not a position", facts=[("allowed", "3   -1   2:5   :-1   subject   *")], fix="write one of these"
+    )
 
 
 def _range(ends: re.Match[str]) -> Range:
     numbers = []
     for text in ends.groups():
         if text == "-":
-            raise SiteSyntaxError(f"{ends[0]!r} is not a range", facts=[("allowed", "2:5   :5   2:   -3:-1")])
+            raise SiteSyntaxError(
+                f"{ends[0]!r} is not a range", facts=[("allowed", "2:5   :5   2:   -3:-1")], fix="write one of these"
+            )
         numbers.append(int(text) if text else None)
     return Range(*numbers)

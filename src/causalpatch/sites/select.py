@@ -22,6 +22,7 @@ class ModelShape:
         refused: Names of sites that this model cannot offer, each with the reason.
         module_paths: Paths of all modules in the order of ``named_modules()``.
         streams: ``("encoder", "decoder")`` for a model that has both, else empty.
+        listing: What to type to see all sites; by default the command that looks the model up by its name.
     """
 
     model: str
@@ -30,6 +31,11 @@ class ModelShape:
     refused: Mapping[str, str] = field(default_factory=dict)
     module_paths: tuple[str, ...] = ()
     streams: tuple[str, ...] = ()
+    listing: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.listing:
+            object.__setattr__(self, "listing", f"causalpatch doctor {self.model}")
 
 
 def check(site: Site, shape: ModelShape) -> None:
@@ -158,7 +164,7 @@ def _check_module(site: Site, shape: ModelShape) -> None:
     if site.position is not None and module.axes and "position" not in module.axes:
         _unsupported(site, shape, f"its axes ({','.join(module.axes)}) hold no position", fix="leave the @ out")
     if module.path and module.path not in shape.module_paths:
-        near = closest(module.path, shape.module_paths) or list(shape.module_paths[:3])
+        near = closest(module.path, shape.module_paths) or [path for path in shape.module_paths if path][:3]
         _not_found(site, shape, [("module", f"no module {module.path!r}"), ("closest", "  ".join(near) or "none")])
 
 
@@ -184,7 +190,7 @@ def _not_found(site: Site | SiteSet, shape: ModelShape, facts: Sequence[tuple[st
     raise SiteNotFound(
         f"no site named {str(site)!r} in {shape.model!r}",
         facts=facts,
-        fix=fix or f"list the sites with: causalpatch doctor {shape.model}",
+        fix=fix or f"list the sites with: {shape.listing}",
     )
 
 
@@ -192,5 +198,5 @@ def _unsupported(site: Site | SiteSet, shape: ModelShape, reason: str, fix: str 
     raise SiteUnsupported(
         f"{shape.model!r} does not have the site {str(site)!r}",
         facts=[("reason", reason)],
-        fix=fix or f"list the sites with: causalpatch doctor {shape.model}",
+        fix=fix or f"list the sites with: {shape.listing}",
     )

@@ -244,7 +244,11 @@ def _read(text: str, original: str) -> dict[str, Any]:
             _refuse(original, "it has no name", "write for instance 'z.9.6@-1'")
         info = describe(name, original)
         if len(indices) > 2:
-            _refuse(original, f"{len(indices)} indices follow the name; a site has at most a layer and a unit", "")
+            _refuse(
+                original,
+                f"{len(indices)} indices follow the name; a site has at most a layer and a unit",
+                "write z.9.6",
+            )
         layer = parse_index(indices[0], "layer") if indices else None
         unit = parse_index(indices[1], info.unit_axis or "unit") if len(indices) > 1 else None
     position = parse_position(position_text) if at else None

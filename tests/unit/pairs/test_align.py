@@ -171,7 +171,8 @@ def test_a_map_that_leaves_the_prompt_is_refused():
     assert str(error.value) == (
         "the map of pair 0 of 'rows' holds (2, 2), which is no pair of positions in it\n"
         "  clean      2 tokens\n"
-        "  corrupted  3 tokens"
+        "  corrupted  3 tokens\n"
+        "  fix: give (clean, corrupted) positions, counted in tokens from 0"
     )
 
 
@@ -188,7 +189,11 @@ def test_a_map_of_another_number_of_pairs_is_refused():
 def test_an_unknown_way_to_align_is_refused():
     with pytest.raises(SettingError) as error:
         Pairs([Pair(ids(1), ids(2))]).align("role")
-    assert str(error.value) == ("pairs cannot be aligned by 'role'\n  known  position, difference, spans, map")
+    assert str(error.value) == (
+        "pairs cannot be aligned by 'role'\n"
+        "  known  position, difference, spans, map\n"
+        '  fix: pairs.align("difference")'
+    )
 
 
 @given(IDS, IDS)

@@ -79,4 +79,9 @@ def test_a_side_that_does_not_exist_is_refused():
 def test_continuations_must_be_one_per_row():
     with pytest.raises(SettingError) as error:
         pad([np.array([1]), np.array([2])], continuations=[[3]])
-    assert str(error.value) == "every row needs its own continuation\n  rows           2\n  continuations  1"
+    assert str(error.value) == (
+        "every row needs its own continuation\n"
+        "  rows           2\n"
+        "  continuations  1\n"
+        "  fix: give one list of ids per row, an empty one where nothing follows"
+    )

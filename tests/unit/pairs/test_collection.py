@@ -74,7 +74,7 @@ def test_dropping_goes_by_index_or_id():
 def test_dropping_what_is_not_there_is_refused(which):
     with pytest.raises(PairError) as error:
         tiny().drop(which)
-    assert str(error.value) == f"'tiny' has no pair {which!r}\n  pairs  0 to 4, or an id"
+    assert str(error.value) == f"'tiny' has no pair {which!r}\n  pairs  0 to 4, or an id\n  fix: see the ids: pairs.ids"
 
 
 def test_selecting_by_columns_keeps_what_equals_all_of_them():
@@ -85,7 +85,9 @@ def test_selecting_by_columns_keeps_what_equals_all_of_them():
 def test_selecting_by_an_unknown_column_is_refused_with_those_there_are():
     with pytest.raises(PairError) as error:
         tiny().where(behaviour="a")
-    assert str(error.value) == "'tiny' has no column 'behaviour'\n  columns  group, id, kind, split"
+    assert str(error.value) == (
+        "'tiny' has no column 'behaviour'\n  columns  group, id, kind, split\n  fix: select by one of these"
+    )
 
 
 def test_an_empty_selection_is_refused():

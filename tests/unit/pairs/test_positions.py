@@ -69,7 +69,9 @@ def test_a_position_outside_the_prompt_is_refused():
     with pytest.raises(PairError) as error:
         pairs_of(5, 3).positions(0, 4, "clean")
     assert str(error.value) == (
-        "@4 lies outside the corrupted prompt of pair 0 of 'rows'\n  corrupted  3 tokens: @0 to @2, or @-3 to @-1"
+        "@4 lies outside the corrupted prompt of pair 0 of 'rows'\n"
+        "  corrupted  3 tokens: @0 to @2, or @-3 to @-1\n"
+        "  fix: name a position that every prompt has, such as @-1, or a span"
     )
 
 
@@ -77,7 +79,9 @@ def test_a_range_that_reaches_no_token_is_refused():
     with pytest.raises(PairError) as error:
         pairs_of(5, 5).positions(0, Range(5, 9), "clean")
     assert str(error.value) == (
-        "@5:9 is empty in the clean prompt of pair 0 of 'rows'\n  clean  5 tokens: @0 to @4, or @-5 to @-1"
+        "@5:9 is empty in the clean prompt of pair 0 of 'rows'\n"
+        "  clean  5 tokens: @0 to @4, or @-5 to @-1\n"
+        "  fix: name a range that every prompt has, or a span"
     )
 
 

@@ -8,6 +8,9 @@ import pytest
 from causalpatch.base.errors import AnswerError, PairError, PairFileError
 from causalpatch.pairs import load_pairs
 
+NUMBERS = "\n  fix: give a text, a list of ids, or numbers in rows of equal length"
+VOCABULARY = "\n  fix: check that the pairs were made for this model's tokenizer"
+
 
 def load(model, **row):
     row = {"clean": "Tom saw", "corrupt": "Mary saw", **row}
@@ -59,7 +62,9 @@ def test_an_entry_that_the_file_does_not_hold_is_refused(tmp_path, bare, referen
         load_pairs(tmp_path / "p.jsonl", bare)
     asked = reference.partition(":")[2]
     assert str(error.value) == (
-        f"line 1 of 'p.jsonl' needs {asked}, which 'data.npz' does not hold\n  arrays  images of 2"
+        f"line 1 of 'p.jsonl' needs {asked}, which 'data.npz' does not hold\n"
+        "  arrays  images of 2\n"
+        "  fix: write FILE.npz:NAME[i] with a name and an index that are there"
     )
 
 
@@ -90,10 +95,13 @@ def test_texts_need_a_tokenizer(bare):
     [
         ([], "'clean' of row 0 of 'rows' has no tokens\n  fix: give a prompt of at least one token"),
         (7, "'clean' of row 0 of 'rows' is a single number\n  value  7\n  fix: give a list"),
-        ({"a": 1}, "'clean' of row 0 of 'rows' is neither text, token ids nor numbers\n  value  {'a': 1}"),
-        ([[1], [1, 2]], "'clean' of row 0 of 'rows' is neither text, token ids nor numbers\n  value  [[1], [1, 2]]"),
-        ([1, 1000], "'clean' of row 0 of 'rows' holds 1000, which is no token id\n  ids  0 to 999"),
-        ([1, -1], "'clean' of row 0 of 'rows' holds -1, which is no token id\n  ids  0 to 999"),
+        ({"a": 1}, "'clean' of row 0 of 'rows' is neither text, token ids nor numbers\n  value  {'a': 1}" + NUMBERS),
+        (
+            [[1], [1, 2]],
+            "'clean' of row 0 of 'rows' is neither text, token ids nor numbers\n  value  [[1], [1, 2]]" + NUMBERS,
+        ),
+        ([1, 1000], "'clean' of row 0 of 'rows' holds 1000, which is no token id\n  ids  0 to 999" + VOCABULARY),
+        ([1, -1], "'clean' of row 0 of 'rows' holds -1, which is no token id\n  ids  0 to 999" + VOCABULARY),
     ],
 )
 def test_an_input_that_is_none_is_refused(toy, clean, text):
@@ -105,7 +113,12 @@ def test_an_input_that_is_none_is_refused(toy, clean, text):
 def test_a_prompt_is_not_paired_with_an_array(toy):
     with pytest.raises(PairError) as error:
         load(toy(), clean=[[1.0]])
-    assert str(error.value) == "row 0 of 'rows' pairs a prompt with an array\n  clean    arrays\n  corrupt  tokens"
+    assert str(error.value) == (
+        "row 0 of 'rows' pairs a prompt with an array\n"
+        "  clean    arrays\n"
+        "  corrupt  tokens\n"
+        "  fix: give both as text, both as token ids or both as arrays"
+    )
 
 
 def test_answers_are_tokenised_in_context(toy):
@@ -172,7 +185,9 @@ def test_ids_must_be_whole_numbers(toy, answer_id):
 def test_answers_outside_the_vocabulary_are_refused(toy):
     with pytest.raises(AnswerError) as error:
         load(toy(), answer_id=1000)
-    assert str(error.value) == "'answer' of row 0 of 'rows' holds 1000, which is no token id\n  ids  0 to 999"
+    assert (
+        str(error.value) == "'answer' of row 0 of 'rows' holds 1000, which is no token id\n  ids  0 to 999" + VOCABULARY
+    )
 
 
 def test_a_models_larger_vocabulary_counts(toy):
