@@ -42,6 +42,7 @@ def to_plain(value: Any) -> Any:
     raise SettingError(
         f"a {type(value).__name__} cannot be written into a spec",
         facts=[("value", repr(value)[:80]), ("known", "dataclasses, arrays, mappings, lists, texts, numbers")],
+        fix="give plain data, such as the function's name",
     )
 
 

@@ -219,7 +219,11 @@ def check_request(kind: str | None, quantity: str, sizes: Mapping[str, int]) -> 
         SettingError: The kind or quantity does not exist, or does not fit the axes.
     """
     if quantity not in ("recovered", "effect"):
-        raise SettingError(f"no quantity {quantity!r} to draw", facts=[("known", "recovered, effect")])
+        raise SettingError(
+            f"no quantity {quantity!r} to draw",
+            facts=[("known", "recovered, effect")],
+            fix='effects.plot(quantity="effect")',
+        )
     fitting = choose_axes(sizes)
     if kind is None:
         kind = "heat" if fitting else "bars"

@@ -86,7 +86,9 @@ def assemble(parts: Parts) -> tuple[xr.Dataset, dict[str, Any]]:
     provenance = dict(to_plain(parts.provenance))
     direction = provenance.setdefault("direction", "denoise")
     if direction not in DIRECTIONS:
-        raise SettingError(f"no direction named {direction!r}", facts=[("known", ", ".join(DIRECTIONS))])
+        raise SettingError(
+            f"no direction named {direction!r}", facts=[("known", ", ".join(DIRECTIONS))], fix='direction="denoise"'
+        )
     names = [str(name) for name in parts.metrics]
     _check_names(parts, names)
     coordinates = {axis: _coordinate(axis, values) for axis, values in parts.axes.items()}
@@ -95,7 +97,11 @@ def assemble(parts: Parts) -> tuple[xr.Dataset, dict[str, Any]]:
     status = _shaped("status", parts.status, (*cells, n_pairs), np.uint8)
     unknown = np.setdiff1d(status, list(Status))
     if unknown.size:
-        raise SettingError(f"no status has the code {int(unknown[0])}", facts=[("known", "0 to 5")])
+        raise SettingError(
+            f"no status has the code {int(unknown[0])}",
+            facts=[("known", "0 to 5")],
+            fix="use causalpatch.results.status.Status",
+        )
     values = _shaped("values", parts.values, (len(names), *cells, n_pairs), np.float64)
     baselines = {
         role: _shaped(f"baseline {role!r}", array, (len(names), n_pairs), np.float64)
@@ -157,20 +163,32 @@ def take_apart(data: xr.Dataset, provenance: Mapping[str, Any]) -> Parts:
 def _check_names(parts: Parts, names: list[str]) -> None:
     foreign = [axis for axis in parts.axes if axis not in AXES or axis == "pair"]
     if foreign:
-        raise SettingError(f"no axis named {foreign[0]!r}", facts=[("known", " ".join(AXES))])
+        raise SettingError(
+            f"no axis named {foreign[0]!r}", facts=[("known", " ".join(AXES))], fix="use one of these names"
+        )
     if not names or len(set(names)) != len(names):
-        raise SettingError("the metrics need names, each its own", facts=[("metrics", ", ".join(names) or "none")])
+        raise SettingError(
+            "the metrics need names, each its own",
+            facts=[("metrics", ", ".join(names) or "none")],
+            fix="give each metric a name",
+        )
     if not len(parts.pair_ids):
-        raise SettingError("effects without a pair mean nothing", facts=[("pairs", 0)])
+        raise SettingError("effects without a pair mean nothing", facts=[("pairs", 0)], fix="give at least one pair")
     strange = [role for role in parts.baselines if role not in ROLES]
     if strange:
-        raise SettingError(f"no baseline named {strange[0]!r}", facts=[("known", ", ".join(ROLES))])
+        raise SettingError(
+            f"no baseline named {strange[0]!r}", facts=[("known", ", ".join(ROLES))], fix="use one of these names"
+        )
 
 
 def _coordinate(axis: str, values: Sequence[Any]) -> np.ndarray:
     plain = [value.item() if isinstance(value, np.generic) else value for value in values]
     if len(set(plain)) != len(plain):
-        raise SettingError(f"the axis {axis!r} names a value twice", facts=[("values", str(plain)[:90])])
+        raise SettingError(
+            f"the axis {axis!r} names a value twice",
+            facts=[("values", str(plain)[:90])],
+            fix="give every place its own value",
+        )
     if all(isinstance(value, int) for value in plain):
         return np.array(plain, dtype=np.int64)
     return _texts([str(value) for value in plain])
@@ -188,7 +206,9 @@ def _shaped(name: str, array: Any, shape: tuple[int, ...], dtype: Any) -> np.nda
     result = np.array(array, dtype=dtype)
     if result.shape != shape:
         facts = [("expected", shape), ("found", result.shape)]
-        raise SettingError(f"the shape of {name} does not fit the axes", facts=facts)
+        raise SettingError(
+            f"the shape of {name} does not fit the axes", facts=facts, fix="give arrays over the axes, then pair"
+        )
     return result
 
 
@@ -200,7 +220,11 @@ def _with_defaults(baselines: Mapping[str, np.ndarray], direction: str) -> dict[
             full[role] = full[stand_in]
     for role in ("clean", "base", "reference"):
         if role not in full:
-            raise SettingError(f"the baseline {role!r} is missing", facts=[("given", ", ".join(baselines) or "none")])
+            raise SettingError(
+                f"the baseline {role!r} is missing",
+                facts=[("given", ", ".join(baselines) or "none")],
+                fix="give baselines clean and corrupt",
+            )
     return {role: full[role] for role in ROLES if role in full}
 
 
@@ -211,22 +235,36 @@ def _check_finite(
         for name, row in zip(names, array, strict=True):
             if not np.isfinite(row).all():
                 facts = [("pairs", int((~np.isfinite(row)).sum())), ("run", role)]
-                raise NotFinite(f"the metric {name!r} is not a finite number on an unpatched run", facts=facts)
+                raise NotFinite(
+                    f"the metric {name!r} is not a finite number on an unpatched run",
+                    facts=facts,
+                    fix="check the model for NaN weights",
+                )
     made = has_number(status)
     for name, array in zip(names, values, strict=True):
         wrong = made & ~np.isfinite(array)
         if wrong.any():
             facts = [("runs", f"{int(wrong.sum())} of {int(made.sum())}")]
-            raise NotFinite(f"the metric {name!r} is not a finite number on a patched run", facts=facts)
+            raise NotFinite(
+                f"the metric {name!r} is not a finite number on a patched run",
+                facts=facts,
+                fix="mark such runs Status.FAILED",
+            )
 
 
 def _labels(labels: Mapping[str, Sequence[str]], coordinates: Mapping[str, np.ndarray]) -> dict[str, Any]:
     coords = {}
     for axis, texts in labels.items():
         if axis not in coordinates:
-            raise SettingError(f"labels for an axis that is not there: {axis!r}", facts=[("axes", list(coordinates))])
+            raise SettingError(
+                f"labels for an axis that is not there: {axis!r}",
+                facts=[("axes", list(coordinates))],
+                fix="label one of these",
+            )
         if len(texts) != len(coordinates[axis]):
             facts = [("labels", len(texts)), (axis, len(coordinates[axis]))]
-            raise SettingError(f"the number of labels does not fit the axis {axis!r}", facts=facts)
+            raise SettingError(
+                f"the number of labels does not fit the axis {axis!r}", facts=facts, fix="give one label per place"
+            )
         coords[label_name(axis)] = ((axis,), _texts([str(text) for text in texts]))
     return coords

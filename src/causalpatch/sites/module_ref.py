@@ -44,11 +44,15 @@ class ModuleRef:
         object.__setattr__(self, "axes", tuple(self.axes))
         if not re.fullmatch(r"[^()\s]*", self.path):
             raise SiteSyntaxError(
-                f"{self.path!r} is not the path of a module", facts=[("allowed", "no spaces, no parentheses")]
+                f"{self.path!r} is not the path of a module",
+                facts=[("allowed", "no spaces, no parentheses")],
+                fix="write it as in named_modules()",
             )
         if self.side not in ("input", "output"):
             raise SiteSyntaxError(
-                f"{self.side!r} is not a side of module({self.path})", facts=[("allowed", "input   output")]
+                f"{self.side!r} is not a side of module({self.path})",
+                facts=[("allowed", "input   output")],
+                fix=f"module({self.path}).output",
             )
         known = [axis for axis in AXES if axis != "pair"]
         for axis in self.axes:
@@ -90,6 +94,7 @@ def parse_module(text: str) -> tuple[ModuleRef, str]:
                 ("grammar", 'module(PATH).output|input [i]["key"] axes=(…) #UNIT @POSITION'),
                 ("example", "module(conv2).output axes=(channel,height,column)#7"),
             ],
+            fix="write it as in the example",
         )
     axes = tuple(part.strip() for part in found["axes"].split(",") if part.strip()) if found["axes"] else ()
     side: Side = "input" if found["side"] == "input" else "output"
@@ -104,6 +109,8 @@ def _item(text: str) -> int | str:
         value: int | str = json.loads(inner)
     except json.JSONDecodeError as error:
         raise SiteSyntaxError(
-            f"{inner} is not a key of a module's items", facts=[("allowed", 'numbers, and texts as in JSON: "key"')]
+            f"{inner} is not a key of a module's items",
+            facts=[("allowed", 'numbers, and texts as in JSON: "key"')],
+            fix='write ["key"]',
         ) from error
     return value

@@ -69,7 +69,9 @@ def _family(p: npt.ArrayLike) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
     outside = values[known & ~((values >= 0) & (values <= 1))]
     if outside.size:
         raise SettingError(
-            f"{outside.flat[0]} is not a p value", facts=[("allowed", "0 to 1, or NaN where there is none")]
+            f"{outside.flat[0]} is not a p value",
+            facts=[("allowed", "0 to 1, or NaN where there is none")],
+            fix="give p values, such as those of sign_flip",
         )
     return values, known
 

@@ -198,7 +198,7 @@ def _chosen(wanted: Site | SiteSet, over: str | Sequence[str] | None, possible: 
                 fix=f'over="{near[0]}"' if near else "leave over= out for the default axes",
             )
     if len(set(axes)) < len(axes):
-        raise SettingError(f"an axis is named twice: {', '.join(axes)}")
+        raise SettingError(f"an axis is named twice: {', '.join(axes)}", fix=f"over={tuple(dict.fromkeys(axes))}")
     return axes
 
 

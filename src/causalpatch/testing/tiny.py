@@ -104,12 +104,14 @@ def tiny_model(
 
 def _config(family: str, layers: int, heads: int, kv_heads: int | None) -> PretrainedConfig:
     if family not in _CONFIGS:
-        raise SettingError(f"no tiny model of family {family!r}", facts=[("families", " ".join(FAMILY_NAMES))])
+        raise SettingError(
+            f"no tiny model of family {family!r}", facts=[("families", " ".join(FAMILY_NAMES))], fix="use one of these"
+        )
     shared = family in GROUPED
     kv_heads = kv_heads or (heads // 2 if shared and heads % 2 == 0 else heads)
     if heads % kv_heads or (not shared and kv_heads != heads):
         facts = [("heads", heads), ("allowed", "divisors of heads" if shared else f"{heads} only, in {family}")]
-        raise SettingError(f"{kv_heads} kv_heads do not fit", facts=facts)
+        raise SettingError(f"{kv_heads} kv_heads do not fit", facts=facts, fix=f"kv_heads={heads}")
     width = heads * (6 if family in ("qwen3", "gemma2") else HEAD_WIDTH)
     numbers: dict[str, Any] = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2}
     if family == "gpt2":
