@@ -20,12 +20,11 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from causalpatch.base.errors import CausalPatchWarning, ModelNotFound, ModelUnsupported, SettingError
-from causalpatch.base.suggest import closest
 from causalpatch.base.tokens import Tokenizer
 from causalpatch.models.adapter import Model
 from causalpatch.models.tokens import WrappedTokenizer
+from causalpatch.models.zoo import zoo_folder, zoo_names
 
-ZOO = Path(__file__).parent / "zoo"
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -84,18 +83,7 @@ def open_model(
 
 def _find(name: str) -> str:
     """Return the folder or hub name that a name stands for."""
-    if not name.startswith("zoo:"):
-        return name
-    wanted = name.removeprefix("zoo:")
-    known = sorted(folder.parent.name for folder in ZOO.glob("*/config.json"))
-    if wanted not in known:
-        near = closest(wanted, known) or known[:1]
-        raise ModelNotFound(
-            f"no embedded model named {name!r}",
-            facts=[("embedded", "  ".join(f"zoo:{each}" for each in known) or "none")],
-            fix=f'open_model("zoo:{near[0]}")' if near else "",
-        )
-    return str(ZOO / wanted)
+    return str(zoo_folder(name.removeprefix("zoo:"))) if name.startswith("zoo:") else name
 
 
 def _require_config(source: str, name: str) -> None:
@@ -136,7 +124,7 @@ def _refuse(name: str, error: Exception) -> NoReturn:
             facts=[("transformers", f"{transformers.__version__}: {said}")],
             fix="build the module yourself and open_model(module)",
         ) from error
-    embedded = "  ".join(f"zoo:{folder.parent.name}" for folder in sorted(ZOO.glob("*/config.json")))
+    embedded = "  ".join(f"zoo:{each}" for each in zoo_names())
     raise ModelNotFound(
         f"no model named {name!r}",
         facts=[("folder", f"none at {Path(name).absolute()}"), ("hub", said), ("embedded", embedded or "none")],
@@ -223,6 +211,7 @@ def _read_tokenizer(given: Any) -> Tokenizer | None:
     raise SettingError(
         f"{given!r} is not a tokenizer",
         facts=[("allowed", "a folder, a hub name, a tokenizer of transformers, a causalpatch.base.tokens.Tokenizer")],
+        fix="leave it out for the tokenizer beside the model",
     )
 
 
@@ -241,7 +230,9 @@ def _read_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
         return None
     if not (isinstance(found, torch.dtype) and found.is_floating_point):
         raise SettingError(
-            f"{dtype!r} is not a dtype of models", facts=[("allowed", "float64 float32 bfloat16 float16")]
+            f"{dtype!r} is not a dtype of models",
+            facts=[("allowed", "float64 float32 bfloat16 float16")],
+            fix='dtype="float32"',
         )
     return found
 
@@ -253,7 +244,9 @@ def _read_device(device: str | torch.device | None) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise SettingError(f"{device!r} is not a device", facts=[("there", " ".join(there))]) from error
+        raise SettingError(
+            f"{device!r} is not a device", facts=[("there", " ".join(there))], fix='device="cpu"'
+        ) from error
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise SettingError(
             f"there is no device {str(device)!r} here", facts=[("there", " ".join(there))], fix='device="cpu"'

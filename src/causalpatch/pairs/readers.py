@@ -123,7 +123,7 @@ def _rows(x: object) -> tuple[list[Row], Path, str]:
     if isinstance(x, Sequence) and all(isinstance(row, Mapping) for row in x):
         return _listed(x, "rows"), Path(), "rows"
     raise RequestError(
-        f"pairs cannot be read from a {type(x).__name__}",
+        f"pairs cannot be read from a value of type {type(x).__name__}",
         facts=[("known", "name of a task, path of a file, list of dicts, Pairs")],
         fix="give a list of dicts; stacked arrays become pairs with Pairs.from_arrays(…)",
     )

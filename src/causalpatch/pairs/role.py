@@ -16,7 +16,9 @@ def as_role(text: str) -> Role:
         SettingError: The text is neither ``clean`` nor ``corrupt``.
     """
     if text not in ROLES:
-        raise SettingError(f"{text!r} is not a role of a pair", facts=[("known", "clean, corrupt")], fix='"corrupt"')
+        raise SettingError(
+            f"{text!r} is not a role of a pair", facts=[("known", "clean, corrupt")], fix='write "clean" or "corrupt"'
+        )
     return text
 
 

@@ -209,7 +209,7 @@ def parse(text: str | Site | SiteSet) -> Site | SiteSet:
     if isinstance(text, Site | SiteSet):
         return text
     if not isinstance(text, str):
-        _refuse(text, f"a {type(text).__name__} is not a text", "write for instance 'z.9.6@-1'")
+        _refuse(text, f"it is a value of type {type(text).__name__}, not a text", "write for instance 'z.9.6@-1'")
     try:
         fields = _read(translate(text.strip()), text.strip())
         one = _is_one(fields["layer"], fields["unit"], fields["module"]) and not _is_partial(fields)

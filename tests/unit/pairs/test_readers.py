@@ -107,7 +107,7 @@ def test_other_things_are_refused(toy, x):
     with pytest.raises(RequestError) as error:
         load_pairs(x, toy())
     assert str(error.value) == (
-        f"pairs cannot be read from a {type(x).__name__}\n"
+        f"pairs cannot be read from a value of type {type(x).__name__}\n"
         "  known  name of a task, path of a file, list of dicts, Pairs\n"
         "  fix: give a list of dicts; stacked arrays become pairs with Pairs.from_arrays(…)"
     )
