@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 
 from causalpatch.base.errors import CausalPatchWarning, ModelNotFound, ModelUnsupported, SettingError
-from causalpatch.models import open_model
+from causalpatch.models import open_model, zoo
 from causalpatch.sites import parse
 from causalpatch.testing.tiny import tiny_model
 
@@ -94,9 +94,17 @@ def test_an_unknown_name_says_where_it_was_looked_for():
 
 
 def test_an_unknown_embedded_model_lists_those_that_exist():
-    with pytest.raises(ModelNotFound, match="no embedded model named 'zoo:storys'") as refusal:
+    with pytest.raises(ModelNotFound, match="no model named 'storys' comes with the library") as refusal:
         open_model("zoo:storys")
-    assert refusal.value.facts[0][0] == "embedded"
+    assert refusal.value.facts[0][0] == "zoo"
+
+
+def test_an_embedded_model_opens_by_its_short_name(folder, monkeypatch):
+    monkeypatch.setattr(zoo, "_HERE", folder.parent)
+    model = open_model("zoo:tiny")
+    assert (model.name, model.family.name) == ("zoo:tiny", "llama")
+    with pytest.raises(ModelNotFound, match="zoo:tiny"):
+        open_model("no-such-model-anywhere")
 
 
 def test_a_configuration_of_unknown_kind_is_refused_with_what_transformers_says(folder):
