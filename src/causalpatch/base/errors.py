@@ -12,7 +12,11 @@ branch                 meaning                                                  
 =====================  =========================================================  ====
 """
 
+import textwrap
 from collections.abc import Iterable, Mapping
+
+# Long lists go on in a further line, so that a message stays whole in a terminal; words and paths are never cut.
+_FACT = textwrap.TextWrapper(width=88, break_long_words=False, break_on_hyphens=False)
 
 
 class CausalPatchError(Exception):
@@ -36,7 +40,10 @@ class CausalPatchError(Exception):
 
     def __str__(self) -> str:
         names = max((len(name) for name, _ in self.facts), default=0)
-        lines = [self.what, *(f"  {name:<{names}}  {value}" for name, value in self.facts)]
+        lines = [self.what]
+        for name, value in self.facts:
+            first, *rest = _FACT.wrap(str(value)) or [""]
+            lines += [f"  {name:<{names}}  {first}", *(f"  {'':<{names}}  {part}" for part in rest)]
         if self.fix:
             lines.append(f"  fix: {self.fix}")
         return "\n".join(lines)

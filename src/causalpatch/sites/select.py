@@ -164,8 +164,12 @@ def _check_module(site: Site, shape: ModelShape) -> None:
     if site.position is not None and module.axes and "position" not in module.axes:
         _unsupported(site, shape, f"its axes ({','.join(module.axes)}) hold no position", fix="leave the @ out")
     if module.path and module.path not in shape.module_paths:
-        near = closest(module.path, shape.module_paths) or [path for path in shape.module_paths if path][:3]
-        _not_found(site, shape, [("module", f"no module {module.path!r}"), ("closest", "  ".join(near) or "none")])
+        near = closest(module.path, shape.module_paths)
+        shown = near or [path for path in shape.module_paths if path][:3]
+        fix = f"did you mean module({near[0]}).{module.side}?" if near else ""
+        _not_found(
+            site, shape, [("module", f"no module {module.path!r}"), ("closest", "  ".join(shown) or "none")], fix
+        )
 
 
 def _asked(axis: str, index: int, count: int) -> str:

@@ -90,7 +90,8 @@ def test_an_unknown_name_says_where_it_was_looked_for():
         open_model("no-such-model-anywhere")
     lines = str(refusal.value).splitlines()
     assert lines[0] == "no model named 'no-such-model-anywhere'"
-    assert [line.split()[0] for line in lines[1:]] == ["folder", "hub", "embedded", "fix:"]
+    assert [name for name, _ in refusal.value.facts] == ["folder", "hub", "embedded"]
+    assert lines[-1].startswith("  fix: ")
 
 
 def test_an_unknown_embedded_model_lists_those_that_exist():

@@ -171,8 +171,8 @@ def test_an_unknown_name_lists_the_names_that_exist_the_closest_first():
     assert message(parse, "resid_prev.3") == (
         "SiteNotFound: no site named 'resid_prev.3'\n"
         "  name   'resid_prev'\n"
-        "  names  resid_pre resid_post resid_mid embed attn_out mlp_out q k v z head_out mlp_post final_norm logits "
-        "module\n"
+        "  names  resid_pre resid_post resid_mid embed attn_out mlp_out q k v z head_out mlp_post\n"
+        "         final_norm logits module\n"
         "  fix: did you mean 'resid_pre'?"
     )
 

@@ -1,0 +1,287 @@
+"""Refusals of sites: names, indices, modules, and activations that a model does not have."""
+
+import causalpatch as cp
+from causalpatch.base.errors import PatchDidNotFire, SiteNotFound, SiteSyntaxError, SiteUnsupported
+from causalpatch.testing.tiny import tiny_model
+
+
+def test_a_name_of_another_library_is_answered_with_ours(refuses):
+    with refuses(
+        SiteNotFound,
+        """
+        no site named 'hidden_states.3@-1'
+          name   'hidden_states'
+          names  resid_post embed resid_pre resid_mid attn_out mlp_out q k v z head_out mlp_post
+                 final_norm logits module
+          fix: did you mean 'resid_post'?
+        """,
+    ):
+        cp.parse("hidden_states.3@-1")
+
+
+def test_a_misspelt_name_is_answered_with_the_closest(refuses):
+    with refuses(
+        SiteNotFound,
+        """
+        no site named 'resid_per.3'
+          name   'resid_per'
+          names  resid_pre resid_post resid_mid embed attn_out mlp_out q k v z head_out mlp_post
+                 final_norm logits module
+          fix: did you mean 'resid_pre'?
+        """,
+    ):
+        cp.parse("resid_per.3")
+
+
+def test_a_path_of_a_module_is_no_site_by_itself(refuses):
+    with refuses(
+        SiteNotFound,
+        """
+        no site named 'layers.3.mlp'
+          name   'layers'
+          names  embed resid_pre resid_mid resid_post attn_out mlp_out q k v z head_out mlp_post
+                 final_norm logits module
+          fix: the output of a module of the model is written module(PATH).output
+        """,
+    ):
+        cp.parse("layers.3.mlp")
+
+
+def test_a_head_out_of_range_is_answered_with_the_heads_there_are(refuses, experiment):
+    with refuses(
+        SiteNotFound,
+        """
+        no site named 'z.1.14' in 'LlamaForCausalLM'
+          head  14 was asked for; this model has heads 0 to 3
+          fix: list the sites with: model.site_rows()
+        """,
+    ):
+        experiment.run(["z.1.14"])
+
+
+def test_a_layer_out_of_range_is_answered_with_the_layers_there_are(refuses, experiment):
+    with refuses(
+        SiteNotFound,
+        """
+        no site named 'resid_pre.2' in 'LlamaForCausalLM'
+          layer  2 was asked for; this model has layers 0 to 1
+          fix: list the sites with: model.site_rows()
+        """,
+    ):
+        experiment.run(["resid_pre.2"])
+
+
+def test_a_query_head_at_a_key_is_answered_with_the_kv_head_that_serves_it(refuses, experiment):
+    with refuses(
+        SiteNotFound,
+        """
+        no site named 'k.1.3' in 'LlamaForCausalLM'
+          kv_head  3 was asked for; this model has kv_heads 0 to 1
+          head     3 is served by kv_head 1
+          fix: write k.1.1
+        """,
+    ):
+        experiment.run(["k.1.3"])
+
+
+def test_a_text_that_is_no_site_is_answered_with_the_grammar(refuses):
+    with refuses(
+        SiteSyntaxError,
+        """
+        'z.9.6.2' is not a site
+          problem  3 indices follow the name; a site has at most a layer and a unit
+          grammar  [STREAM/]NAME[.LAYER[.UNIT]][@POSITION]
+          fix: write z.9.6
+        """,
+    ):
+        cp.parse("z.9.6.2")
+
+
+def test_a_negative_layer_is_answered_with_how_layers_count(refuses):
+    with refuses(
+        SiteSyntaxError,
+        """
+        'resid_pre.-1' is not a site
+          problem  layer -1 is negative
+          layers   count from 0; only positions may be negative
+          fix: give the number of the layer
+        """,
+    ):
+        cp.parse("resid_pre.-1")
+
+
+def test_a_position_that_is_none_is_answered_with_the_forms_of_positions(refuses):
+    with refuses(
+        SiteSyntaxError,
+        """
+        'z.9.6@last token' is not a site
+          problem  'last token' is not a position
+          allowed  3   -1   2:5   :-1   subject   *
+          fix: write one of these
+        """,
+    ):
+        cp.parse("z.9.6@last token")
+
+
+def test_several_sites_where_one_is_needed_are_named(refuses):
+    with refuses(
+        SiteSyntaxError,
+        """
+        'z.9' is not a site
+          problem  it names several sites: z.9.*
+          grammar  [STREAM/]NAME[.LAYER[.UNIT]][@POSITION]
+          fix: give one number for each layer and unit
+        """,
+    ):
+        cp.Site.parse("z.9")
+
+
+def test_an_axis_of_a_module_must_have_a_known_name(refuses):
+    with refuses(
+        SiteSyntaxError,
+        """
+        'module(conv1).output axes=(chanel,height,column)' is not a site
+          problem  'chanel' does not name an axis after the pair
+          axes     channel layer position head kv_head neuron feature width head_width query_position
+                   key_position vocab intervention draw seed height column
+          fix: did you mean 'channel'?
+        """,
+    ):
+        cp.parse("module(conv1).output axes=(chanel,height,column)")
+
+
+def test_parallel_blocks_have_no_middle_of_the_stream(refuses):
+    model = cp.open_model(tiny_model("gpt_neox"))
+    pairs = cp.load_pairs([{"clean": [3, 4], "corrupt": [3, 5], "answer_id": 6, "wrong_answer_id": 7}], model)
+    with refuses(
+        SiteUnsupported,
+        """
+        'GPTNeoXForCausalLM' does not have the site 'resid_mid.*'
+          reason  attention and MLP read the same stream (parallel blocks); use resid_pre or resid_post
+          fix: list the sites with: model.site_rows()
+        """,
+    ):
+        cp.sweep(cp.Experiment(model, pairs), "resid_mid")
+
+
+def test_a_model_of_no_known_family_has_sites_of_modules_only(refuses, tagger):
+    pairs = cp.load_pairs([{"clean": [3, 4], "corrupt": [3, 5], "answer_id": 6, "wrong_answer_id": 7}], tagger)
+    with refuses(
+        SiteUnsupported,
+        """
+        'Tagger' does not have the site 'resid_pre.*'
+          reason  no known family; use module(PATH).output, such as module(embed).output
+          fix: list the sites with: model.site_rows()
+        """,
+    ):
+        cp.sweep(cp.Experiment(tagger, pairs), "resid_pre")
+
+
+def test_a_module_that_is_not_there_is_answered_with_the_closest(refuses, llama, pairs):
+    with refuses(
+        SiteNotFound,
+        """
+        no site named 'module(model.layer.1.mlp).output' in 'LlamaForCausalLM'
+          module   no module 'model.layer.1.mlp'
+          closest  model.layers.1.mlp  model.layers.0.mlp  model.layers.1
+          fix: did you mean module(model.layers.1.mlp).output?
+        """,
+    ):
+        cp.Experiment(llama, pairs).run(["module(model.layer.1.mlp).output"])
+
+
+def test_a_path_with_a_star_that_matches_nothing_is_answered_with_modules(refuses, classifier):
+    pairs = cp.Pairs.from_arrays([[0.0] * 4], [[1.0] * 4], [0], [1])
+    with refuses(
+        SiteNotFound,
+        """
+        no site named 'module(conv*).output' in 'Sequential'
+          selected  no module matches the path
+          modules   0  1  2
+          fix: list the sites with: model.site_rows()
+        """,
+    ):
+        cp.sweep(cp.Experiment(classifier, pairs), "module(conv*).output")
+
+
+def test_a_module_that_runs_twice_is_ambiguous(refuses, tagger):
+    pairs = cp.load_pairs([{"clean": [3, 4], "corrupt": [3, 5], "answer_id": 6, "wrong_answer_id": 7}], tagger)
+    with refuses(
+        SiteUnsupported,
+        """
+        'module(mix).output' is ambiguous: its module runs 2 times in one forward
+          module  mix
+          fix: choose a module that runs once, such as the one before or after it
+        """,
+    ):
+        cp.Experiment(tagger, pairs).run(["module(mix).output"])
+
+
+def test_a_module_that_never_runs_is_no_effect_of_zero(refuses, tagger):
+    pairs = cp.load_pairs([{"clean": [3, 4], "corrupt": [3, 5], "answer_id": 6, "wrong_answer_id": 7}], tagger)
+    with refuses(
+        PatchDidNotFire,
+        """
+        nothing was written at 'module(spare).output'
+          module  spare
+          ran     0 times in this forward
+          fix: choose a module that runs in the model's forward
+        """,
+    ):
+        cp.Experiment(tagger, pairs).run([cp.Patch("module(spare).output", "zero")])
+
+
+def test_a_position_in_a_tensor_without_positions_is_refused(refuses, classifier):
+    pairs = cp.Pairs.from_arrays([[0.0] * 4], [[1.0] * 4], [0], [1])
+    with refuses(
+        SiteNotFound,
+        """
+        site 'module(0).output@-1' has no positions in 'Sequential'
+          its axes  are not named
+          fix: leave the position out, or name the axes: axes=(position,width)
+        """,
+    ):
+        cp.Experiment(classifier, pairs).run(["module(0).output@-1"])
+
+
+def test_axes_must_name_all_of_a_tensor(refuses, classifier):
+    pairs = cp.Pairs.from_arrays([[0.0] * 4], [[1.0] * 4], [0], [1])
+    with refuses(
+        SiteUnsupported,
+        """
+        'module(0).output axes=(channel,height)' names 2 axes
+          its tensor  has 1 after the pair, of sizes (5,)
+          fix: name every axis after the pair, such as axes=(channel,height,column)
+        """,
+    ):
+        cp.sweep(cp.Experiment(classifier, pairs), "module(0).output axes=(channel,height)", over="channel")
+
+
+def test_a_part_of_an_output_that_is_not_there_is_refused(refuses, llama, pairs):
+    with refuses(
+        SiteUnsupported,
+        """
+        module(model.layers.0.self_attn).output[7] names no tensor
+          problem  there is no item 7 in a tuple
+          fix: pick an item, such as module(model.layers.0.self_attn).output[0] or ["name"]
+        """,
+    ):
+        cp.Experiment(llama, pairs).run(["module(model.layers.0.self_attn).output[7]"])
+
+
+def test_a_site_whose_definition_does_not_hold_in_the_model_is_refused(refuses):
+    module = tiny_model("llama")
+    # A layer that adds something else to the stream, as no llama does; the names of its modules stay the same.
+    module.model.layers[1].register_forward_hook(lambda layer, args, output: output + 0.1)
+    model = cp.open_model(module)
+    pairs = cp.load_pairs([{"clean": [3, 4], "corrupt": [3, 5], "answer_id": 6, "wrong_answer_id": 7}], model)
+    with refuses(
+        SiteUnsupported,
+        """
+        site 'mlp_out' failed its proof in 'LlamaForCausalLM'
+          failed  algebra: resid_pre + attn_out + mlp_out in layer 1 is off by 4.5e-03
+          passed  identity, edit
+          fix: see all sites with: model.site_rows()
+        """,
+    ):
+        cp.Experiment(model, pairs).run(["mlp_out.1"])

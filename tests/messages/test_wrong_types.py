@@ -1,0 +1,164 @@
+"""Refusals of values of a wrong type, as they are without a type checker looking on.
+
+In these tests beartype stops such a call at the annotation, before the library can answer. So the calls are made in a
+process of their own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from textwrap import dedent
+
+import pytest
+
+BEFORE = """
+import json, sys
+import causalpatch as cp
+from causalpatch.testing.tiny import tiny_model
+
+model = cp.open_model(tiny_model("llama"))
+rows = [{"clean": [3, 4], "corrupt": [3, 5], "answer_id": 6, "wrong_answer_id": 7}]
+pairs = cp.load_pairs(rows, model, name="ids")
+experiment = cp.Experiment(model, pairs)
+heard = {}
+for call in json.loads(sys.argv[1]):
+    try:
+        heard[call] = ["nothing", str(eval(call)), 0]
+    except cp.CausalPatchError as error:
+        heard[call] = [type(error).__name__, str(error), error.exit_code]
+print(json.dumps(heard))
+"""
+
+CALLS = {
+    'cp.Experiment(model, pairs, direction="denoising")': (
+        "SettingError",
+        """
+        direction cannot be 'denoising'
+          known  denoise, noise
+          fix: direction="denoise"
+        """,
+    ),
+    'cp.Experiment(model, pairs, engine="fast")': (
+        "SettingError",
+        """
+        engine cannot be 'fast'
+          known  auto, reference
+          fix: engine="auto"
+        """,
+    ),
+    "cp.Experiment(model, pairs, metric=3)": (
+        "MetricError",
+        """
+        3 is not a metric
+          built-in  logit_difference, log_probability, log_probability_difference, probability,
+                    probability_difference, answer_logit, rank, top1, cross_entropy, kl_divergence,
+                    kl_from_base, cosine
+          fix: metric="logit_difference"
+        """,
+    ),
+    "cp.Experiment(model, pairs, metric=len)": (
+        "MetricError",
+        """
+        <built-in function len> is not a metric
+          built-in  logit_difference, log_probability, log_probability_difference, probability,
+                    probability_difference, answer_logit, rank, top1, cross_entropy, kl_divergence,
+                    kl_from_base, cosine
+          fix: wrap a function: causalpatch.metric(function)
+        """,
+    ),
+    'cp.metric("logit_difference")': (
+        "MetricError",
+        """
+        'logit_difference' is not a metric
+          needed  a function of (outputs, pairs)
+          fix: give a function; built-in metrics go by name: Experiment(…, metric='logit_difference')
+        """,
+    ),
+    "experiment.run(3)": (
+        "PatchError",
+        """
+        3 is not an intervention
+          type  int
+          fix: give a Patch, a site such as 'z.9.6@-1', or a list of them
+        """,
+    ),
+    "experiment.run([['z.0.1', 3]])": (
+        "PatchError",
+        """
+        3 is not a patch
+          type  int
+          fix: give a Patch or a site such as 'z.9.6@-1'
+        """,
+    ),
+    'cp.Patch("z.0.1@who", align="middle")': (
+        "PatchError",
+        """
+        there is no alignment 'middle'
+          known  first, last, mean
+          fix: write align="first"
+        """,
+    ),
+    'cp.Mean(over="heads")': (
+        "PatchError",
+        """
+        a mean cannot be taken over 'heads'
+          known  pairs, positions
+          fix: Mean(over="pairs") keeps positions apart
+        """,
+    ),
+    "cp.Function(3)": (
+        "PatchError",
+        """
+        3 is not a function of (current, source)
+          fix: give for instance Function(lambda current, source: (current + source) / 2)
+        """,
+    ),
+    "cp.parse(3)": (
+        "SiteSyntaxError",
+        """
+        3 is not a site
+          problem  it is a value of type int, not a text
+          grammar  [STREAM/]NAME[.LAYER[.UNIT]][@POSITION]
+          fix: write for instance 'z.9.6@-1'
+        """,
+    ),
+    "cp.open_model(model.module, tokenizer=3)": (
+        "SettingError",
+        """
+        3 is not a tokenizer
+          allowed  a folder, a hub name, a tokenizer of transformers, a causalpatch.base.tokens.Tokenizer
+          fix: leave it out for the tokenizer beside the model
+        """,
+    ),
+    "cp.load_pairs(3, model)": (
+        "RequestError",
+        """
+        pairs cannot be read from a value of type int
+          known  name of a task, path of a file, list of dicts, Pairs
+          fix: give a list of dicts; stacked arrays become pairs with Pairs.from_arrays(…)
+        """,
+    ),
+    'pairs.batch("base")': (
+        "SettingError",
+        """
+        'base' is not a role of a pair
+          known  clean, corrupt
+          fix: write "clean" or "corrupt"
+        """,
+    ),
+}
+EXIT_CODES = {"SettingError": 2, "MetricError": 2, "PatchError": 2, "SiteSyntaxError": 2, "RequestError": 2}
+
+
+@pytest.fixture(scope="module")
+def heard() -> dict[str, list]:
+    command = [sys.executable, "-c", BEFORE, json.dumps(list(CALLS))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_value_of_a_wrong_type_is_refused_in_words(call, heard):
+    kind, text = CALLS[call]
+    assert heard[call] == [kind, dedent(text).strip("\n"), EXIT_CODES[kind]]
