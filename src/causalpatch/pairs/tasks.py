@@ -262,7 +262,7 @@ def _agreement(couples: Sequence[Couple], template: str, stream: np.random.Gener
     text, adjective = _text(AGREEMENT, template), _pick(ADJECTIVES, stream)
     clean, corrupt = (plural(subject), subject) if is_plural else (subject, plural(subject))
     between = attractor if is_plural else plural(attractor)
-    before = _word_before("{subject}", text).format(adjective=adjective)
+    before, near = (_word_before(slot, text).format(adjective=adjective) for slot in ("{subject}", "{attractor}"))
     return {
         "clean": text.format(subject=clean, attractor=between, adjective=adjective),
         "corrupt": text.format(subject=corrupt, attractor=between, adjective=adjective),
@@ -272,7 +272,7 @@ def _agreement(couples: Sequence[Couple], template: str, stream: np.random.Gener
         "entities": [subject, attractor],
         "spans": {
             "subject": {"clean": f"{before} {clean}", "corrupt": f"{before} {corrupt}"},
-            "attractor": between,
+            "attractor": f"{near} {between}",
         },
     }
 

@@ -63,9 +63,7 @@ EVENTS: Final[tuple[str, ...]] = _words(
     """
 )
 
-MOODS: Final[tuple[str, ...]] = _words(
-    "happy sad angry calm brave shy kind quiet gentle proud lazy warm cold wet famous"
-)
+MOODS: Final[tuple[str, ...]] = _words("happy sad angry calm brave shy kind quiet gentle proud lazy warm cold famous")
 
 ADJECTIVES: Final[tuple[str, ...]] = MOODS + _words(
     """

@@ -1,6 +1,6 @@
 """Models that come with the library, with nothing to download, and the script that trained them.
 
-``zoo_folder("stories")`` holds weights, configuration, tokenizer and ``CARD.md``; ``open_model("zoo:stories")`` opens it.
+``open_model("zoo:stories")`` opens one; its folder holds the weights, the configuration, the tokenizer and ``CARD.md``.
 """
 
 from pathlib import Path
