@@ -1,0 +1,190 @@
+"""The oracle of the laws: one prompt, one intervention, raw hooks on the modules of transformers.
+
+Nothing here comes from the library. Prompts are run alone and unpadded, without mask or position ids, and every site
+is found by the attribute names of its family and by reshaping, not by the library's tables and columns. Two sites that
+are stored nowhere are changed in other ways than the engine's: the middle of a block through the input of its second
+norm and the block's output, a head's share through the terms of the product, head by head.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+Change = Callable[[Tensor], Tensor]
+SECOND_NORM = {"gpt2": "ln_2", "gemma2": "pre_feedforward_layernorm"}
+
+
+@dataclass(frozen=True)
+class Edit:
+    """New values at some tokens of one site: a tensor (token, …), or a function of the current ones."""
+
+    site: tuple[str, int | None, int | None]
+    tokens: Sequence[int]
+    new: Tensor | Change
+
+    def apply(self, value: Tensor) -> Tensor:
+        """Return the value of the whole prompt (position, …) with the new ones put in."""
+        tokens = list(self.tokens)
+        value = value.clone()
+        value[tokens] = self.new if isinstance(self.new, Tensor) else self.new(value[tokens].clone())
+        return value
+
+
+class Plain:
+    """A tiny model of a family, as its author's own attributes name it."""
+
+    def __init__(self, module: nn.Module, family: str) -> None:
+        self.module, self.family, self.config = module, family, module.config
+        body = {"gpt2": "transformer", "gpt_neox": "gpt_neox", "gpt_neox_sequential": "gpt_neox"}.get(family, "model")
+        self.body = getattr(module, body)
+        self.layers = self.body.h if family == "gpt2" else self.body.layers
+        self.n_heads = self.config.num_attention_heads
+        self.n_kv_heads = getattr(self.config, "num_key_value_heads", self.n_heads)
+
+    @torch.no_grad()
+    def logits(self, ids: Sequence[int], edits: Sequence[Edit] = ()) -> Tensor:
+        """Return the logits (position, vocab) of one prompt with edits made in order."""
+        # A block's second norm comes before its end, whichever edit was named first.
+        handles = [
+            handle
+            for edit in sorted(edits, key=lambda edit: edit.site[0] != "resid_mid")
+            for handle in ([] if edit.site[0] == "logits" else self._hook(edit.site, edit.apply))
+        ]
+        try:
+            logits = self.module(input_ids=torch.tensor([list(map(int, ids))]), use_cache=False).logits[0]
+        finally:
+            for handle in handles:
+                handle.remove()
+        for edit in edits:
+            if edit.site[0] == "logits":
+                logits = edit.apply(logits)
+        return logits
+
+    @torch.no_grad()
+    def value(self, ids: Sequence[int], site: tuple[str, int | None, int | None]) -> Tensor:
+        """Return the value (position, …) of a site in an untouched run of one prompt."""
+        if site[0] == "logits":
+            return self.logits(ids)
+        kept: list[Tensor] = []
+
+        def keep(value: Tensor) -> Tensor:
+            kept.append(value.clone())
+            return value
+
+        handles = self._hook(site, keep)
+        self.module(input_ids=torch.tensor([list(map(int, ids))]), use_cache=False)
+        for handle in handles:
+            handle.remove()
+        assert len(kept) == 1
+        return kept[0]
+
+    def _hook(self, site: tuple[str, int | None, int | None], change: Change) -> list:
+        name, layer, unit = site
+        block = None if layer is None else self.layers[layer]
+        if name in ("embed", "final_norm"):
+            end = {"gpt2": ("wte", "ln_f"), "gpt_neox": ("embed_in", "final_layer_norm")}
+            end["gpt_neox_sequential"] = end["gpt_neox"]
+            return [
+                on_output(getattr(self.body, end.get(self.family, ("embed_tokens", "norm"))[name != "embed"]), change)
+            ]
+        if name == "resid_pre":
+            return [on_input(block, change)]
+        if name == "resid_post":
+            return [on_output(block, change)]
+        if name == "resid_mid":
+            return self._middle(block, change)
+        if name in ("attn_out", "mlp_out"):
+            return [on_output(self._sublayer(block, name), change)]
+        if name in ("q", "k", "v"):
+            return [self._projection(block, name, unit, change)]
+        attention = self._attention(block)
+        if name == "z":
+            heads = self._heads(attention)
+            return [on_input(heads, change, lambda x: x.view(len(x), self.n_heads, -1)[:, unit])]
+        if name == "head_out":
+            return [self._share(self._heads(attention), unit, change)]
+        if name == "mlp_post":
+            down = {"gpt2": "c_proj"}.get(self.family, "dense_4h_to_h" if "neox" in self.family else "down_proj")
+            return [on_input(getattr(block.mlp, down), change, lambda x: x[:, unit])]
+        raise AssertionError(name)
+
+    def _attention(self, block: nn.Module) -> nn.Module:
+        name = {"gpt2": "attn"}.get(self.family, "attention" if "neox" in self.family else "self_attn")
+        return getattr(block, name)
+
+    def _heads(self, attention: nn.Module) -> nn.Module:
+        return getattr(attention, {"gpt2": "c_proj"}.get(self.family, "dense" if "neox" in self.family else "o_proj"))
+
+    def _sublayer(self, block: nn.Module, name: str) -> nn.Module:
+        if self.family == "gemma2":
+            return block.post_attention_layernorm if name == "attn_out" else block.post_feedforward_layernorm
+        return self._attention(block) if name == "attn_out" else block.mlp
+
+    def _projection(self, block: nn.Module, name: str, unit: int, change: Change):
+        part = "qkv".index(name)
+        attention = self._attention(block)
+        if self.family == "gpt2":
+            return on_output(attention.c_attn, change, lambda x: x.view(len(x), 3, self.n_heads, -1)[:, part, unit])
+        if "neox" in self.family:
+            fused = attention.query_key_value
+            return on_output(fused, change, lambda x: x.view(len(x), self.n_heads, 3, -1)[:, unit, part])
+        heads = self.n_heads if name == "q" else self.n_kv_heads
+        return on_output(getattr(attention, f"{name}_proj"), change, lambda x: x.view(len(x), heads, -1)[:, unit])
+
+    def _middle(self, block: nn.Module, change: Change) -> list:
+        norm = getattr(block, SECOND_NORM.get(self.family, "post_attention_layernorm"))
+        shift: list[Tensor] = []
+
+        def into_norm(module, args):
+            new = change(args[0][0].clone())[None]
+            shift.append(new - args[0])
+            return (new, *args[1:])
+
+        def out_of_block(module, args, output):
+            whole = output[0] if isinstance(output, tuple) else output
+            whole = whole + shift[-1]
+            return (whole, *output[1:]) if isinstance(output, tuple) else whole
+
+        return [norm.register_forward_pre_hook(into_norm), block.register_forward_hook(out_of_block)]
+
+    def _share(self, projection: nn.Module, head: int, change: Change):
+        weight = projection.weight if isinstance(projection, Conv1D) else projection.weight.T
+
+        def hook(module, args, output):
+            heads = args[0][0].view(args[0].shape[1], self.n_heads, -1)
+            terms = torch.einsum("phw,hwd->phd", heads, weight.view(self.n_heads, heads.shape[-1], -1))
+            return output + (change(terms[:, head].clone()) - terms[:, head])
+
+        return projection.register_forward_hook(hook)
+
+
+def on_output(module: nn.Module, change: Change, pick: Callable[[Tensor], Tensor] = lambda x: x):
+    """Pass a part of what a module returns for one prompt through ``change``."""
+
+    def hook(module, args, output):
+        whole = output[0] if isinstance(output, tuple) else output
+        whole = _changed(whole, change, pick)
+        return (whole, *output[1:]) if isinstance(output, tuple) else whole
+
+    return module.register_forward_hook(hook)
+
+
+def on_input(module: nn.Module, change: Change, pick: Callable[[Tensor], Tensor] = lambda x: x):
+    """Pass a part of what a module is given for one prompt through ``change``."""
+
+    def hook(module, args, kwargs):
+        if args:
+            return (_changed(args[0], change, pick), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": _changed(kwargs["hidden_states"], change, pick)}
+
+    return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _changed(whole: Tensor, change: Change, pick: Callable[[Tensor], Tensor]) -> Tensor:
+    copy = whole.clone()
+    part = pick(copy[0])
+    part.copy_(change(part.clone()))
+    return copy

@@ -1,0 +1,332 @@
+"""Random tiny worlds for laws: a model of one family, its plain twin, pairs of random prompts, random patches.
+
+``law`` turns a check of one world into a test that runs on every family: a few seeded cases in ``make test``, many
+random ones in ``make test-slow``. A check takes the world and ``draw``, hypothesis' way to draw more.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from jaxtyping import config
+
+import causalpatch as cp
+from causalpatch.engine import require_proofs
+from causalpatch.models import Model
+from causalpatch.pairs import Pair, Pairs
+from causalpatch.sites import NAMES, Range, Site, Span, expand
+from causalpatch.testing.tiny import FAMILY_NAMES, GROUPED, VOCAB, tiny_model
+from oracle import Edit, Plain
+
+torch.set_num_threads(1)
+
+QUICK, MANY = 2, 50
+TOLERANCE = 1e-10
+# (layers, heads, kv_heads, seed); hypothesis tries the first ones most.
+FEW_SHAPES = ((2, 4, 2, 0), (3, 3, 1, 1), (1, 2, 2, 2))
+ALL_SHAPES = tuple(
+    (layers, heads, kv_heads, seed)
+    for layers in (2, 3, 1)
+    for heads in (4, 3, 2, 1)
+    for kv_heads in range(1, heads + 1)
+    if heads % kv_heads == 0
+    for seed in (0, 1)
+)
+SHORTEST, LONGEST = 3, 8  # tokens in a prompt; windows of attention have 4
+DIRECTION = np.random.default_rng(7).normal(size=VOCAB)
+
+Lengths = Literal["equal", "unequal"]
+Draw = Callable[[st.SearchStrategy], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """A tiny model, its plain twin, and pairs of random prompts."""
+
+    family: str
+    model: Model
+    plain: Plain
+    pairs: Pairs
+    padding_side: Literal["right", "left"]
+
+    def __repr__(self) -> str:
+        shown = [(pair.clean.tolist(), pair.corrupt.tolist()) for pair in self.pairs]
+        heads = f"{self.plain.n_heads}/{self.plain.n_kv_heads} heads"
+        return f"World({self.model!r}, {heads}, {shown}, {self.padding_side})"
+
+    @property
+    def site_names(self) -> list[str]:
+        """Names of the sites that the model has."""
+        return [name for name in NAMES if name != "module" and name not in self.model.shape.refused]
+
+    def experiment(self, pairs: Pairs | None = None, **settings: Any) -> cp.Experiment:
+        """Make an experiment that reads a logit difference and a projection of all logits."""
+        settings = {"metric": [cp.logit_difference, projection], "padding_side": self.padding_side} | settings
+        return cp.Experiment(self.model, pairs or self.pairs, show_progress=False, **settings)
+
+    def some_site(self, draw: Draw, name: str | None = None) -> Site:
+        """Draw a layer and a unit for a name, and the name too unless it is given."""
+        name = name or draw(st.sampled_from(self.site_names))
+        shape, info = self.model.shape, NAMES[name]
+        layer = draw(st.integers(0, shape.n_layers - 1)) if info.has_layer else None
+        unit = draw(st.integers(0, shape.units[info.unit_axis] - 1)) if info.unit_axis else None
+        return Site(name, layer, unit)
+
+
+@dataclass(frozen=True, eq=False)
+class Laid:
+    """A patch, and where it lies as the oracle counts.
+
+    Args:
+        patch: What the library is given.
+        tokens: From the number of a pair to the tokens written in the base, and for each of them the tokens of the
+            source whose mean it receives. No tokens: the pair does not have the place.
+    """
+
+    patch: cp.Patch
+    tokens: Callable[[int], tuple[Sequence[int], Sequence[Sequence[int]]]]
+
+
+projection = cp.metric(
+    lambda outputs, pairs: outputs.distribution @ torch.as_tensor(DIRECTION), name="projection", position=-1
+)
+"""A fixed random projection of all logits at the last token: no column can change unseen."""
+
+
+@functools.lru_cache(maxsize=48)
+def tiny_world(family: str, shape: tuple[int, int, int, int]) -> tuple[Model, Plain]:
+    """Build a model, once, and prove its sites."""
+    layers, heads, kv_heads, seed = shape
+    kv_heads = kv_heads if family in GROUPED else heads
+    module = tiny_model(family, layers=layers, heads=heads, kv_heads=kv_heads, seed=seed)
+    model = cp.open_model(module)
+    require_proofs(model, [name for name in NAMES if name not in model.shape.refused])
+    return model, Plain(module, family)
+
+
+def random_pairs(seed: int, n_pairs: int = 3, lengths: Lengths = "equal", shared: float = 0.4) -> Pairs:
+    """Make pairs of random prompts.
+
+    Args:
+        seed: Seed of everything drawn.
+        n_pairs: Number of pairs; their lengths differ from one another.
+        lengths: Whether clean and corrupted prompts are equally long. If not, the pairs are aligned by a random map.
+        shared: Share of the tokens that clean and corrupted prompts have in common.
+    """
+    rng = np.random.default_rng(seed)
+    pairs, mapping = [], []
+    for number in range(n_pairs):
+        n_clean = int(rng.integers(SHORTEST, LONGEST + 1))
+        n_corrupt = n_clean if lengths == "equal" else int(rng.integers(SHORTEST, LONGEST + 1))
+        clean, corrupt = rng.integers(3, VOCAB, n_clean), rng.integers(3, VOCAB, n_corrupt)
+        n_both = min(n_clean, n_corrupt)
+        corrupt[:n_both] = np.where(rng.random(n_both) < shared, clean[:n_both], corrupt[:n_both])
+        changed = rng.integers(n_both)
+        corrupt[changed] = (clean[changed] - 2) % (VOCAB - 3) + 3
+        answer, wrong = rng.choice(VOCAB, 2, replace=False).tolist()
+        spans = {"subject": (_some_range(rng, n_clean), _some_range(rng, n_corrupt))}
+        pairs.append(Pair(clean, corrupt, ((answer,),), ((wrong,),), id=f"pair {number}", spans=spans))
+        n_matches = int(rng.integers(1, n_both + 1))
+        places = (np.sort(rng.permutation(n)[:n_matches]).tolist() for n in (n_clean, n_corrupt))
+        mapping.append(list(zip(*places, strict=True)))
+    made = Pairs(pairs, name="random")
+    return made if lengths == "equal" else made.align("map", mapping=mapping)
+
+
+def _some_range(rng: np.random.Generator, length: int) -> tuple[int, int]:
+    start = int(rng.integers(length))
+    return start, int(rng.integers(start + 1, length + 1))
+
+
+def law(
+    check: Callable[[World, Draw], None] | None = None,
+    *,
+    lengths: Lengths | None = None,
+    n_pairs: int = 3,
+    shared: float = 0.4,
+    is_typed: bool = False,
+) -> Any:
+    """Turn a check of one world into a test of every family.
+
+    Args:
+        check: Takes a world and ``draw``.
+        lengths: Whether clean and corrupted prompts are equally long; both kinds are drawn by default.
+        n_pairs: Number of pairs.
+        shared: Share of the tokens that clean and corrupted prompts have in common.
+        is_typed: Whether annotations are checked too, which makes a case twice as slow.
+    """
+    if check is None:
+        return functools.partial(law, lengths=lengths, n_pairs=n_pairs, shared=shared, is_typed=is_typed)
+
+    @pytest.mark.parametrize("family", FAMILY_NAMES)
+    @pytest.mark.parametrize("n_cases", [QUICK, pytest.param(MANY, marks=pytest.mark.slow)])
+    def test(family: str, n_cases: int) -> None:
+        is_quick = n_cases == QUICK
+        profile = settings.get_profile("test" if is_quick else "slow")
+
+        # Worlds grow from seeds: there is nothing to shrink.
+        @settings(profile, max_examples=n_cases, phases=[Phase.explicit, Phase.generate])
+        @given(data=st.data())
+        def run(data: st.DataObject) -> None:
+            draw = data.draw
+            with unchecked(not is_typed):
+                model, plain = tiny_world(family, draw(st.sampled_from(FEW_SHAPES if is_quick else ALL_SHAPES)))
+                kind = lengths or draw(st.sampled_from(["unequal", "equal"]))
+                pairs = random_pairs(draw(st.integers(0, 10**6)), n_pairs, kind, shared)
+                check(World(family, model, plain, pairs, draw(st.sampled_from(["left", "right"]))), draw)
+
+        run()
+
+    test.__name__, test.__doc__, test.__module__ = check.__name__, check.__doc__, check.__module__
+    return test
+
+
+@contextmanager
+def unchecked(is_off: bool = True) -> Iterator[None]:
+    """Leave annotations unchecked for a while, as they are outside tests."""
+    before = config.jaxtyping_disable
+    config.update("jaxtyping_disable", before or is_off)
+    try:
+        yield
+    finally:
+        config.update("jaxtyping_disable", before)
+
+
+def some_patch(world: World, draw: Draw, site: Site, value: Any = None, base: str = "corrupt") -> Laid:
+    """Draw where a site is patched, in any of the ways that there are to say it."""
+    needs_source = value is None or isinstance(value, cp.Function)
+    where = draw(st.sampled_from(["token", "everywhere", "span", "column", "range"]))
+    lengths = [(len(pair.input(base)), len(pair.input(_other(base)))) for pair in world.pairs]
+    if where == "token":
+        token = draw(st.integers(-SHORTEST, SHORTEST - 1))
+        return Laid(cp.Patch(site.at(token), value), lambda n: ([token % lengths[n][0]], [[token % lengths[n][1]]]))
+    if where == "range":
+        part = slice(*draw(st.sampled_from([(-2, None), (None, 2), (1, 3), (-3, -1)])))
+        parts = [[list(range(length))[part] for length in both] for both in lengths]
+        return Laid(
+            cp.Patch(site.at(Range(part.start, part.stop)), value), lambda n: (parts[n][0], _singly(parts[n][1]))
+        )
+    if where == "span":
+        align = draw(st.sampled_from(["first", "last", "mean"]))
+        return Laid(
+            cp.Patch(site.at(Span("subject")), value, align=align),
+            lambda n: _span(world.pairs[n], base, align, needs_source),
+        )
+    matches = [_matches(world.pairs, n, base) for n in range(len(lengths))]
+    if where == "column":
+        column = draw(st.integers(0, max(map(len, matches)) - 1))
+        chosen = [some[column : column + 1] for some in matches]
+        return Laid(cp.Patch(site, value, column=column), lambda n: _apart(chosen[n]))
+    if needs_source:
+        return Laid(cp.Patch(site, value), lambda n: _apart(matches[n]))
+    return Laid(cp.Patch(site, value), lambda n: (range(lengths[n][0]), _singly(range(lengths[n][0]))))
+
+
+def _matches(pairs: Pairs, number: int, base: str) -> list[tuple[int, int]]:
+    """Return (base, source) tokens of the aligned columns of a pair."""
+    if pairs.alignment.how == "position":
+        return [(token, token) for token in range(len(pairs[number].clean))]
+    columns = [tuple(match) for match in pairs.alignment.columns[number].tolist() if match != [-1, -1]]
+    return columns if base == "clean" else [(corrupt, clean) for clean, corrupt in columns]
+
+
+def _span(pair: Pair, base: str, align: str, needs_source: bool) -> tuple[list[int], list[list[int]]]:
+    here, there = (list(range(*pair.spans["subject"][side == "corrupt"])) for side in (base, _other(base)))
+    if len(here) == len(there) or not needs_source:
+        return here, _singly(there)
+    if align == "mean":
+        return here, [there] * len(here)
+    n = min(len(here), len(there))
+    part = slice(None, n) if align == "first" else slice(-n, None)
+    return here[part], _singly(there[part])
+
+
+def _singly(tokens: Sequence[int]) -> list[list[int]]:
+    return [[token] for token in tokens]
+
+
+def _apart(matches: Sequence[tuple[int, int]]) -> tuple[list[int], list[list[int]]]:
+    return [here for here, _ in matches], [[there] for _, there in matches]
+
+
+def _other(side: str) -> str:
+    return "clean" if side == "corrupt" else "corrupt"
+
+
+def by_plain_hooks(world: World, laid: Sequence[Laid], base: str = "corrupt") -> np.ndarray:
+    """Measure one intervention on every pair with raw hooks: (metric, pair); NaN where a pair lacks a place."""
+    measured = []
+    for number, pair in enumerate(world.pairs):
+        edits = plain_edits(world, laid, number, base)
+        is_there = edits is not None
+        measured.append(read_off(world.plain.logits(pair.input(base), edits), pair) if is_there else np.full(2, np.nan))
+    return np.stack(measured, axis=1)
+
+
+def plain_edits(world: World, laid: Sequence[Laid], number: int, base: str = "corrupt") -> list[Edit] | None:
+    """Return what raw hooks change in one pair; None where it lacks a place."""
+    places = [one.tokens(number) for one in laid]
+    if not all(len(here) for here, _ in places):
+        return None
+    source = world.pairs[number].input(_other(base))
+    return [
+        Edit(key(site), here, _new(world, one.patch.value, site, source, here, there))
+        for one, (here, there) in zip(laid, places, strict=True)
+        for site in expand(one.patch.site, world.model.shape)
+    ]
+
+
+def _new(
+    world: World, value: Any, site: Site, source: np.ndarray, here: Sequence[int], there: Sequence[Sequence[int]]
+) -> Any:
+    """Return what the oracle puts in, from untouched runs of single prompts."""
+    match value:
+        case cp.Zero():
+            return torch.zeros_like
+        case cp.Constant(array=array):
+            return lambda current: torch.as_tensor(array).expand(current.shape)
+        case cp.Mean(over=over, side=side):
+            runs = [world.plain.value(pair.input(side), key(site)) for pair in world.pairs]
+            if over == "positions":
+                return torch.cat(runs).mean(0).expand(len(here), *runs[0].shape[1:])
+            return torch.stack([torch.stack([run[t] for run in runs if len(run) > t]).mean(0) for t in here])
+    whole = world.plain.value(source, key(site))
+    taken = torch.stack([whole[list(tokens)].mean(0) for tokens in there])
+    return (lambda current: value.function(current, taken)) if isinstance(value, cp.Function) else taken
+
+
+def key(site: Site) -> tuple[str, int | None, int | None]:
+    """Return a site as the oracle names it."""
+    return site.name, site.layer, site.unit
+
+
+def read_off(logits: torch.Tensor, pair: Pair) -> np.ndarray:
+    """Return the two metrics of a plain run: (metric,)."""
+    last = logits[-1].numpy()
+    return np.array([last[pair.answer[0][0]] - last[pair.wrong_answer[0][0]], last @ DIRECTION])
+
+
+def numbers(effects: cp.Effects) -> np.ndarray:
+    """Return the metrics of the patched runs: (metric, …, pair), NaN where there is no run."""
+    return effects.to_xarray()["metric"].values
+
+
+def run_all(experiment: cp.Experiment, interventions: Sequence[Any]) -> np.ndarray:
+    """Run interventions, equal ones too; (metric, intervention, pair)."""
+    return numbers(experiment.run(interventions, axes={"intervention": list(range(len(interventions)))}))
+
+
+def assert_same(got: np.ndarray, wanted: np.ndarray, tolerance: float = TOLERANCE) -> None:
+    """Compare numbers, relative to the larger of 1 and their size; NaN must meet NaN."""
+    got, wanted = np.asarray(got), np.asarray(wanted)
+    assert got.shape == wanted.shape
+    assert np.array_equal(np.isnan(got), np.isnan(wanted))
+    error = np.abs(got - wanted) / np.maximum(1.0, np.abs(wanted))
+    assert not (error > tolerance).any(), f"off by {np.nanmax(error):.2e} at {np.argwhere(error > tolerance)[:5]}"
