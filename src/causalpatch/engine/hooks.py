@@ -91,18 +91,40 @@ def run_with_hooks(
         PatchDidNotFire: The module of a port did not run, so nothing was replaced or kept there.
         SiteUnsupported: The module ran more than once, or there is no tensor with one row per run at the port.
     """
+    with quiet(model), hooked(model, writes, keep) as kept:
+        output = _call(model, inputs)
+    return output, kept
+
+
+@contextmanager
+def hooked(model: Model, writes: Sequence[Write] = (), keep: Collection[Port] = ()) -> Iterator[dict[Port, Tensor]]:
+    """Apply writes and keep tensors in whatever of the model runs inside the context; each port must run once.
+
+    Args:
+        model: The model, already quiet.
+        writes: What to replace.
+        keep: Ports whose tensors are kept.
+
+    Yields:
+        The kept tensors; filled when the context is left.
+
+    Raises:
+        PatchDidNotFire: The module of a port did not run.
+        SiteUnsupported: The module ran more than once, or there is no tensor with one row per run at the port.
+    """
+    kept: dict[Port, Tensor] = {}
     companions = [port for write in writes for port in write.tap.companions]
     states = {port: _PortState(port) for port in (*companions, *keep, *(write.tap.port for write in writes))}
     for write in writes:
         states[write.tap.port].writes.append(write)
     for port in (*companions, *keep):
         states[port].is_kept = True
-    with quiet(model), ExitStack() as hooks:
+    with ExitStack() as hooks:
         _register(model.module, states, hooks)
-        output = _call(model, inputs)
+        yield kept
     for each in states.values():
         _check_ran_once(each)
-    return output, {port: each.tensor for port, each in states.items() if each.tensor is not None}
+    kept.update({port: each.tensor for port, each in states.items() if each.tensor is not None})
 
 
 def _call(model: Model, inputs: Mapping[str, Any]) -> Any:

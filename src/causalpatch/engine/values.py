@@ -64,14 +64,33 @@ class _Elements:
     placement: Placement | None
 
 
+Locate = Callable[[np.ndarray, np.ndarray | None], tuple[np.ndarray, ...]]
+
+
 def writes_of_rows(model: Model, known: Known, rows: Sequence[Row], batch: Batch) -> list[Write]:
-    """Return the writes of one forward, in the order in which they are applied.
+    """Return the writes of one forward over whole prompts, in the order in which they are applied.
 
     Args:
         model: The model.
         known: Values known beforehand.
         rows: The rows of the forward.
         batch: Their inputs, for the columns in which real tokens stand.
+    """
+
+    def locate(rows: np.ndarray, tokens: np.ndarray | None) -> tuple[np.ndarray, ...]:
+        return (rows,) if tokens is None else (rows, batch.start[rows] + tokens)
+
+    return writes_at(model, known, rows, locate)
+
+
+def writes_at(model: Model, known: Known, rows: Sequence[Row], locate: Locate) -> list[Write]:
+    """Return the writes of one forward, in the order in which they are applied.
+
+    Args:
+        model: The model.
+        known: Values known beforehand.
+        rows: The rows of the forward.
+        locate: From row numbers and real tokens to indices over the leading axes of a site's tensor.
     """
     groups: dict[tuple[int, int, Target], list[tuple[int, Row, Placement | None]]] = {}
     for number, row in enumerate(rows):
@@ -83,7 +102,7 @@ def writes_of_rows(model: Model, known: Known, rows: Sequence[Row], batch: Batch
             key = (int(isinstance(tap.view, Sum)), rank, _without_place(target))
             groups.setdefault(key, []).append((number, row, placement))
     return [
-        _write(model, known, target, entries, batch) for (_, _, target), entries in sorted(groups.items(), key=_order)
+        _write(model, known, target, entries, locate) for (_, _, target), entries in sorted(groups.items(), key=_order)
     ]
 
 
@@ -96,14 +115,12 @@ def _without_place(target: Target) -> Target:
 
 
 def _write(
-    model: Model, known: Known, target: Target, entries: Sequence[tuple[int, Row, Placement | None]], batch: Batch
+    model: Model, known: Known, target: Target, entries: Sequence[tuple[int, Row, Placement | None]], locate: Locate
 ) -> Write:
     elements = _flatten(entries)
-    device = model.device
-    index = [torch.as_tensor(elements.rows, device=device)]
-    if elements.placement is not None:
-        index.append(torch.as_tensor(batch.start[elements.rows] + elements.placement.base, device=device))
-    return Write(model.tap(target.site), tuple(index), _value(known, target, elements))
+    places = locate(elements.rows, None if elements.placement is None else elements.placement.base)
+    index = tuple(torch.as_tensor(place, device=model.device) for place in places)
+    return Write(model.tap(target.site), index, _value(known, target, elements))
 
 
 def _flatten(entries: Sequence[tuple[int, Row, Placement | None]]) -> _Elements:
