@@ -1,11 +1,12 @@
 """The one room that runs models: hooks, captured values, patched forwards, their cost and their proofs."""
 
-from causalpatch.engine.capture import Captured, capture
+from causalpatch.engine.capture import Captured, capture, require_positions
 from causalpatch.engine.gauge import Gauge, Run, check_answers
+from causalpatch.engine.job import BASE, SOURCE, Block, Cost, Job
 from causalpatch.engine.means import Means
 from causalpatch.engine.plan import ModelCost, Plan, make_plan
 from causalpatch.engine.prove import Proof, prove, require_proofs
-from causalpatch.engine.reference import BASE, SOURCE, Block, Cost, Job, fit_all_means, measure, plan_job
+from causalpatch.engine.reference import fit_all_means, measure, plan_job
 from causalpatch.engine.resolve import Placer, Role, Target, targets_of
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "measure",
     "plan_job",
     "prove",
+    "require_positions",
     "require_proofs",
     "targets_of",
 ]

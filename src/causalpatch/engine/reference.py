@@ -17,82 +17,22 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 
-from causalpatch.base.errors import MemoryExhausted, NotFinite
+from causalpatch.base.errors import MemoryExhausted
 from causalpatch.engine.capture import Captured, capture, inputs_of
 from causalpatch.engine.gauge import Gauge, Run
 from causalpatch.engine.hooks import run_with_hooks
+from causalpatch.engine.job import BASE, SOURCE, Block, Cost, Job, batches_of_pairs, check_finite, lay_rows, most_rows
 from causalpatch.engine.means import Means, fit_means
-from causalpatch.engine.memory import is_out_of_memory, release_memory, row_cost, rows_per_forward
+from causalpatch.engine.memory import is_out_of_memory, release_memory, row_cost
 from causalpatch.engine.plan import ModelCost, Plan, make_plan
-from causalpatch.engine.resolve import Placer, Role, Target
+from causalpatch.engine.resolve import Placer, Role
 from causalpatch.engine.values import Known, Row, writes_of_rows
-from causalpatch.models import Model
-from causalpatch.pairs import Batch, Pairs
-from causalpatch.pairs.batch import PaddingSide
-from causalpatch.pairs.role import ROLE_WORDS
+from causalpatch.pairs import Batch
 from causalpatch.patches import Identity, Mean
+from causalpatch.results.status import Status
 from causalpatch.sites import Site
-
-BASE, SOURCE = -1, -2
-"""Indices that stand for the untouched runs in a block."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is to be measured.
-
-    Args:
-        model: The model.
-        pairs: The pairs.
-        interventions: The targets of each intervention.
-        base: Which side is the base run's, the other being the source's.
-        padding_side: Where short prompts are padded.
-        budget_gib: Memory for activations in GiB, or None for the default.
-        max_rows: Most rows in one forward, or None for what memory allows.
-        reference: Index of the intervention that ablates everything at once, or None. Where a pair lacks one of its
-            positions the rest is ablated all the same.
-    """
-
-    model: Model
-    pairs: Pairs
-    interventions: Sequence[tuple[Target, ...]]
-    base: Role
-    padding_side: PaddingSide = "right"
-    budget_gib: float | None = None
-    max_rows: int | None = None
-    reference: int | None = None
-
-    @property
-    def source(self) -> Role:
-        """Which side is the source run's."""
-        return "clean" if self.base == "corrupt" else "corrupt"
-
-
-@dataclass(frozen=True)
-class Block:
-    """Numbers of some cells, as they become known.
-
-    Args:
-        interventions: Indices of interventions; ``BASE`` and ``SOURCE`` stand for the untouched runs.
-        pairs: Indices of pairs.
-        values: Metric values; NaN where a pair lacks a position that the intervention writes.
-        is_aligned: Whether the pair has all those positions.
-    """
-
-    interventions: Int[np.ndarray, " cell"]
-    pairs: Int[np.ndarray, " cell"]
-    values: Float[np.ndarray, "metric cell"]
-    is_aligned: Bool[np.ndarray, " cell"]
-
-
-@dataclass
-class Cost:
-    """What was spent: calls of the model, and rows in them."""
-
-    forwards: int = 0
-    rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -136,32 +76,12 @@ def measure(job: Job, gauge: Gauge, means: Means, cost: Cost) -> Iterator[Block]
         local = torch.arange(len(indices), device=job.model.device)
         for name, code in (("base", BASE), ("source", SOURCE)):
             values = gauge.values(batch.runs[name], batch.runs, local)
-            _check_finite(job, gauge, name, indices, values)
-            yield Block(np.full(len(indices), code), indices, values, np.ones(len(indices), dtype=bool))
-        rows, lost = _lay_rows(job, placer, indices)
+            check_finite(job, gauge, name, indices, values)
+            yield Block.of(np.full(len(indices), code), indices, values, Status.MEASURED)
+        rows, lost = lay_rows(job, placer, indices)
         if lost:
-            cells = np.array(lost)
-            nothing = np.full((len(gauge.metrics), len(cells)), np.nan)
-            yield Block(cells[:, 0], cells[:, 1], nothing, np.zeros(len(cells), dtype=bool))
+            yield Block.lost(lost, len(gauge.metrics))
         yield from _run_patched(job, gauge, batch, rows, cost)
-
-
-def batches_of_pairs(job: Job) -> Iterator[np.ndarray]:
-    """Yield the indices of pairs in batches of like length, each with at most as many pairs as rows fit."""
-    lengths = np.maximum(job.pairs.lengths("clean"), job.pairs.lengths("corrupt"))
-    order = np.argsort(lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        # Sorted by length, so the last pair of a batch is its longest: take as many as fit at that length.
-        stop = min(len(order), start + _most_rows(job, int(lengths[order[start]])))
-        stop = start + min(stop - start, _most_rows(job, int(lengths[order[stop - 1]])))
-        yield np.sort(order[start:stop])
-        start = stop
-
-
-def _most_rows(job: Job, n_tokens: int) -> int:
-    fitting = rows_per_forward(job.model, n_tokens, job.budget_gib)
-    return fitting if job.max_rows is None else max(1, min(fitting, job.max_rows))
 
 
 def _run_untouched(job: Job, gauge: Gauge, indices: np.ndarray, means: Means, cost: Cost) -> _PairBatch:
@@ -191,25 +111,10 @@ def _finish_run(job: Job, gauge: Gauge, role: Role, captured: Captured, indices:
     return _spell(job, gauge, role, run, (), None, cost)
 
 
-def _lay_rows(job: Job, placer: Placer, indices: np.ndarray) -> tuple[list[Row], list[tuple[int, int]]]:
-    """Return the rows to run for some pairs, and the (intervention, pair) cells that have no such position."""
-    rows, lost = [], []
-    for number, targets in enumerate(job.interventions):
-        for local, pair in enumerate(indices.tolist()):
-            placed = [(target, placer.place(target, pair) if target.has_position else None) for target in targets]
-            if number == job.reference:
-                placed = [(target, place) for target, place in placed if place is not None or not target.has_position]
-            if any(place is None and target.has_position for target, place in placed):
-                lost.append((number, pair))
-            else:
-                rows.append(Row(number, pair, local, tuple(placed)))
-    return rows, lost
-
-
 def _run_patched(job: Job, gauge: Gauge, batch: _PairBatch, rows: Sequence[Row], cost: Cost) -> Iterator[Block]:
     """Run rows in forwards as large as memory allows, halving them when it runs out."""
     lengths = job.pairs.lengths(job.base)
-    most = _most_rows(job, int(lengths[batch.indices].max()))
+    most = most_rows(job, int(lengths[batch.indices].max()))
     start = 0
     while start < len(rows):
         some = rows[start : start + most]
@@ -226,7 +131,7 @@ def _run_patched(job: Job, gauge: Gauge, batch: _PairBatch, rows: Sequence[Row],
         start += len(some)
         numbers = np.array([row.intervention for row in some])
         pairs = np.array([row.pair for row in some])
-        yield Block(numbers, pairs, values, np.ones(len(some), dtype=bool))
+        yield Block.of(numbers, pairs, values, Status.MEASURED)
 
 
 def _run_rows(
@@ -264,18 +169,6 @@ def _spell(job: Job, gauge: Gauge, role: Role, run: Run, rows: Sequence[Row], kn
         found.setdefault(side, []).append(gauge.spelt(fork, side, number))
     forks = {side: torch.stack(columns, 1) for side, columns in found.items()}
     return Run(run.logits, run.batch, run.pair, forks)
-
-
-def _check_finite(job: Job, gauge: Gauge, name: str, indices: np.ndarray, values: np.ndarray) -> None:
-    bad = np.argwhere(~np.isfinite(values))
-    if len(bad):
-        metric, row = bad[0]
-        role = job.base if name == "base" else job.source
-        raise NotFinite(
-            f"the {ROLE_WORDS[role]} run of pair {indices[row]} of '{job.pairs.name}' gives {values[metric, row]}",
-            facts=[("metric", gauge.metrics[metric].name), ("model", f"'{job.model.name}' in {job.model.dtype}")],
-            fix="check the checkpoint for NaN weights, or open the model in float32",
-        )
 
 
 def _halves(job: Job, indices: np.ndarray, error: Exception) -> list[np.ndarray]:
@@ -320,7 +213,7 @@ def plan_job(job: Job, n_forks: int) -> Plan:
     """
     model, pairs = job.model, job.pairs
     placer = Placer(pairs, job.base)
-    cells = [len(_lay_rows(job, placer, np.array([pair]))[0]) for pair in range(len(pairs))]
+    cells = [len(lay_rows(job, placer, np.array([pair]))[0]) for pair in range(len(pairs))]
     lengths = np.maximum(pairs.lengths("clean"), pairs.lengths("corrupt"))
     longest = int(lengths.max())
     tables = {id(p) for m in model.module.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
@@ -344,6 +237,6 @@ def plan_job(job: Job, n_forks: int) -> Plan:
         cells,
         n_interventions=len(job.interventions),
         n_forks=n_forks,
-        rows_per_forward=_most_rows(job, longest),
+        rows_per_forward=most_rows(job, longest),
         shown=((first[0], first[1]), tuple(sites)),
     )

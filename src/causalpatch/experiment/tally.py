@@ -31,13 +31,23 @@ class Tally:
         values, untouched = np.full((n_metrics, *shape), np.nan), np.full((2, n_metrics, shape[1]), np.nan)
         return cls(values, np.full(shape, Status.SKIPPED, dtype=np.uint8), untouched)
 
+    def n_made(self, reference: int | None) -> int:
+        """Return how many patched runs were made, that of the reference not counted."""
+        is_made = np.isin(self.status, (Status.MEASURED, Status.FAILED))
+        return int((is_made if reference is None else np.delete(is_made, reference, axis=0)).sum())
+
+    def pairs_with_baselines(self, reference: int | None) -> np.ndarray:
+        """Return the pairs whose untouched runs, and reference run if there is one, were made; ``(kept,)``."""
+        is_kept = np.isfinite(self.untouched).all((0, 1))
+        if reference is not None:
+            is_kept &= self.status[reference] != Status.SKIPPED
+        return np.flatnonzero(is_kept)
+
     def add(self, block: Block) -> None:
         """Take in the numbers of some cells."""
         code = block.interventions[0]
         if code in (BASE, SOURCE):
             self.untouched[0 if code == BASE else 1][:, block.pairs] = block.values
             return
-        is_finite = np.isfinite(block.values).all(0)
-        status = np.where(block.is_aligned, np.where(is_finite, Status.MEASURED, Status.FAILED), Status.UNALIGNED)
         self.values[:, block.interventions, block.pairs] = block.values
-        self.status[block.interventions, block.pairs] = status
+        self.status[block.interventions, block.pairs] = block.status

@@ -1,0 +1,141 @@
+"""What engines are asked to measure, in which pieces, and what they hand back: the same for every engine."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+from causalpatch.base.errors import NotFinite
+from causalpatch.engine.gauge import Gauge
+from causalpatch.engine.memory import rows_per_forward
+from causalpatch.engine.resolve import Placer, Role, Target
+from causalpatch.engine.values import Row
+from causalpatch.models import Model
+from causalpatch.pairs import Pairs
+from causalpatch.pairs.batch import PaddingSide
+from causalpatch.pairs.role import ROLE_WORDS
+from causalpatch.results.status import Status
+
+BASE, SOURCE = -1, -2
+"""Indices that stand for the untouched runs in a block."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be measured.
+
+    Args:
+        model: The model.
+        pairs: The pairs.
+        interventions: The targets of each intervention.
+        base: Which side is the base run's, the other being the source's.
+        padding_side: Where short prompts are padded.
+        budget_gib: Memory for activations in GiB, or None for the default.
+        max_rows: Most rows in one forward, or None for what memory allows.
+        reference: Index of the intervention that ablates everything at once, or None. Where a pair lacks one of its
+            positions the rest is ablated all the same.
+    """
+
+    model: Model
+    pairs: Pairs
+    interventions: Sequence[tuple[Target, ...]]
+    base: Role
+    padding_side: PaddingSide = "right"
+    budget_gib: float | None = None
+    max_rows: int | None = None
+    reference: int | None = None
+
+    @property
+    def source(self) -> Role:
+        """Which side is the source run's."""
+        return "clean" if self.base == "corrupt" else "corrupt"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Numbers of some cells, as they become known.
+
+    Args:
+        interventions: Indices of interventions; ``BASE`` and ``SOURCE`` stand for the untouched runs.
+        pairs: Indices of pairs.
+        values: Metric values; NaN where there is none.
+        status: Codes of ``Status``.
+    """
+
+    interventions: Int[np.ndarray, " cell"]
+    pairs: Int[np.ndarray, " cell"]
+    values: Float[np.ndarray, "metric cell"]
+    status: Shaped[np.ndarray, " cell"]
+
+    @classmethod
+    def of(cls, interventions: np.ndarray, pairs: np.ndarray, values: np.ndarray, status: Status) -> "Block":
+        """Return a block of cells obtained in one way; those without a finite number have failed."""
+        codes = np.where(np.isfinite(values).all(0), status, Status.FAILED)
+        return cls(interventions, pairs, values, codes.astype(np.uint8))
+
+    @classmethod
+    def lost(cls, cells: Sequence[tuple[int, int]], n_metrics: int) -> "Block":
+        """Return a block of (intervention, pair) cells whose pair lacks a position that is written."""
+        interventions, pairs = np.array(cells).T
+        nothing = np.full((n_metrics, len(cells)), np.nan)
+        return cls(interventions, pairs, nothing, np.full(len(cells), Status.UNALIGNED, dtype=np.uint8))
+
+
+@dataclass
+class Cost:
+    """What was spent: calls of the model, and rows in them."""
+
+    forwards: int = 0
+    rows: int = 0
+
+
+def batches_of_pairs(job: Job) -> Iterator[np.ndarray]:
+    """Yield the indices of pairs in batches of like length, each with at most as many pairs as rows fit."""
+    lengths = np.maximum(job.pairs.lengths("clean"), job.pairs.lengths("corrupt"))
+    order = np.argsort(lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        # Sorted by length, so the last pair of a batch is its longest: take as many as fit at that length.
+        stop = min(len(order), start + most_rows(job, int(lengths[order[start]])))
+        stop = start + min(stop - start, most_rows(job, int(lengths[order[stop - 1]])))
+        yield np.sort(order[start:stop])
+        start = stop
+
+
+def most_rows(job: Job, n_tokens: int) -> int:
+    """Return how many rows of so many tokens go into one forward."""
+    fitting = rows_per_forward(job.model, n_tokens, job.budget_gib)
+    return fitting if job.max_rows is None else max(1, min(fitting, job.max_rows))
+
+
+def lay_rows(job: Job, placer: Placer, indices: np.ndarray) -> tuple[list[Row], list[tuple[int, int]]]:
+    """Return the rows to run for some pairs, and the (intervention, pair) cells that have no such position."""
+    rows, lost = [], []
+    for number, targets in enumerate(job.interventions):
+        for local, pair in enumerate(indices.tolist()):
+            placed = [(target, placer.place(target, pair) if target.has_position else None) for target in targets]
+            if number == job.reference:
+                placed = [(target, place) for target, place in placed if place is not None or not target.has_position]
+            if any(place is None and target.has_position for target, place in placed):
+                lost.append((number, pair))
+            else:
+                rows.append(Row(number, pair, local, tuple(placed)))
+    return rows, lost
+
+
+def check_finite(job: Job, gauge: Gauge, name: str, indices: np.ndarray, values: np.ndarray) -> None:
+    """Make sure that an untouched run gave numbers.
+
+    Raises:
+        NotFinite: It gives NaN or infinity.
+    """
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        metric, row = bad[0]
+        role = job.base if name == "base" else job.source
+        raise NotFinite(
+            f"the {ROLE_WORDS[role]} run of pair {indices[row]} of '{job.pairs.name}' gives {values[metric, row]}",
+            facts=[("metric", gauge.metrics[metric].name), ("model", f"'{job.model.name}' in {job.model.dtype}")],
+            fix="check the checkpoint for NaN weights, or open the model in float32",
+        )
