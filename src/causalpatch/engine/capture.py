@@ -1,6 +1,6 @@
 """Values of sites in a run: one forward keeps the tensors of all ports, sites read their part when asked."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,8 @@ from torch import Tensor
 from causalpatch.base.errors import SiteUnsupported
 from causalpatch.engine.hooks import run_with_hooks
 from causalpatch.models import Model, Port
-from causalpatch.pairs import Batch
+from causalpatch.pairs import Batch, Pairs
+from causalpatch.pairs.role import Role
 from causalpatch.sites import Site
 
 
@@ -64,6 +65,34 @@ def capture(model: Model, batch: Batch, sites: Iterable[Site]) -> Captured:
     ports = {port for tap in taps for port in (tap.port, *tap.companions)}
     output, tensors = run_with_hooks(model, inputs_of(model, batch), keep=ports)
     return Captured(model, batch, output, tensors)
+
+
+def require_positions(model: Model, pairs: Pairs, role: Role, sites: Collection[Site]) -> None:
+    """Make sure that tensors which are patched token by token have a column for each token.
+
+    A module says nothing of its axes, so what comes after the row is taken for positions. The shortest and the longest
+    prompt show whether it is.
+
+    Args:
+        model: The model.
+        pairs: The pairs.
+        role: Which side's prompts are run.
+        sites: Sites with positions.
+
+    Raises:
+        SiteUnsupported: The tensor of a site does not grow with the prompt.
+    """
+    lengths = pairs.lengths(role)
+    for pair in dict.fromkeys((int(lengths.argmin()), int(lengths.argmax()))) if sites else ():
+        captured = capture(model, pairs.batch(role, [pair]), sites)
+        for site in sites:
+            shape = tuple(captured.value(site).shape)
+            if len(shape) < 2 or shape[1] != lengths[pair]:
+                raise SiteUnsupported(
+                    f"'{site}' has no column for each token",
+                    facts=[("its tensor", f"shape {shape}"), ("prompt", f"{lengths[pair]} tokens")],
+                    fix="name its axes, such as axes=(width), and all of it is patched",
+                )
 
 
 def inputs_of(model: Model, batch: Batch) -> Mapping[str, Any]:

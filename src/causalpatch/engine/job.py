@@ -112,7 +112,9 @@ def most_rows(job: Job, n_tokens: int) -> int:
 def lay_rows(job: Job, placer: Placer, indices: np.ndarray) -> tuple[list[Row], list[tuple[int, int]]]:
     """Return the rows to run for some pairs, and the (intervention, pair) cells that have no such position."""
     rows, lost = [], []
-    for number, targets in enumerate(job.interventions):
+    # The reference run comes first: without it the others would mean nothing to one who stops in between.
+    for number in sorted(range(len(job.interventions)), key=lambda number: number != job.reference):
+        targets = job.interventions[number]
         for local, pair in enumerate(indices.tolist()):
             placed = [(target, placer.place(target, pair) if target.has_position else None) for target in targets]
             if number == job.reference:

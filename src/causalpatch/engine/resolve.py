@@ -16,7 +16,7 @@ from causalpatch.models import Model
 from causalpatch.pairs import Pairs
 from causalpatch.pairs.positions import resolve
 from causalpatch.patches import Function, Intervention, Patch, Source, Value
-from causalpatch.sites import Every, Position, Site, expand
+from causalpatch.sites import Every, Position, Site, Span, expand
 
 Role = Literal["clean", "corrupt"]
 
@@ -116,7 +116,8 @@ class Placer:
         """Return where a target lies in a pair; None where the pair has no such aligned column.
 
         Raises:
-            PairError: A position is outside the prompt, a span is missing, or the pair needs an alignment.
+            PairError: A position is outside the prompt, a span is missing or empty, the pair needs an alignment, or it
+                holds arrays.
         """
         key = (target.position, target.column, target.align, target.needs_source, pair)
         if key not in self._known:
@@ -124,15 +125,31 @@ class Placer:
         return self._known[key]
 
     def _find(self, target: Target, pair: int) -> Placement | None:
+        if self.pairs.kind != "tokens":
+            raise PairError(
+                f"'{target.site}' has positions, but '{self.pairs.name}' holds arrays",
+                fix="name that axis otherwise, such as axes=(channel,column): the whole tensor is then patched",
+            )
         if target.column is not None:
             return self._find_column(target, target.column, pair)
-        if not target.needs_source:
-            tokens = self._base_tokens(pair, target.position)
-            return Placement(tokens, tokens, tokens + 1)
-        base, source = self.pairs.positions(pair, target.position, self.base)
+        if target.needs_source:
+            base, source = self.pairs.positions(pair, target.position, self.base)
+        else:
+            base = source = self._base_tokens(pair, target.position)
+        if not (len(base) and len(source)):
+            return self._find_nothing(target, pair)
         if len(base) == len(source):
             return Placement(base, source, source + 1)
         return self._align(target, pair, base, source)
+
+    def _find_nothing(self, target: Target, pair: int) -> None:
+        """Tell a pair none of whose tokens is aligned, which is no error, from a span that holds no token."""
+        if isinstance(target.position, Span):
+            raise PairError(
+                f"span '{target.position}' of pair {pair} of '{self.pairs.name}' holds no token",
+                facts=[("spans", dict(self.pairs[pair].spans))],
+                fix=f"drop it (pairs.drop({pair})) or give the span a token on both sides",
+            )
 
     def _find_column(self, target: Target, column: int, pair: int) -> Placement | None:
         columns = self.pairs.aligned().columns

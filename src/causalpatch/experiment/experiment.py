@@ -40,6 +40,7 @@ from causalpatch.engine import (
     fit_all_means,
     measure,
     plan_job,
+    require_positions,
     require_proofs,
     targets_of,
 )
@@ -53,7 +54,6 @@ from causalpatch.pairs.batch import PaddingSide
 from causalpatch.patches import Identity, Intervention, Patch, Source
 from causalpatch.results.effects import Effects
 from causalpatch.results.provenance import describe_program
-from causalpatch.results.status import Status
 from causalpatch.sites import Site, SiteSet
 
 Direction = Literal["denoise", "noise"]
@@ -202,14 +202,14 @@ class Experiment:
         targets = self._targets(asked)
         axes = {"intervention": [each.label for each in asked]} if axes is None else axes
         _check_grid(axes, len(asked))
-        require_proofs(self.model, {target.site.name for group in targets for target in group})
+        self._require(targets)
         reference = _fully_ablated(targets)
         job = self._job([*targets, reference] if reference else targets, len(targets) if reference else None)
         tally = Tally.of(job, len(self.metrics))
         started = time.perf_counter()
         means = fit_all_means(job)
         is_complete = self._measure(job, means, tally)
-        kept = np.flatnonzero(np.isfinite(tally.untouched).all((0, 1)))
+        kept = tally.pairs_with_baselines(job.reference)
         shape = tuple(len(values) for values in axes.values())
         n_cells = len(targets)
         return Effects.build(
@@ -250,7 +250,8 @@ class Experiment:
                 facts=[("its tensor", f"has {len(shape)} after the pair, of sizes {shape}")],
                 fix="name every axis after the pair, such as axes=(channel,height,column)",
             )
-        return shape[axes.index(site.unit_axis)]
+        # The value of a site has its positions first, wherever the module has them.
+        return shape[sorted(axes, key=lambda axis: axis != "position").index(site.unit_axis)]
 
     def _measure(self, job: Job, means: Means, tally: Tally) -> bool:
         """Fill the tally; return False where the user stopped it in between."""
@@ -261,14 +262,23 @@ class Experiment:
                     tally.add(block)
                     advance(len(block.pairs) if block.interventions[0] >= 0 else 0)
         except KeyboardInterrupt:
-            n_done = int((tally.status != Status.SKIPPED).sum())
+            n_done = tally.n_made(job.reference)
             if not n_done:
                 raise
+            total -= len(job.pairs) * (job.reference is not None)
             warnings.warn(
                 CausalPatchWarning(f"stopped: {n_done:,} of {total:,} runs were made and are kept"), stacklevel=3
             )
             return False
         return True
+
+    def _require(self, targets: Sequence[tuple[Target, ...]]) -> None:
+        """Make sure that all sites are what their names say, before anything is measured."""
+        asked = [target for group in targets for target in group]
+        require_proofs(self.model, {target.site.name for target in asked})
+        if self.pairs.kind == "tokens":
+            by_token = {target.site for target in asked if target.site.module and target.has_position}
+            require_positions(self.model, self.pairs, self.base, by_token)
 
     def _targets(self, interventions: Sequence[Intervention]) -> list[tuple[Target, ...]]:
         return [targets_of(self.model, intervention) for intervention in interventions]

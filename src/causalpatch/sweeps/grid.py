@@ -127,6 +127,12 @@ class _Grid:
             column = cell.get("position")
             patches = tuple(Patch(site, value, align, column) for site in self.sites(cell))
             name = ", ".join(f"{axis} {coordinate}" for axis, coordinate in cell.items())
+            if not patches:
+                raise SettingError(
+                    f"there is no site at {name}",
+                    facts=[(axis, f"{len(values)} of them") for axis, values in self.axes.items()],
+                    fix="sweep modules of one size together, or name the units that all of them have, such as #0:8",
+                )
             made.append(Intervention(patches, name))
         return made
 
@@ -213,7 +219,7 @@ def _labels(experiment: Experiment, axes: dict[str, list[Any]]) -> dict[str, Seq
     if "position" in axes:
         labels["position"] = experiment.pairs.aligned().labels(experiment.base)
     units = experiment.model.shape.units
-    if "kv_head" in axes and units["kv_head"] < units["head"]:
+    if "kv_head" in axes and units.get("kv_head", 0) < units.get("head", 0):
         group = units["head"] // units["kv_head"]
         labels["kv_head"] = [f"(heads {kv * group}-{(kv + 1) * group - 1})" for kv in axes["kv_head"]]
     return labels
