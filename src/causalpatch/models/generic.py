@@ -11,7 +11,7 @@ def module_tap(site: Site, module: ModuleRef, *, counts_positions: bool) -> Tap:
     Args:
         site: The site, whose unit counts on the first named axis that is not ``position``.
         module: The site's module.
-        counts_positions: Whether the axis after the row counts positions where the site names no axes.
+        counts_positions: Whether the axis after the row is assumed to count positions where the site names no axes.
 
     Returns:
         The tap. Its value has the module's axes as they are named, but positions stand first.
@@ -25,4 +25,4 @@ def module_tap(site: Site, module: ModuleRef, *, counts_positions: bool) -> Tap:
         view = ModuleUnit(axis=1 + ordered.index(module.unit_axis), index=site.unit)
     if has_position and axes and axes[0] != "position":
         view = PositionAt(axis=1 + axes.index("position"), view=view)
-    return Tap(site, port, view, has_position=has_position)
+    return Tap(site, port, view, has_position=has_position, assumes_position=has_position and not axes)

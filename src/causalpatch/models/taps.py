@@ -35,6 +35,8 @@ class Tap:
         view: How the site's value lies in that tensor.
         companions: Further tensors of the same run that the view needs; each passes before ``port`` does.
         has_position: Whether the axis after the row counts positions.
+        assumes_position: Whether that is only assumed, because the site names no axes: what runs the model must look
+            at the tensor before it trusts it.
     """
 
     site: Site
@@ -42,3 +44,4 @@ class Tap:
     view: View
     companions: tuple[Port, ...] = ()
     has_position: bool = True
+    assumes_position: bool = False

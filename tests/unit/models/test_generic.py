@@ -45,6 +45,15 @@ def test_modules_of_a_known_family_count_positions_unless_their_axes_say_not():
     assert not model.tap(parse("module(transformer.h.0.mlp.act).output axes=(neuron)")).has_position
 
 
+def test_positions_are_assumed_only_where_the_site_names_no_axes():
+    model = open_model(tiny_model("gpt2"))
+    assert model.tap(parse("module(transformer.h.0.attn).output[1]")).assumes_position
+    assert not model.tap(parse("module(transformer.h.0.mlp.act).output axes=(position,neuron)")).assumes_position
+    assert not model.tap(parse("module(transformer.h.0.mlp.act).output axes=(neuron)")).assumes_position
+    assert not model.tap(parse("z.0.1")).assumes_position
+    assert not small().tap(parse("module(0).output")).assumes_position
+
+
 def test_positions_behind_other_axes_are_brought_forward():
     model = open_model(tiny_model("gpt2"))
     tap = model.tap(parse("module(transformer.h.0).output axes=(width,position)#1"))
