@@ -137,12 +137,13 @@ class Placer:
         else:
             base = source = self._base_tokens(pair, target.position)
         if not (len(base) and len(source)):
-            return self._find_nothing(target, pair)
+            self._refuse_empty_span(target, pair)
+            return None
         if len(base) == len(source):
             return Placement(base, source, source + 1)
         return self._align(target, pair, base, source)
 
-    def _find_nothing(self, target: Target, pair: int) -> None:
+    def _refuse_empty_span(self, target: Target, pair: int) -> None:
         """Tell a pair none of whose tokens is aligned, which is no error, from a span that holds no token."""
         if isinstance(target.position, Span):
             raise PairError(

@@ -45,13 +45,14 @@ from causalpatch.engine import (
     targets_of,
 )
 from causalpatch.experiment.baseline import Baseline
-from causalpatch.experiment.provenance import describe_request, describe_setup
+from causalpatch.experiment.provenance import describe_request, describe_setup, notes_on
+from causalpatch.experiment.reference import reference_of
 from causalpatch.experiment.tally import Tally
 from causalpatch.metrics import METRICS, Metric, logit_difference, named_metric, top1
 from causalpatch.models import Model
 from causalpatch.pairs import Pairs
 from causalpatch.pairs.batch import PaddingSide
-from causalpatch.patches import Identity, Intervention, Patch, Source
+from causalpatch.patches import Intervention, Patch
 from causalpatch.results.effects import Effects
 from causalpatch.results.provenance import describe_program
 from causalpatch.sites import Site, SiteSet
@@ -203,8 +204,8 @@ class Experiment:
         axes = {"intervention": [each.label for each in asked]} if axes is None else axes
         _check_grid(axes, len(asked))
         self._require(targets)
-        reference = _fully_ablated(targets)
-        job = self._job([*targets, reference] if reference else targets, len(targets) if reference else None)
+        reference = reference_of(targets, self.direction)
+        job = self._job([*targets, reference.targets], len(targets)) if reference.targets else self._job(targets)
         tally = Tally.of(job, len(self.metrics))
         started = time.perf_counter()
         means = fit_all_means(job)
@@ -219,7 +220,7 @@ class Experiment:
             metrics=[metric.name for metric in self.metrics],
             values=tally.values[:, :n_cells, kept].reshape(len(self.metrics), *shape, len(kept)),
             status=tally.status[:n_cells, kept].reshape(*shape, len(kept)),
-            baselines=self._baselines(tally, kept, n_cells if reference else None),
+            baselines=self._baselines(tally, kept, job.reference),
             labels=labels,
             positions=self._aligned_positions(kept) if "position" in axes else None,
             provenance={
@@ -227,6 +228,7 @@ class Experiment:
                 **describe_setup(self.model, self.pairs, self.metrics, self.direction, self.seed),
                 **describe_request(asked, targets, reference, self.direction),
                 **({"site": title} if title else {}),
+                "notes": notes_on(self.pairs, self.base, targets),
                 "complete": is_complete,
                 "cost": {**vars(tally.cost), "seconds": round(time.perf_counter() - started, 3)},
             },
@@ -328,12 +330,6 @@ def _as_interventions(requests: Iterable[Request]) -> list[Intervention]:
     if not made:
         raise PatchError("there is nothing to run", fix="name at least one site, such as 'resid_pre.0'")
     return made
-
-
-def _fully_ablated(targets: Sequence[tuple[Target, ...]]) -> tuple[Target, ...]:
-    """Return everything that is replaced by something other than the source, in one run: the reference of ablations."""
-    found = [t for group in targets for t in group if not isinstance(t.value, Source | Identity)]
-    return tuple({(t.site, t.position, t.column): t for t in found}.values())
 
 
 def _check_grid(axes: Mapping[str, Sequence[Any]], n_interventions: int) -> None:

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from causalpatch.engine import Target
+import numpy as np
+
+from causalpatch.engine import Role, Target
+from causalpatch.experiment.reference import Reference
 from causalpatch.metrics import Metric
 from causalpatch.models import Model
 from causalpatch.pairs import Pairs
-from causalpatch.patches import Intervention, Source
-from causalpatch.results.provenance import MIXED
+from causalpatch.patches import Intervention
 
 # Above this share of mirrored pairs, denoising and noising are the same numbers on the same pairs.
 MIRRORED = 0.1
@@ -16,10 +18,6 @@ MIRRORED = 0.1
 
 def describe_setup(model: Model, pairs: Pairs, metrics: Sequence[Metric], direction: str, seed: int) -> dict[str, Any]:
     """Return what an experiment is made of, as plain data."""
-    mirrored = pairs.check().mirrored_share
-    notes = []
-    if mirrored > MIRRORED:
-        notes.append(f"{mirrored:.0%} of the pairs are mirrored: the other direction is redundant by construction")
     return {
         "direction": direction,
         "model": {
@@ -34,20 +32,42 @@ def describe_setup(model: Model, pairs: Pairs, metrics: Sequence[Metric], direct
         "higher_is_better": {metric.name: metric.is_higher_when_clean(direction) for metric in metrics},
         "engine": {"tier": "reference", "reason": "full forwards with plain hooks"},
         "seed": seed,
-        "mirrored_share": mirrored,
-        "notes": notes,
     }
 
 
+def notes_on(pairs: Pairs, base: Role, targets: Sequence[tuple[Target, ...]]) -> list[str]:
+    """Return what must be said with the numbers of a run.
+
+    Args:
+        pairs: The pairs.
+        base: Which side was changed.
+        targets: What was patched.
+    """
+    from_source = [target for group in targets for target in group if target.needs_source]
+    notes = []
+    mirrored = pairs.check().mirrored_share if from_source else 0.0
+    if mirrored > MIRRORED:
+        notes.append(f"{mirrored:.0%} of the pairs are mirrored: the other direction is redundant by construction")
+    walks_all = any(t.has_position and t.position is None for t in from_source)
+    if walks_all and pairs.kind == "tokens" and pairs.alignment is not None:
+        unmatched = [len(tokens) for tokens in pairs.alignment.unmatched(base)]
+        if any(unmatched):
+            notes.append(
+                f"{sum(unmatched)} tokens of {np.count_nonzero(unmatched)} base prompts have no partner in the source: "
+                "they are not patched"
+            )
+    return notes
+
+
 def describe_request(
-    asked: Sequence[Intervention], targets: Sequence[tuple[Target, ...]], reference: Sequence[Target], direction: str
+    asked: Sequence[Intervention], targets: Sequence[tuple[Target, ...]], reference: Reference, direction: str
 ) -> dict[str, Any]:
     """Return what was patched, with the six facts that every number needs, as plain data.
 
     Args:
         asked: The interventions.
         targets: Their sites.
-        reference: What the fully ablated run replaces; empty where the reference is the corrupted run.
+        reference: The run that shares refer to.
         direction: Denoise or noise.
 
     References:
@@ -59,7 +79,8 @@ def describe_request(
     return {
         "site": sites[0] if len(sites) == 1 else f"{sites[0]} … {sites[-1]} ({len(sites)} sites)",
         "value": values,
-        "reference": _reference_text(values, targets, reference),
+        "reference": reference.text,
+        "no_share": reference.no_share,
         "facts": {
             "granularity": ", ".join(kinds),
             "kind": "node",
@@ -71,15 +92,8 @@ def describe_request(
     }
 
 
-def _reference_text(values: str, targets: Sequence[tuple[Target, ...]], reference: Sequence[Target]) -> str:
-    if not reference:
-        return "corrupted run"
-    has_source = any(isinstance(target.value, Source) for group in targets for target in group)
-    return MIXED if has_source else f"{values} at {len(reference)} places together"
-
-
 def _positions_text(interventions: Sequence[Intervention]) -> str:
     patches = [patch for each in interventions for patch in each.patches]
     if any(patch.column is not None for patch in patches):
         return "each aligned column by itself"
-    return ", ".join(sorted({"all" if p.site.position is None else f"@{p.site.position}" for p in patches}))
+    return ", ".join(sorted({"all aligned" if p.site.position is None else f"@{p.site.position}" for p in patches}))

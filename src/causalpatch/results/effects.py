@@ -15,7 +15,6 @@ from causalpatch.base.extras import lazy
 from causalpatch.base.suggest import closest
 from causalpatch.results import charts, describe, store, tables
 from causalpatch.results.layout import Parts, assemble, take_apart
-from causalpatch.results.provenance import MIXED
 from causalpatch.results.shares import Numbers
 
 if TYPE_CHECKING:
@@ -312,7 +311,7 @@ class Effects:
             group=data["component"].values,
             sign=1 if self.direction == "denoise" else -1,
             rising=1 if rising else -1,
-            is_mixed=self.provenance.get("reference") == MIXED,
+            no_share=str(self.provenance.get("no_share") or ""),
         )
 
     def _pairs_text(self) -> str:

@@ -5,8 +5,6 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
-# What stands for the reference where runs patched from the source and ablated runs were measured together.
-MIXED = "mixed"
 PACKAGES = ("causalpatch", "torch", "transformers", "numpy")
 
 

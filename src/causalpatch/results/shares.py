@@ -37,8 +37,8 @@ class Numbers:
         group: Independent component of each pair.
         sign: +1 for denoise, -1 for noise.
         rising: +1 where a larger metric is better, -1 where a smaller one is (loss, rank).
-        is_mixed: Whether some runs were patched from the source and others ablated, so that no one run is the
-            reference of all.
+        no_share: Why the effects are a share of nothing, or an empty text: patches from the source and ablations in one
+            run, say, have no one reference.
     """
 
     metric: str
@@ -49,7 +49,7 @@ class Numbers:
     group: np.ndarray
     sign: int
     rising: int
-    is_mixed: bool = False
+    no_share: str = ""
 
     @property
     def measured(self) -> np.ndarray:
@@ -97,11 +97,11 @@ class Numbers:
             NoGap: The 95 % interval of the gap contains 0 or is negative; with fewer than 10 independent components,
                 which allow no interval, its mean is not above 0. Or there is no one reference.
         """
-        if self.is_mixed:
+        if self.no_share:
             raise NoGap(
-                "patches from the source and ablations stand in one run, and each kind has a reference of its own",
-                facts=[("source patches", "the corrupted run"), ("ablations", "the run with everything ablated")],
-                fix="run them apart, or read effects.effect()",
+                "these effects are a share of nothing",
+                facts=[("because", self.no_share)],
+                fix="read effects.effect(), or run what has one reference by itself",
             )
         gap = self.rising * self.gap
         mean = float(gap.mean())

@@ -1,0 +1,54 @@
+"""The run that shares refer to: the corrupted run for pairs, everything ablated for other values.
+
+Patches that take their value from the source run (denoising or noising) move the base run towards the source, and a
+share is a share of the gap between clean and corrupted. Ablations (zero, mean, constants, functions of the site's own
+value) take the clean run apart, so a share is a share of what ablating *everything that was asked for, at once* takes
+away; it needs direction "noise". Where neither fits, effects stand and shares are refused, with the reason.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from causalpatch.engine import Target
+from causalpatch.patches import Identity
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The reference of a run.
+
+    Args:
+        targets: What the fully ablated run replaces; empty where the reference is the corrupted run, or none is.
+        text: What results call it.
+        no_share: Why there are no shares, or an empty text.
+    """
+
+    targets: tuple[Target, ...]
+    text: str
+    no_share: str = ""
+
+
+def reference_of(interventions: Sequence[tuple[Target, ...]], direction: str) -> Reference:
+    """Find the reference of some interventions.
+
+    Args:
+        interventions: What is patched.
+        direction: Denoise or noise.
+    """
+    used = [target for group in interventions for target in group if not isinstance(target.value, Identity)]
+    ablated = [target for target in used if not target.needs_source]
+    if not ablated:
+        return Reference((), "corrupted run")
+    kinds = sorted({str(target.value) for target in ablated})
+    if len(ablated) < len(used):
+        return Reference((), "none", "patches from the source and ablations have different references")
+    if direction == "denoise":
+        why = f'{", ".join(kinds)} takes a run apart and cannot restore one; ablate the clean run: direction="noise"'
+        return Reference((), "none", why)
+    if len(kinds) > 1:
+        return Reference((), "none", f"ablations of different kinds have different references: {', '.join(kinds)}")
+    together = tuple({(t.site, t.position, t.column): t for t in ablated}.values())
+    if any(len(group) == len(together) for group in interventions):
+        why = "one intervention ablates all that was asked for, so that its share would be 1 whatever it does"
+        return Reference((), "none", why)
+    return Reference(together, f"{kinds[0]} at {len(together)} places together")
