@@ -88,6 +88,7 @@ def test_the_card_holds_the_numbers_that_the_weights_give(card, measured):
     for name in TASKS:
         assert card["accuracy"][name] == pytest.approx(measured["accuracy"][name], abs=0.006)
         assert card["recovered"][name] == pytest.approx(measured["recovered"][name], abs=2e-3)
+        assert card["recovered_at_last"][name] == pytest.approx(measured["recovered_at_last"][name], abs=2e-3)
         assert card["strong_heads"][name] == measured["strong_heads"][name]
     for key in ("parameters", "bytes", "vocabulary"):
         assert card[key] == measured[key]

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 import transformers
 
-from causalpatch.models.zoo.measure import LEAST_RECOVERED, accuracy, mechanism, strong_heads
+from causalpatch.models.zoo.measure import LAST, LEAST_RECOVERED, accuracy, mechanism, strong_heads
 from causalpatch.pairs.tasks import TASKS
+
+_QUOTED = ("accuracy", "strong_heads", "top_two", "minutes")
 
 
 def write_card(folder: Path, recipe: Any, minutes: float, beside: Sequence[Path]) -> None:
@@ -29,8 +31,7 @@ def write_card(folder: Path, recipe: Any, minutes: float, beside: Sequence[Path]
     facts["torch"], facts["transformers"] = torch.__version__, transformers.__version__
     others = [json.loads((other / "card.json").read_text()) for other in beside]
     facts["other_seeds"] = [
-        {"seed": other["recipe"]["seed"], **{key: other[key] for key in ("accuracy", "strong_heads", "minutes")}}
-        for other in others
+        {"seed": other["recipe"]["seed"], **{key: other[key] for key in _QUOTED}} for other in others
     ]
     (folder / "card.json").write_text(json.dumps(facts, indent=1) + "\n")
     (folder / "CARD.md").write_text(card_page(facts))
@@ -45,16 +46,16 @@ def measure_folder(folder: Path) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "bytes": (folder / "model.safetensors").stat().st_size,
         "vocabulary": len(tokenizer),
-        "accuracy": {
-            task: {kind: round(value, 4) for kind, value in values.items()}
-            for task, values in accuracy(model, tokenizer).items()
-        },
-        "recovered": {
-            task: {head: round(value, 4) for head, value in values.items()} for task, values in recovered.items()
-        },
+        "accuracy": _rounded(accuracy(model, tokenizer)),
+        "recovered": _rounded(recovered),
+        "recovered_at_last": _rounded(mechanism(model, tokenizer, LAST)),
         "strong_heads": {task: strong_heads(values) for task, values in recovered.items()},
         "top_two": {task: strong_heads(values, -float("inf"))[:2] for task, values in recovered.items()},
     }
+
+
+def _rounded(table: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    return {task: {name: round(value, 4) for name, value in values.items()} for task, values in table.items()}
 
 
 def card_page(facts: Mapping[str, Any]) -> str:
@@ -63,14 +64,14 @@ def card_page(facts: Mapping[str, Any]) -> str:
     return f"""# stories
 
 A small decoder that comes with causalpatch, so that every example and demonstration runs on a really trained model with
-nothing to download. It was made for this library, from scratch, by `python -m causalpatch.models.zoo.train --seed
-{recipe["seed"]}`. Licence: Apache-2.0, like the library.
+nothing to download. It was made for this library, from scratch, by
+`python -m causalpatch.models.zoo.train --seed {recipe["seed"]}`. Licence: Apache-2.0, like the library.
 
 ## Model
 Llama architecture, {recipe["layers"]} layers, {recipe["heads"]} heads per layer with keys and values of their own, \
-width {recipe["width"]}, {recipe["mlp_width"]} neurons per layer, tied embeddings,
-{facts["parameters"]:,} parameters, {facts["bytes"] / 1e6:.2f} MB. The vocabulary has {facts["vocabulary"]} entries: \
-words, signs and pairs of digits ("1732" is "17" and "32"); anything else is `<unk>`.
+width {recipe["width"]}, {recipe["mlp_width"]} neurons per layer,
+tied embeddings, {facts["parameters"]:,} parameters, {facts["bytes"] / 1e6:.2f} MB. The vocabulary has
+{facts["vocabulary"]} entries: words, signs and pairs of digits ("1732" is "17" and "32"); anything else is `<unk>`.
 
 ## Data
 English-like sentences from `models/zoo/sentences.py`, drawn without end, so no row is seen twice: people who meet and
@@ -80,14 +81,16 @@ cannot be told by counting names.
 
 Kept apart in training and asked for in every built-in task: one couple in eight of two names in one story, of subject
 and attractor, of neighbouring list words, of century and starting year. The last template of each task never occurs in
-training; its words do, in other sentences.
+training; its words do, in other sentences and never all together.
 
 ## Training
 {recipe["steps"]} updates of {recipe["rows"]} rows of {recipe["length"]} words ({recipe["recitals"]:.0%} lists, the \
-rest stories), AdamW, learning rate {recipe["learning_rate"]:g} with a cosine, seed {recipe["seed"]}.
+rest
+stories), AdamW, learning rate {recipe["learning_rate"]:g} with a cosine, seed {recipe["seed"]}.
 The loss counts the words that follow from what stands before; other words of the stories count 0.05 each. It took
-{facts["minutes"]} minutes on two threads (torch {facts["torch"]}, transformers {facts["transformers"]}); the same \
-machine, threads and versions give the same weights.
+{facts["minutes"]} minutes on two threads of a machine shared with other work (torch {facts["torch"]}, transformers \
+{facts["transformers"]}).
+The same machine, threads and versions give the same weights.
 
 ## Accuracy
 On pairs that share no entity, drawn with seeds 0, 1 and 2. *Right* means: `ioi` and `induction`, the most likely word
@@ -97,8 +100,9 @@ on, the later years hold at least .9 of the probability.
 {_accuracy_table(facts)}
 
 ## Mechanism found
-Recovered share of the gap when one head's `z` (all positions) comes from the clean run: ratio of means over the task's
-default pairs, logit difference (`greater_than`: probability of the later years). Heads from {LEAST_RECOVERED} on:
+Recovered share of the gap when one head's `z` comes from the clean run, at all positions and, in brackets, at the last
+position only: ratio of means over the task's default pairs, logit difference (`greater_than`: probability of the later
+years). Heads that recover {LEAST_RECOVERED} or more:
 
 {_head_table(facts)}
 
@@ -109,8 +113,9 @@ default pairs, logit difference (`greater_than`: probability of the later years)
 
 ## Limits
 It knows these sentence patterns and {facts["vocabulary"]} words, nothing else: it is a subject for experiments, not a
-language model. Its heads are those of one small network trained on made-up text; nothing follows for large models.
-Recovered shares of single heads need not add up, and a head below {LEAST_RECOVERED} may still matter with others.
+language model of English. Its heads are those of one small network trained on made-up text; nothing follows for large
+models. Recovered shares of single heads need not add up, and a head below {LEAST_RECOVERED} may still matter with
+others.
 """
 
 
@@ -125,7 +130,8 @@ def _accuracy_table(facts: Mapping[str, Any]) -> str:
 def _head_table(facts: Mapping[str, Any]) -> str:
     lines = ["| task | heads |", "|---|---|"]
     for task, heads in facts["strong_heads"].items():
-        shown = ", ".join(f"{head} {facts['recovered'][task][head]:.2f}" for head in heads)
+        shares, at_last = facts["recovered"][task], facts["recovered_at_last"][task]
+        shown = ", ".join(f"{head} {shares[head]:.2f} ({at_last[head]:z.2f})" for head in heads)
         lines.append(f"| {task} | {shown or 'none'} |")
     return "\n".join(lines)
 
@@ -146,15 +152,14 @@ def _statements(facts: Mapping[str, Any]) -> str:
 def _other_seeds(facts: Mapping[str, Any]) -> str:
     if not facts["other_seeds"]:
         return "Not trained."
-    lines = [
-        "| seed | least accuracy, all templates | least accuracy, held-out template | heads for ioi |",
-        "|---|---|---|---|",
-    ]
+    lines = []
     for other in facts["other_seeds"]:
-        least = [
+        least, least_held_out = (
             min(values[kind] for values in other["accuracy"].values())
             for kind in ("all_templates", "held_out_template")
-        ]
-        heads = ", ".join(other["strong_heads"]["ioi"])
-        lines.append(f"| {other['seed']} | {least[0]:.1%} | {least[1]:.1%} | {heads} |")
+        )
+        lines.append(
+            f"- Seed {other['seed']}: every task at least {least:.1%} right over all templates and "
+            f"{least_held_out:.1%} on its held-out one. {_statements(other)}"
+        )
     return "\n".join(lines)

@@ -5,8 +5,8 @@ answer is the most likely word; for agreement, the right verb form is more likel
 later years hold at least ``LEAST_MASS`` of the probability.
 
 *Mechanism* is the share of the gap between corrupted and clean prompts that one head restores when its ``z`` comes from
-the clean run, at all positions: a ratio of means over pairs. It is measured here by plain forward runs, without the
-library's own engine, so that the engine can be held against it.
+the clean run, at all positions or at the last one only: a ratio of means over pairs. It is measured here by plain
+forward runs, without the library's own engine, so that the engine can be held against it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +23,8 @@ from causalpatch.pairs.tasks import TASKS, generate
 
 LEAST_MASS: Final = 0.9
 LEAST_RECOVERED: Final = 0.1
+LAST: Final = slice(-1, None)
+_EVERYWHERE: Final = slice(None)
 SEEDS: Final = (0, 1, 2)
 """Seeds of the held-out pairs; as many pairs are drawn with each as share no entity."""
 
@@ -47,8 +49,16 @@ def accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict
     return found
 
 
-def mechanism(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, float]]:
-    """Return, per task, the recovered share of each head, as ``{"L2H1": 0.41}``, over the task's default pairs."""
+def mechanism(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, positions: slice = _EVERYWHERE
+) -> dict[str, dict[str, float]]:
+    """Return, per task, the recovered share of each head, as ``{"L2H1": 0.41}``, over the task's default pairs.
+
+    Args:
+        model: The decoder.
+        tokenizer: Its tokenizer.
+        positions: Where ``z`` comes from the clean run; ``LAST`` for the last position only.
+    """
     config = model.config
     heads = [(layer, head) for layer in range(config.num_hidden_layers) for head in range(config.num_attention_heads)]
     width = config.hidden_size // config.num_attention_heads
@@ -64,10 +74,11 @@ def mechanism(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dic
                 kept = [door.seen for door in doors]
                 base += _metric(_last_logits(model, corrupt), tokenizer, name, rows).tolist()
                 for layer, head in heads:
-                    doors[layer].replace(kept[layer], slice(head * width, (head + 1) * width))
+                    columns = slice(head * width, (head + 1) * width)
+                    doors[layer].patch = (kept[layer], positions, columns)
                     values = _metric(_last_logits(model, corrupt), tokenizer, name, rows)
                     patched[layer, head] += values.tolist()
-                    doors[layer].replace(None, slice(0))
+                    doors[layer].patch = None
         gap = sum(source) - sum(base)
         found[name] = {f"L{layer}H{head}": (sum(patched[layer, head]) - sum(base)) / gap for layer, head in heads}
     return found
@@ -85,17 +96,14 @@ class _Door(nn.Module):
         super().__init__()
         self.projection = projection
         self.seen = torch.empty(0)
-        self._source: Tensor | None = None
-        self._columns = slice(0)
-
-    def replace(self, source: Tensor | None, columns: slice) -> None:
-        self._source, self._columns = source, columns
+        self.patch: tuple[Tensor, slice, slice] | None = None  # source, positions, columns
 
     def forward(self, z: Float[Tensor, "row position width"]) -> Float[Tensor, "row position width"]:
         self.seen = z
-        if self._source is not None:
+        if self.patch is not None:
+            source, positions, columns = self.patch
             z = z.clone()
-            z[..., self._columns] = self._source[..., self._columns]
+            z[:, positions, columns] = source[:, positions, columns]
         projected: Tensor = self.projection(z)
         return projected
 
@@ -171,4 +179,4 @@ def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Int[Tensor
 
 def _answer_ids(tokenizer: PreTrainedTokenizerBase, answer: str | Sequence[str]) -> list[int]:
     texts = [answer] if isinstance(answer, str) else answer
-    return [int(tokenizer(text, add_special_tokens=False).input_ids[0]) for text in texts]
+    return [int(tokenizer.convert_tokens_to_ids(text.strip())) for text in texts]

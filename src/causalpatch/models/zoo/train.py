@@ -7,7 +7,7 @@
 
 One seed gives one model: the same machine, threads and version of torch give the same weights.
 
-Cost: about four minutes on two cores.
+Cost: about four minutes on two idle cores; on busy ones ``OMP_WAIT_POLICY=passive`` in the environment helps.
 """
 
 import argparse
