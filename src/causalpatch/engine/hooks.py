@@ -26,7 +26,18 @@ from causalpatch.engine.ports import pick_input, pick_output, put_input, put_out
 from causalpatch.models import Model, Port, Tap
 
 _LOCKS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
-_LOCKS_GUARD = threading.Lock()
+_GUARD = threading.Lock()
+
+
+@dataclass
+class _Precision:
+    """Forwards that run in full float32, in whatever thread, and the setting from before the first of them."""
+
+    n_running: int = 0
+    before: str = "highest"
+
+
+_PRECISION = _Precision()
 
 
 @dataclass(frozen=True)
@@ -58,18 +69,32 @@ class _PortState:
 @contextmanager
 def quiet(model: Model) -> Iterator[None]:
     """Hold a model in eval mode, without gradients, in full float32, alone; put everything back afterwards."""
-    with _lock_of(model.module):
+    with _lock_of(model.module), _full_precision():
         modes = [(module, module.training) for module in model.module.modules()]
-        precision = torch.get_float32_matmul_precision()
         try:
             model.module.eval()
-            torch.set_float32_matmul_precision("highest")
             with torch.no_grad():
                 yield
         finally:
-            torch.set_float32_matmul_precision(precision)
             for module, training in modes:
                 module.training = training
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Multiply float32 in full; the setting is the process's, so the last thread to leave puts it back."""
+    with _GUARD:
+        if not _PRECISION.n_running:
+            _PRECISION.before = torch.get_float32_matmul_precision()
+        _PRECISION.n_running += 1
+        torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        with _GUARD:
+            _PRECISION.n_running -= 1
+            if not _PRECISION.n_running:
+                torch.set_float32_matmul_precision(_PRECISION.before)
 
 
 def run_with_hooks(
@@ -239,5 +264,5 @@ def _check_ran_once(state: _PortState) -> None:
 
 
 def _lock_of(module: nn.Module) -> threading.RLock:
-    with _LOCKS_GUARD:
+    with _GUARD:
         return _LOCKS.setdefault(module, threading.RLock())

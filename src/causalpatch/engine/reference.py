@@ -12,8 +12,10 @@ Symbols: K interventions, P pairs in a batch, R rows in a forward.
 Cost: K x pairs rows of a full forward, plus two per pair.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +35,8 @@ from causalpatch.pairs import Batch
 from causalpatch.patches import Identity, Mean
 from causalpatch.results.status import Status
 from causalpatch.sites import Site
+
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
@@ -62,26 +66,43 @@ def measure(job: Job, gauge: Gauge, means: Means, cost: Cost) -> Iterator[Block]
         NotFinite: An untouched run gives NaN or infinity.
     """
     placer = Placer(job.pairs, job.base)
+    for batch, blocks in _in_batches(job, partial(_measure_untouched, job, gauge, means, cost)):
+        yield from blocks
+        rows, lost = lay_rows(job, placer, batch.indices)
+        if lost:
+            yield Block.lost(lost, len(gauge.metrics))
+        yield from _run_patched(job, gauge, batch, rows, cost)
+
+
+def _in_batches(job: Job, make: Callable[[np.ndarray], _Made]) -> Iterator[_Made]:
+    """Make something of each batch of pairs, halving the batches that do not fit into memory."""
     waiting = list(batches_of_pairs(job))
     while waiting:
         indices = waiting.pop(0)
+        made = None
         try:
-            batch = _run_untouched(job, gauge, indices, means, cost)
+            made = make(indices)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             waiting[:0] = _halves(job, indices, error)
-            release_memory()
-            continue
-        local = torch.arange(len(indices), device=job.model.device)
-        for name, code in (("base", BASE), ("source", SOURCE)):
-            values = gauge.values(batch.runs[name], batch.runs, local)
-            check_finite(job, gauge, name, indices, values)
-            yield Block.of(np.full(len(indices), code), indices, values, Status.MEASURED)
-        rows, lost = lay_rows(job, placer, indices)
-        if lost:
-            yield Block.lost(lost, len(gauge.metrics))
-        yield from _run_patched(job, gauge, batch, rows, cost)
+        if made is not None:
+            yield made
+        else:
+            release_memory()  # out here, where the error no longer holds the tensors of its frames
+
+
+def _measure_untouched(
+    job: Job, gauge: Gauge, means: Means, cost: Cost, indices: np.ndarray
+) -> tuple[_PairBatch, list[Block]]:
+    batch = _run_untouched(job, gauge, indices, means, cost)
+    local = torch.arange(len(indices), device=job.model.device)
+    blocks = []
+    for name, code in (("base", BASE), ("source", SOURCE)):
+        values = gauge.values(batch.runs[name], batch.runs, local)
+        check_finite(job, gauge, name, indices, values)
+        blocks.append(Block.of(np.full(len(indices), code), indices, values, Status.MEASURED))
+    return batch, blocks
 
 
 def _run_untouched(job: Job, gauge: Gauge, indices: np.ndarray, means: Means, cost: Cost) -> _PairBatch:
@@ -118,6 +139,7 @@ def _run_patched(job: Job, gauge: Gauge, batch: _PairBatch, rows: Sequence[Row],
     start = 0
     while start < len(rows):
         some = rows[start : start + most]
+        values = None
         try:
             values = _run_rows(job, gauge, batch, some, cost)
         except Exception as error:
@@ -125,6 +147,7 @@ def _run_patched(job: Job, gauge: Gauge, batch: _PairBatch, rows: Sequence[Row],
                 raise
             if len(some) == 1:
                 raise _exhausted(job, some[0].pair) from error
+        if values is None:
             most = len(some) // 2
             release_memory()
             continue
@@ -199,7 +222,7 @@ def fit_all_means(job: Job) -> Means:
     for mean in dict.fromkeys(target.value for target in targets if isinstance(target.value, Mean)):
         sites = list(dict.fromkeys((t.site, t.has_position) for t in targets if t.value == mean))
         names = [site for site, _ in sites]
-        runs = (_capture(job, mean.side, indices, names, Cost()) for indices in batches_of_pairs(job))
+        runs = _in_batches(job, partial(_capture, job, mean.side, sites=names, cost=Cost()))
         fitted |= fit_means(runs, sites, mean, int(job.pairs.lengths(mean.side).max())).of
     return Means(fitted)
 

@@ -16,6 +16,7 @@ from causalpatch.base.errors import PatchError
 from causalpatch.engine.capture import Captured
 from causalpatch.engine.hooks import Write
 from causalpatch.engine.means import Means
+from causalpatch.engine.memory import is_out_of_memory
 from causalpatch.engine.resolve import Placement, Target
 from causalpatch.models import Model
 from causalpatch.models.views import Sum
@@ -186,7 +187,16 @@ def _broadcast(target: Target, array: np.ndarray, current: Tensor) -> Tensor:
 
 
 def _call(target: Target, function: Callable[[Tensor, Tensor], Tensor], current: Tensor, source: Tensor) -> Tensor:
-    value = function(current.clone(), source)
+    try:
+        value = function(current.clone(), source)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise PatchError(
+            f"{target.value} for '{target.site}' failed",
+            facts=[("given", f"shape {tuple(current.shape)}"), ("error", f"{type(error).__name__}: {error}")],
+            fix="call it yourself on two tensors of that shape",
+        ) from error
     if not isinstance(value, Tensor) or value.shape != current.shape:
         got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise PatchError(
