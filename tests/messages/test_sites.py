@@ -33,6 +33,19 @@ def test_a_misspelt_name_is_answered_with_the_closest(refuses):
         cp.parse("resid_per.3")
 
 
+def test_a_planned_name_is_answered_with_the_closest_site_of_this_version(refuses):
+    with refuses(
+        SiteNotFound,
+        """
+        the site 'blocks.3.mlp.hook_pre.512@-1' is known, but this version does not have it yet
+          mlp_pre  a neuron before its activation function
+          closest  mlp_post: input of the MLP's down projection
+          fix: use 'mlp_post.3.512@-1'
+        """,
+    ):
+        cp.parse("blocks.3.mlp.hook_pre.512@-1")
+
+
 def test_a_path_of_a_module_is_no_site_by_itself(refuses):
     with refuses(
         SiteNotFound,

@@ -1,5 +1,6 @@
 """The closed table of site names: which indices each takes and which axes its value has."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -48,6 +49,27 @@ _ROWS: tuple[tuple[str, bool, str | None, tuple[str, ...], str], ...] = (
 
 NAMES: Final[Mapping[str, SiteName]] = MappingProxyType({row[0]: SiteName(*row) for row in _ROWS})
 
+# Names kept for activations that no model offers yet: what each is, and the closest site that exists.
+PLANNED: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
+    {
+        "pos_embed": ("what the position embedding adds to the stream", "resid_pre.0"),
+        "q_rot": ("a head's queries after rotary", "q"),
+        "k_rot": ("a head's keys after rotary", "k"),
+        "scores": ("a head's attention scores, before the softmax", "z"),
+        "pattern": ("a head's attention weights, after the softmax", "z"),
+        "mlp_pre": ("a neuron before its activation function", "mlp_post"),
+        "mlp_gate": ("a neuron's gate in a gated MLP", "mlp_post"),
+        "router": ("the weights that a layer gives its experts", "mlp_out"),
+        "expert_out": ("what one expert adds to the stream", "mlp_out"),
+        "cross_z": ("input of cross-attention's output projection", "z"),
+        "feature": ("a feature of a dictionary, such as an SAE's", "resid_post"),
+        "feature_error": ("what a dictionary does not explain", "resid_post"),
+    }
+)
+_PLANNED_TEXT = re.compile(
+    rf"(?P<stream>(?:\w+/)?)(?P<name>{'|'.join(PLANNED)})(?:\([^()]*\))?(?P<indices>(?:\.[^@]*)?)(?P<position>(?:@.*)?)"
+)
+
 # Names of the same things elsewhere in the field, for suggestions only.
 _MEANT: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -71,6 +93,31 @@ _MEANT: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 
+def refuse_planned(text: str, original: str | None = None) -> None:
+    """Refuse a text whose name is known but not available yet, with the closest site that exists.
+
+    Args:
+        text: A site, or a name alone; any text without a planned name passes.
+        original: The whole text as it was given, to be quoted in the error.
+
+    Raises:
+        SiteNotFound: The name is planned.
+    """
+    found = _PLANNED_TEXT.fullmatch(text)
+    if found is None:
+        return
+    meaning, near = PLANNED[found["name"]]
+    info = NAMES[near.partition(".")[0]]
+    n_indices = 0 if "." in near else info.has_layer + (info.unit_axis is not None)
+    indices = found["indices"].split(".")[1 : 1 + n_indices]
+    instead = found["stream"] + ".".join([near, *indices]) + found["position"]
+    raise SiteNotFound(
+        f"the site {original or text!r} is known, but this version does not have it yet",
+        facts=[(found["name"], meaning), ("closest", f"{near}: {info.note}")],
+        fix=f"use {instead!r}",
+    )
+
+
 def describe(name: str, text: str | None = None) -> SiteName:
     """Return what ``name`` means.
 
@@ -79,10 +126,12 @@ def describe(name: str, text: str | None = None) -> SiteName:
         text: The whole text that it came from, to be quoted in the error.
 
     Raises:
-        SiteNotFound: No site has this name; the message lists the names that exist, the closest first.
+        SiteNotFound: No site has this name; the message lists the names that exist, the closest first. Or the name is
+            known but not available yet; the message says what is.
     """
     if name in NAMES:
         return NAMES[name]
+    refuse_planned(name, text)
     near = ([_MEANT[name.lower()]] if name.lower() in _MEANT else []) + closest(name.lower(), NAMES)
     ordered = list(dict.fromkeys([*near, *NAMES]))
     whole = text if text is not None else name

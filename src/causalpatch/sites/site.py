@@ -13,7 +13,7 @@ hash, compare and travel, and ``parse(str(site)) == site`` holds for every one o
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from causalpatch.base.errors import SiteSyntaxError
 from causalpatch.sites.aliases import translate
@@ -31,7 +31,7 @@ from causalpatch.sites.index import (
     settle_position,
 )
 from causalpatch.sites.module_ref import ModuleRef, parse_module
-from causalpatch.sites.names import SiteName, describe
+from causalpatch.sites.names import SiteName, describe, refuse_planned
 
 __all__ = ["EVERY", "Every", "Index", "ModuleRef", "Position", "Range", "Site", "SiteSet", "Span", "parse"]
 
@@ -40,7 +40,39 @@ _GRAMMAR = "[STREAM/]NAME[.LAYER[.UNIT]][@POSITION]"
 
 
 @dataclass(frozen=True, repr=False)
-class Site:
+class _Named:
+    """What one site and a set of sites share: the fields and everything that follows from them alone."""
+
+    name: str
+    layer: Index = None
+    unit: Index = None
+    position: Position | None = None
+    stream: str | None = None
+    module: ModuleRef | None = None
+
+    @property
+    def info(self) -> SiteName:
+        """What the name means: its indices and the axes of its value."""
+        return describe(self.name)
+
+    @property
+    def unit_axis(self) -> str | None:
+        """The axis that ``unit`` counts on, or None."""
+        return self.module.unit_axis if self.module else self.info.unit_axis
+
+    def at(self, position: Position | None) -> Self:
+        """Return the same site or set at another position."""
+        return dataclasses.replace(self, position=position)
+
+    def __str__(self) -> str:
+        return _text(self)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
+
+@dataclass(frozen=True, repr=False)
+class Site(_Named):
     """The name of one activation.
 
     Args:
@@ -64,12 +96,8 @@ class Site:
         'z.9.6'
     """
 
-    name: str
     layer: int | None = None
     unit: int | None = None
-    position: Position | None = None
-    stream: str | None = None
-    module: ModuleRef | None = None
 
     def __post_init__(self) -> None:
         _settle(self)
@@ -100,29 +128,9 @@ class Site:
             _refuse(text, f"it names several sites: {found}", "give one number for each layer and unit")
         return found
 
-    @property
-    def info(self) -> SiteName:
-        """What the name means: its indices and the axes of its value."""
-        return describe(self.name)
-
-    @property
-    def unit_axis(self) -> str | None:
-        """The axis that ``unit`` counts on, or None."""
-        return self.module.unit_axis if self.module else self.info.unit_axis
-
-    def at(self, position: Position | None) -> "Site":
-        """Return the same site at another position."""
-        return dataclasses.replace(self, position=position)
-
-    def __str__(self) -> str:
-        return _text(self)
-
-    def __repr__(self) -> str:
-        return f"Site({str(self)!r})"
-
 
 @dataclass(frozen=True, repr=False)
-class SiteSet:
+class SiteSet(_Named):
     """The name of several activations: a layer, unit or path is missing, starred, listed or sliced.
 
     In a sweep a set is one patch per member; in a patch it is all members in one run. A missing layer or unit and a
@@ -147,13 +155,6 @@ class SiteSet:
         'z.3.*'
     """
 
-    name: str
-    layer: Index = None
-    unit: Index = None
-    position: Position | None = None
-    stream: str | None = None
-    module: ModuleRef | None = None
-
     def __post_init__(self) -> None:
         _settle(self)
         info = self.info
@@ -163,26 +164,6 @@ class SiteSet:
             object.__setattr__(self, "unit", EVERY)
         if _is_one(self.layer, self.unit, self.module):
             _refuse(str(self), "a set needs a missing, starred, listed or sliced index", "one target is a Site")
-
-    @property
-    def info(self) -> SiteName:
-        """What the name means: its indices and the axes of its value."""
-        return describe(self.name)
-
-    @property
-    def unit_axis(self) -> str | None:
-        """The axis that ``unit`` counts on, or None."""
-        return self.module.unit_axis if self.module else self.info.unit_axis
-
-    def at(self, position: Position | None) -> "SiteSet":
-        """Return the same set at another position."""
-        return dataclasses.replace(self, position=position)
-
-    def __str__(self) -> str:
-        return _text(self)
-
-    def __repr__(self) -> str:
-        return f"SiteSet({str(self)!r})"
 
 
 def parse(text: str | Site | SiteSet) -> Site | SiteSet:
@@ -242,6 +223,7 @@ def _read(text: str, original: str) -> dict[str, Any]:
             parse_module(text)
         if not name:
             _refuse(original, "it has no name", "write for instance 'z.9.6@-1'")
+        refuse_planned(text, original)
         info = describe(name, original)
         if len(indices) > 2:
             _refuse(
@@ -267,7 +249,7 @@ def _is_partial(fields: dict[str, Any]) -> bool:
     return (info.has_layer and fields["layer"] is None) or (info.unit_axis is not None and fields["unit"] is None)
 
 
-def _settle(site: Site | SiteSet) -> None:
+def _settle(site: _Named) -> None:
     """Bring the fields into their one form and refuse those that do not fit the name."""
     info = site.info
     unit_axis = site.module.unit_axis if isinstance(site.module, ModuleRef) else info.unit_axis
@@ -289,7 +271,7 @@ def _settle(site: Site | SiteSet) -> None:
         _refuse(site.name, f"{site.name} has no units after its layer", f"write {site.name}.LAYER")
 
 
-def _text(site: Site | SiteSet) -> str:
+def _text(site: _Named) -> str:
     """Return the canonical text."""
     if site.module is not None:
         text = str(site.module) + ("" if site.unit is None else f"#{index_text(site.unit)}")

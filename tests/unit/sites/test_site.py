@@ -11,7 +11,7 @@ from causalpatch.base.axes import AXES
 from causalpatch.base.errors import SiteNotFound, SiteSyntaxError
 from causalpatch.sites.index import EVERY, Range, Span
 from causalpatch.sites.module_ref import ModuleRef
-from causalpatch.sites.names import NAMES
+from causalpatch.sites.names import NAMES, PLANNED
 from causalpatch.sites.site import Site, SiteSet, parse
 
 small = st.integers(0, 4000)
@@ -180,6 +180,38 @@ def test_an_unknown_name_lists_the_names_that_exist_the_closest_first():
 def test_an_unknown_name_is_suggested_by_meaning_too():
     assert message(parse, "attention.3").endswith("fix: did you mean 'attn_out'?")
     assert message(parse, "neuron.3.5").endswith("fix: did you mean 'mlp_post'?")
+
+
+def test_a_planned_name_is_known_but_not_available_yet():
+    assert message(parse, "pattern.3.7@-1") == (
+        "SiteNotFound: the site 'pattern.3.7@-1' is known, but this version does not have it yet\n"
+        "  pattern  a head's attention weights, after the softmax\n"
+        "  closest  z: input of attention's output projection\n"
+        "  fix: use 'z.3.7@-1'"
+    )
+    assert message(Site, "pattern", 3, 7).endswith("fix: use 'z'")
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_a_planned_name_is_answered_with_a_site_that_exists(name):
+    said = message(parse, name)
+    assert "did you mean" not in said
+    parse(said.rpartition("fix: use ")[2].strip("'"))
+
+
+@pytest.mark.parametrize(
+    ("text", "instead"),
+    [
+        ("mlp_pre.3.512@-1", "mlp_post.3.512@-1"),
+        ("encoder/scores.0:4.7", "encoder/z.0:4.7"),
+        ("pos_embed@2", "resid_pre.0@2"),
+        ("expert_out.3.5@who", "mlp_out.3@who"),
+        ("feature(sae.v1).3.9021@who", "resid_post.3@who"),
+    ],
+)
+def test_the_indices_of_a_planned_site_are_carried_over_as_far_as_they_fit(text, instead):
+    assert message(parse, text).endswith(f"fix: use '{instead}'")
+    parse(instead)
 
 
 def test_the_path_of_a_module_alone_is_pointed_to_the_module_sites():
