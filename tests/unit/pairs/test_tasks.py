@@ -62,20 +62,19 @@ def test_a_default_task_has_forty_independent_components_over_six_templates(name
 
 @pytest.mark.parametrize("name", ALL)
 def test_pairs_that_may_share_entities_have_fewer_components_than_pairs(name, stories):
-    pairs = load_pairs(generate(name, 150, entity_disjoint=False), stories)
+    pairs = load_pairs(generate(name, TASKS[name].capacity + 5, entity_disjoint=False), stories)
     assert len(set(pairs.components.tolist())) < len(pairs)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_prompts_are_equally_long_answers_are_single_tokens_and_no_word_is_unknown(name, stories):
     unknown = stories.tokenizer.encode("zyzzyva", special=False)
-    for seed in range(3):
-        for pair in load_pairs(generate(name, TASKS[name].capacity, seed), stories):
-            assert len(pair.clean) == len(pair.corrupt)
-            answers = [*pair.answer, *pair.wrong_answer]
-            assert {len(answer) for answer in answers} == {1}
-            ids = {*pair.clean.tolist(), *pair.corrupt.tolist(), *(answer[0] for answer in answers)}
-            assert not ids & set(unknown)
+    for pair in load_pairs(generate(name, TASKS[name].capacity, seed=1), stories):
+        assert len(pair.clean) == len(pair.corrupt)
+        answers = [*pair.answer, *pair.wrong_answer]
+        assert {len(answer) for answer in answers} == {1}
+        ids = {*pair.clean.tolist(), *pair.corrupt.tolist(), *(answer[0] for answer in answers)}
+        assert not ids & set(unknown)
 
 
 @pytest.mark.parametrize("name", ALL)
