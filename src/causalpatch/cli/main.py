@@ -8,6 +8,9 @@ wrong, so none is given; 130 stopped by the user.
 """
 
 import sys
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,10 +45,10 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: Words after the program's name; those of the process by default.
     """
     words = sys.argv[1:] if arguments is None else arguments
+    warnings.showwarning = view.warning
     try:
-        app(words, standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        # Without standalone mode a command's exit code is what the call returns.
+        sys.exit(app(words, standalone_mode=False) or 0)
     except (typer.Abort, KeyboardInterrupt):
         view.problem("stopped")
         sys.exit(130)
@@ -78,23 +81,26 @@ def demo(
 ) -> None:
     """Find what causes indirect object identification in the embedded model."""
     model = cp.open_model("zoo:stories")
-    pairs = cp.load_pairs("ioi", model)
-    experiment = cp.Experiment(model, pairs, metric=cp.logit_difference, direction="denoise")
+    # Positions mean the same in every pair of one template; heads are measured over all templates.
+    alike = cp.load_pairs(tasks_room.generate("ioi", n=40, templates=["when-went"]), model, name="ioi, one template")
+    varied = cp.load_pairs("ioi", model)
+    of_alike, of_varied = (cp.Experiment(model, pairs, metric=cp.logit_difference) for pairs in (alike, varied))
     if not as_json:
-        view.heading("Which parts of the embedded model know who receives the gift?")
-        view.text(f"clean      {pairs[0].clean_text!r} -> {pairs.tokens('clean', 0)[-1]!r} then the answer")
-        view.text(f"corrupted  {pairs[0].corrupt_text!r}")
-        view.text(str(pairs.check()))
-        view.text(str(experiment.baseline))
-    found = {}
-    for name, site, over in (
-        ("layers-positions", "resid_pre", None),
-        ("attention", "attn_out", None),
-        ("heads", "z", None),
-        ("heads-last-position", "z@-1", None),
-    ):
-        found[name] = cp.sweep(experiment, site, over)
+        view.heading("Which parts of the embedded model find out who receives the gift?")
+        view.facts({"clean": repr(varied[0].clean_text), "corrupted": repr(varied[0].corrupt_text)})
+        view.text("The clean prompt is answered by the other name than the corrupted one.")
+        view.text(f"{of_varied.baseline}\n{varied.check()}")
+    found = _run_until_stopped(
+        {
+            "layers-positions": partial(cp.sweep, of_alike, "resid_pre"),
+            "attention-positions": partial(cp.sweep, of_alike, "attn_out"),
+            "heads": partial(cp.sweep, of_varied, "z"),
+            "heads-last-token": partial(cp.sweep, of_varied, "z@-1"),
+        }
+    )
     _finish(found, out, top, as_json)
+    if not as_json:
+        view.conclusion(found)
 
 
 @app.command()
@@ -105,8 +111,11 @@ def sweep(  # noqa: PLR0913 - each argument is an option that a person types
     over: Annotated[str | None, typer.Option("--over", help="Axes of the grid, such as layer,head.")] = None,
     metric: Annotated[list[str] | None, typer.Option("--metric", help="What to measure; may be repeated.")] = None,
     direction: Annotated[
-        Literal["denoise", "noise"], typer.Option("--direction", help="Which run is patched from which.")
-    ] = "denoise",
+        Literal["denoise", "noise"] | None,
+        typer.Option(
+            "--direction", help="denoise: into the corrupted run; noise: into the clean one. Ablations noise."
+        ),
+    ] = None,
     value: Annotated[str, typer.Option("--value", help="source, zero, mean, identity or a number.")] = "source",
     align: Annotated[
         Literal["position", "difference", "spans"] | None,
@@ -136,15 +145,20 @@ def sweep(  # noqa: PLR0913 - each argument is an option that a person types
     loaded = loaded.take(range(min(first, len(loaded)))) if first else loaded
     loaded = loaded.align(align) if align else loaded
     metrics = metric or [_metric_of_task(pairs)]
-    experiment = cp.Experiment(opened, loaded, metric=metrics, direction=direction)
+    number = _number(value)
+    is_ablation = number not in ("source", "identity")
+    experiment = cp.Experiment(
+        opened, loaded, metric=metrics, direction=direction or ("noise" if is_ablation else "denoise")
+    )
     sites = site or ["resid_pre"]
     axes = over.split(",") if over else None
-    number = _number(value)
     if plan:
         plans = {name: cp.plan_sweep(experiment, name, axes, value=number) for name in sites}
         _show_plans(plans, as_json)
         return
-    found = {name: cp.sweep(experiment, name, axes, value=number, budget=budget) for name in sites}
+    found = _run_until_stopped(
+        {name: partial(cp.sweep, experiment, name, axes, value=number, budget=budget) for name in sites}
+    )
     if not as_json:
         view.text(str(experiment.baseline))
     _finish(found, out, top, as_json)
@@ -166,6 +180,8 @@ def doctor(
         passed = list(proof.passed) if proof else []
         rows.append({"site": row.name, "axes": row.axes, "shape": row.shape, "passed": passed, "refused": refused})
     family = opened.family.name if opened.family else "generic"
+    if opened.is_assumed:
+        family += " (assumed: all names match, and the proofs below are what it rests on)"
     facts = {"model": opened.name, "family": family, "dtype": str(opened.dtype), "device": str(opened.device)}
     facts |= {"attention": opened.attention}
     if as_json:
@@ -228,12 +244,26 @@ def _finish(found: dict[str, Any], out: Path | None, top: int, as_json: bool) ->
         view.json_object({"sweeps": objects})
     else:
         for name, effects in found.items():
-            view.heading(f"{name}: {effects.provenance['site']}")
-            view.top_table(effects.top(top))
-        for written in files.values():
-            view.text(f"wrote {', '.join(written)}")
+            for metric in effects.metrics:
+                view.heading(name if len(effects.metrics) == 1 else f"{name}, {metric}")
+                view.top_table(effects.top(top, metric))
+        if out:
+            n_files = sum(map(len, files.values()))
+            view.text(f"\nwrote {n_files} files (numbers, tables, pictures) into {out}/:")
+            for name, written in files.items():
+                view.text(f"  {name}: {', '.join(Path(path).name for path in written)}")
     if not all(effects.is_complete for effects in found.values()):
         raise typer.Exit(130)
+
+
+def _run_until_stopped(sweeps: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    """Run sweeps in turn; one that the user stops is kept, and is the last."""
+    found = {}
+    for name, run in sweeps.items():
+        found[name] = run()
+        if not found[name].is_complete:
+            break
+    return found
 
 
 def _show_plans(plans: dict[str, Any], as_json: bool) -> None:

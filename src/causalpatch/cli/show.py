@@ -23,6 +23,10 @@ else:
     rich_table = lazy("rich.table")
 
 
+# Shares from here on are spoken of.
+LARGE = 0.1
+
+
 def text(line: str) -> None:
     """Print a line as it is."""
     print(line)
@@ -36,6 +40,11 @@ def heading(line: str) -> None:
 def problem(line: str) -> None:
     """Print a line on the error stream."""
     print(line, file=sys.stderr)
+
+
+def warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Print a warning as one line on the error stream."""
+    problem(f"note: {message}")
 
 
 def error(found: CausalPatchError, *, as_json: bool) -> None:
@@ -108,16 +117,35 @@ def summary(effects: Any) -> None:
         print(f"note: {note}")
 
 
+def conclusion(found: Mapping[str, Any]) -> None:
+    """Say in words which cells restore a tenth of the gap or more, as far as their intervals tell."""
+    heading("In short (exploratory: chosen and estimated on the same pairs)")
+    for name, effects in found.items():
+        print(f"{name}, patching {effects.provenance['site']}")
+        frame = effects.top(5).to_dataframe()
+        sure = frame[frame["low"] >= LARGE].to_dict("records")
+        for row in sure:
+            share = f"{row['recovered']:.2f} of the gap ({row['low']:.2f} to {row['high']:.2f})"
+            print(f"  {_cell(row, effects.axes)} restores {share}, {_p(row['p_bh'])}")
+        if not sure:
+            print("  no cell surely restores a tenth of the gap")
+
+
 def effects_object(effects: Any, top: int, *, everything: bool = False) -> dict[str, Any]:
-    """Return effects as plain data: how they were obtained, and their largest cells or all of them."""
-    found = effects.summary() if everything else effects.top(top).to_dataframe()
-    cells = found.to_dict("records")
+    """Return effects as plain data: how they were obtained, and their largest cells or all of them, by metric."""
+    cells, notes = {}, []
+    for metric in effects.metrics:
+        one = effects.metric(metric)
+        found = one.summary() if everything else one.top(top)
+        frame = found if everything else found.to_dataframe()
+        cells[metric] = [{name: _plain(value) for name, value in cell.items()} for cell in frame.to_dict("records")]
+        notes += [note for note in (frame.attrs["notes"] if everything else found.notes) if note not in notes]
     return {
         "axes": list(effects.axes),
         "metrics": effects.metrics,
         "label": "all cells" if everything else "exploratory",
-        "cells": [{name: _plain(value) for name, value in cell.items()} for cell in cells],
-        "notes": list(found.attrs.get("notes", [])),
+        "cells": cells,
+        "notes": notes,
         "provenance": effects.provenance,
     }
 
@@ -135,14 +163,27 @@ def save(effects: Any, folder: Path, name: str, *, alone: bool) -> list[str]:
     place = folder if alone else folder / safe
     effects.save(place)
     written = [place / "manifest.json"]
-    effects.summary().to_csv(place / "summary.csv", index=False)
-    written.append(place / "summary.csv")
-    pictures = {"bars": effects.plot("bars")}
-    if len(effects.axes) == 2:
-        pictures["heat"] = effects.plot("heat")
-    for kind, picture in pictures.items():
-        written += [picture.save(place / f"{kind}.{ending}") for ending in ("svg", "png", "html")]
+    for metric in effects.metrics:
+        one = effects.metric(metric)
+        end = "" if len(effects.metrics) == 1 else f"-{metric}"
+        one.summary().to_csv(place / f"summary{end}.csv", index=False)
+        written.append(place / f"summary{end}.csv")
+        pictures = {"bars": one.plot("bars")}
+        if len(effects.axes) == 2:
+            pictures["heat"] = one.plot("heat")
+        for kind, picture in pictures.items():
+            written += [picture.save(place / f"{kind}{end}.{ending}") for ending in ("svg", "png", "html")]
     return [str(path) for path in written]
+
+
+def _p(adjusted: float) -> str:
+    return "adjusted p < 0.001" if adjusted < 0.001 else f"adjusted p {adjusted:.3f}"
+
+
+def _cell(row: Mapping[str, Any], axes: Sequence[str]) -> str:
+    shared = row.get("token") not in (None, "(varies)")
+    token = f" ({row['token']!r})" if shared else ""
+    return ", ".join(f"{axis} {row[axis]}" for axis in axes) + token
 
 
 def _console() -> rich_console.Console:

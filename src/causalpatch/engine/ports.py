@@ -70,8 +70,11 @@ def _output_items(port: Port, output: Any) -> tuple[int | str, ...]:
 
 def _pick(port: Port, held: Any, items: tuple[int | str, ...]) -> Any:
     for item in items:
+        if isinstance(held, Tensor):
+            # Its first axis is the row: an item of it would be one run of the batch.
+            _refuse(port, f"it is a tensor already, which has no item {item!r}")
         try:
-            held = held[item]
+            held = held[_key(held, item)]
         except (KeyError, IndexError, TypeError):
             inside = ", ".join(map(str, held)) if isinstance(held, Mapping) else f"a {type(held).__name__}"
             _refuse(port, f"there is no item {item!r} in {inside}")
@@ -86,9 +89,19 @@ def _put(held: Any, items: tuple[int | str, ...], value: Tensor) -> Any:
         item = item % len(held)
         parts = (*held[:item], _put(held[item], rest, value), *held[item + 1 :])
         return type(held)(*parts) if hasattr(held, "_fields") else parts
-    changed = copy.copy(held)
-    changed[item] = _put(held[item], rest, value)
+    changed, key = copy.copy(held), _key(held, item)
+    changed[key] = _put(held[key], rest, value)
     return changed
+
+
+def _key(held: Any, item: int | str) -> Any:
+    """Return what an item is called in a container: the n-th of an output object goes by its name."""
+    if isinstance(held, Mapping) and isinstance(item, int) and item not in held:
+        names = list(held)
+        if not -len(names) <= item < len(names):
+            raise IndexError(item)
+        return names[item]
+    return item
 
 
 def _tensor(port: Port, held: Any) -> Tensor:
@@ -105,5 +118,5 @@ def _refuse(port: Port, problem: str) -> NoReturn:
     raise SiteUnsupported(
         f"module({port.path}).{port.side}{items} names no tensor",
         facts=[("problem", problem)],
-        fix=f'pick an item, such as module({port.path}).{port.side}[0] or ["name"]',
+        fix=f'leave the items out, or pick one that is there, such as module({port.path}).{port.side}[0] or ["name"]',
     )

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from causalpatch.base.errors import CausalPatchError, SiteUnsupported
+from causalpatch.base.errors import CausalPatchError, NotFinite, SiteUnsupported
 from causalpatch.base.seeds import generator
 from causalpatch.engine.capture import Captured, capture, inputs_of
 from causalpatch.engine.hooks import Write, run_with_hooks
@@ -63,6 +63,9 @@ def prove(model: Model, name: str) -> Proof:
 
     Returns:
         What passed, and what failed.
+
+    Raises:
+        NotFinite: The model gives NaN or infinite logits, so that nothing can be proven.
     """
     known = _KNOWN.setdefault(model.module, {})
     if name not in known:
@@ -97,9 +100,19 @@ class _Trial:
         vocab = model.vocab_size or 2
         ids = generator(0, "prove").integers(0, vocab, size=(N_ROWS, N_TOKENS))
         self.base, self.source = _batch(ids), _batch((ids + 1) % vocab)
+        self._require_finite()
         eps = torch.finfo(model.dtype).eps
         # Relative to the largest value: room for a hundred sums in float32, for a few in half precision.
         self.tolerance = 64 * eps if eps < 1e-4 else 8 * eps
+
+    def _require_finite(self) -> None:
+        output, _ = run_with_hooks(self.model, inputs_of(self.model, self.base))
+        if not torch.isfinite(self._logits(output)).all():
+            raise NotFinite(
+                f"'{self.model.name}' gives NaN or infinite logits on a short random prompt",
+                facts=[("dtype", self.model.dtype)],
+                fix="check the checkpoint for NaN weights, or open the model in float32",
+            )
 
     def of(self, name: str) -> Proof:
         if name in self.model.shape.refused:

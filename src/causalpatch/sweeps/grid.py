@@ -47,8 +47,9 @@ def sweep(
     Args:
         experiment: Model, pairs, metrics and direction.
         site: What to patch: ``"resid_pre"``, ``"z"``, ``"z.8:12@-1"``, ``"k.3"``, ``"module(conv*).output"``.
-        over: Axes of the grid, in order, of ``layer``, the site's unit (``head``, ``kv_head``, ``neuron``, a module's
-            named axis), ``position`` and, for modules, ``intervention``; by default as in the table above.
+        over: Axes of the grid, in order, as a list or one text with commas: of ``layer``, the site's unit (``head``,
+            ``kv_head``, ``neuron``, a module's named axis), ``position`` and, for modules, ``intervention``; by default
+            as in the table above.
         value: The new value, the source run's by default; see ``Patch``.
         align: How spans of unequal lengths meet; see ``Patch``.
         budget: Most runs of the model, counted in rows (one intervention on one pair); a larger grid is refused.
@@ -147,7 +148,8 @@ def _grid_of(experiment: Experiment, wanted: Site | SiteSet, over: str | Sequenc
         possible["intervention"] = paths
     if members[0].unit is not None and wanted.unit_axis is not None:
         possible[wanted.unit_axis] = sorted({site.unit for site in members if site.unit is not None})
-    can_walk = all(experiment.model.tap(site).has_position for site in members)
+    # Named sites of one kind are tapped alike; modules each in their own way.
+    can_walk = all(experiment.model.tap(site).has_position for site in (members if wanted.module else members[:1]))
     if wanted.position is None or isinstance(wanted.position, Every):
         wanted = wanted.at(None)
         members = [site.at(None) for site in members]
@@ -159,21 +161,20 @@ def _grid_of(experiment: Experiment, wanted: Site | SiteSet, over: str | Sequenc
     if not axes:
         return _Grid({"intervention": [str(wanted)]}, {}, lambda cell: list(members))
 
-    def sites(cell: dict[str, Any]) -> list[Site]:
-        return [
-            site
-            for site in members
-            if all(_coordinate(site, axis) == cell[axis] for axis in axes if axis != "position")
-        ]
-
+    fixed = [axis for axis in axes if axis != "position"]
+    at: dict[tuple[Any, ...], list[Site]] = {}
+    for site in members:
+        at.setdefault(tuple(_coordinate(site, axis) for axis in fixed), []).append(site)
     chosen = {axis: possible[axis] for axis in axes}
-    return _Grid(dict(chosen), _labels(experiment, chosen), sites)
+    return _Grid(
+        dict(chosen), _labels(experiment, chosen), lambda cell: at.get(tuple(cell[axis] for axis in fixed), [])
+    )
 
 
 def _members(experiment: Experiment, wanted: Site | SiteSet, over: str | Sequence[str] | None) -> list[Site]:
     """Expand the set; a module's units are counted in a run of the first pair where they are walked along."""
     axis = wanted.unit_axis
-    walked = () if over is None else (over,) if isinstance(over, str) else tuple(over)
+    walked = _axes_of(over) or ()
     if wanted.module is None or axis is None or not (isinstance(wanted.unit, Every) or axis in walked):
         return list(expand(wanted, experiment.model.shape))
     if wanted.unit is not None and not isinstance(wanted.unit, Every):
@@ -193,7 +194,7 @@ def _chosen(wanted: Site | SiteSet, over: str | Sequence[str] | None, possible: 
         walks = isinstance(wanted, SiteSet) or wanted.module is None
         skipped = {"position"} if has_units or wanted.module is not None else set()
         return tuple(axis for axis in possible if axis not in skipped and (walks or axis == "intervention"))
-    axes = (over,) if isinstance(over, str) else tuple(over)
+    axes = _axes_of(over) or ()
     for axis in axes:
         if axis not in possible:
             near = closest(axis, possible, 1)
@@ -206,6 +207,12 @@ def _chosen(wanted: Site | SiteSet, over: str | Sequence[str] | None, possible: 
     if len(set(axes)) < len(axes):
         raise SettingError(f"an axis is named twice: {', '.join(axes)}", fix=f"over={tuple(dict.fromkeys(axes))}")
     return axes
+
+
+def _axes_of(over: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    if over is None:
+        return None
+    return tuple(axis.strip() for axis in over.split(",")) if isinstance(over, str) else tuple(over)
 
 
 def _coordinate(site: Site, axis: str) -> Any:

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from causalpatch.cli.main import main
 from causalpatch.results.effects import Effects
@@ -122,13 +123,13 @@ def test_sweep_writes_numbers_tables_and_pictures(capsys, folder, pairs_file, tm
     assert code == 0
     assert "the 3 largest of 8 cells" in shown
     code, shown, _ = run(capsys, "show", out_folder, "--all", "--json")
-    assert len(json.loads(shown)["cells"]) == 8
+    assert len(json.loads(shown)["cells"]["kl_divergence"]) == 8
 
 
 def test_sweep_prints_one_json_object(capsys, folder, pairs_file):
     found = oriented(capsys, folder, pairs_file)
     assert list(found["sweeps"]) == ["logits@-1"]
-    cell = found["sweeps"]["logits@-1"]["cells"][0]
+    cell = found["sweeps"]["logits@-1"]["cells"]["kl_divergence"][0]
     assert cell["recovered"] == pytest.approx(1.0, abs=1e-4)
     assert found["sweeps"]["logits@-1"]["provenance"]["direction"] == "denoise"
 
@@ -138,6 +139,49 @@ def test_several_sites_get_a_folder_each(capsys, folder, pairs_file, tmp_path):
     assert run(capsys, "sweep", folder, pairs_file, *words)[0] == 0
     assert (tmp_path / "z@-1" / "manifest.json").exists()
     assert (tmp_path / "attn_out@-1" / "manifest.json").exists()
+
+
+def test_several_metrics_are_shown_and_written_each(capsys, folder, pairs_file, tmp_path):
+    words = ("--site", "z@-1", "--metric", "kl_divergence", "--metric", "kl_from_base", "--out", tmp_path, "--top", 2)
+    code, out, _ = run(capsys, "sweep", folder, pairs_file, *words)
+    assert code == 0
+    assert "z@-1, kl_divergence" in out
+    assert "z@-1, kl_from_base" in out
+    assert {"summary-kl_divergence.csv", "heat-kl_from_base.png"} <= {path.name for path in tmp_path.iterdir()}
+    code, out, _ = run(capsys, "sweep", folder, pairs_file, *words, "--json")
+    assert list(json.loads(out)["sweeps"]["z@-1"]["cells"]) == ["kl_divergence", "kl_from_base"]
+
+
+def test_ablations_take_the_clean_run_apart_unless_told_otherwise(capsys, folder, pairs_file):
+    words = ("--site", "z", "--value", "zero", "--metric", "answer_logit")
+    code, out, err = run(capsys, "sweep", folder, pairs_file, *words, "--json")
+    assert code in (0, 4)  # a random model need not have a gap, but the direction is noise
+    assert 'direction="noise"' not in out + err
+    code, _, err = run(capsys, "sweep", folder, pairs_file, *words, "--direction", "denoise")
+    assert code == 4
+    assert 'direction="noise"' in err
+
+
+@pytest.mark.filterwarnings("default::causalpatch.base.errors.CausalPatchWarning")
+def test_stopping_keeps_what_was_measured_and_leaves_with_130(capsys, folder, pairs_file, monkeypatch):
+    made = []
+
+    def stop_after_some(self, *args, **kwargs):
+        made.append(1)
+        if len(made) == 80:
+            raise KeyboardInterrupt
+        return forward(self, *args, **kwargs)
+
+    forward = LlamaForCausalLM.forward
+    monkeypatch.setattr(LlamaForCausalLM, "forward", stop_after_some)
+    monkeypatch.setattr("causalpatch.engine.memory.CPU_TOKENS", 4)  # one prompt in a forward
+    words = ("--site", "logits@-1", "--site", "z", "--site", "attn_out", "--metric", "kl_divergence", "--json")
+    code, out, err = run(capsys, "sweep", folder, pairs_file, *words)
+    assert code == 130
+    assert "runs were made and are kept" in err
+    sweeps = json.loads(out)["sweeps"]
+    assert list(sweeps) == ["logits@-1", "z"]
+    assert sweeps["z"]["provenance"]["complete"] is False
 
 
 def test_pairs_are_kept_by_column_and_number(capsys, folder, pairs_file):
