@@ -31,6 +31,7 @@ def test_a_folder_that_does_not_exist_is_no_model(refuses, tmp_path):
         """
         the folder 'TMP/gone' does not exist
           looked for  a folder with config.json and model.safetensors
+          at          TMP/gone
           fix: give the folder that holds the model
         """,
     ):
@@ -44,6 +45,7 @@ def test_a_file_is_no_model(refuses, tmp_path):
         """
         the folder 'TMP/model.safetensors' is a file, not a folder
           looked for  a folder with config.json and model.safetensors
+          at          TMP/model.safetensors
           fix: give the folder that holds the model
         """,
     ):

@@ -120,6 +120,14 @@ CALLS = {
           fix: write for instance 'z.9.6@-1'
         """,
     ),
+    "cp.open_model(3)": (
+        "SettingError",
+        """
+        no model can be opened from a value of type int
+          known  zoo:NAME, path of a folder, name on the hub, any nn.Module
+          fix: give for instance "zoo:stories"
+        """,
+    ),
     "cp.open_model(model.module, tokenizer=3)": (
         "SettingError",
         """

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import transformers
@@ -22,8 +22,8 @@ from transformers.utils import logging as transformers_logging
 from causalpatch.base.errors import CausalPatchWarning, ModelNotFound, ModelUnsupported, SettingError
 from causalpatch.base.tokens import Tokenizer
 from causalpatch.models.adapter import Model
+from causalpatch.models.sources import Source, find_source, require_config, said
 from causalpatch.models.tokens import WrappedTokenizer
-from causalpatch.models.zoo import zoo_folder, zoo_names
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -33,7 +33,6 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "vocab.txt",
 )
-_WEIGHT_ENDINGS = (".safetensors", ".bin", ".safetensors.index.json", ".bin.index.json")
 
 
 def open_model(
@@ -58,9 +57,9 @@ def open_model(
         The model. A module of unknown kind opens as generic, with ``module(PATH)`` sites only.
 
     Raises:
-        ModelNotFound: The name or folder does not hold a model.
+        ModelNotFound: The name or folder does not hold a model. Where the hub does not answer, only its cache is read.
         ModelUnsupported: The checkpoint lacks weights of its model, or cannot be built.
-        SettingError: The dtype or the device does not exist, or the tokenizer is not one.
+        SettingError: The dtype or the device does not exist, or the model or the tokenizer is not one.
 
     Examples:
         >>> from torch import nn
@@ -73,84 +72,35 @@ def open_model(
         module = x if wanted_dtype is None else x.to(wanted_dtype)
         module = module if device is None else module.to(_read_device(device))
         return Model(module, name=type(x).__name__, tokenizer=_read_tokenizer(tokenizer))
-    name = str(x)
-    source = _find(name)
-    _require_config(source, name)
-    module = _load(source, name, wanted_dtype).to(_read_device(device))
+    source = find_source(x)
+    wanted_device = _read_device(device)
+    require_config(source)
+    module = _load(source, wanted_dtype).to(wanted_device)
     found = _read_tokenizer(tokenizer) if tokenizer is not None else _tokenizer_beside(source)
-    return Model(module, name=name, tokenizer=found)
+    return Model(module, name=source.name, tokenizer=found)
 
 
-def _find(name: str) -> str:
-    """Return the folder or hub name that a name stands for."""
-    return str(zoo_folder(name.removeprefix("zoo:"))) if name.startswith("zoo:") else name
-
-
-def _require_config(source: str, name: str) -> None:
-    """Make sure that there is a model to load, before anything large is read."""
-    folder = Path(source)
-    if folder.is_dir():
-        inside = sorted(entry.name for entry in folder.iterdir())
-        lacks = [] if "config.json" in inside else ["config.json"]
-        lacks += [] if any(entry.endswith(_WEIGHT_ENDINGS) for entry in inside) else ["model.safetensors"]
-        if lacks:
-            raise ModelNotFound(
-                f"the folder {name!r} does not hold a model",
-                facts=[
-                    ("missing", "  ".join(lacks)),
-                    ("there", "  ".join(inside[:8]) + ("  …" if len(inside) > 8 else "") or "nothing"),
-                ],
-                fix="give a folder written by save_pretrained, or build the module yourself and open_model(module)",
-            )
-    elif folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise ModelNotFound(
-            f"the folder {name!r} {what}",
-            facts=[("looked for", "a folder with config.json and model.safetensors")],
-            fix="give the folder that holds the model",
-        )
-    try:
-        AutoConfig.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        _refuse(name, error)
-
-
-def _refuse(name: str, error: Exception) -> NoReturn:
-    """Say why there is no configuration that can be used."""
-    said = " ".join(str(error).split())[:110]
-    if Path(name).is_dir() or name.startswith("zoo:"):
-        raise ModelUnsupported(
-            f"the configuration in {name!r} cannot be used",
-            facts=[("transformers", f"{transformers.__version__}: {said}")],
-            fix="build the module yourself and open_model(module)",
-        ) from error
-    embedded = "  ".join(f"zoo:{each}" for each in zoo_names())
-    raise ModelNotFound(
-        f"no model named {name!r}",
-        facts=[("folder", f"none at {Path(name).absolute()}"), ("hub", said), ("embedded", embedded or "none")],
-        fix="check the name, or give the path of a folder that holds the model",
-    ) from error
-
-
-def _load(source: str, name: str, dtype: torch.dtype | None) -> nn.Module:
+def _load(source: Source, dtype: torch.dtype | None) -> nn.Module:
     """Build the checkpoint's own architecture and fill it, leaving no weight to chance."""
-    config = AutoConfig.from_pretrained(source)
+    config = AutoConfig.from_pretrained(source.place, local_files_only=source.is_local)
     named = getattr(transformers, next(iter(config.architectures or []), ""), None)
     builders = [named] if named is not None else [AutoModelForCausalLM, AutoModel]
     problems: list[Exception] = []
     for builder in builders:
         try:
             with _quietly():
-                module, info = builder.from_pretrained(source, dtype=dtype or "auto", output_loading_info=True)
+                module, info = builder.from_pretrained(
+                    source.place, dtype=dtype or "auto", output_loading_info=True, local_files_only=source.is_local
+                )
         except (OSError, ValueError, RuntimeError) as error:
             problems.append(error)
             continue
-        _require_complete(module, info, name)
+        _require_complete(module, info, source.name)
         loaded: nn.Module = module
         return loaded
     raise ModelUnsupported(
-        f"the checkpoint {name!r} cannot be read",
-        facts=[("transformers", f"{transformers.__version__}: {' '.join(str(problems[0]).split())[:110]}")],
+        f"the checkpoint {source.name!r} cannot be read",
+        facts=[("transformers", f"{transformers.__version__}: {said(problems[0])}")],
         fix="build the module yourself and open_model(module)",
     ) from problems[0]
 
@@ -177,16 +127,14 @@ def _quietly() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _tokenizer_beside(source: str) -> Tokenizer | None:
+def _tokenizer_beside(source: Source) -> Tokenizer | None:
     """Return the tokenizer that comes with a model, or None where there is none."""
-    folder = Path(source)
-    if folder.is_dir() and not any((folder / name).exists() for name in _TOKENIZER_FILES):
+    if source.is_folder and not any((Path(source.place) / name).exists() for name in _TOKENIZER_FILES):
         return None
     try:
         return WrappedTokenizer(_load_tokenizer(source))
     except (OSError, ValueError, KeyError, ImportError) as error:
-        said = " ".join(str(error).split())[:110]
-        message = f"the tokenizer of {source!r} cannot be read, so the model takes ids only ({said})"
+        message = f"the tokenizer of {source.name!r} cannot be read, so the model takes ids only ({said(error)})"
         warnings.warn(message, CausalPatchWarning, stacklevel=3)
         return None
 
@@ -199,11 +147,11 @@ def _read_tokenizer(given: Any) -> Tokenizer | None:
         return WrappedTokenizer(given)
     if isinstance(given, str | Path):
         try:
-            return WrappedTokenizer(_load_tokenizer(_find(str(given))))
+            return WrappedTokenizer(_load_tokenizer(find_source(given, wanted="tokenizer")))
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise ModelNotFound(
                 f"{str(given)!r} does not hold a tokenizer",
-                facts=[("transformers", " ".join(str(error).split())[:110])],
+                facts=[("transformers", said(error))],
                 fix="give a folder with tokenizer.json, a hub name, or a tokenizer",
             ) from error
     if isinstance(given, Tokenizer):
@@ -215,13 +163,13 @@ def _read_tokenizer(given: Any) -> Tokenizer | None:
     )
 
 
-def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+def _load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     # Without its configuration transformers would choose a class by the model's type and rebuild the tokenizer's steps
     # (seen in 5.23 with Llama), so that a bare tokenizer.json is read as it stands.
-    alone = Path(source) / "tokenizer.json"
+    alone = Path(source.place) / "tokenizer.json"
     if alone.exists() and not alone.with_name("tokenizer_config.json").exists():
         return PreTrainedTokenizerFast(tokenizer_file=str(alone))
-    return AutoTokenizer.from_pretrained(source)
+    return AutoTokenizer.from_pretrained(source.place, local_files_only=source.is_local)
 
 
 def _read_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

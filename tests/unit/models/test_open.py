@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 
 from causalpatch.base.errors import CausalPatchWarning, ModelNotFound, ModelUnsupported, SettingError
-from causalpatch.models import open_model, zoo
+from causalpatch.models import open_model, sources, zoo
 from causalpatch.sites import parse
 from causalpatch.testing.tiny import tiny_model
 
@@ -78,11 +80,100 @@ def test_a_folder_without_weights_is_not_a_model(folder):
 
 @pytest.mark.parametrize(
     ("x", "what"),
-    [("./nowhere", "does not exist"), ("/nowhere/at/all", "does not exist"), (__file__, "is a file, not a folder")],
+    [
+        ("./nowhere", "does not exist"),
+        ("/nowhere/at/all", "does not exist"),
+        ("a/b/c", "does not exist"),
+        ("my model", "does not exist"),
+        ("~/nowhere", "does not exist"),
+        (Path("nowhere"), "does not exist"),
+        (__file__, "is a file, not a folder"),
+    ],
 )
-def test_a_path_that_is_not_there_is_not_taken_for_a_name_on_the_hub(x, what):
-    with pytest.raises(ModelNotFound, match=what):
+def test_a_path_that_is_not_there_is_not_taken_for_a_name_on_the_hub(x, what, hub):
+    with pytest.raises(ModelNotFound, match=what) as refusal:
         open_model(x)
+    assert [fact for fact, _ in refusal.value.facts] == ["looked for", "at"]
+    assert refusal.value.facts[1][1] == Path(x).expanduser().absolute()
+    assert hub.asked == []
+
+
+def test_a_folder_may_be_given_from_the_home_folder(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert open_model("~/tiny").family.name == "llama"
+
+
+class Hub:
+    """A hub that answers or is out of reach, and keeps what it was asked for."""
+
+    def __init__(self):
+        self.asked = []
+        self.error = None
+
+    def head(self, url, timeout):
+        self.asked.append((url, timeout))
+        if self.error:
+            raise self.error
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The hub, whatever this machine says about being offline."""
+    hub = Hub()
+    monkeypatch.setattr(sources, "get_session", lambda: hub)
+    monkeypatch.setattr(sources.constants, "HF_HUB_OFFLINE", False)
+    return hub
+
+
+# huggingface_hub 2.4 looks a list of user agents up when it is first used, whatever it was told about the network.
+@pytest.mark.filterwarnings("ignore:A test tried to use socket")
+def test_a_name_is_looked_for_in_the_cache_alone_where_the_hub_is_out_of_reach(hub, capfd, caplog):
+    hub.error = RuntimeError("Name or service not known")
+    with pytest.raises(ModelNotFound) as refusal:
+        open_model("no-such-model-anywhere")
+    assert refusal.value.facts[1] == ("hub", "https://huggingface.co cannot be reached; nothing in its cache")
+    assert (len(hub.asked), hub.asked[0][1] <= 5) == (1, True)
+    assert (*capfd.readouterr(), caplog.records) == ("", "", [])
+
+
+def test_a_hub_that_is_switched_off_is_not_asked(hub, monkeypatch):
+    monkeypatch.setattr(sources.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelNotFound, match="not asked, because HF_HUB_OFFLINE is set; nothing in its cache"):
+        open_model("no-such-model-anywhere")
+    assert hub.asked == []
+
+
+def test_a_hub_that_answers_is_asked_for_the_model(hub, monkeypatch):
+    calls = []
+
+    def answer(place, **options):
+        calls.append((place, options))
+        raise OSError("nope is not a valid model identifier")
+
+    monkeypatch.setattr(sources.AutoConfig, "from_pretrained", answer)
+    with pytest.raises(ModelNotFound, match="hub       nope is not a valid model identifier"):
+        open_model("nope")
+    assert calls == [("nope", {"local_files_only": False})]
+
+
+def test_a_configuration_of_the_hub_that_transformers_cannot_use_is_not_called_missing(hub, monkeypatch):
+    def answer(place, **options):
+        raise ValueError("Unrecognized model")
+
+    monkeypatch.setattr(sources.AutoConfig, "from_pretrained", answer)
+    with pytest.raises(ModelUnsupported, match="the configuration in 'odd' cannot be used"):
+        open_model("odd")
+
+
+def test_a_folder_is_read_without_asking_the_hub(folder, hub):
+    open_model(folder)
+    assert hub.asked == []
+
+
+def test_a_tokenizer_that_is_not_there_is_not_called_a_model():
+    with pytest.raises(ModelNotFound, match=re.escape("looked for  a folder with tokenizer.json")) as refusal:
+        open_model(nn.Linear(1, 1), tokenizer="./nowhere")
+    assert refusal.value.fix == "give the folder that holds the tokenizer"
 
 
 def test_an_unknown_name_says_where_it_was_looked_for():
@@ -104,8 +195,10 @@ def test_an_embedded_model_opens_by_its_short_name(folder, monkeypatch):
     monkeypatch.setattr(zoo, "_HERE", folder.parent)
     model = open_model("zoo:tiny")
     assert (model.name, model.family.name) == ("zoo:tiny", "llama")
-    with pytest.raises(ModelNotFound, match="zoo:tiny"):
+    with pytest.raises(ModelNotFound, match="embedded  zoo:tiny"):
         open_model("no-such-model-anywhere")
+    with pytest.raises(ModelNotFound, match="fix: use 'zoo:tiny'"):
+        open_model("tiny")
 
 
 def test_a_configuration_of_unknown_kind_is_refused_with_what_transformers_says(folder):
