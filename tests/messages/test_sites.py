@@ -235,7 +235,7 @@ def test_a_module_that_never_runs_is_no_effect_of_zero(refuses, tagger):
     with refuses(
         PatchDidNotFire,
         """
-        nothing was written at 'module(spare).output'
+        nothing was read at 'module(spare).output'
           module  spare
           ran     0 times in this forward
           fix: choose a module that runs in the model's forward

@@ -72,7 +72,7 @@ def _pick(port: Port, held: Any, items: tuple[int | str, ...]) -> Any:
     for item in items:
         if isinstance(held, Tensor):
             # Its first axis is the row: an item of it would be one run of the batch.
-            _refuse(port, f"it is a tensor already, which has no item {item!r}")
+            _refuse(port, f"it is a tensor already, which has no item {item!r}", f"leave out [{item!r}]")
         try:
             held = held[_key(held, item)]
         except (KeyError, IndexError, TypeError):
@@ -113,10 +113,10 @@ def _tensor(port: Port, held: Any) -> Tensor:
     return held
 
 
-def _refuse(port: Port, problem: str) -> NoReturn:
+def _refuse(port: Port, problem: str, fix: str = "") -> NoReturn:
     items = "".join(f"[{item!r}]" for item in port.items)
     raise SiteUnsupported(
         f"module({port.path}).{port.side}{items} names no tensor",
         facts=[("problem", problem)],
-        fix=f'leave the items out, or pick one that is there, such as module({port.path}).{port.side}[0] or ["name"]',
+        fix=fix or f'pick an item, such as module({port.path}).{port.side}[0] or ["name"]',
     )
