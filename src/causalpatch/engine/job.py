@@ -33,8 +33,9 @@ class Job:
         padding_side: Where short prompts are padded.
         budget_gib: Memory for activations in GiB, or None for the default.
         max_rows: Most rows in one forward, or None for what memory allows.
-        reference: Index of the intervention that ablates everything at once, or None. Where a pair lacks one of its
-            positions the rest is ablated all the same.
+        reference: Index of the intervention that ablates everything at once, or None.
+        n_controls: How many of the last interventions are controls, such as the reference. Where a pair lacks one of
+            their positions the rest is patched all the same.
     """
 
     model: Model
@@ -45,6 +46,12 @@ class Job:
     budget_gib: float | None = None
     max_rows: int | None = None
     reference: int | None = None
+    n_controls: int = 0
+
+    @property
+    def n_asked(self) -> int:
+        """How many of the interventions were asked for; the controls follow them."""
+        return len(self.interventions) - self.n_controls
 
     @property
     def source(self) -> Role:
@@ -112,12 +119,12 @@ def most_rows(job: Job, n_tokens: int) -> int:
 def lay_rows(job: Job, placer: Placer, indices: np.ndarray) -> tuple[list[Row], list[tuple[int, int]]]:
     """Return the rows to run for some pairs, and the (intervention, pair) cells that have no such position."""
     rows, lost = [], []
-    # The reference run comes first: without it the others would mean nothing to one who stops in between.
-    for number in sorted(range(len(job.interventions)), key=lambda number: number != job.reference):
+    # The controls come first: without them the others would mean nothing to one who stops in between.
+    for number in sorted(range(len(job.interventions)), key=lambda number: number < job.n_asked):
         targets = job.interventions[number]
         for local, pair in enumerate(indices.tolist()):
             placed = [(target, placer.place(target, pair) if target.has_position else None) for target in targets]
-            if number == job.reference:
+            if number >= job.n_asked:
                 placed = [(target, place) for target, place in placed if place is not None or not target.has_position]
             if any(place is None and target.has_position for target, place in placed):
                 lost.append((number, pair))

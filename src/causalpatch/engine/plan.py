@@ -14,11 +14,13 @@ class ModelCost:
         weights: Weights that every token meets: all but the embedding tables, the unembedding included.
         attention: Heads x head_width x layers: what one query pays per key, for scores and for values.
         bytes_per_row: Bytes of activations and logits of one row of the longest prompt.
+        rows_per_forward: Rows that go into one forward.
     """
 
     weights: int
     attention: int
     bytes_per_row: int
+    rows_per_forward: int
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Plan:
         n_interventions: Interventions, the untouched runs not counted.
         n_pairs: Pairs.
         n_forks: Forwards per row beyond the first, for answers of several tokens.
-        rows: Runs of one prompt, the untouched ones included.
+        rows: Runs of one prompt, the untouched ones and the controls included.
         rows_per_forward: Rows stacked into one call of the model.
         forwards: Calls of the model, at least.
         tokens: Tokens that go through the model.
@@ -77,8 +79,8 @@ def make_plan(
     cells_per_pair: Sequence[int],
     *,
     n_interventions: int,
+    n_more: int,
     n_forks: int,
-    rows_per_forward: int,
     shown: tuple[tuple[str, str], tuple[str, ...]],
 ) -> Plan:
     """Count what a run would cost.
@@ -88,11 +90,11 @@ def make_plan(
         lengths: Tokens of each pair's longer prompt, pads not counted, ``(pair,)``.
         cells_per_pair: Interventions that will run on each pair, ``(pair,)``.
         n_interventions: Interventions asked for.
+        n_more: Further runs of each pair: untouched, controls, and those that means are taken over.
         n_forks: Forwards per row beyond the first.
-        rows_per_forward: Rows in one forward.
         shown: Tokens of the first pair, and names of the sites.
     """
-    rows_of_pair = [(2 + cells) * (1 + n_forks) for cells in cells_per_pair]
+    rows_of_pair = [(n_more + cells) * (1 + n_forks) for cells in cells_per_pair]
     rows = sum(rows_of_pair)
     tokens = sum(n * length for n, length in zip(rows_of_pair, lengths, strict=True))
     # Causal attention meets half of the keys on average; a multiplication and an addition for scores and for values.
@@ -102,11 +104,11 @@ def make_plan(
         n_pairs=len(lengths),
         n_forks=n_forks,
         rows=rows,
-        rows_per_forward=rows_per_forward,
-        forwards=-(-rows // rows_per_forward),
+        rows_per_forward=cost.rows_per_forward,
+        forwards=-(-rows // cost.rows_per_forward),
         tokens=tokens,
         flops=2.0 * tokens * cost.weights + attention,
-        gib=min(rows, rows_per_forward) * cost.bytes_per_row / GIB,
+        gib=min(rows, cost.rows_per_forward) * cost.bytes_per_row / GIB,
         n_unaligned=n_interventions * len(lengths) - sum(cells_per_pair),
         first_pair=shown[0],
         sites=shown[1],

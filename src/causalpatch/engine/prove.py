@@ -13,8 +13,7 @@ A site that fails is refused with the reason. Proofs are kept for as long as the
 
 import itertools
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +24,10 @@ from torch import Tensor, nn
 
 from causalpatch.base.errors import CausalPatchError, NotFinite, SiteUnsupported
 from causalpatch.base.seeds import generator
-from causalpatch.engine.capture import Captured, capture, inputs_of
-from causalpatch.engine.hooks import Write, run_with_hooks
+from causalpatch.engine.capture import capture, inputs_of
+from causalpatch.engine.hooks import Write, quiet, run_with_hooks
 from causalpatch.models import Model, Port
+from causalpatch.models.attention import attending
 from causalpatch.pairs import Batch
 from causalpatch.sites import NAMES, Site
 
@@ -121,7 +121,7 @@ class _Trial:
         if name in WHOLE:
             trials.append(("whole", self._whole))
         algebra = {"resid_mid": self._stream, "resid_post": self._stream, "attn_out": self._stream}
-        algebra |= {"mlp_out": self._stream, "head_out": self._heads, "z": self._pattern, "v": self._pattern}
+        algebra |= {"mlp_out": self._stream, "head_out": self._heads, "z": self._attention, "v": self._attention}
         if name in algebra:
             trials.append(("algebra", algebra[name]))
         passed: list[str] = []
@@ -196,34 +196,31 @@ class _Trial:
             total if bias is None else total + bias, run.tensors[port], f"the sum of head_out.{site.layer}"
         )
 
-    def _pattern(self, site: Site) -> str | None:
-        """A head's output is its attention pattern times the values of its group."""
+    def _attention(self, site: Site) -> str | None:
+        """What attention is given as values are the values, and what it returns is handed to the projection."""
         units = self.model.shape.units
-        heads = [Site("z", site.layer, head) for head in range(units["head"])]
         values = [Site("v", site.layer, head) for head in range(units["kv_head"])]
-        with _eager(self.model.module) as is_eager:
-            if not is_eager:
-                return None
-            run = self._run_with_attentions([*heads, *values])
-        if run is None or site.layer is None:
-            return None
-        pattern = run.output.attentions[site.layer]
-        group = len(heads) // len(values)
-        for number, head in enumerate(heads):
-            product = pattern[:, number] @ run.value(values[number // group])
-            failure = self._compare(product, run.value(head), f"pattern @ v = {head}")
-            if failure:
-                return failure
-        return None
+        heads = [Site("z", site.layer, head) for head in range(units["head"])]
+        seen: list[tuple[Tensor, Tensor]] = []
 
-    def _run_with_attentions(self, sites: list[Site]) -> Captured | None:
-        taps = [self.model.tap(site) for site in sites]
-        ports: set[Port] = {port for tap in taps for port in (tap.port, *tap.companions)}
-        inputs = {**inputs_of(self.model, self.base), "output_attentions": True}
-        output, tensors = run_with_hooks(self.model, inputs, keep=ports)
-        if getattr(output, "attentions", None) is None:
+        def attend(
+            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, more: dict[str, Any]
+        ) -> Tensor:
+            # Any output will do that differs by head and position; the model's own arithmetic is not asked here.
+            mixed = value.repeat_interleave(query.shape[1] // value.shape[1], 1) + query.mean(-1, keepdim=True)
+            seen.append((value, mixed))
+            return mixed.transpose(1, 2).contiguous()
+
+        # Quiet first: no other thread may run the model while its kernel is another.
+        with quiet(self.model), attending(self.model.module, attend):
+            run = capture(self.model, self.base, [*values, *heads])
+        if len(seen) != self.model.shape.n_layers or site.layer is None:
             return None
-        return Captured(self.model, self.base, output, tensors)
+        given, returned = seen[site.layer]
+        pairs = [(part, given[:, number]) for number, part in enumerate(values)]
+        pairs += [(part, returned[:, number]) for number, part in enumerate(heads)]
+        failures = (self._compare(run.value(part), wanted, f"{part} against attention") for part, wanted in pairs)
+        return next((failure for failure in failures if failure), None)
 
     def _write(self, site: Site, value: Tensor) -> Float[Tensor, "row position vocab"]:
         rows, columns = np.divmod(np.arange(N_ROWS * N_TOKENS), N_TOKENS)
@@ -248,22 +245,3 @@ def _batch(ids: np.ndarray) -> Batch:
     positions = np.tile(np.arange(n_tokens), (n_rows, 1))
     ones = np.ones(ids.shape, dtype=bool)
     return Batch(ids, ones, positions, np.zeros(n_rows, dtype=np.int64), np.full(n_rows, n_tokens))
-
-
-@contextmanager
-def _eager(module: nn.Module) -> Iterator[bool]:
-    """Switch to the kernel that returns its pattern, where the model can; say whether it could; switch back."""
-    configs: dict[int, Any] = {id(part.config): part.config for part in module.modules() if hasattr(part, "config")}
-    kernels: Mapping[int, str | None] = {key: getattr(c, "_attn_implementation", None) for key, c in configs.items()}
-    if not any(kernels.values()):
-        yield False
-        return
-    try:
-        for key, config in configs.items():
-            if kernels[key]:
-                config._attn_implementation = "eager"
-        yield True
-    finally:
-        for key, config in configs.items():
-            if kernels[key]:
-                config._attn_implementation = kernels[key]

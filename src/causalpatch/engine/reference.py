@@ -236,7 +236,8 @@ def plan_job(job: Job, n_forks: int) -> Plan:
     """
     model, pairs = job.model, job.pairs
     placer = Placer(pairs, job.base)
-    cells = [len(lay_rows(job, placer, np.array([pair]))[0]) for pair in range(len(pairs))]
+    laid = [lay_rows(job, placer, np.array([pair]))[0] for pair in range(len(pairs))]
+    n_means = len({target.value for group in job.interventions for target in group if isinstance(target.value, Mean)})
     lengths = np.maximum(pairs.lengths("clean"), pairs.lengths("corrupt"))
     longest = int(lengths.max())
     tables = {id(p) for m in model.module.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
@@ -248,6 +249,7 @@ def plan_job(job: Job, n_forks: int) -> Plan:
         weights + (unembedding if is_tied else 0),
         model.shape.n_layers * model.shape.units.get("head", 0) * head_width,
         row_cost(model, longest).total,
+        most_rows(job, longest),
     )
     sites = dict.fromkeys(str(target.site) for group in job.interventions for target in group)
     first = [
@@ -257,9 +259,9 @@ def plan_job(job: Job, n_forks: int) -> Plan:
     return make_plan(
         cost,
         lengths.tolist(),
-        cells,
-        n_interventions=len(job.interventions),
+        [sum(row.intervention < job.n_asked for row in rows) for rows in laid],
+        n_interventions=job.n_asked,
+        n_more=2 + job.n_controls + n_means,
         n_forks=n_forks,
-        rows_per_forward=most_rows(job, longest),
         shown=((first[0], first[1]), tuple(sites)),
     )

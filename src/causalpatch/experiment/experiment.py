@@ -11,11 +11,13 @@ Everything that measures anything goes through ``Experiment.run``. Plan, then ru
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
+from causalpatch.base.axes import AXES
 from causalpatch.base.errors import (
     CausalPatchWarning,
     MetricError,
@@ -46,13 +48,13 @@ from causalpatch.engine import (
 )
 from causalpatch.experiment.baseline import Baseline
 from causalpatch.experiment.provenance import describe_request, describe_setup, notes_on
-from causalpatch.experiment.reference import reference_of
+from causalpatch.experiment.reference import Reference, reference_of
 from causalpatch.experiment.tally import Tally
 from causalpatch.metrics import METRICS, Metric, logit_difference, named_metric, top1
 from causalpatch.models import Model
 from causalpatch.pairs import Pairs
 from causalpatch.pairs.batch import PaddingSide
-from causalpatch.patches import Intervention, Patch
+from causalpatch.patches import Identity, Intervention, Patch
 from causalpatch.results.effects import Effects
 from causalpatch.results.provenance import describe_program
 from causalpatch.sites import Site, SiteSet
@@ -159,7 +161,8 @@ class Experiment:
         Returns:
             Rows, forwards, FLOPs and memory, and the first pair's tokens; it prints as a table.
         """
-        return plan_job(self._job(self._targets(_as_interventions(interventions))), len(self._gauge.forks))
+        targets = self._targets(_as_interventions(interventions))
+        return plan_job(self._job(targets, reference_of(targets, self.direction)), len(self._gauge.forks))
 
     def run(
         self,
@@ -197,7 +200,8 @@ class Experiment:
             ('intervention', 'pair')
 
         Cost:
-            One row of a full forward per intervention and pair, and two per pair for the untouched runs.
+            One row of a full forward per intervention and pair, and three or four per pair for the untouched runs and
+            the controls: the identity patch, whose largest effect is the noise floor, and for ablations the reference.
         """
         asked = _as_interventions(interventions)
         targets = self._targets(asked)
@@ -205,14 +209,14 @@ class Experiment:
         _check_grid(axes, len(asked))
         self._require(targets)
         reference = reference_of(targets, self.direction)
-        job = self._job([*targets, reference.targets], len(targets)) if reference.targets else self._job(targets)
+        job = self._job(targets, reference)
         tally = Tally.of(job, len(self.metrics))
         started = time.perf_counter()
         means = fit_all_means(job)
         is_complete = self._measure(job, means, tally)
         kept = tally.pairs_with_baselines(job.reference)
         shape = tuple(len(values) for values in axes.values())
-        n_cells = len(targets)
+        n_cells = job.n_asked
         return Effects.build(
             axes=axes,
             pair_ids=[self.pairs[int(i)].id for i in kept],
@@ -228,6 +232,7 @@ class Experiment:
                 **describe_setup(self.model, self.pairs, self.metrics, self.direction, self.seed),
                 **describe_request(asked, targets, reference, self.direction),
                 **({"site": title} if title else {}),
+                "noise_floor": tally.noise_floor([metric.name for metric in self.metrics]),
                 "notes": notes_on(self.pairs, self.base, targets),
                 "complete": is_complete,
                 "cost": {**vars(tally.cost), "seconds": round(time.perf_counter() - started, 3)},
@@ -264,10 +269,10 @@ class Experiment:
                     tally.add(block)
                     advance(len(block.pairs) if block.interventions[0] >= 0 else 0)
         except KeyboardInterrupt:
-            n_done = tally.n_made(job.reference)
+            n_done = tally.n_made(job.n_asked)
             if not n_done:
                 raise
-            total -= len(job.pairs) * (job.reference is not None)
+            total -= len(job.pairs) * job.n_controls
             warnings.warn(
                 CausalPatchWarning(f"stopped: {n_done:,} of {total:,} runs were made and are kept"), stacklevel=3
             )
@@ -285,9 +290,22 @@ class Experiment:
     def _targets(self, interventions: Sequence[Intervention]) -> list[tuple[Target, ...]]:
         return [targets_of(self.model, intervention) for intervention in interventions]
 
-    def _job(self, targets: Sequence[tuple[Target, ...]], reference: int | None = None) -> Job:
+    def _job(self, asked: Sequence[tuple[Target, ...]], reference: Reference | None = None) -> Job:
+        """Return the job of some interventions, followed by its controls: the reference run, and the noise floor."""
+        controls = [reference.targets] if reference and reference.targets else []
+        place = len(asked) if controls else None
+        if asked:
+            controls.append(tuple(replace(target, value=Identity(), align=None) for target in asked[0]))
         return Job(
-            self.model, self.pairs, targets, self.base, self.padding_side, self.budget_gib, self.max_rows, reference
+            self.model,
+            self.pairs,
+            [*asked, *controls],
+            self.base,
+            self.padding_side,
+            self.budget_gib,
+            self.max_rows,
+            place,
+            len(controls),
         )
 
     def _baselines(self, tally: Tally, kept: np.ndarray, reference: int | None) -> dict[str, np.ndarray]:
@@ -333,6 +351,22 @@ def _as_interventions(requests: Iterable[Request]) -> list[Intervention]:
 
 
 def _check_grid(axes: Mapping[str, Sequence[Any]], n_interventions: int) -> None:
+    unknown = [axis for axis in axes if axis not in AXES]
+    if unknown:
+        raise SettingError(
+            f"results have no axis named {unknown[0]!r}",
+            facts=[("axes", ", ".join(axis for axis in AXES if axis != "pair"))],
+            fix='use one of these, such as "intervention"',
+        )
+    for axis, values in axes.items():
+        texts = list(map(str, values))
+        twice = next((text for text in texts if texts.count(text) > 1), None) if len(set(texts)) < len(texts) else None
+        if twice is not None:
+            raise SettingError(
+                f"axis {axis!r} holds {twice!r} more than once",
+                facts=[("cells", len(texts))],
+                fix="name every cell once; to run the same again, give it a label: Intervention(patches, label)",
+            )
     cells = int(np.prod([len(values) for values in axes.values()]))
     if cells != n_interventions:
         sizes = " x ".join(f"{name} {len(values)}" for name, values in axes.items())

@@ -1,5 +1,6 @@
 """What a run has measured so far, so that stopping it loses nothing."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,10 +32,9 @@ class Tally:
         values, untouched = np.full((n_metrics, *shape), np.nan), np.full((2, n_metrics, shape[1]), np.nan)
         return cls(values, np.full(shape, Status.SKIPPED, dtype=np.uint8), untouched)
 
-    def n_made(self, reference: int | None) -> int:
-        """Return how many patched runs were made, that of the reference not counted."""
-        is_made = np.isin(self.status, (Status.MEASURED, Status.FAILED))
-        return int((is_made if reference is None else np.delete(is_made, reference, axis=0)).sum())
+    def n_made(self, n_asked: int) -> int:
+        """Return how many patched runs were made, controls not counted."""
+        return int(np.isin(self.status[:n_asked], (Status.MEASURED, Status.FAILED)).sum())
 
     def pairs_with_baselines(self, reference: int | None) -> np.ndarray:
         """Return the pairs whose untouched runs, and reference run if there is one, were made; ``(kept,)``."""
@@ -42,6 +42,11 @@ class Tally:
         if reference is not None:
             is_kept &= self.status[reference] != Status.SKIPPED
         return np.flatnonzero(is_kept)
+
+    def noise_floor(self, metrics: Sequence[str]) -> dict[str, float]:
+        """Return the largest effect of the identity patch by metric: what a patch that changes nothing seems to do."""
+        seeming = np.abs(self.values[:, -1] - self.untouched[0])
+        return {name: float(np.nanmax(row, initial=0.0)) for name, row in zip(metrics, seeming, strict=True)}
 
     def add(self, block: Block) -> None:
         """Take in the numbers of some cells."""

@@ -196,7 +196,7 @@ def test_a_plan_costs_nothing_and_says_what_a_sweep_would(capsys, folder, pairs_
     assert code == 0
     assert "8 on 12 pairs" in out
     code, out, _ = run(capsys, "sweep", folder, pairs_file, "--site", "z", "--plan", "--json")
-    assert json.loads(out)["plans"]["z"]["rows"] == 8 * 12 + 2 * 12
+    assert json.loads(out)["plans"]["z"]["rows"] == 8 * 12 + 3 * 12
 
 
 def test_tasks_are_listed_and_shown(capsys):
