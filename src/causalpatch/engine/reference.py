@@ -121,8 +121,9 @@ def _run_untouched(job: Job, gauge: Gauge, indices: np.ndarray, means: Means, co
 
 
 def _capture(job: Job, role: Role, indices: np.ndarray, sites: Sequence[Site], cost: Cost) -> Captured:
+    captured = capture(job.model, job.pairs.batch(role, indices, padding_side=job.padding_side), sites)
     cost.forwards, cost.rows = cost.forwards + 1, cost.rows + len(indices)
-    return capture(job.model, job.pairs.batch(role, indices, padding_side=job.padding_side), sites)
+    return captured
 
 
 def _finish_run(job: Job, gauge: Gauge, role: Role, captured: Captured, indices: np.ndarray, cost: Cost) -> Run:

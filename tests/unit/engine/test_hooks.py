@@ -182,10 +182,10 @@ def test_float32_is_multiplied_in_full_and_the_setting_put_back_by_whoever_leave
 
 def test_a_module_that_does_not_run_raises_instead_of_showing_no_effect():
     model = opened(Twice())
-    with pytest.raises(PatchDidNotFire, match="nothing was written at 'module\\(second\\).output'") as caught:
+    with pytest.raises(PatchDidNotFire, match=r"nothing was written at 'module\(second\).output'") as caught:
         run_with_hooks(model, {"x": X}, [write(model, "module(second).output", lambda x: x)])
     assert ("ran", "0 times in this forward") in caught.value.facts
-    with pytest.raises(PatchDidNotFire, match="nothing was read at 'module\\(drop\\).input'"):
+    with pytest.raises(PatchDidNotFire, match=r"nothing was read at 'module\(drop\).input'"):
         run_with_hooks(model, {"x": X}, keep=[Port("drop", "input")])
     with pytest.raises(PatchDidNotFire):
         cp.Experiment(model, vectors()).run(["module(second).output"])
@@ -224,8 +224,8 @@ def test_a_tensor_without_a_row_per_run_is_refused():
     batch = pairs.batch("clean")
     ids = torch.as_tensor(batch.ids)
     inputs = {"input_ids": ids, "use_cache": False}
+    index = (torch.tensor([0, 1]), torch.tensor([0, 0]))
     with pytest.raises(SiteUnsupported, match="has no row for each run"):
-        index = (torch.tensor([0, 1]), torch.tensor([0, 0]))
         run_with_hooks(model, inputs, [Write(model.tap(wpe), index, lambda x: x)])
 
 
@@ -251,7 +251,7 @@ def test_memory_that_runs_out_is_passed_on_as_it_is():
 def test_a_patchs_own_function_that_fails_is_named():
     experiment = cp.Experiment(opened(Pictures()), vectors(shape=(1, 6, 6), n_classes=4))
     bad = cp.Function(lambda current, source: current @ torch.ones(7, 7), "mine")
-    with unchecked(), pytest.raises(PatchError, match="function mine for 'module\\(conv1\\).output' failed") as caught:
+    with unchecked(), pytest.raises(PatchError, match=r"function mine for 'module\(conv1\).output' failed") as caught:
         experiment.run([cp.Patch("module(conv1).output", bad)])
     assert isinstance(caught.value.__cause__, RuntimeError)
     assert hooks_of(experiment.model.module) == 0
