@@ -168,7 +168,7 @@ def test_stopping_keeps_what_was_measured_and_leaves_with_130(capsys, folder, pa
 
     def stop_after_some(self, *args, **kwargs):
         made.append(1)
-        if len(made) == 80:
+        if len(made) == 125:
             raise KeyboardInterrupt
         return forward(self, *args, **kwargs)
 
