@@ -1,0 +1,63 @@
+"""The examples run as they stand, and say what they are there to say."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """A function that runs a script of the examples in an empty folder and returns what it printed."""
+
+    def run_script(name, *words):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run_script
+
+
+def test_which_head_copies_names_the_head_and_its_limits(run, shared):
+    said = run("which_head_copies.py")
+    assert "the name is copied by head 4 of layer 4" in said
+    assert "recovered    0.983 of the gap" in said
+    assert "interval     none: it needs 10 independent components" in said
+    assert "5 components are too few for a claim" in said
+    at_name, at_end = zip(*re.findall(r"layer \d: (\S+) at the name, (\S+) at the last token", said), strict=True)
+    assert min(map(float, at_name)) > 0.9
+    assert max(map(float, at_end)) < 0.1
+
+
+def test_your_own_model_shows_layers_channels_and_intervals(run):
+    said = run("your_own_model.py")
+    assert re.findall(r"module\((\w+)\).output +(\S+)", said) == [
+        ("first", "1.00"),
+        ("second", "1.00"),
+        ("classes", "1.00"),
+    ]
+    channels = re.findall(r"\d: +(\S+), interval +(\S+) to +(\S+)", said)
+    assert len(channels) == 6
+    assert all(float(low) <= float(recovered) <= float(high) for recovered, low, high in channels)
+    assert len(set(channels)) > 3
+
+
+def test_the_first_sweep_finds_heads_and_draws_pictures(run, tmp_path):
+    said = run("first_sweep.py", tmp_path / "pictures")
+    assert "exploratory: the 5 largest of" in said
+    assert "0.99 at token" in said or "1.00 at token" in said  # into layer 0 at the token that was changed
+    for name in ("heads.svg", "layers.svg"):
+        assert (tmp_path / "pictures" / name).read_text().startswith("<svg")
+
+
+def test_every_example_has_a_test_and_says_how_it_is_run():
+    scripts = sorted(path.name for path in EXAMPLES.glob("*.py"))
+    tested = re.findall(r'run\("(\w+\.py)"', Path(__file__).read_text())
+    assert scripts == sorted(tested)
+    for name in scripts:
+        assert f"\n    python examples/{name}" in (EXAMPLES / name).read_text()
