@@ -62,12 +62,15 @@ class GroupSums:
         """
         rest = self.n_pairs[:, None] - self.counts
         n_groups = self.n_groups[:, None]
+        moves = []
         with np.errstate(invalid="ignore", divide="ignore"):
             scale = np.sqrt((n_groups - 1) / n_groups) / np.where(rest > 0, rest, np.nan)
-            scale = np.where(self.counts > 0, scale, 0.0)
-            return tuple(
-                (each - mean[:, None] * self.counts) * scale for each, mean in zip(self.sums, self.means(), strict=True)
-            )
+            scale[self.counts == 0] = 0.0
+            for each, mean in zip(self.sums, self.means(), strict=True):
+                moved = each - mean[:, None] * self.counts
+                moved *= scale
+                moves.append(moved)
+        return tuple(moves)
 
 
 def group_sums(values: tuple[npt.ArrayLike, ...], group: npt.ArrayLike) -> GroupSums:
@@ -99,12 +102,17 @@ def group_sums(values: tuple[npt.ArrayLike, ...], group: npt.ArrayLike) -> Group
     n_cells = max(array.shape[0] for array in arrays)
     order = np.argsort(labels, kind="stable")
     _, starts = np.unique(labels[order], return_index=True)
+    is_sorted, is_single = bool((np.diff(order) == 1).all()), starts.size == n_pairs
     missing = np.zeros((1, n_pairs), dtype=bool)
     for array in arrays:
-        missing = missing | np.isnan(array)
+        absent = np.isnan(array)
+        if absent.any():
+            missing = missing | absent
+    is_whole = not missing.any()
 
     def summed(array: FloatArray) -> FloatArray:
-        kept = np.where(missing, 0.0, array)[:, order]
-        return np.broadcast_to(np.add.reduceat(kept, starts, axis=1), (n_cells, starts.size))
+        kept = array if is_whole else np.where(missing, 0.0, array)
+        kept = kept if is_sorted else kept[:, order]
+        return np.broadcast_to(kept if is_single else np.add.reduceat(kept, starts, axis=1), (n_cells, starts.size))
 
     return GroupSums(tuple(map(summed, arrays)), summed(np.ones((1, n_pairs))))

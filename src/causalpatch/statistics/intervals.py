@@ -280,18 +280,24 @@ def _fieller(
     """Return the ends of every cell's Fieller set, (cell,) each; NaN where it is unbounded or ``limit`` is NaN."""
     top_moves, bottom_moves = data.moves()
     residual = top_moves - estimate[:, None] * bottom_moves
-    size = (
-        np.abs(top_moves).max(axis=1) + np.abs(estimate * bottom) + np.abs(estimate) * np.abs(bottom_moves).max(axis=1)
-    )
-    residual = np.where(np.abs(residual) <= _ROUNDING * size[:, None], 0.0, residual)
+    size = _largest(top_moves) + np.abs(estimate * bottom) + np.abs(estimate) * _largest(bottom_moves)
+    residual[np.abs(residual) <= _ROUNDING * size[:, None]] = 0.0
     squared = limit**2
-    leading = bottom**2 - squared * (bottom_moves**2).sum(axis=1)
-    middle = squared * (residual * bottom_moves).sum(axis=1)
-    last = squared * (residual**2).sum(axis=1)
+    leading = bottom**2 - squared * _dot(bottom_moves, bottom_moves)
+    middle = squared * _dot(residual, bottom_moves)
+    last = squared * _dot(residual, residual)
     with np.errstate(invalid="ignore", divide="ignore"):
         leading = np.where(leading > _ROUNDING * bottom**2, leading, np.nan)
         root = np.sqrt(middle**2 + leading * last)
         return estimate - (root + middle) / leading, estimate + (root - middle) / leading
+
+
+def _largest(rows: FloatArray) -> FloatArray:
+    return np.asarray(np.maximum(rows.max(axis=1), -rows.min(axis=1)))
+
+
+def _dot(rows: FloatArray, others: FloatArray) -> FloatArray:
+    return np.asarray(np.einsum("cg,cg->c", rows, others))
 
 
 def _coverages(data: GroupSums, limit: FloatArray, rough: npt.NDArray[np.bool_], seed: int) -> list[float | None]:

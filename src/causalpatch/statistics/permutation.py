@@ -8,6 +8,7 @@ cells are flipped by the same draws, so that what they share is kept.
 2. For each draw the jackknife t statistic of ``s_g * U_g``. With ``w_g = 1 / (n - n_g) ** 2`` it needs two products
    only, ``A = sum(s_g * U_g)`` and ``B = sum(s_g * w_g * n_g * U_g)``, since its variance is
    ``(G - 1) / G * (sum(w_g * U_g ** 2) - 2 * A * B / n + A ** 2 * sum(w_g * n_g ** 2) / n ** 2)``.
+   Where groups have one size, B is a multiple of A and t grows with A.
 3. ``sign_flip`` counts the draws whose ``|t|`` reaches the observed one; ``max_t`` takes a quantile of the largest
    ``|t|`` over all cells.
 
@@ -18,6 +19,7 @@ References:
     Westfall and Young (1993), Resampling-based multiple testing (the maximum over all cells).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -37,26 +39,30 @@ else:
 
 _AT_ONCE: Final = 1_000_000  # numbers in one block of draws times cells: 8 MB, what a cache holds
 _TIE: Final = 1e-9  # statistics that differ by less than this share are the same
+_ROUNDING: Final = 1e-12  # of sums of squares over groups
 
 
 @dataclass(frozen=True, eq=False)
 class _Flips:
     """What the t statistic of flipped group sums needs, a row per cell; each part scaled to the variance of A.
 
+    The share ``t ** 2 / (1 + t ** 2)`` of a draw is 1 where its groups agree exactly and 0 for all zeros. Where all
+    groups of a cell have one size, B is a multiple of A, so that the share grows with ``|A|`` alone.
+
     Args:
         sums: Group sums ``U_g``, (cell, group).
-        leverage: ``2 * w_g * n_g * U_g / n``, (cell, group).
-        ratio: ``leverage / sums`` where all groups of a cell have one size, (cell,): then B is a multiple of A.
+        leverage: ``2 * w_g * n_g * U_g / n``, (cell, group); not used where groups are even.
         spread: ``sum(w_g * U_g ** 2)``, (cell,).
         pull: ``sum(w_g * n_g ** 2) / n ** 2``, (cell,).
+        bend: The share is ``A ** 2 / (spread + bend * A ** 2)`` where groups are even, (cell,).
         is_even: Whether all measured groups of every cell have one size.
     """
 
     sums: FloatArray
     leverage: FloatArray
-    ratio: FloatArray
     spread: FloatArray
     pull: FloatArray
+    bend: FloatArray
     is_even: bool
 
     @classmethod
@@ -64,46 +70,73 @@ class _Flips:
         (sums,), counts, n_pairs = data.sums, data.counts, data.n_pairs[:, None]
         weight = np.where(counts > 0, 1 / np.maximum(n_pairs - counts, 1) ** 2, 0.0)
         weight *= ((data.n_groups - 1) / data.n_groups)[:, None] * n_pairs**2
-        lever = 2 * weight * counts / n_pairs
+        largest = counts.max(axis=1, keepdims=True)
+        is_even = bool(((counts == 0) | (counts == largest)).all())
+        pull = np.einsum("cg,cg,cg->c", weight, counts, counts) / n_pairs[:, 0] ** 2
         return cls(
             sums=sums,
-            leverage=lever * sums,
-            ratio=lever.max(axis=1),
-            spread=(weight * sums**2).sum(axis=1),
-            pull=(weight * counts**2).sum(axis=1) / n_pairs[:, 0] ** 2,
-            is_even=bool(((counts == 0) | (counts == counts.max(axis=1, keepdims=True))).all()),
+            leverage=sums if is_even else 2 * weight * counts / n_pairs * sums,
+            spread=np.einsum("cg,cg,cg->c", weight, sums, sums),
+            pull=pull,
+            bend=1 + pull - 2 * weight.max(axis=1) * largest[:, 0] / n_pairs[:, 0],
+            is_even=is_even,
         )
 
-    def take(self, cells: slice) -> "_Flips":
-        """Return some of the cells."""
-        return _Flips(
-            self.sums[cells],
-            self.leverage[cells],
-            self.ratio[cells],
-            self.spread[cells],
-            self.pull[cells],
-            self.is_even,
-        )
-
-    def share(self, signs: FloatArray) -> FloatArray:
-        """Return ``t ** 2 / (1 + t ** 2)`` of every draw, (draw, cell): 1 where groups agree exactly, 0 for all zeros.
+    def share_reaching(self, signs: FloatArray) -> FloatArray:
+        """Return the share of draws whose ``|t|`` reaches the observed one, (cell,).
 
         Args:
-            signs: Sign of each group in each draw, (draw, group).
+            signs: Sign of each group in each draw, (group, draw).
         """
-        total = signs @ self.sums.T
-        squared = total**2
+        total = self.sums.sum(axis=1)
         if self.is_even:
-            whole = squared * (self.pull - self.ratio)
+            other = self.sums
+            least = np.abs(total) - _TIE * np.abs(self.sums).sum(axis=1)
         else:
-            whole = squared * self.pull
-            whole -= total * (signs @ self.leverage.T)
-        whole += self.spread
-        np.maximum(whole, 0.0, out=whole)
-        whole += squared
-        whole[whole == 0] = 1.0
-        squared /= whole
-        return np.asarray(squared)
+            # share >= observed, multiplied out: A * (A * (1 - observed * (1 + pull)) + observed * B) is large enough.
+            squared = total**2
+            whole = squared + np.maximum(self.spread + total * (self.pull * total - self.leverage.sum(axis=1)), 0.0)
+            observed = np.divide(squared, whole, out=np.zeros_like(whole), where=whole > 0) * (1 - _TIE)
+            other = self.sums * (1 - observed * (1 + self.pull))[:, None] + self.leverage * observed[:, None]
+            least = (observed - _ROUNDING) * self.spread
+        reached = np.empty(total.size)
+        for cells, flipped in _products(self.sums, signs):
+            if self.is_even:
+                np.abs(flipped, out=flipped)
+            else:
+                flipped *= other[cells] @ signs
+            reached[cells] = np.count_nonzero(flipped >= least[cells, None], axis=1)
+        return np.asarray(reached / signs.shape[1])
+
+    def largest_share(self, signs: FloatArray) -> FloatArray:
+        """Return the largest share over cells of every draw, (draw,).
+
+        Args:
+            signs: Sign of each group in each draw, (group, draw).
+        """
+        largest = np.zeros(signs.shape[1])
+        if self.is_even and np.ptp(self.bend) < _TIE:  # the share grows with |A| / sqrt(spread) in all cells alike
+            for _, flipped in _products(self.sums / np.sqrt(self.spread)[:, None], signs):
+                np.abs(flipped, out=flipped)
+                np.maximum(largest, flipped.max(axis=0), out=largest)
+            return np.asarray(largest**2 / (1 + float(self.bend[0]) * largest**2))
+        for cells, flipped in _products(self.sums, signs):
+            if self.is_even:
+                np.square(flipped, out=flipped)
+                whole = self.bend[cells, None] * flipped
+                whole += self.spread[cells, None]
+            else:
+                whole = self.leverage[cells] @ signs
+                np.subtract(self.pull[cells, None] * flipped, whole, out=whole)
+                whole *= flipped
+                whole += self.spread[cells, None]
+                np.maximum(whole, 0.0, out=whole)
+                np.square(flipped, out=flipped)
+                whole += flipped
+            whole[whole == 0] = 1.0
+            flipped /= whole
+            np.maximum(largest, flipped.max(axis=0), out=largest)
+        return largest
 
 
 def smallest_p(n_groups: int) -> float:
@@ -142,7 +175,8 @@ def sign_flip(values: npt.ArrayLike, group: npt.ArrayLike, *, n_draws: int = 999
         [0.0625]
 
     Cost:
-        About a second for 5,000 cells of 200 pairs.
+        Draws times cells times groups: half a second for 5,000 cells of 200 groups, two seconds for 36,864 of 100, on
+        one core.
     """
     _check_draws(n_draws)
     data = group_sums((np.atleast_2d(np.asarray(values, dtype=np.float64)),), group)
@@ -151,12 +185,12 @@ def sign_flip(values: npt.ArrayLike, group: npt.ArrayLike, *, n_draws: int = 999
     exact = 2.0 ** (n_groups - 1) <= n_draws
     for count in np.unique(n_groups[exact & (n_groups > 1)]):
         cells = n_groups == count
-        p[cells] = _share_reaching(_measured(data, cells, count), _all_signs(count))
+        p[cells] = _Flips.of(_measured(data, cells, count)).share_reaching(_all_signs(count))
     rest = ~exact
     if rest.any():
         kept = GroupSums((data.sums[0][rest],), data.counts[rest])
         signs = _random_signs(n_draws, kept.counts.shape[1], seed)
-        p[rest] = (n_draws * _share_reaching(kept, signs) + 1) / (n_draws + 1)
+        p[rest] = (n_draws * _Flips.of(kept).share_reaching(signs) + 1) / (n_draws + 1)
     return p
 
 
@@ -187,7 +221,8 @@ def max_t(
         NotFinite: A value is infinite.
 
     Cost:
-        About a second for 5,000 cells of 200 pairs.
+        Draws times cells times groups: half a second for 5,000 cells of 200 groups, two seconds for 36,864 of 100, on
+        one core.
     """
     _check_draws(n_draws)
     if not 0 < level < 1:
@@ -209,28 +244,13 @@ def max_t(
     n_all = kept.counts.shape[1]
     is_exact = smallest_p(n_all) * n_draws >= 1
     signs = _all_signs(n_all) if is_exact else _random_signs(n_draws, n_all, seed)
-    flips = _Flips.of(kept)
-    largest = np.zeros(signs.shape[0])
-    for cells in _blocks(kept.counts.shape[0], signs.shape[0]):
-        np.maximum(largest, flips.take(cells).share(signs).max(axis=1), out=largest)
+    largest = _Flips.of(kept).largest_share(signs)
     rank = int(np.ceil(level * (largest.size + (0 if is_exact else 1)) - _TIE))
     share = float(np.sort(largest)[rank - 1]) if rank <= largest.size else 1.0
     alpha, freedom = (1 - level) / 2, int(kept.n_groups.min()) - 1
     single, bonferroni = special.stdtrit(freedom, [1 - alpha, 1 - alpha / kept.counts.shape[0]])
     flipped = np.sqrt(share / (1 - share)) if share < 1 else np.inf
     return float(np.clip(flipped, single, bonferroni))
-
-
-def _share_reaching(data: GroupSums, signs: FloatArray) -> FloatArray:
-    """Return the share of draws whose ``|t|`` reaches the observed one, (cell,)."""
-    flips = _Flips.of(data)
-    reached = np.empty(data.counts.shape[0])
-    observed = np.ones((1, signs.shape[1]))
-    for cells in _blocks(reached.size, signs.shape[0]):
-        block = flips.take(cells)
-        least = block.share(observed) * (1 - _TIE)
-        reached[cells] = np.count_nonzero(block.share(signs) >= least, axis=0)
-    return np.asarray(reached / signs.shape[0])
 
 
 def _measured(data: GroupSums, cells: npt.NDArray[np.bool_], count: int) -> GroupSums:
@@ -240,19 +260,25 @@ def _measured(data: GroupSums, cells: npt.NDArray[np.bool_], count: int) -> Grou
     return GroupSums((data.sums[0][cells][here].reshape(shape),), data.counts[cells][here].reshape(shape))
 
 
-def _blocks(n_cells: int, n_draws: int) -> list[slice]:
+def _products(sums: FloatArray, signs: FloatArray) -> Iterator[tuple[slice, FloatArray]]:
+    """Yield blocks of cells with ``A`` of their draws, (cell, draw), in one array that may be written to."""
+    n_cells, n_draws = sums.shape[0], signs.shape[1]
     step = max(1, _AT_ONCE // n_draws)
-    return [slice(start, start + step) for start in range(0, n_cells, step)]
+    kept = np.empty((min(step, n_cells), n_draws))
+    for start in range(0, n_cells, step):
+        some = sums[start : start + step]
+        yield slice(start, start + step), np.matmul(some, signs, out=kept[: len(some)])
 
 
 def _all_signs(n_groups: int) -> FloatArray:
-    """Return every combination of signs up to a common one, (draw, group), the observed one first."""
-    codes = np.arange(2 ** (int(n_groups) - 1))[:, None] >> np.arange(int(n_groups))
+    """Return every combination of signs up to a common one, (group, draw), the observed one first."""
+    codes = np.arange(2 ** (int(n_groups) - 1)) >> np.arange(int(n_groups))[:, None]
     return np.where(codes & 1, -1.0, 1.0)
 
 
 def _random_signs(n_draws: int, n_groups: int, seed: int) -> FloatArray:
-    return np.where(generator(seed, "sign-flip").integers(0, 2, (n_draws, n_groups), dtype=np.int8), -1.0, 1.0)
+    drawn = generator(seed, "sign-flip").integers(0, 2, (n_draws, n_groups), dtype=np.int8)
+    return np.where(np.ascontiguousarray(drawn.T), -1.0, 1.0)
 
 
 def _check_draws(n_draws: int) -> None:
