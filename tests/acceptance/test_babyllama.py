@@ -46,4 +46,4 @@ def test_the_model_is_right_on_its_pairs(model, pairs):
 def test_grouped_keys_and_values_have_their_own_axis(model, pairs):
     effects = cp.sweep(cp.Experiment(model, pairs[:4]), "v")
     assert effects.dims == ("layer", "kv_head", "pair")
-    assert effects.to_xarray()["kv_head_label"].values[1] == "1 (heads 2 to 3)"
+    assert effects.to_xarray()["kv_head_label"].values[1] == "(heads 2-3)"

@@ -54,17 +54,18 @@ def test_a_constant_must_be_finite(refuses):
         cp.Constant(float("nan"))
 
 
-def test_a_function_must_return_the_shape_it_was_given(refuses, experiment):
+def test_a_function_must_return_the_shape_it_was_given(refuses, llama, pairs):
     with refuses(
         PatchError,
         """
         function total for 'z.0.1' did not return the shape it was given
-          given     shape (18, 8)
+          given     shape (1, 8)
           returned  shape ()
           fix: return the new value of every element, such as current * 0.5
         """,
     ):
-        experiment.run([cp.Patch("z.0.1", cp.Function(lambda current, source: current.sum(), name="total"))])
+        total = cp.Function(lambda current, source: current.sum(), name="total")
+        cp.Experiment(llama, pairs, max_rows=1).run([cp.Patch("z.0.1@-1", total)])
 
 
 def test_nothing_to_run_is_refused(refuses, experiment):

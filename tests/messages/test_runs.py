@@ -108,38 +108,62 @@ def test_weights_that_are_not_numbers_give_no_effects(refuses):
         experiment.run(["module(model.layers.0).output"])
 
 
-def test_one_row_that_does_not_fit_into_memory_is_named(refuses, llama, pairs):
+@pytest.fixture
+def full():
+    """A model whose last layer never fits into memory."""
+
     def exhausted(module, args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
-    hook = llama.module.lm_head.register_forward_pre_hook(exhausted)
-    try:
-        with refuses(
-            MemoryExhausted,
-            """
-            one run of pair 0 of 'two.jsonl' does not fit into memory
-              tokens  4
-              needs   about 0 MiB, 0 of them for logits
-              device  cpu
-              fix: shorten the prompts, open the model in bfloat16, or use a device with more memory
-            """,
-        ):
-            cp.Experiment(llama, pairs).run(["module(lm_head).output"])
-    finally:
-        hook.remove()
+    module = tiny_model("llama")
+    module.lm_head.register_forward_pre_hook(exhausted)
+    return cp.open_model(module)
+
+
+FULL = """
+    one run of pair 0 of 'ids' does not fit into memory
+      tokens  2
+      needs   about 0 MiB, 0 of them for logits
+      device  cpu
+      fix: shorten the prompts, open the model in bfloat16, or use a device with more memory
+    """
+
+
+def test_one_row_that_does_not_fit_into_memory_is_named(refuses, full):
+    rows = [{"clean": [3, 4], "corrupt": [3, 5], "answer_id": 6, "wrong_answer_id": 7}] * 3
+    experiment = cp.Experiment(full, cp.load_pairs(rows, full, name="ids"))
+    with refuses(MemoryExhausted, FULL):
+        _ = experiment.baseline
+    with refuses(MemoryExhausted, FULL):
+        experiment.run(["module(lm_head).output"])
+
+
+def test_a_proof_that_does_not_fit_into_memory_is_named(refuses, full):
+    rows = [{"clean": [3, 4], "corrupt": [3, 5], "answer_id": 6, "wrong_answer_id": 7}]
+    with refuses(
+        MemoryExhausted,
+        """
+        the proof of site 'z' in 'LlamaForCausalLM' does not fit into memory
+          runs    2 prompts of 5 tokens
+          device  cpu
+          fix: free the device, or open the model in bfloat16
+        """,
+    ):
+        cp.Experiment(full, cp.load_pairs(rows, full)).run(["z.0.1"])
 
 
 def test_a_run_that_is_stopped_says_what_it_kept(llama, pairs):
-    def stop_at_third_block(outputs, pairs):
-        calls.append(len(pairs))
-        if len(calls) > 3:
+    def stop(outputs, pairs):
+        rows.append(len(pairs))
+        if sum(rows) > 12:
             raise KeyboardInterrupt
         return outputs.distribution.amax(-1)
 
-    calls = []
-    metric = cp.metric(stop_at_third_block, name="largest")
-    experiment = cp.Experiment(llama, pairs, metric=metric, max_rows=2)
+    rows = []
+    experiment = cp.Experiment(llama, pairs, metric=cp.metric(stop, name="largest"), max_rows=2)
     with pytest.warns(CausalPatchWarning) as heard:
-        effects = experiment.run(["z.0.0", "z.0.1", "z.1.0"])
-    assert [str(warning.message) for warning in heard] == ["stopped: 2 of 6 runs were made and are kept"]
+        effects = experiment.run(["z.0.0", "z.0.1", "z.0.2", "z.1.0", "z.1.1", "z.1.2"])
+    n_made = int(effects.to_xarray()["metric"].notnull().sum())
+    assert 0 < n_made < 12
+    assert [str(warning.message) for warning in heard] == [f"stopped: {n_made} of 12 runs were made and are kept"]
     assert not effects.is_complete
