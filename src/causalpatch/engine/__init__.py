@@ -1,6 +1,6 @@
 """The one room that runs models: hooks, captured values, patched forwards, their cost and their proofs."""
 
-from causalpatch.engine.capture import Captured, capture, require_positions
+from causalpatch.engine.capture import Captured, capture, probe, require_positions
 from causalpatch.engine.gauge import Gauge, Run, check_answers
 from causalpatch.engine.job import BASE, SOURCE, Block, Cost, Job
 from causalpatch.engine.means import Means
@@ -31,6 +31,7 @@ __all__ = [
     "make_plan",
     "measure",
     "plan_job",
+    "probe",
     "prove",
     "require_positions",
     "require_proofs",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from causalpatch.base.errors import SiteUnsupported
 from causalpatch.engine.hooks import run_with_hooks
+from causalpatch.engine.memory import exhausted, is_out_of_memory
 from causalpatch.models import Model, Port
 from causalpatch.pairs import Batch, Pairs
 from causalpatch.pairs.role import Role
@@ -67,6 +68,21 @@ def capture(model: Model, batch: Batch, sites: Iterable[Site]) -> Captured:
     return Captured(model, batch, output, tensors)
 
 
+def probe(model: Model, pairs: Pairs, role: Role, pair: int, sites: Collection[Site]) -> Captured:
+    """Run one prompt or array by itself, to see what its tensors are like.
+
+    Raises:
+        MemoryExhausted: The run does not fit into memory.
+        PatchDidNotFire: The module of a site did not run.
+    """
+    try:
+        return capture(model, pairs.batch(role, [pair]), sites)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise exhausted(model, pairs, pair) from error
+
+
 def require_positions(model: Model, pairs: Pairs, role: Role, sites: Collection[Site]) -> None:
     """Make sure that tensors which are patched token by token have a column for each token.
 
@@ -84,7 +100,7 @@ def require_positions(model: Model, pairs: Pairs, role: Role, sites: Collection[
     """
     lengths = pairs.lengths(role)
     for pair in dict.fromkeys((int(lengths.argmin()), int(lengths.argmax()))) if sites else ():
-        captured = capture(model, pairs.batch(role, [pair]), sites)
+        captured = probe(model, pairs, role, pair, sites)
         for site in sites:
             shape = tuple(captured.value(site).shape)
             if len(shape) < 2 or shape[1] != lengths[pair]:

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
+from causalpatch.base.errors import MemoryExhausted
 from causalpatch.models import Model
+from causalpatch.pairs import Pairs
+from causalpatch.pairs.role import ROLES
 
 GIB = 2**30
 # Linear algebra on a CPU is fastest at 1,000 to 4,000 tokens at once; more only costs memory.
@@ -70,6 +73,21 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def exhausted(model: Model, pairs: Pairs, pair: int) -> MemoryExhausted:
+    """Return the error for a pair of which not even one run fits into memory."""
+    n_tokens = max(int(pairs.lengths(role)[pair]) for role in ROLES)
+    needed = row_cost(model, n_tokens)
+    return MemoryExhausted(
+        f"one run of pair {pair} of '{pairs.name}' does not fit into memory",
+        facts=[
+            ("tokens", n_tokens),
+            ("needs", f"about {needed.total / 2**20:,.0f} MiB, {needed.logits / 2**20:,.0f} of them for logits"),
+            ("device", model.device),
+        ],
+        fix="shorten the prompts, open the model in bfloat16, or use a device with more memory",
+    )
 
 
 def release_memory() -> None:

@@ -22,10 +22,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from causalpatch.base.errors import CausalPatchError, NotFinite, SiteUnsupported
+from causalpatch.base.errors import CausalPatchError, MemoryExhausted, NotFinite, SiteUnsupported
 from causalpatch.base.seeds import generator
 from causalpatch.engine.capture import capture, inputs_of
 from causalpatch.engine.hooks import Write, quiet, run_with_hooks
+from causalpatch.engine.memory import is_out_of_memory
 from causalpatch.models import Model, Port
 from causalpatch.models.attention import attending
 from causalpatch.pairs import Batch
@@ -66,11 +67,21 @@ def prove(model: Model, name: str) -> Proof:
 
     Raises:
         NotFinite: The model gives NaN or infinite logits, so that nothing can be proven.
+        MemoryExhausted: Not even the tiny prompts of the proof fit into memory.
     """
     known = _KNOWN.setdefault(model.module, {})
     if name not in known:
-        with torch.no_grad():
-            known[name] = _Trial(model).of(name)
+        try:
+            with torch.no_grad():
+                known[name] = _Trial(model).of(name)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryExhausted(
+                f"the proof of site '{name}' in '{model.name}' does not fit into memory",
+                facts=[("runs", f"{N_ROWS} prompts of {N_TOKENS} tokens"), ("device", model.device)],
+                fix="free the device, or open the model in bfloat16",
+            ) from error
     return known[name]
 
 

@@ -21,13 +21,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from causalpatch.base.errors import MemoryExhausted
 from causalpatch.engine.capture import Captured, capture, inputs_of
 from causalpatch.engine.gauge import Gauge, Run
 from causalpatch.engine.hooks import run_with_hooks
 from causalpatch.engine.job import BASE, SOURCE, Block, Cost, Job, batches_of_pairs, check_finite, lay_rows, most_rows
 from causalpatch.engine.means import Means, fit_means
-from causalpatch.engine.memory import is_out_of_memory, release_memory, row_cost
+from causalpatch.engine.memory import exhausted, is_out_of_memory, release_memory, row_cost
 from causalpatch.engine.plan import ModelCost, Plan, make_plan
 from causalpatch.engine.resolve import Placer, Role
 from causalpatch.engine.values import Known, Row, writes_of_rows
@@ -147,7 +146,7 @@ def _run_patched(job: Job, gauge: Gauge, batch: _PairBatch, rows: Sequence[Row],
             if not is_out_of_memory(error):
                 raise
             if len(some) == 1:
-                raise _exhausted(job, some[0].pair) from error
+                raise exhausted(job.model, job.pairs, some[0].pair) from error
         if values is None:
             most = len(some) // 2
             release_memory()
@@ -197,23 +196,9 @@ def _spell(job: Job, gauge: Gauge, role: Role, run: Run, rows: Sequence[Row], kn
 
 def _halves(job: Job, indices: np.ndarray, error: Exception) -> list[np.ndarray]:
     if len(indices) == 1:
-        raise _exhausted(job, int(indices[0])) from error
+        raise exhausted(job.model, job.pairs, int(indices[0])) from error
     middle = len(indices) // 2
     return [indices[:middle], indices[middle:]]
-
-
-def _exhausted(job: Job, pair: int) -> MemoryExhausted:
-    n_tokens = max(int(job.pairs.lengths(role)[pair]) for role in (job.base, job.source))
-    needed = row_cost(job.model, n_tokens)
-    return MemoryExhausted(
-        f"one run of pair {pair} of '{job.pairs.name}' does not fit into memory",
-        facts=[
-            ("tokens", n_tokens),
-            ("needs", f"about {needed.total / 2**20:,.0f} MiB, {needed.logits / 2**20:,.0f} of them for logits"),
-            ("device", job.model.device),
-        ],
-        fix="shorten the prompts, open the model in bfloat16, or use a device with more memory",
-    )
 
 
 def fit_all_means(job: Job) -> Means:

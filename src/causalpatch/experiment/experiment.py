@@ -37,11 +37,11 @@ from causalpatch.engine import (
     Plan,
     Role,
     Target,
-    capture,
     check_answers,
     fit_all_means,
     measure,
     plan_job,
+    probe,
     require_positions,
     require_proofs,
     targets_of,
@@ -249,7 +249,7 @@ class Experiment:
             SiteUnsupported: The module's tensor does not have the axes that were named.
         """
         axes = site.module.axes if site.module else ()
-        captured = capture(self.model, self.pairs.batch(self.base, [0], padding_side=self.padding_side), [site])
+        captured = probe(self.model, self.pairs, self.base, 0, [site])
         shape = tuple(captured.value(site).shape[1:])
         if len(shape) != len(axes) or site.unit_axis is None:
             raise SiteUnsupported(
