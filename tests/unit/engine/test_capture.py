@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+import torch
+
+from causalpatch.base.errors import PatchDidNotFire, SiteUnsupported
+from causalpatch.engine import capture
+from causalpatch.engine.capture import require_positions
+from causalpatch.sites import Site
+from toys import Pictures, Pooled, Twice, hooks_of, opened, prompts, vectors
+from worlds import tiny_world
+
+PAIRS = prompts(([3, 4, 5, 6], [7, 4, 5, 6]), ([8, 9], [8, 11]))
+SITES = [Site("resid_pre", 1), Site("q", 0, 3), Site("k", 1, 1), Site("mlp_post", 0, 7), Site("resid_mid", 0)]
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_one_run_keeps_the_values_of_many_sites(padding_side):
+    model, plain = tiny_world("llama", (2, 4, 2, 0))
+    batch = PAIRS.batch("clean", padding_side=padding_side)
+    run = capture(model, batch, SITES)
+    for site in SITES:
+        value = run.value(site)
+        assert value.shape[:2] == (2, 4)
+        for row, pair in enumerate(PAIRS):
+            wanted = plain.value(pair.clean, (site.name, site.layer, site.unit))
+            torch.testing.assert_close(value[row, batch.mask[row]], wanted)
+    assert run.output.logits.shape == (2, 4, 40)
+
+
+def test_sites_of_one_tensor_share_its_copy():
+    model, _ = tiny_world("gpt2", (2, 4, 2, 0))
+    sites = [Site(name, 0, head) for name in "qkv" for head in range(4)]
+    run = capture(model, PAIRS.batch("clean"), sites)
+    assert len(run.tensors) == 1
+    assert [run.value(site).shape for site in sites] == [(2, 4, 8)] * 12
+
+
+def test_values_of_arrays_have_the_modules_own_axes():
+    run = capture(opened(Pictures()), vectors(3, shape=(1, 6, 6)).batch("clean"), [Site.parse("module(conv1).output")])
+    assert run.value(Site.parse("module(conv1).output")).shape == (3, 3, 4, 4)
+    unit = Site.parse("module(conv1).output axes=(channel,height,column)#2")
+    torch.testing.assert_close(run.value(unit), run.value(Site.parse("module(conv1).output"))[:, 2])
+
+
+def test_a_site_without_a_row_per_prompt_cannot_be_read():
+    model, _ = tiny_world("gpt2", (1, 2, 2, 2))
+    site = Site.parse("module(transformer.wpe).output")
+    run = capture(model, PAIRS.batch("clean"), [site])
+    with_one_row = run.tensors[model.tap(site).port].shape[0] == 1
+    if with_one_row:
+        with pytest.raises(SiteUnsupported, match="has no row for each prompt"):
+            run.value(site)
+    else:
+        assert run.value(site).shape[0] == 2
+
+
+def test_a_module_that_does_not_run_cannot_be_read():
+    with pytest.raises(PatchDidNotFire):
+        capture(opened(Twice()), vectors().batch("clean"), [Site.parse("module(second).output")])
+
+
+def test_captured_values_carry_no_gradient_and_leave_no_hooks():
+    model = opened(Pictures())
+    run = capture(model, vectors(2, shape=(1, 6, 6)).batch("corrupt"), [Site.parse("module(conv2).input")])
+    assert not run.value(Site.parse("module(conv2).input")).requires_grad
+    assert hooks_of(model.module) == 0
+
+
+def test_tensors_that_do_not_grow_with_the_prompt_have_no_positions():
+    model = opened(Pooled())
+    require_positions(model, PAIRS, "clean", [Site.parse("module(mix).output")])
+    require_positions(model, PAIRS, "clean", [])
+    # Eight columns of width meet a prompt of eight tokens, but not one of two.
+    pairs = prompts((list(range(3, 11)), list(range(4, 12))), ([8, 9], [8, 11]))
+    with pytest.raises(SiteUnsupported, match="has no column for each token") as caught:
+        require_positions(model, pairs, "clean", [Site.parse("module(pool).output")])
+    assert caught.value.facts[1] == ("prompt", "2 tokens")
+
+
+def test_the_library_never_changes_the_batch_it_is_given():
+    model, _ = tiny_world("llama", (2, 4, 2, 0))
+    batch = PAIRS.batch("clean", padding_side="left")
+    before = [np.array(part) for part in (batch.ids, batch.mask, batch.position_ids)]
+    capture(model, batch, SITES)
+    for part, was in zip((batch.ids, batch.mask, batch.position_ids), before, strict=True):
+        assert np.array_equal(part, was)

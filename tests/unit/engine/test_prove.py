@@ -1,0 +1,170 @@
+import threading
+
+import pytest
+import torch
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+import causalpatch as cp
+from causalpatch.base.errors import NotFinite, SiteUnsupported
+from causalpatch.engine import prove, require_proofs
+from causalpatch.sites import NAMES
+from causalpatch.testing.tiny import FAMILY_NAMES, tiny_model
+from toys import hooks_of, prompts
+
+PAIRS = prompts(([3, 4, 5, 6], [7, 4, 5, 6]), ([8, 9, 10], [8, 11, 10]))
+ALL = [name for name in NAMES if name != "module"]
+
+
+class HalfLayer(LlamaDecoderLayer):
+    """Adds half of what its sublayers return, as Granite does, which Llama's table does not know."""
+
+    def forward(self, hidden_states, *args, **kwargs):
+        return hidden_states + 0.5 * (super().forward(hidden_states, *args, **kwargs) - hidden_states)
+
+
+class Gated(torch.nn.Linear):
+    """An output projection that scales what it is given first, so that its input is not what it projects."""
+
+    def forward(self, x):
+        return super().forward(x) + 0.1 * x.mean()
+
+
+def doctored(change):
+    module = tiny_model("llama", seed=11)
+    change(module)
+    return cp.open_model(module)
+
+
+def halve(module):
+    module.model.layers[1].__class__ = HalfLayer
+
+
+def gate(module):
+    module.model.layers[0].self_attn.o_proj.__class__ = Gated
+
+
+def rescale(module):
+    module.model.layers[0].self_attn.o_proj.register_forward_pre_hook(lambda part, args: (args[0] * 1.5,))
+
+
+def cut(module):
+    with torch.no_grad():
+        module.model.layers[0].mlp.down_proj.weight.zero_()
+
+
+def shake(module):
+    module.model.layers[0].mlp.register_forward_hook(lambda part, args, out: out + 1e-9 * torch.rand_like(out))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_every_site_of_every_family_passes_in_every_precision(family, dtype):
+    model = cp.open_model(tiny_model(family, dtype=dtype))
+    for name in ALL:
+        proof = prove(model, name)
+        if name in model.shape.refused:
+            assert proof.passed == ()
+            assert proof.failure == model.shape.refused[name]
+        else:
+            assert proof.failure is None, proof
+            assert proof.passed[:2] == ("identity", "edit")
+    assert prove(model, "resid_post").passed == ("identity", "edit", "whole", "algebra")
+    assert prove(model, "z").passed == ("identity", "edit", "algebra")
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "reason"),
+    [
+        (halve, "resid_post", "algebra: resid_pre + attn_out + mlp_out in layer 1 is off by"),
+        (halve, "attn_out", "algebra: resid_pre + attn_out + mlp_out in layer 1 is off by"),
+        (halve, "mlp_out", "algebra: resid_pre + attn_out + mlp_out in layer 1 is off by"),
+        (gate, "head_out", "algebra: the sum of head_out.0 is off by"),
+        (rescale, "z", "algebra: z.0.0 against attention is off by"),
+        (cut, "mlp_post", "edit: changing mlp_post.0.0 does not change the logits"),
+        (shake, "q", "identity: writing q.0.0 back changes the logits"),
+    ],
+)
+def test_a_model_that_is_not_what_its_family_says_is_refused_with_the_reason(change, name, reason):
+    model = doctored(change)
+    assert prove(model, name).failure.startswith(reason)
+    site = f"{name}.0.0" if NAMES[name].unit_axis else f"{name}.0"
+    with pytest.raises(SiteUnsupported, match=f"site '{name}' failed its proof") as caught:
+        cp.Experiment(model, PAIRS).run([site])
+    assert dict(caught.value.facts)["failed"].startswith(reason)
+    assert hooks_of(model.module) <= 1
+
+
+def test_what_a_doctored_model_still_does_as_its_family_says_can_be_patched():
+    model = doctored(halve)
+    effects = cp.Experiment(model, PAIRS).run(["z.0.0", "resid_pre.1", "q.1.2"])
+    assert (effects.effect().values != 0).all()
+
+
+def test_proofs_are_made_once_for_a_module_however_often_it_is_opened():
+    module = tiny_model("qwen2", seed=12)
+    calls = []
+    module.register_forward_hook(lambda *_: calls.append(1))
+    first = prove(cp.open_model(module), "resid_mid")
+    n_first = len(calls)
+    assert n_first > 3
+    assert prove(cp.open_model(module), "resid_mid") is first
+    assert len(calls) == n_first
+    prove(cp.open_model(module), "resid_pre")
+    assert len(calls) > n_first
+
+
+def test_the_attention_kernel_is_put_back_whatever_happens():
+    module = tiny_model("llama", dtype=torch.float32, seed=13)
+    module.set_attn_implementation("sdpa")
+    prove(cp.open_model(module), "z")
+    assert module.config._attn_implementation == "sdpa"
+    assert cp.open_model(module).attention == "sdpa"
+    broken = tiny_model("llama", dtype=torch.float32, seed=14)
+    before = broken.config._attn_implementation
+    calls = []
+
+    def fail(*_):
+        calls.append(broken.config._attn_implementation)
+        if calls[-1] != before:
+            raise KeyboardInterrupt
+
+    broken.register_forward_pre_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        prove(cp.open_model(broken), "z")
+    assert calls[-1] != before
+    assert broken.config._attn_implementation == before
+
+
+def test_two_threads_may_prove_and_run_one_model_at_the_same_time():
+    for seed in range(3):
+        model = cp.open_model(tiny_model("llama", seed=20 + seed))
+        done, start = [], threading.Barrier(2)
+
+        def work(name, model=model, start=start, done=done):
+            start.wait(10)
+            require_proofs(model, [name])
+            done.append(cp.Experiment(model, PAIRS).run([f"{name}.0.0", f"{name}.1.1"]))
+
+        threads = [threading.Thread(target=work, args=(name,)) for name in ("z", "v")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(done) == 2
+
+
+def test_a_model_that_gives_nan_cannot_be_proven():
+    def spoil(module):
+        with torch.no_grad():
+            module.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
+
+    with pytest.raises(NotFinite, match="NaN or infinite logits"):
+        prove(doctored(spoil), "z")
+
+
+def test_modules_need_no_proof():
+    model = doctored(halve)
+    calls = []
+    model.module.register_forward_hook(lambda *_: calls.append(1))
+    require_proofs(model, ["module"])
+    assert calls == []
