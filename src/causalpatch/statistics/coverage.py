@@ -47,22 +47,42 @@ def simulated_coverage(sizes: Sequence[int], critical: float, *, seed: int = 0) 
 @lru_cache(maxsize=4096)
 def _simulate(sizes: tuple[int, ...], critical: float, seed: int) -> float:
     counts = np.array(sizes, dtype=np.float64)
-    random = generator(seed, "coverage", *sizes)
-    shape = (N_DRAWS, counts.size)
+    drawn = populations(counts, N_DRAWS, generator(seed, "coverage", *sizes))
+    return min(float(np.mean(absolute_t(sums, counts) <= critical)) for sums in drawn)
+
+
+def populations(counts: FloatArray, n_draws: int, random: np.random.Generator) -> tuple[FloatArray, ...]:
+    """Draw group sums with mean 0: normal or exponential values, alike within groups or independent.
+
+    Args:
+        counts: Pairs in each group, (group,).
+        n_draws: Draws of all groups.
+        random: Where they come from.
+
+    Returns:
+        The four populations, (draw, group) each.
+    """
+    shape = (n_draws, counts.size)
     normal = random.standard_normal(shape)
-    populations = (
+    return (
         counts * normal,
         np.sqrt(counts) * normal,
         counts * (random.standard_exponential(shape) - 1),
         random.standard_gamma(np.broadcast_to(counts, shape)) - counts,
     )
-    return min(_share_within(sums, np.broadcast_to(counts, shape), critical) for sums in populations)
 
 
-def _share_within(sums: FloatArray, counts: FloatArray, critical: float) -> float:
-    drawn = GroupSums((sums,), counts)
+def absolute_t(sums: FloatArray, counts: FloatArray) -> FloatArray:
+    """Return the jackknife ``|t|`` of the mean of each draw; infinite where groups agree exactly, NaN for zeros.
+
+    Args:
+        sums: Group sums, (draw, group).
+        counts: Pairs in each group, (group,).
+    """
+    drawn = GroupSums((sums,), np.broadcast_to(counts, sums.shape))
     (mean,), (moves,) = drawn.means(), drawn.moves()
-    return float(np.mean(mean**2 <= critical**2 * (moves**2).sum(axis=1)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.abs(mean) / np.sqrt((moves**2).sum(axis=1)))
 
 
 def effective_groups(counts: FloatArray) -> FloatArray:

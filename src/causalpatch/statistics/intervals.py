@@ -150,7 +150,7 @@ def ratio_intervals(
         NotFinite: A value is infinite.
 
     Cost:
-        Under a second for 5,000 cells of 200 pairs.
+        A tenth of a second for 5,000 cells of 200 pairs, on one core.
     """
     _check_level(level)
     data = group_sums((np.atleast_2d(np.asarray(numerators, dtype=np.float64)), denominator), group)

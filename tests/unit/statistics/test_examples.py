@@ -8,7 +8,7 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("name", ["agreement", "coverage", "families", "intervals", "permutation"])
+@pytest.mark.parametrize("name", ["agreement", "coverage", "families", "intervals", "permutation", "together"])
 def test_the_examples_in_the_docstrings_hold(name):
     result = doctest.testmod(importlib.import_module(f"causalpatch.statistics.{name}"))
     assert result.attempted > 0
