@@ -96,14 +96,16 @@ def require_positions(model: Model, pairs: Pairs, role: Role, sites: Collection[
         sites: Sites with positions.
 
     Raises:
-        SiteUnsupported: The tensor of a site does not grow with the prompt.
+        SiteUnsupported: The tensor of a site does not grow with the prompt, or has more axes than can be guessed.
     """
     lengths = pairs.lengths(role)
     for pair in dict.fromkeys((int(lengths.argmin()), int(lengths.argmax()))) if sites else ():
         captured = probe(model, pairs, role, pair, sites)
         for site in sites:
             shape = tuple(captured.value(site).shape)
-            if len(shape) < 2 or shape[1] != lengths[pair]:
+            # Four axes may be heads by queries by keys: as many heads as tokens would look like positions.
+            is_unclear = len(shape) > 3 and model.tap(site).assumes_position
+            if len(shape) < 2 or shape[1] != lengths[pair] or is_unclear:
                 raise SiteUnsupported(
                     f"'{site}' has no column for each token",
                     facts=[("its tensor", f"shape {shape}"), ("prompt", f"{lengths[pair]} tokens")],

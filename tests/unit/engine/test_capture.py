@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from causalpatch.base.errors import PatchDidNotFire, SiteUnsupported
 from causalpatch.engine import capture
@@ -84,3 +85,24 @@ def test_the_library_never_changes_the_batch_it_is_given():
     capture(model, batch, SITES)
     for part, was in zip((batch.ids, batch.mask, batch.position_ids), before, strict=True):
         assert np.array_equal(part, was)
+
+
+class Scored(nn.Module):
+    """A text model in which a module returns scores: heads, queries, keys."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.scores, self.out = nn.Embedding(12, 4), nn.Identity(), nn.Linear(4, 12)
+
+    def forward(self, input_ids):
+        x = self.embed(input_ids)
+        scores = self.scores(x.transpose(1, 2)[..., None] * x.transpose(1, 2)[:, :, None])
+        return self.out(scores.softmax(-1).mean(-1).transpose(1, 2))
+
+
+def test_as_many_heads_as_tokens_are_not_taken_for_positions():
+    model = opened(Scored().double())
+    pairs = prompts(([1, 2, 3, 4], [1, 2, 3, 5]))
+    with pytest.raises(SiteUnsupported, match="has no column for each token"):
+        require_positions(model, pairs, "clean", [Site.parse("module(scores).output")])
+    require_positions(model, pairs, "clean", [Site.parse("module(embed).output")])
