@@ -175,15 +175,16 @@ def _gather(run: Captured, target: Target, elements: _Elements) -> Shaped[Tensor
 
 
 def _broadcast(target: Target, array: np.ndarray, current: Tensor) -> Tensor:
-    constant = torch.as_tensor(array, dtype=current.dtype, device=current.device)
-    try:
-        return constant.expand_as(current)
-    except RuntimeError as error:
+    sizes = tuple(current.shape[1:])
+    # Checked by itself: an array with one axis more would fit whenever there are as many elements by chance.
+    meets = zip(reversed(array.shape), reversed(sizes), strict=False)
+    if array.ndim > len(sizes) or any(n not in (1, size) for n, size in meets):
         raise PatchError(
             f"the constant for '{target.site}' does not fit",
-            facts=[("constant", f"shape {array.shape}"), ("site", f"shape {tuple(current.shape[1:])} per token")],
+            facts=[("constant", f"shape {array.shape}"), ("site", f"shape {sizes} per token")],
             fix="give a number, or an array over the site's value axes",
-        ) from error
+        )
+    return torch.as_tensor(array, dtype=current.dtype, device=current.device).expand_as(current)
 
 
 def _call(target: Target, function: Callable[[Tensor, Tensor], Tensor], current: Tensor, source: Tensor) -> Tensor:

@@ -89,7 +89,8 @@ class Constant:
     array: np.ndarray | float
 
     def __post_init__(self) -> None:
-        array = np.asarray(self.array, dtype=np.float64)
+        # A copy of its own, in which -0 is 0, so that equal constants have equal hashes.
+        array = np.array(self.array, dtype=np.float64) + 0.0
         if not np.isfinite(array).all():
             raise PatchError("a constant patch holds NaN or infinity", fix="give finite numbers")
         object.__setattr__(self, "array", array)
