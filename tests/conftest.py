@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-settings.register_profile("test", max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+settings.register_profile(
+    "test", max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 settings.register_profile("slow", max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("test")
 
