@@ -1,0 +1,288 @@
+"""Break the library in one line at a time, and see that a test notices each time; write benchmarks/MUTANTS.md.
+
+Each mutant is a line of the source and what it becomes. It is put into a temporary copy of ``src``, never into the
+working tree, and a few tests run against the copy. First they all run against an unbroken copy and must pass.
+
+Usage: python -m benchmarks.mutants [--only WORD]
+"""
+
+import argparse
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+REPORT = ROOT / "benchmarks" / "MUTANTS.md"
+TESTS_FAILED = 1  # pytest's exit code for red tests; 2 to 5 say that it could not run them
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One broken line.
+
+    Args:
+        name: What is wrong.
+        file: The file, below ``src/causalpatch``.
+        line: The line without its indentation; it must stand in the file once.
+        broken: What it becomes.
+        tests: Arguments of pytest that select the tests to run.
+    """
+
+    name: str
+    file: str
+    line: str
+    broken: str
+    tests: tuple[str, ...]
+
+
+STREAMS = "tests/laws/test_streams.py"
+PLAIN_HOOKS = "tests/laws/test_plain_hooks.py"
+INVARIANCE = "tests/laws/test_invariance.py"
+VALUES = "tests/laws/test_values.py"
+METRICS = "tests/laws/test_metrics.py"
+HOOKS = "tests/unit/engine/test_hooks.py"
+MUTANTS = (
+    Mutant(
+        "a head's slice is its neighbour's",
+        "models/table.py",
+        "return (fact.part * self.units[_UNIT_OF[site.name]] + unit) * width",
+        "return (fact.part * self.units[_UNIT_OF[site.name]] + (unit ^ 1) % self.units[_UNIT_OF[site.name]]) * width",
+        (PLAIN_HOOKS, "-k", "llama"),
+    ),
+    Mutant(
+        "fused q, k, v of GPT-NeoX read as thirds, not head by head",
+        "models/table.py",
+        "if fact.by_unit:",
+        "if False:",
+        (PLAIN_HOOKS, "-k", "gpt_neox"),
+    ),
+    Mutant(
+        "a head's share replaces the other heads and the bias too",
+        "models/views.py",
+        "x[index] = x[index] + (value - self.read(x, companions)[index])",
+        "x[index] = value",
+        (STREAMS, "-k", "share and gpt2"),
+    ),
+    Mutant(
+        "positions off by one",
+        "pairs/positions.py",
+        "return np.array([position % length], dtype=np.int64)",
+        "return np.array([(position + 1) % length], dtype=np.int64)",
+        (PLAIN_HOOKS, "-k", "llama"),
+    ),
+    Mutant(
+        "the source's place is written, not the base's",
+        "engine/values.py",
+        "places = locate(elements.rows, None if elements.placement is None else elements.placement.base)",
+        "places = locate(elements.rows, None if elements.placement is None else elements.placement.start)",
+        (PLAIN_HOOKS, "-k", "llama"),
+    ),
+    Mutant(
+        "padding is attended to",
+        "pairs/batch.py",
+        "mask = (counted >= 0) & (counted < sizes[:, None])",
+        "mask = (counted >= 0) | (counted < sizes[:, None])",
+        (INVARIANCE, "-k", "padd and llama"),
+    ),
+    Mutant(
+        "prompts run under the masks of others",
+        "engine/capture.py",
+        "return model.inputs(batch.ids, batch.mask, batch.position_ids)",
+        "return model.inputs(batch.ids, batch.mask[::-1].copy(), batch.position_ids)",
+        (INVARIANCE, "-k", "padd and llama"),
+    ),
+    Mutant(
+        "the clean run is given the corrupted prompts",
+        "engine/reference.py",
+        "captured = capture(job.model, job.pairs.batch(role, indices, padding_side=job.padding_side), sites)",
+        "captured = capture(job.model, job.pairs.batch(job.base, indices, padding_side=job.padding_side), sites)",
+        (STREAMS, "-k", "resid_pre and llama"),
+    ),
+    Mutant(
+        "padding counts in means",
+        "engine/means.py",
+        "mask = torch.as_tensor(run.batch.mask, device=value.device)",
+        "mask = torch.as_tensor(run.batch.mask | (run.batch.start[:, None] == 0), device=value.device)",
+        (VALUES, "-k", "llama"),
+    ),
+    Mutant(
+        "numbers are booked under other pairs",
+        "engine/reference.py",
+        "pairs = np.array([row.pair for row in some])",
+        "pairs = np.array([row.pair for row in some])[::-1]",
+        (STREAMS, "-k", "resid_pre and llama"),
+    ),
+    Mutant(
+        "a query head is said to be served by the kv_head of another group",
+        "sites/select.py",
+        "serves = site.unit // (n_heads // count)",
+        "serves = site.unit % count",
+        ("tests/unit/sites/test_select.py",),
+    ),
+    Mutant(
+        "hooks stay in the model",
+        "engine/hooks.py",
+        "hooks.callback(handle.remove)",
+        "hooks.callback(handle.id.bit_length)",
+        (HOOKS, "-k", "gone"),
+    ),
+    Mutant(
+        "the model is left in eval mode",
+        "engine/hooks.py",
+        "module.training = training",
+        "module.training = False",
+        (HOOKS, "-k", "eval_mode"),
+    ),
+    Mutant(
+        "a patch that did not fire is no error",
+        "engine/hooks.py",
+        "if state.times_run == 1:",
+        "if state.times_run <= 1:",
+        (HOOKS, "-k", "does_not_run"),
+    ),
+    Mutant(
+        "the logit difference has its sign flipped",
+        "metrics/logits.py",
+        'return outputs.answer_logits("answer").logsumexp(1) - outputs.answer_logits("wrong_answer").logsumexp(1)',
+        'return outputs.answer_logits("wrong_answer").logsumexp(1) - outputs.answer_logits("answer").logsumexp(1)',
+        (METRICS, "-k", "llama"),
+    ),
+    Mutant(
+        "noise is reported with the sign of denoise",
+        "results/shares.py",
+        "return self.sign * _divide(self.mean_effect(), np.where(kept, gap, 0.0))",
+        "return _divide(self.mean_effect(), np.where(kept, gap, 0.0))",
+        ("tests/unit/results",),
+    ),
+    Mutant(
+        "every pair counts as independent",
+        "experiment/experiment.py",
+        "groups=self.pairs.components[kept],",
+        "groups=np.arange(len(kept)),",
+        ("tests/unit/experiment/test_components.py",),
+    ),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", metavar="WORD", help="run the mutants whose name or file holds this; write nothing")
+    words = parser.parse_args(argv)
+    chosen = [mutant for mutant in MUTANTS if words.only is None or words.only in f"{mutant.name} {mutant.file}"]
+    for mutant in chosen:
+        find_line(ROOT / "src" / "causalpatch" / mutant.file, mutant)
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        caught = try_all(chosen, Path(folder))
+    if words.only is None:
+        REPORT.write_text(report(caught), encoding="utf-8")
+        print(f"written: {REPORT.relative_to(ROOT)}")
+    survivors = [mutant.name for mutant, test in caught if test is None]
+    print(f"{len(caught) - len(survivors)} of {len(caught)} mutants were caught")
+    for name in survivors:
+        print(f"  survived: {name}")
+    return 1 if survivors else 0
+
+
+def try_all(mutants: Sequence[Mutant], folder: Path) -> list[tuple[Mutant, str | None]]:
+    """Return each mutant with the first test that was red; None where all were green."""
+    copy = folder / "src"
+    shutil.copytree(ROOT / "src", copy, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    require_copy(copy)
+    for selection in dict.fromkeys(mutant.tests for mutant in mutants):
+        code, said = run_tests(copy, selection)
+        if code:
+            sys.exit(f"these tests are red without any mutant: {' '.join(selection)}\n{said[-3000:]}")
+    caught: list[tuple[Mutant, str | None]] = []
+    for mutant in mutants:
+        path = copy / "causalpatch" / mutant.file
+        original = path.read_text(encoding="utf-8")
+        number = find_line(path, mutant)
+        lines = original.split("\n")
+        lines[number] = lines[number].replace(mutant.line, mutant.broken)
+        started = time.perf_counter()
+        try:
+            path.write_text("\n".join(lines), encoding="utf-8")
+            code, said = run_tests(copy, mutant.tests)
+        finally:
+            path.write_text(original, encoding="utf-8")
+        if code not in (0, TESTS_FAILED):
+            sys.exit(f"the tests could not run with the mutant {mutant.name!r} (exit code {code})\n{said[-3000:]}")
+        red = re.search(r"^(?:FAILED|ERROR) (\S+)", said, flags=re.MULTILINE)
+        why = re.search(r"^/\S+:\d+: (.{0,100})", said, flags=re.MULTILINE)
+        caught.append((mutant, red[1] if red else None))
+        word = "caught  " if red else "SURVIVED"
+        print(f"{word}  {mutant.name}  ({time.perf_counter() - started:.0f} s)  {why[1] if why else ''}", flush=True)
+    return caught
+
+
+def find_line(path: Path, mutant: Mutant) -> int:
+    """Return the index of the line to break; leave the program where it does not stand there exactly once."""
+    if not path.is_file():
+        sys.exit(f"the mutant {mutant.name!r} is out of date: there is no file {mutant.file}")
+    found = [n for n, line in enumerate(path.read_text(encoding="utf-8").split("\n")) if line.strip() == mutant.line]
+    if len(found) != 1:
+        sys.exit(
+            f"the mutant {mutant.name!r} is out of date: its line stands {len(found)} times in {mutant.file}\n"
+            f"  {mutant.line}"
+        )
+    return found[0]
+
+
+def run_tests(copy: Path, selection: Sequence[str]) -> tuple[int, str]:
+    """Run tests against a copy of the source until the first is red; return pytest's exit code and what it said."""
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:xdist", "-m", "not slow", "--tb=line", *selection]
+    done = subprocess.run(command, cwd=ROOT, env=environment(copy), capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def require_copy(copy: Path) -> None:
+    """Make sure that Python takes the copy, and not the package that is installed."""
+    command = [sys.executable, "-c", "import causalpatch; print(causalpatch.__file__)"]
+    done = subprocess.run(command, cwd=ROOT, env=environment(copy), capture_output=True, text=True, check=True)
+    if not Path(done.stdout.strip()).is_relative_to(copy):
+        sys.exit(f"Python does not take the copy in {copy}, but {done.stdout.strip()}")
+
+
+def environment(copy: Path) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def report(caught: Sequence[tuple[Mutant, str | None]]) -> str:
+    rows = [
+        f"| {mutant.name} | `{mutant.file}` | {f'`{test}`' if test else '**none**'} | `pytest {shown(mutant.tests)}` |"
+        for mutant, test in caught
+    ]
+    n_caught = sum(test is not None for _, test in caught)
+    return "\n".join(
+        [
+            "# Mutants",
+            "",
+            f"{n_caught} of {len(caught)} one-line breakages turn a test red. Made by `make mutants`, Python "
+            f"{platform.python_version()}, torch {torch.__version__}. The broken lines stand in",
+            "`benchmarks/mutants.py`. Each is put into a temporary copy of the source, and the tests of the last",
+            "column run against it until the first is red.",
+            "",
+            "| what is broken | file | first red test | tests that ran |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def shown(selection: Sequence[str]) -> str:
+    return " ".join(f'"{word}"' if " " in word else word for word in selection)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
