@@ -152,7 +152,7 @@ class Experiment:
             clean[n_metrics + 1] == 1 if is_answered else None,
         )
 
-    def plan(self, interventions: Iterable[Request]) -> Plan:
+    def plan(self, interventions: Iterable[Request] | Request) -> Plan:
         """Say what a run would cost; nothing runs.
 
         Args:
@@ -166,7 +166,7 @@ class Experiment:
 
     def run(
         self,
-        interventions: Iterable[Request],
+        interventions: Iterable[Request] | Request,
         *,
         axes: Mapping[str, Sequence[Any]] | None = None,
         labels: Mapping[str, Sequence[str]] | None = None,
@@ -341,7 +341,7 @@ def _as_metrics(asked: Metric | str | Sequence[Metric | str]) -> tuple[Metric, .
     return metrics
 
 
-def _as_interventions(requests: Iterable[Request]) -> list[Intervention]:
+def _as_interventions(requests: Iterable[Request] | Request) -> list[Intervention]:
     if isinstance(requests, str | Patch | Site | SiteSet | Intervention) or not isinstance(requests, Iterable):
         requests = [requests]
     made = [Intervention.of(request) for request in requests]
