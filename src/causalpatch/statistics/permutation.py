@@ -214,6 +214,8 @@ def max_t(
         The critical value, over the cells that have enough groups for an interval (over all where none has). It lies
         between Student's t for a single interval and Bonferroni's for all of them. Infinite where there are so few
         groups that ``2 ** (1 - G)`` exceeds ``1 - level``; NaN where no cell varies between at least 2 groups.
+        It keeps the level where groups are symmetric about their mean (normal values: .95 of 20 cells with 12, 25 and
+        80 groups); for skewed ones ``simulated_family_coverage`` says how often all intervals hold.
 
     Raises:
         SettingError: Values and groups do not stand for the same pairs, ``n_draws`` is less than 1, or the level is

@@ -79,7 +79,7 @@ def group_skewness(values: npt.ArrayLike, group: npt.ArrayLike) -> FloatArray:
 
     Returns:
         The skewness of the linearised group sums of ``clusters``, (cell,): 0 for symmetric ones, 2 for exponential
-        ones; 0 where groups do not differ.
+        ones; NaN where groups do not differ.
 
     Raises:
         SettingError: Values and groups do not stand for the same pairs.
@@ -95,4 +95,4 @@ def group_skewness(values: npt.ArrayLike, group: npt.ArrayLike) -> FloatArray:
     spread = np.sqrt((moved**2).sum(axis=1) / n_groups)
     differs = spread > 1e-9 * np.abs(sums).max(axis=1)
     third = (moved**3).sum(axis=1) / n_groups
-    return np.asarray(np.divide(third, spread**3, out=np.zeros_like(spread), where=differs))
+    return np.asarray(np.divide(third, spread**3, out=np.full_like(spread, np.nan), where=differs))
