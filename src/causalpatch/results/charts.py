@@ -11,21 +11,22 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from causalpatch.base.errors import SettingError
 from causalpatch.base.extras import lazy
-from causalpatch.results.labels import SPACE, axis_text, cell_text
+from causalpatch.results.captions import LINE_SIZE, TITLE_SIZE, Caption, on_labels, on_marks, wrapped
+from causalpatch.results.labels import VARIES, axis_text, cell_text
 from causalpatch.results.layout import label_name
+from causalpatch.results.notes import ALPHA, on_disagreement
 from causalpatch.results.pictures import Picture
-from causalpatch.results.tables import ALPHA, TopTable
-from causalpatch.statistics.permutation import smallest_p
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from causalpatch.results.top import TopTable
 
 alt = lazy("altair")
 
@@ -34,28 +35,16 @@ MOST_PLACES = 512
 # Beyond this a description of every cell for screen readers makes the file several times as large.
 MOST_SPOKEN_CELLS = 2_000
 BLUE, RED, INK, FAINT = "#2166ac", "#b2182b", "#1a1a1a", "#9a9a9a"
+MUTED = "#6b6b6b"  # for texts: contrast 5.3 on white
 FONT = "Arial, Helvetica, Liberation Sans, DejaVu Sans, sans-serif"
 _TICK = 11  # font size of axis labels, px
 _LIMITS = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 _INSET = 3.5  # px by which an outline is smaller than its cell
 _HATCH_GAP = 5.0  # px between two lines of a hatched cell
-
-
-@dataclass(frozen=True)
-class Caption:
-    """What stands above a picture.
-
-    Args:
-        title: One line.
-        lines: Smaller lines below it: what was measured, and how to read the marks.
-        legend: Title of the colour scale, or of the bars' axis.
-        base: Whose prompt the tokens are from.
-    """
-
-    title: str
-    lines: Sequence[str] = field(default_factory=tuple)
-    legend: str = "recovered"
-    base: str = "corrupted"
+_LETTER = 0.62  # width of a letter per px of its size, on the wide side
+_BESIDE = 150  # px that the axis and the legend of a heat map take beside it
+_WIDEST_LYING = 560  # px up to which columns are widened until their labels lie flat
+_BARS = 420  # px, width of the bars' scale
 
 
 def heat_map(frame: pd.DataFrame, axes: Sequence[str], value: str, caption: Caption) -> Picture:
@@ -71,54 +60,50 @@ def heat_map(frame: pd.DataFrame, axes: Sequence[str], value: str, caption: Capt
         The picture.
     """
     vertical, horizontal = axes
+    told = _told(frame, value)
     rows = [
         {
             "y": axis_text(row[vertical], row.get(label_name(vertical))),
             "x": axis_text(row[horizontal], row.get(label_name(horizontal))),
-            **{name: _plain(row[name]) for name in _told(frame, value)},
+            **{name: _plain(row[name]) for name in told},
         }
         for row in _records(frame)
     ]
     ups, alongs = list(dict.fromkeys(row["y"] for row in rows)), list(dict.fromkeys(row["x"] for row in rows))
     if vertical == "layer":
         ups = ups[::-1]
-    width, height = _step(len(alongs), wide=True), _step(len(ups), wide=False)
-    limit = symmetric_limit(frame[value].to_numpy())
+    width, height = _column(alongs), _step(len(ups), wide=False)
     known = [row for row in rows if row[value] is not None]
     blank = [row for row in rows if row[value] is None]
-    outlined = [row for row in known if row.get("p_bh") is not None and row["p_bh"] < ALPHA]
+    outlined = [row for row in known if _is_significant(row)]
 
-    x = alt.X("x:N", sort=None, scale=alt.Scale(domain=alongs, padding=0), axis=_axis(horizontal, alongs, width))
-    y = alt.Y("y:N", sort=None, scale=alt.Scale(domain=ups, padding=0), axis=_axis(vertical, ups, None))
-    colour = alt.Color(
-        f"{value}:Q",
-        scale=alt.Scale(scheme="redblue", domain=[-limit, limit], domainMid=0),
-        legend=alt.Legend(
-            title=textwrap.wrap(caption.legend, 22),
-            values=[-limit, -limit / 2, 0, limit / 2, limit],
-            format=".3~g",
-            gradientLength=min(max(height * len(ups), 110), 220),
-            gradientThickness=14,
-        ),
-    )
+    places = {"sort": None, "title": horizontal, "scale": alt.Scale(domain=alongs, padding=0)}
+    x = alt.X("x:N", **places, axis=_axis(alongs, width))
+    places = {"sort": None, "title": vertical, "scale": alt.Scale(domain=ups, padding=0)}
+    y = alt.Y("y:N", **places, axis=_axis(ups, None))
+    colour = _colours(frame[value].to_numpy(), value, caption, height * len(ups))
     tooltip = [alt.Tooltip("y:N", title=vertical), alt.Tooltip("x:N", title=horizontal)]
-    tooltip += [alt.Tooltip(f"{name}:{'N' if name == 'status' else 'Q'}") for name in _told(frame, value)]
-    layers = [
-        _layer(known).mark_rect(stroke="#e4e4e4", strokeWidth=0.5).encode(x=x, y=y, color=colour, tooltip=tooltip)
-    ]
+    tooltip += _tooltip(told, caption)
+    sheet: Sheet = {}
+    cells = _layer(sheet, "known", known).mark_rect(stroke="#e4e4e4", strokeWidth=0.5)
+    layers = [cells.encode(x=x, y=y, color=colour, tooltip=tooltip)]
     if blank:
-        layers.append(_layer(blank).mark_rect(fill="white", stroke="#c8c8c8", strokeWidth=0.5).encode(x=x, y=y))
-        hatch = _layer(blank).mark_point(shape=_hatch(width, height), size=4, stroke=FAINT, strokeWidth=0.8)
-        layers.append(hatch.encode(x=x, y=y, tooltip=tooltip))
+        ground = _layer(sheet, "blank", blank).mark_rect(fill="white", stroke="#c8c8c8", strokeWidth=0.5)
+        hatch = _layer(sheet, "blank", blank).mark_point(
+            shape=_hatch(width, height), size=4, stroke=FAINT, strokeWidth=0.8
+        )
+        layers += [ground.encode(x=x, y=y), hatch.encode(x=x, y=y, tooltip=tooltip)]
     if outlined:
         # Drawn inside the cell: where neighbours shared a line, a cell among outlined ones would look outlined too.
         inside = {"width": {"band": 1 - _INSET / width}, "height": {"band": 1 - _INSET / height}}
-        box = _layer(outlined).mark_rect(fill=None, stroke=INK, strokeWidth=1.2, **inside)
+        box = _layer(sheet, "outlined", outlined).mark_rect(fill=None, stroke=INK, strokeWidth=1.2, **inside)
         layers.append(box.encode(x=x, y=y, tooltip=tooltip))
     chart = alt.layer(*layers).properties(width=width * len(alongs), height=height * len(ups))
-    lines = [*caption.lines, *_on_labels(horizontal, frame, caption.base)]
-    lines += _how_to_read(frame, outlined=bool(outlined), value=value)
-    return Picture(_finished(chart, caption.title, lines, width * len(alongs)), frame)
+    lines = [*on_labels(horizontal, frame, caption.base), *on_marks(frame, outlined=bool(outlined), value=value)]
+    chart = _finished(chart, caption, lines, width * len(alongs) + _BESIDE)
+    if len(rows) > MOST_SPOKEN_CELLS:
+        chart = chart.configure_mark(aria=False)
+    return Picture(chart, frame, sheet)
 
 
 def bars(top: TopTable, axes: Sequence[str], caption: Caption) -> Picture:
@@ -145,40 +130,34 @@ def bars(top: TopTable, axes: Sequence[str], caption: Caption) -> Picture:
         title=caption.legend,
         axis=alt.Axis(format=".3~g", tickCount=6, labelFontSize=_TICK, labelFlush=False),
     )
-    tooltip = [alt.Tooltip(f"{key}:{'N' if key == 'status' else 'Q'}") for key in told]
+    tooltip = _tooltip(told, caption)
+    sheet: Sheet = {}
     layers = []
-    for paint, is_positive in ((BLUE, True), (RED, False)):
+    for paint, sign in ((BLUE, "positive"), (RED, "negative")):
         for outlined in (False, True):
-            same = [row for row in rows if (row["recovered"] >= 0) == is_positive]
+            same = [row for row in rows if (row["recovered"] >= 0) == (sign == "positive")]
             some = [row for row in same if _is_significant(row) == outlined]
             if some:
                 edge = {"stroke": INK, "strokeWidth": 1.6} if outlined else {}
-                bar = _layer(some).mark_bar(color=paint, fillOpacity=0.75, height=14, **edge)
+                bar = _layer(sheet, sign + " outlined" * outlined, some)
+                bar = bar.mark_bar(color=paint, fillOpacity=0.75, height=14, **edge)
                 layers.append(bar.encode(y=y, x=x, tooltip=tooltip))
-    zero = _layer([{"recovered": 0.0}]).mark_rule(color=INK, strokeWidth=1)
-    layers.append(zero.encode(x=x))
+    layers.append(_layer(sheet, "nought", [{"recovered": 0.0}]).mark_rule(color=INK, strokeWidth=1).encode(x=x))
     spans = [row for row in rows if row["low"] is not None and row["high"] is not None]
+    marks = []
     if spans:
-        rule = _layer(spans).mark_rule(color=INK, strokeWidth=1.4)
-        layers.append(rule.encode(y=y, x=alt.X("low:Q"), x2="high:Q"))
-        for end in ("low", "high"):
-            cap = _layer(spans).mark_tick(color=INK, thickness=1.4, size=8, orient="vertical")
-            layers.append(cap.encode(y=y, x=alt.X(f"{end}:Q")))
+        layers += _whiskers(sheet, spans, y)
+        marks.append("whiskers: interval")
     if top.by_component is not None:
-        dots = [
-            {"cell": name, "recovered": float(value)}
-            for name, values in zip(names, top.by_component, strict=True)
-            for value in values[np.isfinite(values)]
-        ]
-        dot = _layer(dots).mark_point(filled=True, color="white", stroke=INK, strokeWidth=1, size=26, opacity=0.85)
-        layers.append(dot.encode(y=y, x=x))
-    chart = alt.layer(*layers).properties(width=420, height=24 * max(len(names), 1))
-    marks = ["whiskers: interval"] if spans else []
-    if top.by_component is not None:
-        marks = ["dots: each independent group (too few for an interval)"]
-    outlined = any(map(_is_significant, rows))
-    lines = [top.words, *caption.lines, "; ".join([*marks, *_how_to_read(frame, outlined=outlined)])]
-    return Picture(_finished(chart, caption.title, lines, 640), frame)
+        layers.append(_dots(sheet, names, top.by_component).encode(y=y, x=x))
+        marks.append("dots: each independent group (too few for an interval)")
+    chart = alt.layer(*layers).properties(width=_BARS, height=24 * max(len(names), 1))
+    marks += on_marks(frame, outlined=any(map(_is_significant, rows)))
+    width = _BARS + _length(names)
+    shown = Caption(caption.title, [top.words, *caption.lines])
+    return Picture(
+        _finished(chart, shown, ["; ".join(marks), *on_disagreement(frame, drawn=True)], width), frame, sheet
+    )
 
 
 def symmetric_limit(values: np.ndarray) -> float:
@@ -239,41 +218,74 @@ def check_request(kind: str | None, quantity: str, sizes: Mapping[str, int]) -> 
     return kind
 
 
-def caption(provenance: Mapping[str, Any], *, metric: str, quantity: str, pairs: str) -> Caption:
-    """Return what stands above a picture, from how the numbers came to be.
-
-    Args:
-        provenance: Of the effects.
-        metric: Name of the metric.
-        quantity: ``"recovered"`` or ``"effect"``.
-        pairs: How many pairs and components, in words.
-    """
-    denoise = provenance["direction"] == "denoise"
-    site = str(provenance.get("site") or "effects")
-    value = str(provenance.get("value") or "source")
-    origin = f"{'clean' if denoise else 'corrupted'} values" if value == "source" else f"{value} values"
-    run = "corrupted" if denoise else "clean"
-    if quantity == "recovered":
-        title, legend = f"{site}: share of the gap {'restored' if denoise else 'removed'} by patching", "recovered"
-    else:
-        title, legend = f"{site}: change of {metric} by patching", f"effect ({metric})"
-    model, name = (_name_in(provenance.get(key)) for key in ("model", "pairs"))
-    where = " · ".join(text for text in (model, name, pairs) if text)
-    how = f"{provenance['direction']}: {origin} into the {run} run · {metric}"
-    unfinished = "" if provenance.get("complete", True) else "the sweep was stopped before its end"
-    return Caption(title, [where, how, unfinished], legend, run)
-
-
 _LABELS = {"labelLimit": 0, "labelOverlap": False, "labelFontSize": _TICK, "labelPadding": 4}
+Sheet = dict[
+    str, Sequence[Mapping[str, Any]]
+]  # the rows of each layer, by the name under which the chart refers to them
 
 
-def _axis(name: str, texts: Sequence[str], step: int | None) -> Any:
+def _colours(values: np.ndarray, name: str, caption: Caption, height: int) -> Any:
+    """Return the colour scale: symmetric about 0, positive blue."""
+    limit = symmetric_limit(values)
+    return alt.Color(
+        f"{name}:Q",
+        title=_titles(caption).get(name, name),
+        scale=alt.Scale(scheme="redblue", domain=[-limit, limit], domainMid=0),
+        legend=alt.Legend(
+            title=textwrap.wrap(caption.legend, 22),
+            values=[-limit, -limit / 2, 0, limit / 2, limit],
+            format=".3~g",
+            gradientLength=min(max(height, 110), 220),
+            gradientThickness=14,
+        ),
+    )
+
+
+def _whiskers(sheet: Sheet, spans: Sequence[Mapping[str, Any]], y: Any) -> list[Any]:
+    """Return a line from end to end of each interval, and a tick at both ends."""
+    rule = _layer(sheet, "spans", spans).mark_rule(color=INK, strokeWidth=1.4)
+    layers = [rule.encode(y=y, x=alt.X("low:Q"), x2="high:Q")]
+    for end in ("low", "high"):
+        cap = _layer(sheet, "spans", spans).mark_tick(color=INK, thickness=1.4, size=8, orient="vertical")
+        layers.append(cap.encode(y=y, x=alt.X(f"{end}:Q")))
+    return layers
+
+
+def _dots(sheet: Sheet, names: Sequence[str], by_component: np.ndarray) -> Any:
+    dots = [
+        {"cell": name, "recovered": float(value)}
+        for name, values in zip(names, by_component, strict=True)
+        for value in values[np.isfinite(values)]
+    ]
+    style = {"color": "white", "stroke": INK, "strokeWidth": 1, "size": 26, "opacity": 0.85}
+    return _layer(sheet, "dots", dots).mark_point(filled=True, **style)
+
+
+def _axis(texts: Sequence[str], step: int | None) -> Any:
     """Return an axis that shows every label whole; upright where the labels are wider than a column."""
     angle: dict[str, Any] = {}
     if step is not None:
-        fits = max(map(len, texts), default=0) * _TICK * 0.62 < step - 2
-        angle = {"labelAngle": 0} if fits else {"labelAngle": -90, "labelAlign": "right", "labelBaseline": "middle"}
-    return alt.Axis(title=name, **_LABELS, **angle, ticks=False, domain=False)
+        lies = _length(texts) < step - 2
+        angle = {"labelAngle": 0} if lies else {"labelAngle": -90, "labelAlign": "right", "labelBaseline": "middle"}
+    # Fainter where pairs differ, so that the tokens that all of them share stand out.
+    varies = {"test": f"indexof(datum.value, ' {VARIES}') > 0", "value": MUTED}
+    colour = {"labelColor": {"condition": varies, "value": INK}} if any(map(_varies, texts)) else {}
+    return alt.Axis(**_LABELS, **angle, **colour, ticks=False, domain=False)
+
+
+def _varies(text: str) -> bool:
+    return text.endswith(f" {VARIES}")
+
+
+def _column(texts: Sequence[str]) -> int:
+    """Return the width of a column, px: wide enough for labels that lie flat where the picture stays small."""
+    step, lying = _step(len(texts), wide=True), math.ceil(_length(texts)) + 6
+    return max(step, lying) if lying * len(texts) <= _WIDEST_LYING else step
+
+
+def _length(texts: Sequence[str]) -> float:
+    """Return about how wide the widest label is, px."""
+    return max(map(len, texts), default=0) * _TICK * _LETTER
 
 
 def _step(places: int, *, wide: bool) -> int:
@@ -302,9 +314,21 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in frame.itertuples(index=False, name=None)]
 
 
-def _layer(rows: Sequence[Mapping[str, Any]]) -> Any:
-    # Rows given as values stay out of Altair's table transformers, whose limit of 5,000 rows is a global setting.
-    return alt.Chart(alt.InlineData(values=list(rows)))
+def _layer(sheet: Sheet, name: str, rows: Sequence[Mapping[str, Any]]) -> Any:
+    # Altair copies and checks its data many times over and refuses more than 5,000 rows by a global setting; so its
+    # chart knows them by name only, and the picture puts them in.
+    sheet[name] = rows
+    return alt.Chart(alt.NamedData(name=name))
+
+
+def _tooltip(told: Sequence[str], caption: Caption) -> list[Any]:
+    titles = _titles(caption)
+    kinds = {"status": "N"}
+    return [alt.Tooltip(f"{name}:{kinds.get(name, 'Q')}", title=titles.get(name, name)) for name in told]
+
+
+def _titles(caption: Caption) -> dict[str, str]:
+    return {"recovered": caption.word}
 
 
 def _told(frame: pd.DataFrame, value: str) -> list[str]:
@@ -326,44 +350,13 @@ def _cell_name(row: Mapping[str, Any], axes: Sequence[str]) -> str:
     return cell_text({axis: row[axis] for axis in axes}, labels)
 
 
-def _on_labels(axis: str, frame: pd.DataFrame, base: str) -> list[str]:
-    """Say whose tokens stand on the axis, and what a dot in them is."""
-    if axis not in ("position", "key_position") or label_name(axis) not in frame.columns:
-        return []
-    spaces = any(text.startswith(" ") or text.endswith(" ") or "  " in text for text in frame[label_name(axis)])
-    return [f"tokens: of the {base} prompt" + (f"; {SPACE} is a space" if spaces else "")]
-
-
-def _how_to_read(frame: pd.DataFrame, *, outlined: bool, value: str | None = None) -> list[str]:
-    lines = []
-    if outlined:
-        lines.append("outlined: adjusted p below .05 (against 0, screening only)")
-    elif smallest_p(n_groups := int(frame["n_components"].max())) >= ALPHA:
-        lines.append(f"no outlines: with {n_groups} independent groups p cannot be below .05")
-    else:
-        lines.append("no outlines: no adjusted p below .05")
-    if value is not None and frame[value].isna().any():
-        blank = frame.loc[frame[value].isna()]
-        texts = blank.loc[blank["n_pairs"] == 0, "status"]
-        reasons = sorted({part.lstrip("0123456789 ") for text in texts for part in text.split("; ")})
-        without = ["measured, but its pairs have no gap"] if (blank["n_pairs"] > 0).any() else []
-        measured = [f"not measured ({', '.join(reasons)})"] if reasons else []
-        lines.append("hatched: " + "; ".join(measured + without))
-    return lines
-
-
-def _name_in(value: Any) -> str:
-    return str(value.get("name") or "") if isinstance(value, Mapping) else str(value or "")
-
-
-def _finished(chart: Any, title: str, lines: Sequence[str], width: float) -> Any:
-    columns = max(int(width / 5.5), 76)
-    wrapped = [part for line in lines if line for part in textwrap.wrap(line, columns)]
-    heading = alt.TitleParams(title, subtitle=wrapped, anchor="start", frame="bounds", offset=12)
+def _finished(chart: Any, caption: Caption, lines: Sequence[str], width: float) -> Any:
+    heading, below = wrapped(caption.title, [*caption.lines, *lines], width)
+    title = alt.TitleParams(heading, subtitle=below, anchor="start", frame="bounds", offset=12)
     return (
-        chart.properties(title=heading, padding=14)
+        chart.properties(title=title, padding=14)
         .configure(font=FONT, background="white")
-        .configure_title(fontSize=14, subtitleFontSize=11, subtitleColor="#555555", fontWeight=600)
+        .configure_title(fontSize=TITLE_SIZE, subtitleFontSize=LINE_SIZE, subtitleColor="#555555", fontWeight=600)
         .configure_axis(titleFontSize=12, titleFontWeight="normal", grid=False, titlePadding=8)
         .configure_legend(titleFontSize=11, labelFontSize=10, titleFontWeight="normal", titleLimit=0)
         .configure_view(stroke=None)

@@ -12,6 +12,7 @@ from causalpatch.results.labels import cell_text
 from causalpatch.results.layout import label_name
 from causalpatch.results.shares import Numbers
 from causalpatch.results.status import counts, has_number
+from causalpatch.results.words import own_notes, reference_run, restores
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -33,12 +34,10 @@ def describe(data: xr.Dataset, provenance: Mapping[str, Any], numbers: Numbers, 
         ("axes", " x ".join(f"{axis} {data.sizes[axis]}" for axis in axes) or "none"),
         ("pairs", pairs),
         ("metric", ", ".join(map(str, np.atleast_1d(data["metric_name"].values)))),
-        (
-            "gap",
-            f"{numbers.gap.mean():.4g} (clean {numbers.clean.mean():.4g}, reference {numbers.reference.mean():.4g})",
-        ),
+        ("gap", _gap(provenance, numbers)),
         ("runs", f"{int(has_number(status).sum())} of {status.size} measured" + _others(status)),
-        ("largest", _largest(data, axes, numbers)),
+        ("largest", _largest(data, axes, provenance, numbers)),
+        *(("note", note) for note in own_notes(provenance)),
     ]
     unfinished = "" if provenance.get("complete", True) else ", stopped before its end"
     return [
@@ -47,16 +46,23 @@ def describe(data: xr.Dataset, provenance: Mapping[str, Any], numbers: Numbers, 
     ]
 
 
+def _gap(provenance: Mapping[str, Any], numbers: Numbers) -> str:
+    if numbers.no_share:
+        return f"none: {numbers.no_share}"
+    ends = f"clean run {numbers.clean.mean():.4g}, {reference_run(provenance)} {numbers.reference.mean():.4g}"
+    return f"{numbers.gap.mean():.4g} ({ends})"
+
+
 def _others(status: np.ndarray) -> str:
     others = [f"{number} {code.text}" for code, number in counts(status).items() if not has_number(np.array(code))]
     return f" ({', '.join(others)})" if others else ""
 
 
-def _largest(data: xr.Dataset, axes: list[str], numbers: Numbers) -> str:
+def _largest(data: xr.Dataset, axes: list[str], provenance: Mapping[str, Any], numbers: Numbers) -> str:
     try:
         numbers.require_gap()
     except NoGap:
-        return "no gap, so no recovered share"
+        return "no gap, so no share of it; effects.effect() gives changes of the metric"
     share = numbers.recovered()
     if not np.isfinite(share).any():
         return "nothing measured"
@@ -69,4 +75,5 @@ def _largest(data: xr.Dataset, axes: list[str], numbers: Numbers) -> str:
         if label_name(axis) in data.coords
     }
     where = cell_text(values, labels)
-    return f"{where}: recovered {share[cell]:.3f} (exploratory)" if where else f"recovered {share[cell]:.3f}"
+    said = f"{restores(provenance)} {share[cell]:.3f} of the gap"
+    return f"{where}: {said} (exploratory)" if where else said

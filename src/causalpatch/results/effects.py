@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +14,18 @@ import numpy as np
 from causalpatch.base.errors import ResultsNotFound
 from causalpatch.base.extras import lazy
 from causalpatch.base.suggest import closest
-from causalpatch.results import charts, describe, store, tables
+from causalpatch.results import captions, charts, describe, store, tables
+from causalpatch.results.inference import Inference
 from causalpatch.results.layout import Parts, assemble, take_apart
 from causalpatch.results.shares import Numbers
+from causalpatch.results.words import counted, reference_run
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
     from causalpatch.results.pictures import Picture
-    from causalpatch.results.tables import TopTable
+    from causalpatch.results.top import TopTable
 else:
     xr = lazy("xarray")
 
@@ -42,6 +45,7 @@ class Effects:
     def __init__(self, data: xr.Dataset, provenance: Mapping[str, Any]) -> None:
         self._data = data
         self.provenance = dict(provenance)
+        self._of_metric: dict[str, Effects] = {}
 
     @classmethod
     def build(  # noqa: PLR0913 - the parts of the layout, each under its own name
@@ -122,7 +126,7 @@ class Effects:
     @property
     def smallest_gap(self) -> float:
         """Default of the smallest gap of a pair whose own ratio is given, in the metric's unit: 1e-3 of mean |gap|."""
-        return self._numbers().smallest_gap
+        return self._numbers.smallest_gap
 
     def metric(self, name: str) -> Effects:
         """Return the effects on one metric.
@@ -140,7 +144,10 @@ class Effects:
             raise ResultsNotFound(f"no metric named {name!r} in these effects", facts=facts, fix=fix)
         if "metric_name" not in self._data.dims:
             return self
-        return Effects(self._data.isel(metric_name=self.metrics.index(name)), self.provenance)
+        if name not in self._of_metric:
+            one = self._data.isel(metric_name=self.metrics.index(name))
+            self._of_metric[name] = Effects(one, self.provenance)
+        return self._of_metric[name]
 
     def to_xarray(self) -> xr.Dataset:
         """Return a copy of the labelled array; its layout stands in ``causalpatch.results.layout``."""
@@ -158,7 +165,7 @@ class Effects:
         Returns:
             Axes of the sweep, and pair if asked; NaN where nothing was measured.
         """
-        numbers = self._numbers()
+        numbers = self._numbers
         values = numbers.effect if per_pair else numbers.mean_effect()
         return self._labelled("effect", values, per_pair=per_pair)
 
@@ -179,9 +186,9 @@ class Effects:
         Raises:
             NoGap: Clean and reference runs do not differ enough, so a share means nothing.
         """
-        numbers = self._numbers()
+        numbers = self._numbers
         numbers.require_gap()
-        facts: dict[str, Any] = {"mean_gap": float(numbers.gap.mean())}
+        facts: dict[str, Any] = {"mean_gap": float(numbers.gap.mean()), "reference": reference_run(self.provenance)}
         if per_pair:
             least = numbers.smallest_gap if smallest_gap is None else smallest_gap
             facts |= {"smallest_gap": least, "n_small_gap": int((np.abs(numbers.gap) < least).sum())}
@@ -196,7 +203,8 @@ class Effects:
         ``low`` and ``high`` bound ``recovered`` (Fieller by independent component; NaN with fewer than 10 of them, or
         where the gap is not distinguishable from 0). ``p`` tests against 0 and is for screening only; ``p_bh`` is
         adjusted over all cells (Benjamini-Hochberg). ``agreement`` is the share of pairs whose effect has the sign of
-        the mean. ``effect`` is in the metric's unit. What must be said with the numbers stands in ``attrs["notes"]``.
+        the mean. ``effect`` is in the metric's unit. What ``recovered`` is a share of, and all else that must be said
+        with the numbers, stands in ``attrs["notes"]``.
 
         Args:
             level: Of the intervals, each by itself.
@@ -205,13 +213,14 @@ class Effects:
             NoGap: Clean and reference runs do not differ enough, so a share means nothing.
         """
         one = self._first()
-        return tables.summarise(one._data, one._numbers(), level=level, seed=self._seed)
+        return tables.summarise(one._data, one._inference, self.provenance, level=level)
 
     def top(self, k: int = 10, metric: str | None = None, *, level: float = 0.95) -> TopTable:
         """Return the cells with the largest |recovered|, marked exploratory.
 
         The cells are chosen and estimated on the same pairs, so the largest are too large; confirm them on others.
-        The intervals are wide enough to hold for all cells of the sweep together.
+        The intervals are made to hold for all cells of the sweep together; where few or skewed groups make that
+        approximate, the table says in how many simulated sweeps they do. ``notes`` holds what must be said with it.
 
         Args:
             k: How many.
@@ -223,12 +232,12 @@ class Effects:
             ResultsNotFound: The sweep did not measure this metric.
         """
         one = self._first() if metric is None else self.metric(metric)
-        return tables.largest(one._data, one._numbers(), k=k, level=level, seed=self._seed)
+        return tables.largest(one._data, one._inference, self.provenance, k=k, level=level)
 
     def by_component(self) -> pd.DataFrame:
         """Return a row per cell and independent component: the values behind an interval, or instead of one."""
         one = self._first()
-        return tables.component_table(one._data, one._numbers())
+        return tables.component_table(one._data, one._numbers)
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return the long form: a row per metric, cell and pair, statuses in words."""
@@ -249,13 +258,10 @@ class Effects:
         one = self._first()
         sizes = {axis: int(self._data.sizes[axis]) for axis in self.axes}
         kind = charts.check_request(kind, quantity, sizes)
-        caption = charts.caption(one.provenance, metric=one.metrics[0], quantity=quantity, pairs=self._pairs_text())
+        caption = captions.describe(one.provenance, one.metrics[0], quantity, self._pairs_text())
         if kind == "bars":
             return charts.bars(one.top(k), self.axes, caption)
-        if quantity == "effect":
-            frame = tables.effects_only(one._data, one._numbers(), seed=self._seed)
-        else:
-            frame = one.summary()
+        frame = tables.effects_only(one._data, one._inference) if quantity == "effect" else one.summary()
         return charts.heat_map(frame, charts.choose_axes(sizes) or self.axes, quantity, caption)
 
     def save(self, folder: str | Path) -> Path:
@@ -282,21 +288,22 @@ class Effects:
         return cls(*assemble(store.read(Path(folder))))
 
     def __repr__(self) -> str:
-        return "\n".join(describe.describe(self._data, self.provenance, self._first()._numbers(), self._pairs_text()))
+        return "\n".join(describe.describe(self._data, self.provenance, self._numbers, self._pairs_text()))
 
     def _repr_html_(self) -> str:
-        lines = describe.describe(self._data, self.provenance, self._first()._numbers(), self._pairs_text())
-        return f"<pre>{html.escape(chr(10).join(lines))}</pre>"
-
-    @property
-    def _seed(self) -> int:
-        return int(self.provenance.get("seed") or 0)
+        return f"<pre>{html.escape(repr(self))}</pre>"
 
     def _first(self) -> Effects:
         return self.metric(self.metrics[0])
 
+    @cached_property
+    def _inference(self) -> Inference:
+        """What follows from the first metric's numbers, each thing computed when it is first asked for."""
+        return Inference(self._numbers, int(self.provenance.get("seed") or 0))
+
+    @cached_property
     def _numbers(self) -> Numbers:
-        """Return the first metric's numbers with cells flattened."""
+        """The first metric's numbers with cells flattened."""
         data, name = self._first()._data, self.metrics[0]
         n_pairs = data.sizes["pair"]
         rising = self.provenance.get("higher_is_better", True)
@@ -316,12 +323,12 @@ class Effects:
 
     def _pairs_text(self) -> str:
         n_pairs = self._data.sizes["pair"]
-        groups = f"{self.n_components} independent group{'s' * (self.n_components != 1)}"
-        return f"{n_pairs} pair{'s' * (n_pairs != 1)}, {groups}"
+        return f"{counted(n_pairs, 'pair')}, {counted(self.n_components, 'independent group')}"
 
     def _labelled(self, name: str, values: np.ndarray, *, per_pair: bool, **facts: Any) -> xr.DataArray:
         dims = self.dims if per_pair else self.axes
         coords = {key: array for key, array in self._data.coords.items() if set(array.dims) <= set(dims)}
         shape = tuple(self._data.sizes[axis] for axis in dims)
         attrs = {"metric": self.metrics[0], "direction": self.direction, **facts}
-        return xr.DataArray(values.reshape(shape), dims=dims, coords=coords, name=name, attrs=attrs)
+        # A copy: the numbers are kept, and what is handed out may be written to.
+        return xr.DataArray(values.reshape(shape).copy(), dims=dims, coords=coords, name=name, attrs=attrs)

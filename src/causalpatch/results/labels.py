@@ -11,6 +11,8 @@ from typing import Any
 LONGEST_DRAWN_RUN = 3
 # The middle dot of editors: unlike U+2423 (open box) it is in the fonts that pictures are drawn with.
 SPACE = "·"
+# What stands for a token where pairs differ.
+VARIES = "(varies)"
 _RUNS = re.compile(r"^ +| +$| {2,}")
 _ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 # Control, format, surrogate, private, unassigned; line and paragraph separators; spaces other than U+0020.

@@ -77,7 +77,7 @@ def assemble(parts: Parts) -> tuple[xr.Dataset, dict[str, Any]]:
     """Put the parts into the layout, after checking that they fit together.
 
     Returns:
-        The labelled array and the provenance, its direction filled in.
+        The labelled array and the provenance, its direction and reference filled in.
 
     Raises:
         SettingError: Two parts do not fit together; the message names both shapes.
@@ -90,6 +90,8 @@ def assemble(parts: Parts) -> tuple[xr.Dataset, dict[str, Any]]:
             f"no direction named {direction!r}", facts=[("known", ", ".join(DIRECTIONS))], fix='direction="denoise"'
         )
     names = [str(name) for name in parts.metrics]
+    if "reference" not in parts.baselines:
+        provenance.setdefault("reference", "corrupted run")
     _check_names(parts, names)
     coordinates = {axis: _coordinate(axis, values) for axis, values in parts.axes.items()}
     cells = tuple(len(values) for values in coordinates.values())

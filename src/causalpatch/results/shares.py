@@ -12,6 +12,7 @@ A share means nothing where the gap is not above 0, so there is then an error an
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -51,17 +52,22 @@ class Numbers:
     rising: int
     no_share: str = ""
 
-    @property
+    @cached_property
     def measured(self) -> np.ndarray:
         """Where there is a run, axes cell and pair."""
         return np.asarray(np.isfinite(self.effect))
 
-    @property
+    @cached_property
     def n_pairs(self) -> np.ndarray:
         """Number of pairs measured in each cell."""
         return np.asarray(self.measured.sum(axis=1))
 
-    @property
+    @cached_property
+    def n_groups(self) -> int:
+        """Number of independent components among all pairs."""
+        return len(np.unique(self.group))
+
+    @cached_property
     def n_components(self) -> np.ndarray:
         """Number of independent components measured in each cell."""
         return np.asarray(component_sums(self.measured.astype(np.float64), self.group).astype(bool).sum(axis=1))
@@ -111,7 +117,7 @@ class Numbers:
         ]
         scale = float(np.abs(self.clean).mean() + np.abs(self.reference).mean()) / 2
         absent = mean <= ROUNDING * scale
-        if len(np.unique(self.group)) >= MIN_GROUPS:
+        if self.n_groups >= MIN_GROUPS:
             interval = mean_interval(gap, self.group, level=0.95)
             absent = absent or not interval.low > 0
             bounds = sorted((self.rising * interval.low, self.rising * interval.high))

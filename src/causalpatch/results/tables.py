@@ -5,28 +5,27 @@
    component has some effect, so a small p says that the effect is not 0, not that it matters.
 3. ``p_bh`` is Benjamini-Hochberg over all cells of the sweep, a heuristic.
 4. ``top`` chooses and estimates on the same pairs. Its intervals are widened to hold together over *all* cells that
-   could have been chosen (max-T), and it says *exploratory*.
+   could have been chosen (max-T), and it says *exploratory*. Where that holds only approximately, it says how often all
+   of them hold in simulation.
 
 With fewer than 10 independent components there is no interval, and the value of each component is shown instead.
 """
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from causalpatch.base.extras import lazy
-from causalpatch.results.labels import visible
+from causalpatch.results import notes
+from causalpatch.results.inference import Inference, Spans
 from causalpatch.results.layout import label_name
 from causalpatch.results.shares import Numbers, component_sums
-from causalpatch.results.status import Status, counts, describe_cells
-from causalpatch.statistics.agreement import sign_agreement
-from causalpatch.statistics.families import benjamini_hochberg
-from causalpatch.statistics.intervals import MIN_GROUPS, Interval, ratio_intervals
-from causalpatch.statistics.permutation import max_t, sign_flip, smallest_p
+from causalpatch.results.status import Status, describe_cells
+from causalpatch.results.top import TopTable
+from causalpatch.results.words import counted, own_notes, share_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,178 +33,63 @@ if TYPE_CHECKING:
 else:
     pd = lazy("pandas")
 
-# With fewer groups, or more skewed ones, intervals that hold together are called approximate.
-GROUPS_FOR_MAX_T = 20
-LARGEST_SKEW = 1.0
-ALPHA = 0.05
 
-
-def summarise(
-    data: xr.Dataset, numbers: Numbers, *, level: float, seed: int, critical: float | None = None
-) -> pd.DataFrame:
+def summarise(data: xr.Dataset, inference: Inference, provenance: Mapping[str, Any], *, level: float) -> pd.DataFrame:
     """Return a row per cell, in the order of the axes, and in ``attrs["notes"]`` what must be said with it.
 
     Args:
         data: One metric's labelled array.
-        numbers: The same, cells flattened.
-        level: Of the intervals.
-        seed: Of the random sign flips.
-        critical: Critical value of simultaneous intervals; each interval stands alone without it.
+        inference: What follows from it.
+        provenance: How the numbers came to be.
+        level: Of the intervals, each by itself.
 
     Raises:
         NoGap: Clean and reference runs do not differ enough.
     """
-    numbers.require_gap()
-    found = numbers.n_pairs > 0
-    share = numbers.recovered()
-    n_cells = len(share)
-    spread: list[Interval] = []
-    low, high, p, agreement = (np.full(n_cells, np.nan) for _ in range(4))
-    if found.any():
-        tops = numbers.sign * numbers.effect[found]
-        spread = ratio_intervals(tops, numbers.gap, numbers.group, level=level, critical=critical, seed=seed)
-        bounded = np.array([interval.is_bounded for interval in spread]) & np.isfinite(share[found])
-        low[found] = np.where(bounded, [interval.low for interval in spread], np.nan)
-        high[found] = np.where(bounded, [interval.high for interval in spread], np.nan)
-        p[found] = sign_flip(numbers.effect[found], numbers.group, seed=seed)
-        agreement[found] = sign_agreement(numbers.effect[found])
-    status = data["status"].values.reshape(n_cells, -1)
-    columns: dict[str, Any] = {
-        **cell_columns(data),
-        "effect": numbers.mean_effect(),
-        "recovered": share,
-        "low": low,
-        "high": high,
-        "p": p,
-        "p_bh": benjamini_hochberg(p),
-        "agreement": agreement,
-        "n_pairs": numbers.n_pairs,
-        "n_components": numbers.n_components,
-        "status": describe_cells(status),
-    }
-    notes = [
-        *_notes_on_intervals(numbers, share, spread),
-        *_notes_on_p(numbers, int(np.isfinite(p).sum())),
-        *_notes_on_cells(numbers, status, share),
-    ]
-    frame = pd.DataFrame(columns)
-    frame.attrs["notes"] = notes
+    inference.numbers.require_gap()
+    spans = inference.alone(level)
+    frame = _cells(data, inference, spans)
+    meaning = share_words(provenance, inference.numbers.metric)
+    frame.attrs["notes"] = [meaning, *_notes(data, inference, spans), *own_notes(provenance)]
     return frame
 
 
-def effects_only(data: xr.Dataset, numbers: Numbers, *, seed: int) -> pd.DataFrame:
+def effects_only(data: xr.Dataset, inference: Inference) -> pd.DataFrame:
     """Return a row per cell without anything that needs a gap: the effect and its p, in the metric's unit."""
-    found = numbers.n_pairs > 0
-    p = np.full(len(found), np.nan)
-    if found.any():
-        p[found] = sign_flip(numbers.effect[found], numbers.group, seed=seed)
+    numbers = inference.numbers
     columns: dict[str, Any] = {
         **cell_columns(data),
         "effect": numbers.mean_effect(),
-        "p": p,
-        "p_bh": benjamini_hochberg(p),
+        "p": inference.p,
+        "p_bh": inference.p_bh,
         "n_pairs": numbers.n_pairs,
         "n_components": numbers.n_components,
-        "status": describe_cells(data["status"].values.reshape(len(found), -1)),
+        "status": describe_cells(_status(data)),
     }
     return pd.DataFrame(columns)
 
 
-def largest(data: xr.Dataset, numbers: Numbers, *, k: int, level: float, seed: int) -> TopTable:
+def largest(data: xr.Dataset, inference: Inference, provenance: Mapping[str, Any], *, k: int, level: float) -> TopTable:
     """Return the ``k`` cells with the largest |recovered|, with intervals that hold over all cells together."""
+    numbers = inference.numbers
     numbers.require_gap()
-    found = numbers.n_pairs > 0
-    critical, left = None, np.empty((0, numbers.group.size))
-    few = len(np.unique(numbers.group)) < MIN_GROUPS
-    if found.any() and not few:
-        # What the ratio's own t looks at: the effect left over when the cell's share of the gap is taken off.
-        share = np.nan_to_num(numbers.recovered())[:, None]
-        left = numbers.sign * numbers.effect - share * numbers.gap
-        largest_t = max_t(left[found], numbers.group, seed=seed, level=level)
-        # NaN: no cell varies between groups, so that each interval is a point whatever the critical value.
-        critical = None if np.isnan(largest_t) else largest_t
-    table = summarise(data, numbers, level=level, seed=seed, critical=critical)
-    size = table["recovered"].abs()
-    order = size.dropna().sort_values(ascending=False, kind="stable").index[: max(k, 0)].to_numpy(dtype=np.int64)
-    frame = table.loc[order].reset_index(drop=True)
-    words = f"exploratory: the {len(order)} largest of {int(found.sum())} cells, chosen and estimated on the same pairs"
-    if not few:
-        words += f"; the {level:.0%} intervals hold for all cells together"
-    notes = table.attrs["notes"] if few else [*table.attrs["notes"], *_notes_on_together(left[order], numbers.group)]
-    frame.attrs.update(label="exploratory", notes=notes)
-    each = share_by_component(numbers)[order] if few else None
-    return TopTable(frame, words, notes, each)
-
-
-class TopTable:
-    """The largest cells of a sweep, marked exploratory; everything a ``DataFrame`` can be asked, it answers.
-
-    Args:
-        frame: A row per cell, largest |recovered| first.
-        words: The line above the table.
-        notes: The lines below.
-        by_component: Share of every independent component, axes row and component, where these are too few for an
-            interval.
-    """
-
-    label = "exploratory"
-
-    def __init__(
-        self, frame: pd.DataFrame, words: str, notes: Sequence[str], by_component: np.ndarray | None = None
-    ) -> None:
-        self.words = words
-        self.notes = list(notes)
-        self.by_component = by_component
-        self._frame = frame
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """Return a copy of the table, with the notes in ``attrs``."""
-        return self._frame.copy()
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._frame, name)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._frame[key]
-
-    def __len__(self) -> int:
-        return len(self._frame)
-
-    def __str__(self) -> str:
-        notes = [f"note: {note}" for note in self.notes]
-        return "\n".join([self.words, readable(self._shown()).to_string(index=False), *notes])
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        table = readable(self._shown()).to_html(index=False, border=0)
-        notes = "".join(f"<div>{html.escape(note)}</div>" for note in self.notes)
-        return f"<div><b>{html.escape(self.words)}</b>{table}<small>{notes}</small></div>"
-
-    def _shown(self) -> pd.DataFrame:
-        shown = self._frame
-        if self.by_component is not None:
-            texts = [" ".join(_number(value, 2) for value in row) for row in self.by_component]
-            shown = shown.drop(columns=["low", "high"]).assign(each_component=texts)
-        return shown
-
-
-def readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of short texts: three places, tokens with their spaces visible, a dash for what is not there."""
-    shown = {}
-    for name in frame.columns:
-        column = frame[name]
-        if name in ("p", "p_bh"):
-            shown[name] = [_number(value, 4) for value in column]
-        elif column.dtype.kind == "f":
-            shown[name] = [_number(value, 3) for value in column]
-        elif name.endswith("token"):
-            shown[name] = [visible(text) for text in column]
-        else:
-            shown[name] = [str(value) for value in column]
-    return pd.DataFrame(shown)
+    spans = inference.together(level)
+    size = np.abs(numbers.recovered())
+    order = np.argsort(-size, kind="stable")[: max(k, 0)]
+    order = order[np.isfinite(size[order])]
+    frame = _cells(data, inference, spans, order)
+    cells = counted(int(inference.found.sum()), "cell")
+    words = f"exploratory: the {len(order)} largest of {cells}, chosen and estimated on the same pairs"
+    together = []
+    if frame["low"].notna().any():
+        trust = inference.trust(level)
+        words += f"; {notes.holding(level, trust)}"
+        together = [*notes.on_together(trust), *notes.on_disagreement(frame)]
+    meaning = share_words(provenance, numbers.metric)
+    said = [*_notes(data, inference, spans), *together, *own_notes(provenance)]
+    frame.attrs.update(label="exploratory", notes=[meaning, *said])
+    each = None if inference.has_intervals else share_by_component(numbers)[order]
+    return TopTable(frame, words, meaning, said, each)
 
 
 def cell_columns(data: xr.Dataset) -> dict[str, np.ndarray]:
@@ -280,68 +164,32 @@ def _mean(total: np.ndarray, size: np.ndarray) -> np.ndarray:
     return mean
 
 
-def _notes_on_intervals(numbers: Numbers, share: np.ndarray, found: list[Interval]) -> list[str]:
-    n_components = len(np.unique(numbers.group))
-    if n_components < MIN_GROUPS:
-        few = f"too few independent groups: {n_components} (an interval needs {MIN_GROUPS})"
-        return [f"{few}; the value of each: effects.by_component()"]
-    notes = []
-    rough = [interval for interval in found if interval.coverage is not None]
-    if rough:
-        worst = min(rough, key=lambda interval: interval.coverage or 0.0)
-        notes.append(f"{len(rough)} of {len(found)} intervals are {worst.note}")
-    reasons: dict[str, int] = {}
-    for interval in found:
-        if interval.status == "none" and interval.note:
-            reasons[interval.note] = reasons.get(interval.note, 0) + 1
-    notes += [f"no interval in {number} of {len(share)} cells: {note}" for note, number in reasons.items()]
-    return notes
+def _cells(data: xr.Dataset, inference: Inference, spans: Spans, chosen: np.ndarray | None = None) -> pd.DataFrame:
+    """Return a row per chosen cell, or per cell: its coordinates and all its numbers."""
+    numbers = inference.numbers
+    columns: dict[str, Any] = {
+        **cell_columns(data),
+        "effect": numbers.mean_effect(),
+        "recovered": numbers.recovered(),
+        "low": spans.low,
+        "high": spans.high,
+        "p": inference.p,
+        "p_bh": inference.p_bh,
+        "agreement": inference.agreement,
+        "n_pairs": numbers.n_pairs,
+        "n_components": numbers.n_components,
+    }
+    status = _status(data)
+    if chosen is not None:
+        columns, status = {name: values[chosen] for name, values in columns.items()}, status[chosen]
+    return pd.DataFrame(columns | {"status": describe_cells(status)})
 
 
-def _notes_on_together(left: np.ndarray, group: np.ndarray) -> list[str]:
-    """Say where intervals that hold together are approximate.
-
-    Args:
-        left: Effect less the cell's share of the gap, of the cells shown, axes cell and pair.
-        group: Independent component of each pair.
-    """
-    n_groups = len(np.unique(group))
-    if n_groups < GROUPS_FOR_MAX_T:
-        return [f"holding together is approximate: {n_groups} independent groups, fewer than {GROUPS_FOR_MAX_T}"]
-    sums = component_sums(np.nan_to_num(left), group)
-    sums = sums - sums.mean(axis=1, keepdims=True)
-    spread = np.sqrt((sums**2).mean(axis=1))
-    skew = np.divide((sums**3).mean(axis=1), spread**3, out=np.zeros_like(spread), where=spread > 0)
-    skewed = int((np.abs(skew) > LARGEST_SKEW).sum())
-    return [f"holding together is approximate: {skewed} of these cells are skewed between groups"] if skewed else []
+def _notes(data: xr.Dataset, inference: Inference, spans: Spans) -> list[str]:
+    on_cells = notes.on_cells(inference.numbers, _status(data))
+    return [*notes.on_intervals(inference, spans), *notes.on_p(inference), *on_cells]
 
 
-def _notes_on_p(numbers: Numbers, n_tested: int) -> list[str]:
-    notes = [f"p: screening only, against 0; p_bh: Benjamini-Hochberg over {n_tested} cells, a heuristic"]
-    least = float(smallest_p(len(np.unique(numbers.group))))
-    if least > ALPHA / 10:
-        notes.append(f"smallest attainable p with so few independent groups: {least:.3g}")
-    return notes
-
-
-def _notes_on_cells(numbers: Numbers, status: np.ndarray, share: np.ndarray) -> list[str]:
-    notes = []
-    n_cells, n_pairs = status.shape
-    empty = numbers.n_pairs == 0
-    if empty.any():
-        reasons = [f"{number} {code.text}" for code, number in counts(status[empty]).items()]
-        notes.append(f"{int(empty.sum())} of {n_cells} cells were not measured (runs: {', '.join(reasons)})")
-    partial = ~empty & (numbers.n_pairs < n_pairs)
-    if partial.any():
-        notes.append(f"{int(partial.sum())} cells rest on some of the {n_pairs} pairs, their gap on the same ones")
-    derived = int((status == Status.DERIVED).sum())
-    if derived:
-        notes.append(f"{derived} of {status.size} runs were not made because another run has the same result")
-    without = int((~empty & ~np.isfinite(share)).sum())
-    if without:
-        notes.append(f"{without} cells have no recovered share: their own pairs have no gap")
-    return notes
-
-
-def _number(value: float, places: int) -> str:
-    return f"{value:.{places}f}" if np.isfinite(value) else "-"
+def _status(data: xr.Dataset) -> np.ndarray:
+    status: np.ndarray = data["status"].values
+    return status.reshape(-1, data.sizes["pair"])

@@ -1,6 +1,9 @@
+import html
+import itertools
 import json
 import math
 import re
+import time
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
@@ -241,6 +244,9 @@ def test_an_outline_marks_cells_whose_adjusted_p_is_small(make):
 def test_a_picture_without_outlines_says_why(make):
     few = heat(make, [[0.8, 0.0]], ["a", "b"], groups=np.arange(40) // 10).plot()
     assert "with 4 independent groups p cannot be below .05" in subtitle_of(few.to_svg())
+    one = heat(make, [[0.8, 0.0]], ["a", "b"], groups=np.zeros(40, int))
+    for kind in ("heat", "bars"):
+        assert "no outlines: no test is possible with one independent group" in subtitle_of(one.plot(kind).to_svg())
     none = heat(make, [[0.0, 0.0]], ["a", "b"], noise=1.0).plot()
     assert "no outlines: no adjusted p below .05" in subtitle_of(none.to_svg())
 
@@ -250,7 +256,11 @@ def test_the_heading_says_what_was_measured_on_what(odd, make):
     assert [text.words for text in texts_of(svg) if text.role == "title-text"] == [
         "resid_pre: share of the gap restored by patching"
     ]
-    for words in ("gpt2 · ioi.jsonl · 40 pairs, 40 independent groups", "denoise", "logit_difference", "· is a space"):
+    for words in (
+        "gpt2 · ioi.jsonl · 40 pairs, 40 independent groups",
+        "denoise: clean values into the corrupted run · gap: logit_difference, clean run to corrupted run",
+        "tokens: of the corrupted prompt; · is a space",
+    ):
         assert words in subtitle_of(svg)
     titles = [text.words for text in texts_of(svg) if text.role == "axis-title"]
     assert sorted(titles) == ["layer", "position"]
@@ -261,11 +271,88 @@ def test_the_heading_says_what_was_measured_on_what(odd, make):
     assert "the sweep was stopped before its end" in subtitle_of(noise)
 
 
+def legend_title_of(svg):
+    return " ".join(text.words for text in texts_of(svg) if text.role == "legend-title")
+
+
+@pytest.mark.parametrize(
+    ("direction", "word", "other"), [("denoise", "recovered", "remov"), ("noise", "removed", "recover")]
+)
+def test_pictures_name_the_share_by_the_direction(make, direction, word, other):
+    effects = make({"layer": [0, 1], "head": [0, 1]}, [[0.4, 0.1], [0.0, 0.0]], direction=direction)
+    heat_map, bars = effects.plot(), effects.plot("bars")
+    assert legend_title_of(heat_map.to_svg()) == f"share of the gap {word}"
+    assert f"share of the gap {word}" in [text.words for text in texts_of(bars.to_svg()) if text.role == "axis-title"]
+    for picture in (heat_map, bars):
+        titles = [each["title"] for each in picture.to_dict()["layer"][0]["encoding"]["tooltip"]]
+        assert word in titles
+        svg = picture.to_svg()
+        said = [text.words for text in texts_of(svg)] + re.findall('aria-label="([^"]*)"', svg)
+        assert not [words for words in said if other in words]
+
+
+def test_pictures_name_the_reference_and_repeat_the_notes_of_the_run(make):
+    said = "40% of the pairs are mirrored: the other direction is redundant by construction"
+    provenance = {"value": "zero", "reference": "zero at 40 places together", "notes": [said]}
+    effects = make({"layer": [0, 1], "head": [0, 1]}, np.full((2, 2), 0.1), direction="noise", provenance=provenance)
+    for kind in ("heat", "bars"):
+        words = subtitle_of(effects.plot(kind).to_svg())
+        assert (
+            "noise: zero into the clean run · gap: logit_difference, clean run to zero at 40 places together" in words
+        )
+        assert said in words
+    words = subtitle_of(effects.plot(quantity="effect").to_svg())
+    assert "noise: zero into the clean run · change of logit_difference, patched less unpatched" in words
+    assert said in words
+
+
+def test_no_heading_is_wider_than_its_picture(make):
+    path = "backbone.features.blocks.3.attention.self.query_projection"
+    site = f"module({path}).output[0] and module({path}).output[1] (24 sites)"
+    provenance = {"site": site, "value": "mean over positions of the corrupted side", "reference": "x " * 90}
+    for places in (1, 4, 40):
+        effects = make({"layer": [0], "head": range(places)}, np.full((1, places), 0.4), provenance=provenance)
+        for kind in ("heat", "bars"):
+            svg = effects.plot(kind).to_svg()
+            texts = texts_of(svg)
+            heading = [text for text in texts if text.role.startswith("title")]
+            rest = [text for text in texts if not text.role.startswith("title")]
+            assert "".join(text.words for text in heading if text.role == "title-text").replace(" ", "") == (
+                f"{site}: share of the gap restored by patching".replace(" ", "")
+            )
+            right = max(x for text in rest for x, _ in text.corners)
+            assert max(x for text in heading for x, _ in text.corners) <= max(right, 400) * 1.06
+            check_nothing_is_clipped(svg)
+
+
 @pytest.mark.parametrize("unit", ["head", "kv_head"])
 def test_heads_stand_on_a_grid_of_their_own(make, unit):
     svg = make({"layer": range(3), unit: range(2)}, np.zeros((3, 2))).plot().to_svg()
     assert labels_of(svg, "X") == ["0", "1"]
     assert unit in [text.words for text in texts_of(svg) if text.role == "axis-title"]
+
+
+def test_labels_of_a_few_columns_lie_flat_beside_each_other(make):
+    labels = ["(heads 0-1)", "(heads 2-3)", "(heads 4-5)", "(heads 6-7)"]
+    svg = make({"layer": [0], "kv_head": range(4)}, np.zeros((1, 4)), labels={"kv_head": labels}).plot().to_svg()
+    flat = [text for text in texts_of(svg) if text.role == "axis-label" and text.axis == "X"]
+    spans = sorted((text.corners[0][0], text.corners[2][0]) for text in flat)
+    assert len({round(text.corners[0][1]) for text in flat}) == 1
+    assert all(left[1] + 4 < right[0] for left, right in itertools.pairwise(spans))
+
+
+def test_tokens_that_differ_between_pairs_are_fainter_than_those_that_all_share(make):
+    tokens = ["<s>", "(varies)", "(varies)", " gave"] * 12
+    picture = heat(make, np.zeros((2, 48)), tokens)
+    svg = picture.plot().to_svg()
+    assert "(varies): not the same in all pairs" in subtitle_of(svg)
+    assert labels_of(svg, "X")[:4] == ["0 <s>", "1 (varies)", "2 (varies)", "3 ·gave"]
+    check_no_two_labels_overlap(svg, "X")
+    fills = re.findall('<text [^>]*fill="([^"]*)"[^>]*>([^<]*)</text>', svg)
+    paint = {html.unescape(words): fill for fill, words in fills}
+    assert paint["1 (varies)"] == "#6b6b6b"
+    assert paint["3 ·gave"] == paint["0 <s>"] == "#1a1a1a"
+    assert "(varies)" not in subtitle_of(heat(make, np.zeros((2, 2)), ["a", "b"]).plot().to_svg())
 
 
 def test_key_value_heads_can_name_the_heads_that_they_serve(make):
@@ -321,6 +408,16 @@ def test_bars_show_the_value_of_each_group_where_there_are_too_few_for_an_interv
     assert "each independent group (too few for an interval)" in subtitle_of(picture.to_svg())
 
 
+def test_an_outline_beside_a_whisker_across_nought_is_explained_where_it_occurs(make):
+    shares = np.zeros((3, 4))
+    shares[0] = 0.5
+    axes = {"layer": range(3), "head": range(4)}
+    why = "(p_bh screens each cell by sign flips, the whisker is made to hold for all cells together)"
+    odd = make(axes, shares, n_pairs=60, noise=1.0).plot("bars", k=12).to_svg()
+    assert f"outlined though the whisker crosses 0: 1 cell {why}" in subtitle_of(odd)
+    assert "though" not in subtitle_of(make(axes, shares, n_pairs=60, noise=0.3).plot("bars", k=12).to_svg())
+
+
 def test_long_names_of_bars_stay_whole(make):
     tokens = ["antidisestablishmentarianism" * 2, "<|begin_of_text|>"]
     svg = heat(make, [[0.5, 0.2]], tokens).plot("bars").to_svg()
@@ -359,6 +456,41 @@ def test_effects_can_be_drawn_in_the_unit_of_the_metric(odd):
 def test_a_chart_that_does_not_exist_is_refused(make, asked, words):
     with pytest.raises(SettingError, match=words):
         make({"layer": [0, 1]}, [0.1, 0.2]).plot(**asked)
+
+
+def test_the_specification_is_one_that_vega_lite_knows(odd, make):
+    status = np.zeros((2, 3, 40), int)
+    status[0, 1] = 3
+    blank = heat(make, np.full((2, 3), 0.4), ["a", "(varies)", "c"], status=status)
+    few = make({"layer": [0, 1], "head": [0]}, [[0.8], [-0.1]], groups=np.arange(40) // 8)
+    for picture in (odd.plot(), blank.plot(), blank.plot("bars"), few.plot("bars")):
+        picture.chart.to_dict(validate=True)
+        names = {layer["data"]["name"] for layer in picture.to_dict()["layer"]}
+        assert names == set(picture.to_dict()["datasets"])
+
+
+def test_a_picture_of_thousands_of_cells_takes_seconds_and_its_file_stays_small(make):
+    tokens = [f" t{index % 50}" for index in range(512)]
+    effects = heat(make, np.random.default_rng(0).normal(0, 0.1, (12, 512)), tokens, n_pairs=12)
+    effects.summary()
+    for read in ("to_svg", "to_png", "to_html"):
+        start = time.perf_counter()
+        file = getattr(effects.plot(), read)()
+        assert time.perf_counter() - start < 20  # 1.5 to 2.5 s alone on one core; room for a busy machine
+        if read == "to_svg":
+            assert len(file) < 2_500_000
+            assert len(labels_of(file, "X")) == 512
+        if read == "to_png":
+            assert int.from_bytes(file[16:20], "big") <= 10_000
+
+
+def test_small_pictures_are_sharp_and_speak_each_cell_to_a_screen_reader(odd):
+    picture = odd.plot()
+    svg = picture.to_svg()
+    width = float(ElementTree.fromstring(svg).get("width"))
+    assert int.from_bytes(picture.to_png()[16:20], "big") == pytest.approx(2 * width, abs=2)
+    assert int.from_bytes(picture.to_png(scale=1)[16:20], "big") == pytest.approx(width, abs=1)
+    assert len(re.findall('aria-roledescription="rect mark"', svg)) >= 40
 
 
 def test_files_are_written_in_the_format_of_their_ending(odd, tmp_path):

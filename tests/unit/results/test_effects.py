@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -253,9 +254,53 @@ def test_printing_says_what_was_measured_and_what_was_not(make):
     assert lines[0] == "Effects of resid_pre (denoise, source values, stopped before its end)"
     assert "axes     layer 2 x position 3" in lines[1]
     assert "200 of 240 measured (40 skipped)" in repr(effects)
-    assert "layer 0, position 1 ·the: recovered 0.900 (exploratory)" in lines[-1]
+    assert re.search(r"gap +[\d.]+ \(clean run [\d.]+, corrupted run -[\d.]+\)", repr(effects))
+    assert "layer 0, position 1 ·the: restores 0.900 of the gap (exploratory)" in lines[-1]
     assert len(lines) < 10
     assert effects._repr_html_().startswith("<pre>Effects of resid_pre")
+
+
+def test_printing_says_what_is_removed_by_what_and_repeats_the_notes_of_the_run(make):
+    provenance = {"value": "zero", "reference": "zero at 6 places together", "notes": ["40% of the pairs are mirrored"]}
+    effects = make({"layer": [0, 1]}, [0.5, 0.0], direction="noise", noise=0.0, provenance=provenance)
+    lines = repr(effects).splitlines()
+    assert lines[0] == "Effects of resid_pre (noise, zero values)"
+    assert re.search(r"clean run [\d.]+, zero at 6 places together -[\d.]+\)", lines[4])
+    assert lines[-2:] == [
+        "  largest  layer 0: removes 0.500 of the gap (exploratory)",
+        "  note     40% of the pairs are mirrored",
+    ]
+
+
+def test_effects_that_are_a_share_of_nothing_say_why_when_printed(make):
+    effects = make({"layer": [0]}, [0.5], provenance={"reference": "none", "no_share": "two kinds of ablation"})
+    lines = repr(effects).splitlines()
+    assert lines[4] == "  gap      none: two kinds of ablation"
+    assert lines[-1] == "  largest  no gap, so no share of it; effects.effect() gives changes of the metric"
+
+
+def test_shares_name_the_run_that_they_refer_to():
+    assert by_hand().recovered().attrs["reference"] == "corrupted run"
+    other = by_hand(
+        baselines={"clean": np.array([[2.0, 7.0, 1.0]]), "corrupt": np.zeros((1, 3)), "reference": np.zeros((1, 3))}
+    )
+    assert other.recovered().attrs["reference"] == "reference run"
+
+
+def test_writing_to_what_was_handed_out_changes_nothing():
+    effects = by_hand()
+    before = effects.summary()
+    for read in (Effects.effect, Effects.recovered):
+        for per_pair in (False, True):
+            read(effects, per_pair=per_pair).values[:] = 77.0
+    frame = effects.summary()
+    frame.loc[:, "recovered"] = 77.0
+    effects.summary().attrs["notes"].clear()
+    effects.top().notes.clear()
+    assert effects.summary().equals(before)
+    assert effects.summary().attrs["notes"] == before.attrs["notes"] != []
+    assert effects.top().notes
+    assert effects.recovered().values.tolist() == pytest.approx([4 / 10, 0.0])
 
 
 def test_reading_results_loads_nothing_heavy():
