@@ -13,6 +13,8 @@ import transformers
 from causalpatch.models.zoo.measure import LAST, LEAST_RECOVERED, accuracy, mechanism, strong_heads
 from causalpatch.pairs.tasks import TASKS
 
+# What a seed has to reach to be accepted.
+ENOUGH_RIGHT = 0.99
 _QUOTED = ("accuracy", "strong_heads", "top_two", "minutes")
 
 
@@ -154,12 +156,15 @@ def _other_seeds(facts: Mapping[str, Any]) -> str:
         return "Not trained."
     lines = []
     for other in facts["other_seeds"]:
-        least, least_held_out = (
-            min(values[kind] for values in other["accuracy"].values())
-            for kind in ("all_templates", "held_out_template")
+        short = [
+            f"{task} {values['all_templates']:.1%} (held-out template {values['held_out_template']:.1%})"
+            for task, values in other["accuracy"].items()
+            if min(values["all_templates"], values["held_out_template"]) < ENOUGH_RIGHT
+        ]
+        reached = (
+            f"reaches {ENOUGH_RIGHT:.0%} in every task but {', '.join(short)}"
+            if short
+            else (f"reaches {ENOUGH_RIGHT:.0%} in every task, held-out templates included")
         )
-        lines.append(
-            f"- Seed {other['seed']}: every task at least {least:.1%} right over all templates and "
-            f"{least_held_out:.1%} on its held-out one. {_statements(other)}"
-        )
+        lines.append(f"- Seed {other['seed']} {reached}. {_statements(other)}")
     return "\n".join(lines)
