@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,7 +77,7 @@ def wrapped(title: str, lines: Sequence[str], width: float) -> tuple[list[str], 
         width: Of the picture, px.
     """
     width = max(width, _NARROWEST)
-    heading = textwrap.wrap(title, max(int(width / (TITLE_SIZE * _BOLD)), 1))
+    heading = _broken(title, int(width / (TITLE_SIZE * _BOLD)))
     columns = int(width / (LINE_SIZE * _PLAIN))
     return heading, [part for line in lines for part in textwrap.wrap(line, columns)]
 
@@ -120,6 +121,16 @@ def on_marks(frame: pd.DataFrame, *, outlined: bool, value: str | None = None) -
         measured = [f"not measured ({', '.join(reasons)})"] if reasons else []
         lines.append("hatched: " + "; ".join(measured + without))
     return [line for line in lines if line]
+
+
+def _broken(title: str, columns: int) -> list[str]:
+    """Break a title between words, and within the path of a module after a dot."""
+    lines = [""]
+    for part in re.split(r"(?<=\s)|(?<=\.)(?=[A-Za-z])", title):
+        if len(lines[-1]) + len(part.rstrip()) > columns:
+            lines.append("")
+        lines[-1] += part
+    return [short for line in lines for short in textwrap.wrap(line, columns)]
 
 
 def _name_in(value: Any) -> str:

@@ -211,6 +211,10 @@ class Effects:
 
         Raises:
             NoGap: Clean and reference runs do not differ enough, so a share means nothing.
+
+        Cost:
+            Three seconds for 36,864 cells of 100 pairs on one core, as ``top`` takes; both keep what they computed, so
+            that tables and pictures after the first take a fraction of a second.
         """
         one = self._first()
         return tables.summarise(one._data, one._inference, self.provenance, level=level)

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from causalpatch.base.errors import SettingError
+from causalpatch.results.captions import wrapped
 from causalpatch.results.charts import choose_axes, symmetric_limit
 
 TOKENS = ["<s>", "the", " unbelievable", "the", "\n", "\t", " ", "the", "</script>", "incomprehensibilities" * 2]
@@ -304,6 +305,17 @@ def test_pictures_name_the_reference_and_repeat_the_notes_of_the_run(make):
     words = subtitle_of(effects.plot(quantity="effect").to_svg())
     assert "noise: zero into the clean run · change of logit_difference, patched less unpatched" in words
     assert said in words
+
+
+def test_a_long_heading_is_broken_between_words_and_after_the_dots_of_a_path():
+    path = "module(backbone.blocks.11.attention.query_projection).output"
+    title, lines = wrapped(f"{path}: share of the gap", ["p below .05 " * 20], 400)
+    assert title == [
+        "module(backbone.blocks.11.attention.",
+        "query_projection).output: share of the gap",
+    ]
+    assert " ".join(lines) == ("p below .05 " * 20).strip()
+    assert len(wrapped("x" * 200, [], 400)[0]) == 5
 
 
 def test_no_heading_is_wider_than_its_picture(make):
