@@ -5,8 +5,9 @@ from causalpatch.engine.gauge import Gauge, Run, check_answers
 from causalpatch.engine.job import BASE, SOURCE, Block, Cost, Job
 from causalpatch.engine.means import Means
 from causalpatch.engine.plan import ModelCost, Plan, make_plan
+from causalpatch.engine.planning import plan_job
 from causalpatch.engine.prove import Proof, prove, require_proofs
-from causalpatch.engine.reference import fit_all_means, measure, plan_job
+from causalpatch.engine.reference import fit_all_means, measure
 from causalpatch.engine.resolve import Placer, Role, Target, targets_of
 
 __all__ = [

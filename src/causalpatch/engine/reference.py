@@ -26,8 +26,7 @@ from causalpatch.engine.gauge import Gauge, Run
 from causalpatch.engine.hooks import run_with_hooks
 from causalpatch.engine.job import BASE, SOURCE, Block, Cost, Job, batches_of_pairs, check_finite, lay_rows, most_rows
 from causalpatch.engine.means import Means, fit_means
-from causalpatch.engine.memory import exhausted, is_out_of_memory, release_memory, row_cost
-from causalpatch.engine.plan import ModelCost, Plan, make_plan
+from causalpatch.engine.memory import exhausted, is_out_of_memory, release_memory
 from causalpatch.engine.resolve import Placer, Role
 from causalpatch.engine.values import Known, Row, writes_of_rows
 from causalpatch.pairs import Batch
@@ -211,43 +210,3 @@ def fit_all_means(job: Job) -> Means:
         runs = _in_batches(job, partial(_capture, job, mean.side, sites=names, cost=Cost()))
         fitted |= fit_means(runs, sites, mean, int(job.pairs.lengths(mean.side).max())).of
     return Means(fitted)
-
-
-def plan_job(job: Job, n_forks: int) -> Plan:
-    """Count what a job would cost; nothing runs.
-
-    Args:
-        job: The job.
-        n_forks: Forwards per row beyond the first.
-    """
-    model, pairs = job.model, job.pairs
-    placer = Placer(pairs, job.base)
-    laid = [lay_rows(job, placer, np.array([pair]))[0] for pair in range(len(pairs))]
-    n_means = len({target.value for group in job.interventions for target in group if isinstance(target.value, Mean)})
-    lengths = np.maximum(pairs.lengths("clean"), pairs.lengths("corrupt"))
-    longest = int(lengths.max())
-    tables = {id(p) for m in model.module.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
-    head_width = model.head_width
-    unembedding = model.vocab_size * model.width
-    weights = sum(p.numel() for p in model.module.parameters() if id(p) not in tables)
-    is_tied = not any(p.shape[0] == model.vocab_size and id(p) not in tables for p in model.module.parameters())
-    cost = ModelCost(
-        weights + (unembedding if is_tied else 0),
-        model.shape.n_layers * model.shape.units.get("head", 0) * head_width,
-        row_cost(model, longest).total,
-        most_rows(job, longest),
-    )
-    sites = dict.fromkeys(str(target.site) for group in job.interventions for target in group)
-    first = [
-        " ".join(map(repr, pairs.tokens(role, 0))) if pairs.kind == "tokens" else f"array {pairs[0].input(role).shape}"
-        for role in ("clean", "corrupt")
-    ]
-    return make_plan(
-        cost,
-        lengths.tolist(),
-        [sum(row.intervention < job.n_asked for row in rows) for rows in laid],
-        n_interventions=job.n_asked,
-        n_more=2 + job.n_controls + n_means,
-        n_forks=n_forks,
-        shown=((first[0], first[1]), tuple(sites)),
-    )
