@@ -4,13 +4,16 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
 from causalpatch.base.errors import SiteUnsupported
 from causalpatch.engine.hooks import run_with_hooks
 from causalpatch.engine.memory import exhausted, is_out_of_memory
-from causalpatch.models import Model, Port
+from causalpatch.models import Model, Port, Tap
+from causalpatch.models.views import take
 from causalpatch.pairs import Batch, Pairs
 from causalpatch.pairs.role import Role
 from causalpatch.sites import Site
@@ -42,13 +45,31 @@ class Captured:
         """
         tap = self.model.tap(site)
         tensor = self.tensors[tap.port]
+        self._require_rows(site, tensor)
+        return tap.view.read(tensor, tuple(self.tensors[port] for port in tap.companions)).detach()
+
+    def at(self, tap: Tap, index: tuple[np.ndarray, np.ndarray]) -> Shaped[Tensor, "element *axes"]:
+        """Return the values of a tap at elements.
+
+        Args:
+            tap: The tap.
+            index: Rows and columns of the elements, padded columns counted.
+
+        Raises:
+            SiteUnsupported: The site's tensor has no row for each prompt.
+        """
+        tensor = self.tensors[tap.port]
+        self._require_rows(tap.site, tensor)
+        places = tuple(torch.as_tensor(place, device=tensor.device) for place in index)
+        return take(tap.view, tensor, tuple(self.tensors[port] for port in tap.companions), places).detach()
+
+    def _require_rows(self, site: Site, tensor: Tensor) -> None:
         if tensor.shape[0] != len(self.batch.lengths):
             raise SiteUnsupported(
                 f"site '{site}' has no row for each prompt in this model",
                 facts=[("its tensor", f"shape {tuple(tensor.shape)}"), ("prompts", len(self.batch.lengths))],
                 fix="patch a site further down, whose first axis is the batch",
             )
-        return tap.view.read(tensor, tuple(self.tensors[port] for port in tap.companions)).detach()
 
 
 def capture(model: Model, batch: Batch, sites: Iterable[Site]) -> Captured:

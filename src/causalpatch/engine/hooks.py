@@ -24,6 +24,7 @@ from causalpatch.base.errors import ModelUnsupported, PatchDidNotFire, SiteUnsup
 from causalpatch.engine.memory import is_out_of_memory
 from causalpatch.engine.ports import pick_input, pick_output, put_input, put_output
 from causalpatch.models import Model, Port, Tap
+from causalpatch.models.views import take
 
 _LOCKS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
 _GUARD = threading.Lock()
@@ -229,7 +230,7 @@ def _apply(write: Write, tensor: Tensor, states: dict[Port, _PortState]) -> None
         )
     value = write.value
     if not isinstance(value, Tensor):
-        value = value(write.tap.view.read(tensor, companions)[write.index])
+        value = value(take(write.tap.view, tensor, companions, write.index))
     write.tap.view.write(tensor, companions, write.index, value.to(tensor))
 
 

@@ -5,11 +5,11 @@ token) are concatenated, and one gather from the captured run gives the values.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from causalpatch.base.errors import PatchError
@@ -18,8 +18,7 @@ from causalpatch.engine.hooks import Write
 from causalpatch.engine.means import Means
 from causalpatch.engine.memory import is_out_of_memory
 from causalpatch.engine.resolve import Placement, Target
-from causalpatch.models import Model
-from causalpatch.models.views import Sum
+from causalpatch.models import Columns, EachColumns, Model, Sum, Tap
 from causalpatch.pairs import Batch
 from causalpatch.patches import Constant, Function, Identity, Mean, Source, Zero
 
@@ -57,14 +56,66 @@ class Known:
 
 
 @dataclass(frozen=True)
+class _Kind:
+    """What targets have in common that are written together.
+
+    Args:
+        tap: The tap; of units side by side in one tensor that of the first of them.
+        target: The target without its place.
+        width: Columns of a unit where units of one tensor are written together, else 0.
+    """
+
+    tap: Tap
+    target: Target
+    width: int = 0
+
+    @classmethod
+    def of(cls, tap: Tap, target: Target) -> "_Kind":
+        """Return the kind of a target."""
+        bare = Target(target.site, None, None, target.value, None, target.has_position)
+        is_known = isinstance(target.value, Source | Identity | Zero)
+        if isinstance(tap.view, Columns) and is_known and target.has_position:
+            return cls(tap, bare, tap.view.width)
+        return cls(tap, bare)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What must be equal for targets to be written together."""
+        if self.width:
+            return (self.tap.port, self.width, self.target.value)
+        return (self.target,)
+
+
+@dataclass(frozen=True)
 class _Elements:
-    """The elements of one write: flat, one entry per (row, token), or per row for sites without positions."""
+    """The elements of one write: flat, one entry per (row, token), or per row for sites without positions.
+
+    Args:
+        rows: Numbers of the rows.
+        local: Their pairs in the batch.
+        placement: Base tokens, and the source tokens that they take their value from.
+        columns: First column of each element's unit, where units of one tensor are written together.
+    """
 
     rows: np.ndarray
     local: np.ndarray
     placement: Placement | None
+    columns: np.ndarray | None = None
+
+    def tap(self, kind: _Kind) -> Tap:
+        """Return the tap through which these elements are read and written."""
+        view = kind.tap.view
+        if self.columns is None or not isinstance(view, Columns):
+            return kind.tap
+        return replace(kind.tap, view=EachColumns(self.columns, view.width, view.squeeze))
+
+    def repeated(self, counts: np.ndarray) -> "_Elements":
+        """Return the elements, each as often as its count says."""
+        columns = None if self.columns is None else np.repeat(self.columns, counts)
+        return _Elements(np.repeat(self.rows, counts), np.repeat(self.local, counts), None, columns)
 
 
+_Entry = tuple[int, int, Placement | None, Tap]  # number of the row, local pair, where, how
 Locate = Callable[[np.ndarray, np.ndarray | None], tuple[np.ndarray, ...]]
 
 
@@ -81,73 +132,120 @@ def writes_of_rows(model: Model, known: Known, rows: Sequence[Row], batch: Batch
     def locate(rows: np.ndarray, tokens: np.ndarray | None) -> tuple[np.ndarray, ...]:
         return (rows,) if tokens is None else (rows, batch.start[rows] + tokens)
 
-    return writes_at(model, known, rows, locate)
+    return writes_at(Taps(model), known, rows, locate)
 
 
-def writes_at(model: Model, known: Known, rows: Sequence[Row], locate: Locate) -> list[Write]:
-    """Return the writes of one forward, in the order in which they are applied.
+class Taps:
+    """Remembers where and how the targets of a job are read and written.
 
     Args:
         model: The model.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._known: dict[int, tuple[Target, _Kind]] = {}
+
+    def kind(self, target: Target) -> _Kind:
+        """Return how a target is written."""
+        known = self._known.get(id(target))
+        if known is None:
+            # The target is kept with its number, so that no other can take that number.
+            known = self._known[id(target)] = (target, _Kind.of(self.model.tap(target.site), target))
+        return known[1]
+
+
+def writes_at(taps: Taps, known: Known, rows: Sequence[Row], locate: Locate) -> list[Write]:
+    """Return the writes of one forward, in the order in which they are applied.
+
+    Args:
+        taps: Where the targets are written.
         known: Values known beforehand.
         rows: The rows of the forward.
         locate: From row numbers and real tokens to indices over the leading axes of a site's tensor.
     """
-    groups: dict[tuple[int, int, Target], list[tuple[int, Row, Placement | None]]] = {}
+    groups: dict[tuple[object, ...], tuple[_Kind, list[_Entry]]] = {}
     for number, row in enumerate(rows):
         ranks: dict[object, int] = {}
         for target, placement in row.targets:
-            tap = model.tap(target.site)
-            rank = ranks[tap.port] = ranks.get(tap.port, -1) + 1
+            kind = taps.kind(target)
+            tap = taps.kind(target).tap
+            # Units side by side do not overlap; one unit that is written twice is written in order.
+            place = (tap.port, tap.view if kind.width else None)
+            rank = ranks[place] = ranks.get(place, -1) + 1
             # The middle of a block is a sum over this tensor, so it is written after the tensor itself.
-            key = (int(isinstance(tap.view, Sum)), rank, _without_place(target))
-            groups.setdefault(key, []).append((number, row, placement))
-    return [
-        _write(model, known, target, entries, locate) for (_, _, target), entries in sorted(groups.items(), key=_order)
-    ]
+            key = (int(isinstance(tap.view, Sum)), rank, *kind.key)
+            groups.setdefault(key, (kind, []))[1].append((number, row.local, placement, tap))
+    ordered = sorted(groups.items(), key=lambda item: item[0][:2])
+    return [_write(taps.model, known, kind, entries, locate) for _, (kind, entries) in ordered]
 
 
-def _order(item: tuple[tuple[int, int, Target], object]) -> tuple[int, int]:
-    return item[0][:2]
+def unchanged(
+    taps: Taps, known: Known, entries: Sequence[tuple[Target, int, Placement]]
+) -> list[Bool[np.ndarray, " element"]]:
+    """Say which elements would be given the value that they have in the base run already, bit for bit.
+
+    Args:
+        taps: Where the targets are read.
+        known: The source and base runs; both hold the targets' sites.
+        entries: Targets with value ``Source``, the local pair of each, and where it lies.
+
+    Returns:
+        For each entry, one answer per element.
+    """
+    groups: dict[tuple[object, ...], tuple[_Kind, list[int]]] = {}
+    for number, (target, _, _) in enumerate(entries):
+        kind = taps.kind(target)
+        groups.setdefault(kind.key, (kind, []))[1].append(number)
+    found: list[np.ndarray] = [np.zeros(0, dtype=bool)] * len(entries)
+    for kind, numbers in groups.values():
+        some = [(0, entries[n][1], entries[n][2], taps.kind(entries[n][0]).tap) for n in numbers]
+        elements = _flatten(kind, some)
+        same = _gather(known.source, kind, elements) == _gather(known.base, kind, _own(elements))
+        answer = same.reshape(len(same), -1).all(1).cpu().numpy()
+        ends = np.cumsum([len(entries[n][2].base) for n in numbers])
+        for n, part in zip(numbers, np.split(answer, ends[:-1]), strict=True):
+            found[n] = part
+    return found
 
 
-def _without_place(target: Target) -> Target:
-    return Target(target.site, None, None, target.value, None, target.has_position)
-
-
-def _write(
-    model: Model, known: Known, target: Target, entries: Sequence[tuple[int, Row, Placement | None]], locate: Locate
-) -> Write:
-    elements = _flatten(entries)
+def _write(model: Model, known: Known, kind: _Kind, entries: Sequence[_Entry], locate: Locate) -> Write:
+    elements = _flatten(kind, entries)
     places = locate(elements.rows, None if elements.placement is None else elements.placement.base)
     index = tuple(torch.as_tensor(place, device=model.device) for place in places)
-    return Write(model.tap(target.site), index, _value(known, target, elements))
+    return Write(elements.tap(kind), index, _value(known, kind, elements))
 
 
-def _flatten(entries: Sequence[tuple[int, Row, Placement | None]]) -> _Elements:
-    counts = [1 if place is None else len(place.base) for _, _, place in entries]
-    rows = np.repeat([number for number, _, _ in entries], counts)
-    local = np.repeat([row.local for _, row, _ in entries], counts)
+def _flatten(kind: _Kind, entries: Sequence[_Entry]) -> _Elements:
+    counts = np.array([1 if place is None else len(place.base) for _, _, place, _ in entries])
+    rows = np.repeat([number for number, _, _, _ in entries], counts)
+    local = np.repeat([local for _, local, _, _ in entries], counts)
     if entries[0][2] is None:
         return _Elements(rows, local, None)
-    places = [place for _, _, place in entries if place is not None]
+    places = [place for _, _, place, _ in entries if place is not None]
     joined = Placement(
         *(np.concatenate([getattr(place, name) for place in places]) for name in ("base", "start", "stop"))
     )
-    return _Elements(rows, local, joined)
+    columns = None
+    if kind.width:
+        columns = np.repeat([tap.view.start for _, _, _, tap in entries if isinstance(tap.view, Columns)], counts)
+    return _Elements(rows, local, joined, columns)
 
 
-def _value(
-    known: Known, target: Target, elements: _Elements
-) -> Shaped[Tensor, "element *axes"] | Callable[[Tensor], Tensor]:
+def _own(elements: _Elements) -> _Elements:
+    """Return the elements such that each takes its value from the same token of its own run."""
+    place = elements.placement
+    return elements if place is None else replace(elements, placement=Placement(place.base, place.base, place.base + 1))
+
+
+def _value(known: Known, kind: _Kind, elements: _Elements) -> Shaped[Tensor, "element *axes"] | Callable[..., Tensor]:
     """Return the new values of a write, or how they follow from the current ones."""
+    target = kind.target
     match target.value:
         case Source():
-            return _gather(known.source, target, elements)
+            return _gather(known.source, kind, elements)
         case Identity():
-            place = elements.placement
-            own = None if place is None else Placement(place.base, place.base, place.base + 1)
-            return _gather(known.base, target, _Elements(elements.rows, elements.local, own))
+            return _gather(known.base, kind, _own(elements))
         case Zero():
             return torch.zeros_like
         case Constant(array=array):
@@ -155,23 +253,24 @@ def _value(
         case Mean() as mean:
             return known.means.at(target.site, mean, elements.placement, len(elements.rows))
         case Function(function=function, needs_source=needs_source):
-            source = _gather(known.source, target, elements) if needs_source else None
+            source = _gather(known.source, kind, elements) if needs_source else None
             return lambda current: _call(target, function, current, current if source is None else source)
 
 
-def _gather(run: Captured, target: Target, elements: _Elements) -> Shaped[Tensor, "element *axes"]:
+def _gather(run: Captured, kind: _Kind, elements: _Elements) -> Shaped[Tensor, "element *axes"]:
     """Read a site's values of a captured run at the elements, each the mean over its range of tokens."""
-    values = run.value(target.site)
     place = elements.placement
     if place is None:
-        return values[torch.as_tensor(elements.local, device=values.device)]
+        return run.value(kind.target.site)[torch.as_tensor(elements.local, device=run.model.device)]
+    counts = place.stop - place.start
     offset = run.batch.start[elements.local]
-    start, stop = offset + place.start, offset + place.stop
-    if (stop - start == 1).all():
-        index = (torch.as_tensor(elements.local, device=values.device), torch.as_tensor(start, device=values.device))
-        return values[index]
-    means = [values[row, a:b].mean(0) for row, a, b in zip(elements.local, start, stop, strict=True)]
-    return torch.stack(means)
+    if (counts == 1).all():
+        return run.at(elements.tap(kind), (elements.local, offset + place.start))
+    ends = np.cumsum(counts)
+    steps = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
+    every = elements.repeated(counts)
+    values = run.at(every.tap(kind), (every.local, np.repeat(offset + place.start, counts) + steps))
+    return torch.stack([values[end - count : end].mean(0) for end, count in zip(ends, counts, strict=True)])
 
 
 def _broadcast(target: Target, array: np.ndarray, current: Tensor) -> Tensor:

@@ -4,11 +4,12 @@ from causalpatch.models.adapter import Model, SiteRow
 from causalpatch.models.families import FAMILIES, Family
 from causalpatch.models.open import open_model
 from causalpatch.models.taps import Port, Tap
-from causalpatch.models.views import Columns, HeadShare, ModuleUnit, PositionAt, Sum, View, Whole
+from causalpatch.models.views import Columns, EachColumns, HeadShare, ModuleUnit, PositionAt, Sum, View, Whole
 
 __all__ = [
     "FAMILIES",
     "Columns",
+    "EachColumns",
     "Family",
     "HeadShare",
     "Model",

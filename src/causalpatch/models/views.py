@@ -12,6 +12,8 @@ product (``HeadShare``). Writing back the value that was read adds an exact zero
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
@@ -88,6 +90,44 @@ class Columns:
     ) -> None:
         """Put the value into the unit's columns at the index."""
         self.read(x, companions)[index] = value
+
+
+@dataclass(frozen=True, eq=False)
+class EachColumns:
+    """Columns of the last axis, of another unit for each element; its value has no axis where a unit is one column.
+
+    Args:
+        starts: First column of each element's unit, ``(element,)``.
+        width: Number of columns of a unit.
+        squeeze: A unit is a single column and its value has no axis of its own.
+    """
+
+    starts: np.ndarray
+    width: int
+    squeeze: bool = False
+
+    def read(self, x: Shaped[Tensor, " row *axes"], companions: Companions) -> Shaped[Tensor, " row *axes"]:
+        """Return the tensor, which holds the columns of all units."""
+        del companions
+        return x
+
+    def at(self, x: Shaped[Tensor, " row *axes"], index: Index) -> Shaped[Tensor, " n *value"]:
+        """Return each element's columns."""
+        return x[self._places(index)]
+
+    def write(
+        self, x: Shaped[Tensor, " row *axes"], companions: Companions, index: Index, value: Shaped[Tensor, " n *value"]
+    ) -> None:
+        """Put the value into each element's columns."""
+        del companions
+        x[self._places(index)] = value
+
+    def _places(self, index: Index) -> Index:
+        starts = torch.as_tensor(self.starts, device=index[0].device)
+        if self.squeeze:
+            return (*index, starts)
+        columns = starts[:, None] + torch.arange(self.width, device=starts.device)
+        return (*(place[:, None] for place in index), columns)
 
 
 @dataclass(frozen=True)
@@ -193,3 +233,17 @@ class PositionAt:
     ) -> None:
         """Put the value at the index, whose positions count along the named axis."""
         self.view.write(x.movedim(self.axis, 1), companions, index, value)
+
+
+def take(
+    view: View, x: Shaped[Tensor, " row *axes"], companions: Companions, index: Index
+) -> Shaped[Tensor, " n *value"]:
+    """Return the value of a site at elements.
+
+    Args:
+        view: How the site lies in the tensor.
+        x: The tensor at the tap's port.
+        companions: The tensors at the tap's other ports.
+        index: Places over the leading axes.
+    """
+    return view.at(x, index) if isinstance(view, EachColumns) else view.read(x, companions)[index]

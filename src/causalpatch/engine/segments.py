@@ -1,0 +1,195 @@
+"""Segments: the tokens of one patched run that can differ from the base run, from its first patched token on.
+
+Under causal attention a patch at (layer, position) reaches later positions of later layers alone. So each run, one
+intervention on one pair, is a segment of tokens ``start`` to ``stop`` that enters at its first patched layer; ``stop``
+is one past the last token that a metric reads. All else is the base run. Segments lie packed side by side in one
+tensor of rows, sorted such that those of equal start, stop and prompt are neighbours and attend to the same base keys.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from causalpatch.engine.reads import Reads
+from causalpatch.engine.resolve import Placement, Target
+from causalpatch.engine.values import Row
+
+INPUT, PROJECTION, DOWN = range(3)
+"""Where in its first layer a run begins to differ: at the layer's input, behind attention, behind the activation."""
+
+_STAGES = {"z": PROJECTION, "head_out": PROJECTION, "attn_out": PROJECTION, "resid_mid": PROJECTION}
+_STAGES |= {"mlp_post": DOWN, "mlp_out": DOWN}
+_BEHIND = frozenset({"final_norm", "logits"})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a target comes in.
+
+    Args:
+        layer: Layer that is run first; the number of layers for what stands behind the last.
+        stage: Where in that layer.
+        depth: The stream into this layer is the first that changes; the number of layers is the final norm's input.
+    """
+
+    layer: int
+    stage: int
+    depth: int
+
+
+def entry_of(target: Target, layer: int | None, n_layers: int) -> Entry:
+    """Return where a target comes in.
+
+    Args:
+        target: The target.
+        layer: Its layer; for a module the one that it stands in, or None if it stands in front of all.
+        n_layers: Number of layers.
+    """
+    name = target.site.name
+    if name in _BEHIND:
+        return Entry(n_layers, INPUT, n_layers)
+    if layer is None:
+        return Entry(0, INPUT, 0)
+    if name == "resid_post":
+        return Entry(layer + 1, INPUT, layer + 1)
+    stage = _STAGES.get(name, INPUT)
+    return Entry(layer, stage, layer if stage == INPUT else layer + 1)
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Packed segments; every array has one entry per segment, in the order in which they are packed.
+
+    Args:
+        rows: The runs, their placements cut down to the tokens that matter.
+        start: First token.
+        stop: One past the last token.
+        kind: What is read of the segment's prompt.
+        slot: The prompt in its batch.
+        entry: Layer that is run first.
+        stage: Where in that layer.
+    """
+
+    rows: Sequence[Row]
+    start: Int[np.ndarray, " segment"]
+    stop: Int[np.ndarray, " segment"]
+    kind: Int[np.ndarray, " segment"]
+    slot: Int[np.ndarray, " segment"]
+    entry: Int[np.ndarray, " segment"]
+    stage: Int[np.ndarray, " segment"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " segment"]:
+        """Tokens of each segment."""
+        lengths: np.ndarray = self.stop - self.start
+        return lengths
+
+    def take(self, chosen: np.ndarray) -> "Segments":
+        """Return some of the segments, in the order given."""
+        arrays = (self.start, self.stop, self.kind, self.slot, self.entry, self.stage)
+        return Segments([self.rows[i] for i in chosen.tolist()], *(array[chosen] for array in arrays))
+
+    def parts(self, most_rows: int, is_control: Bool[np.ndarray, " segment"]) -> Iterator["Segments"]:
+        """Yield the segments in parts of at most so many rows, or of one segment.
+
+        Where there are several parts the controls come first: without them the others would mean nothing to one who
+        stops in between.
+        """
+        if int(self.lengths.sum()) <= most_rows:
+            yield self
+            return
+        for chosen in (np.flatnonzero(is_control), np.flatnonzero(~is_control)):
+            for part in cut(self.lengths[chosen], most_rows):
+                yield self.take(chosen[part])
+
+
+def pack(
+    rows: Sequence[Row], entries: Sequence[Sequence[Entry]], slots: Int[np.ndarray, " prompt"], reads: Reads
+) -> Segments:
+    """Lay runs side by side.
+
+    Args:
+        rows: The runs; every one writes at least one token before its stop.
+        entries: Where each target of each run comes in.
+        slots: The prompt of each local pair.
+        reads: What is read of each prompt.
+    """
+    start = np.array([min(int(place.base.min()) for _, place in row.targets if place is not None) for row in rows])
+    slot = slots[np.array([row.local for row in rows], dtype=np.int64)]
+    first = np.array([min((entry.layer, entry.stage) for entry in some) for some in entries]).reshape(-1, 2)
+    kind = reads.kinds[slot]
+    order = np.lexsort((first[:, 1], first[:, 0], slot, kind, start))
+    arrays = (start, reads.stops[slot], kind, slot, first[:, 0], first[:, 1])
+    return Segments([rows[i] for i in order.tolist()], *(array[order] for array in arrays))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring segments of equal extent, the same number on each of some prompts.
+
+    Args:
+        first: Row of the first segment's first token, in the chunk.
+        slots: Prompts, in order.
+        count: Segments on each prompt.
+        start: First token.
+        stop: One past the last token.
+        kind: What is read of the prompts.
+    """
+
+    first: int
+    slots: Int[np.ndarray, " prompt"]
+    count: int
+    start: int
+    stop: int
+    kind: int
+
+    @property
+    def n_segments(self) -> int:
+        """Number of segments."""
+        return len(self.slots) * self.count
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return self.n_segments * (self.stop - self.start)
+
+
+def cut(lengths: Int[np.ndarray, " item"], most: int) -> Iterator[slice]:
+    """Yield slices of items of at most so many rows together, or of one item."""
+    ends = np.cumsum(lengths)
+    begin = 0
+    while begin < len(lengths):
+        done = int(ends[begin - 1]) if begin else 0
+        stop = max(begin + 1, int(np.searchsorted(ends, done + most, side="right")))
+        yield slice(begin, stop)
+        begin = stop
+
+
+def groups_of(segments: Segments, chosen: Int[np.ndarray, " segment"]) -> list[Group]:
+    """Return the groups of chosen segments, which are in packed order."""
+    keys = np.stack([segments.start[chosen], segments.kind[chosen], segments.slot[chosen]], 1)
+    edges = np.flatnonzero((keys[1:] != keys[:-1]).any(1)) + 1
+    firsts, counts = np.r_[0, edges], np.diff(np.r_[0, edges, len(chosen)])
+    stops = segments.stop[chosen[firsts]]
+    found: list[Group] = []
+    row = 0
+    for (start, kind, slot), count, stop in zip(keys[firsts].tolist(), counts.tolist(), stops.tolist(), strict=True):
+        last = found[-1] if found else None
+        if last is not None and (last.start, last.kind, last.count) == (start, kind, count):
+            found[-1] = replace(last, slots=np.append(last.slots, slot))
+        else:
+            found.append(Group(row, np.array([slot]), count, start, stop, kind))
+        row += count * (stop - start)
+    return found
+
+
+def trim(place: Placement, keep: Bool[np.ndarray, " element"]) -> Placement | None:
+    """Return the elements of a placement that are kept, or None if there are none."""
+    if keep.all():
+        return place
+    return Placement(place.base[keep], place.start[keep], place.stop[keep]) if keep.any() else None
