@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from causalpatch.base.errors import MemoryExhausted
+from causalpatch.engine.cone import ModelNumbers
 from causalpatch.models import Model
 from causalpatch.pairs import Pairs
 from causalpatch.pairs.role import ROLES
@@ -13,6 +14,10 @@ from causalpatch.pairs.role import ROLES
 GIB = 2**30
 # Linear algebra on a CPU is fastest at 1,000 to 4,000 tokens at once; more only costs memory.
 CPU_TOKENS = 4096
+# Rows that go through a layer together on a CPU: 4,096 are 15 to 40 % slower, and below 64 memory is the limit.
+CPU_CHUNK_ROWS = 2048
+# Copies of the stream that a layer holds at its peak: what comes in, its norm, q, k, v, z, what goes out, and one more.
+STREAMS = 8
 
 
 @dataclass(frozen=True)
@@ -58,13 +63,80 @@ def rows_per_forward(model: Model, n_tokens: int, budget_gib: float | None) -> i
         n_tokens: Tokens in a row.
         budget_gib: Memory for activations in GiB; by default 2 on a CPU and half of what is free on a GPU.
     """
-    if budget_gib is None:
-        is_cuda = model.device.type == "cuda"
-        budget_gib = 0.5 * torch.cuda.mem_get_info(model.device)[0] / GIB if is_cuda else 2.0
-    rows = int(budget_gib * GIB // max(1, row_cost(model, n_tokens).total))
+    rows = int(budget_bytes(model.device, budget_gib) // max(1, row_cost(model, n_tokens).total))
     if model.device.type == "cpu":
         rows = min(rows, CPU_TOKENS // max(1, n_tokens))
     return max(1, rows)
+
+
+def budget_bytes(device: torch.device, budget_gib: float | None) -> int:
+    """Return the bytes that activations may take.
+
+    Args:
+        device: Where the model is.
+        budget_gib: Memory for activations in GiB; by default 2 on a CPU and half of what is free on a GPU.
+    """
+    if budget_gib is not None:
+        return int(budget_gib * GIB)
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2 * GIB
+
+
+def packed_row_bytes(numbers: ModelNumbers, n_keys: int) -> int:
+    """Return the bytes that one packed token needs in a layer at its peak, in the MLP or in attention.
+
+    Args:
+        numbers: The model.
+        n_keys: Keys that the token sees, at most.
+    """
+    mlp = 3 * numbers.n_neurons * numbers.number_bytes
+    # Scores, their softmax and one copy; softmax is taken in float32 at least.
+    attention = 3 * n_keys * numbers.n_heads * max(4, numbers.number_bytes)
+    return STREAMS * numbers.width * numbers.number_bytes + max(mlp, attention)
+
+
+def chunk_rows(
+    numbers: ModelNumbers, longest_keys: int, budget: int, device_type: str, preferred: int | None = None
+) -> int:
+    """Return how many packed tokens go through a layer together.
+
+    Args:
+        numbers: The model.
+        longest_keys: Tokens of the longest prompt: the most keys that a token can see, and the longest segment.
+        budget: Bytes for the chunk.
+        device_type: ``"cpu"``, ``"cuda"``, …
+        preferred: Rows at which the device is fast, as ``calibrate`` finds them; by default 2,048 on a CPU, and
+            elsewhere as many as fit.
+
+    Returns:
+        What fits and is fast, but never less than one whole segment.
+    """
+    rows = budget // packed_row_bytes(numbers, longest_keys)
+    if preferred is None and device_type == "cpu":
+        preferred = CPU_CHUNK_ROWS
+    return max(1, longest_keys, rows if preferred is None else min(rows, preferred))
+
+
+def chunk_bytes(numbers: ModelNumbers, n_rows: int, n_keys: int, n_reads: int = 0, n_columns: int = 0) -> int:
+    """Return the bytes that a chunk needs at its peak.
+
+    Args:
+        numbers: The model.
+        n_rows: Packed tokens in the chunk.
+        n_keys: Keys that a token sees, at most.
+        n_reads: Tokens of the chunk that metrics read.
+        n_columns: Columns of the vocabulary that they read.
+    """
+    return n_rows * packed_row_bytes(numbers, n_keys) + n_reads * n_columns * max(4, numbers.number_bytes)
+
+
+def state_bytes(numbers: ModelNumbers, n_rows: int) -> int:
+    """Return the bytes of the stream of packed tokens between two layers.
+
+    Args:
+        numbers: The model.
+        n_rows: Tokens that are held at once, in all chunks together.
+    """
+    return n_rows * numbers.width * numbers.number_bytes
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -104,17 +104,17 @@ def packed(runs):
 
 @st.composite
 def cases(draw, windows):
-    numbers = dict(
-        n_layers=draw(st.integers(1, 4)),
-        width=7,
-        n_heads=4,
-        n_kv_heads=draw(st.sampled_from([4, 2, 1])),
-        head_width=3,
-        n_neurons=11,
-        up=7 * 11 * draw(st.sampled_from([1, 2])),
-        vocab=13,
-        is_parallel=draw(st.booleans()),
-    )
+    numbers = {
+        "n_layers": draw(st.integers(1, 4)),
+        "width": 7,
+        "n_heads": 4,
+        "n_kv_heads": draw(st.sampled_from([4, 2, 1])),
+        "head_width": 3,
+        "n_neurons": 11,
+        "up": 7 * 11 * draw(st.sampled_from([1, 2])),
+        "vocab": 13,
+        "is_parallel": draw(st.booleans()),
+    }
     if windows:
         some = st.sampled_from([None, 1, 2, 3, 5])
         numbers["windows"] = tuple(draw(some) for _ in range(numbers["n_layers"]))

@@ -1,10 +1,24 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import causalpatch as cp
 from causalpatch.base.errors import MemoryExhausted
-from causalpatch.engine.memory import CPU_TOKENS, is_out_of_memory, row_cost, rows_per_forward
+from causalpatch.engine.cone import ModelNumbers
+from causalpatch.engine.memory import (
+    CPU_CHUNK_ROWS,
+    CPU_TOKENS,
+    budget_bytes,
+    chunk_bytes,
+    chunk_rows,
+    is_out_of_memory,
+    packed_row_bytes,
+    row_cost,
+    rows_per_forward,
+    state_bytes,
+)
 from causalpatch.testing.tiny import tiny_model
 from toys import Chain, Narrow, hooks_of, opened, vectors
 
@@ -90,3 +104,45 @@ def test_more_budget_means_more_rows_up_to_what_a_processor_is_fastest_at():
     assert rows_per_forward(model, 50, 3.5 * cost.total / 2**30) == 3
     assert rows_per_forward(model, 50, 1e-9) == 1
     assert rows_per_forward(model, 50, 100.0) == CPU_TOKENS // 50
+
+
+GPT2 = ModelNumbers(12, 768, 12, 12, 64, 3072, 768 * 3072, 50257)
+
+
+def test_a_packed_token_needs_its_streams_and_the_larger_of_mlp_and_attention():
+    streams, mlp = 8 * 768 * 4, 3 * 3072 * 4
+    assert packed_row_bytes(GPT2, 16) == streams + mlp
+    assert packed_row_bytes(GPT2, 1024) == streams + 12 * 12 * 1024
+    half = replace(GPT2, number_bytes=2)
+    # Scores stay in float32 where everything else is in half of it.
+    assert packed_row_bytes(half, 1024) == streams // 2 + 12 * 12 * 1024
+    assert chunk_bytes(GPT2, 100, 16) == 100 * (streams + mlp)
+    assert chunk_bytes(GPT2, 100, 16, n_reads=7, n_columns=50257) == 100 * (streams + mlp) + 7 * 50257 * 4
+
+
+def test_chunks_are_what_fits_and_is_fast_but_never_less_than_a_segment():
+    row = packed_row_bytes(GPT2, 128)
+    assert chunk_rows(GPT2, 128, 500 * row, "cpu") == 500
+    assert chunk_rows(GPT2, 128, 500 * row + row - 1, "cuda") == 500
+    assert chunk_rows(GPT2, 128, 10**6 * row, "cpu") == CPU_CHUNK_ROWS == 2048
+    assert chunk_rows(GPT2, 128, 10**6 * row, "cuda") == 10**6
+    assert chunk_rows(GPT2, 128, 10**6 * row, "cuda", preferred=8192) == 8192
+    assert chunk_rows(GPT2, 128, 10**6 * row, "cpu", preferred=1024) == 1024
+    assert chunk_rows(GPT2, 128, 3 * row, "cpu") == 128
+    assert chunk_rows(GPT2, 4096, 10**6 * row, "cpu") == 4096
+
+
+def test_the_default_budget_is_two_gib_on_a_processor():
+    assert budget_bytes(torch.device("cpu"), None) == 2 * 2**30
+    assert budget_bytes(torch.device("cpu"), 0.5) == 2**29
+
+
+def test_the_default_budget_on_a_gpu_is_half_of_what_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * 2**30, 80 * 2**30))
+    assert budget_bytes(torch.device("cuda"), None) == 5 * 2**30
+
+
+def test_the_stream_of_a_long_sweep_is_as_large_as_it_is_known_to_be():
+    # Llama-8B in bfloat16, one pair of 1,024 tokens, all layers: 137 GB.
+    llama = ModelNumbers(32, 4096, 32, 8, 128, 14336, 2 * 4096 * 14336, 128256, number_bytes=2)
+    assert state_bytes(llama, 32 * 1024 * 1025 // 2) == pytest.approx(137e9, rel=0.01)
