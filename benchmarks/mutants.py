@@ -103,7 +103,7 @@ MUTANTS = (
     ),
     Mutant(
         "the clean run is given the corrupted prompts",
-        "engine/reference.py",
+        "engine/untouched.py",
         "captured = capture(job.model, job.pairs.batch(role, indices, padding_side=job.padding_side), sites)",
         "captured = capture(job.model, job.pairs.batch(job.base, indices, padding_side=job.padding_side), sites)",
         (STREAMS, "-k", "resid_pre and llama"),
@@ -117,7 +117,7 @@ MUTANTS = (
     ),
     Mutant(
         "numbers are booked under other pairs",
-        "engine/reference.py",
+        "engine/batches.py",
         "pairs = np.array([row.pair for row in some])",
         "pairs = np.array([row.pair for row in some])[::-1]",
         (STREAMS, "-k", "resid_pre and llama"),

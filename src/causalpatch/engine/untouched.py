@@ -1,0 +1,158 @@
+"""Untouched runs of some pairs: what they measure, and what patched runs and means read of them.
+
+1. The base and the source run of each pair are made in one forward each, which keep the tensors at the sites asked for.
+2. Answers of several tokens are spelt out by further forwards (forks) that go on from the prompt through the answer.
+3. Metrics read both; a run that gives NaN is refused here, before anything is compared with it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from causalpatch.engine.batches import in_batches
+from causalpatch.engine.capture import Captured, capture
+from causalpatch.engine.gauge import Gauge, Run
+from causalpatch.engine.job import BASE, SOURCE, Block, Cost, Job, batches_of_pairs, check_finite
+from causalpatch.engine.means import Means, fit_means
+from causalpatch.engine.resolve import Role
+from causalpatch.engine.values import Known
+from causalpatch.pairs import Batch
+from causalpatch.patches import Identity, Mean
+from causalpatch.results.status import Status
+from causalpatch.sites import Site
+
+Fork: TypeAlias = tuple[Literal["answer", "wrong_answer"], int]
+"""An answer of several tokens that is spelt out: its side, and which of the set."""
+
+
+@dataclass(frozen=True)
+class Untouched:
+    """Some pairs with their untouched runs.
+
+    Args:
+        indices: The pairs.
+        known: What is kept of the runs, for patches to read.
+        runs: The ``"base"`` and the ``"source"`` run.
+        values: What they measure, by the same names.
+        forks: What is kept of the base runs that go on through an answer.
+    """
+
+    indices: Int[np.ndarray, " pair"]
+    known: Known
+    runs: Mapping[str, Run]
+    values: Mapping[str, Float[np.ndarray, "metric pair"]]
+    forks: Mapping[Fork, Captured] = field(default_factory=dict)
+
+    def blocks(self) -> list[Block]:
+        """Return the cells of the untouched runs."""
+        codes = {"base": BASE, "source": SOURCE}
+        return [
+            Block.of(np.full(len(self.indices), codes[name]), self.indices, values, Status.MEASURED)
+            for name, values in self.values.items()
+        ]
+
+
+def run_untouched(
+    job: Job,
+    gauge: Gauge,
+    means: Means,
+    cost: Cost,
+    indices: Int[np.ndarray, " pair"],
+    *,
+    base_sites: Sequence[Site] = (),
+    fork_sites: Sequence[Site] = (),
+) -> Untouched:
+    """Make the base and source runs of some pairs, and keep there what the patches read.
+
+    Args:
+        job: The job.
+        gauge: The metrics.
+        means: Fitted means.
+        cost: Counts what is spent.
+        indices: The pairs.
+        base_sites: Sites to keep in the base runs besides those that patches read.
+        fork_sites: Sites to keep in the base runs that go on through an answer.
+
+    Raises:
+        NotFinite: A run gives NaN or infinity.
+    """
+    targets = [target for group in job.interventions for target in group]
+    sites = {
+        "base": [*(t.site for t in targets if isinstance(t.value, Identity)), *base_sites],
+        "source": [t.site for t in targets if t.needs_source],
+    }
+    roles: dict[str, Role] = {"base": job.base, "source": job.source}
+    # Both are captured before any is spelt out: what runs out of memory should do so early.
+    kept = {name: run_role(job, role, indices, list(dict.fromkeys(sites[name])), cost) for name, role in roles.items()}
+    pair = torch.as_tensor(indices, device=job.model.device)
+    runs: dict[str, Run] = {}
+    forks: dict[Fork, Captured] = {}
+
+    def go_on(name: str, fork: Fork, inputs: Batch) -> Run:
+        found = capture(job.model, inputs, fork_sites if name == "base" else ())
+        cost.forwards, cost.rows = cost.forwards + 1, cost.rows + len(indices)
+        if name == "base" and fork_sites:
+            forks[fork] = replace(found, output=None)
+        return Run(job.model.logits(found.output), inputs, pair)
+
+    for name, role in roles.items():
+        run = Run(job.model.logits(kept[name].output), kept[name].batch, pair)
+        runs[name] = spell(job, gauge, role, run, partial(go_on, name))
+    values = {
+        name: gauge.values(run, runs, torch.arange(len(indices), device=pair.device)) for name, run in runs.items()
+    }
+    for name in roles:
+        check_finite(job, gauge, name, indices, values[name])
+    return Untouched(indices, Known(kept["source"], kept["base"], means), runs, values, forks)
+
+
+def run_role(job: Job, role: Role, indices: Int[np.ndarray, " pair"], sites: Sequence[Site], cost: Cost) -> Captured:
+    """Run one side of some pairs as it is, and keep what the sites need.
+
+    Args:
+        job: The job.
+        role: Which side.
+        indices: The pairs.
+        sites: The sites.
+        cost: Counts what is spent.
+    """
+    captured = capture(job.model, job.pairs.batch(role, indices, padding_side=job.padding_side), sites)
+    cost.forwards, cost.rows = cost.forwards + 1, cost.rows + len(indices)
+    return captured
+
+
+def spell(job: Job, gauge: Gauge, role: Role, run: Run, go_on: Callable[[Fork, Batch], Run]) -> Run:
+    """Add the log-probabilities of answers of several tokens to a run.
+
+    Args:
+        job: The job.
+        gauge: The metrics.
+        role: The side whose prompts the run has.
+        run: The run of the prompts.
+        go_on: Runs the prompts followed by an answer without its last token, with the same patches.
+    """
+    pairs = run.pair.cpu().numpy()
+    found: dict[str, list[torch.Tensor]] = {}
+    for side, number in gauge.forks:
+        going_on = gauge.continuations(side, number, pairs)
+        inputs = job.pairs.batch(role, pairs, padding_side=job.padding_side, continuations=going_on)
+        found.setdefault(side, []).append(gauge.spelt(go_on((side, number), inputs), side, number))
+    forks = {side: torch.stack(columns, 1) for side, columns in found.items()}
+    return Run(run.logits, run.batch, run.pair, forks)
+
+
+def fit_all_means(job: Job) -> Means:
+    """Fit every mean that the interventions of a job put in; nothing runs where there is none."""
+    targets = [target for group in job.interventions for target in group if isinstance(target.value, Mean)]
+    fitted: dict[tuple[Site, Mean], torch.Tensor] = {}
+    for mean in dict.fromkeys(target.value for target in targets if isinstance(target.value, Mean)):
+        sites = list(dict.fromkeys((t.site, t.has_position) for t in targets if t.value == mean))
+        names = [site for site, _ in sites]
+        runs = in_batches(job, batches_of_pairs(job), partial(run_role, job, mean.side, sites=names, cost=Cost()))
+        fitted |= fit_means(runs, sites, mean, int(job.pairs.lengths(mean.side).max())).of
+    return Means(fitted)
