@@ -74,10 +74,9 @@ def preferred_rows(numbers: ModelNumbers, device: torch.device, dtype: torch.dty
     return found.rows if found else _DEFAULT_ROWS
 
 
-def known_rate(numbers: ModelNumbers, device: torch.device, dtype: torch.dtype) -> float | None:
-    """Return the rate that was measured earlier, in floating-point operations per second; nothing is measured."""
-    found = _load(_describe(numbers, device, dtype)) if _is_on() else None
-    return found.rate if found else None
+def remembered(numbers: ModelNumbers, device: torch.device, dtype: torch.dtype) -> Calibration | None:
+    """Return what was found for a device and a shape of model earlier, if anything; nothing is measured."""
+    return _load(_describe(numbers, device, dtype)) if _is_on() else None
 
 
 def calibrate(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from causalpatch.engine import calibrate as module
-from causalpatch.engine.calibrate import Calibration, calibrate, choose, known_rate, measure_rates, preferred_rows
+from causalpatch.engine.calibrate import Calibration, calibrate, choose, measure_rates, preferred_rows, remembered
 from causalpatch.engine.cone import ModelNumbers
 
 SMALL = ModelNumbers(2, 16, 2, 2, 8, 64, 16 * 64, 40)
@@ -73,14 +73,14 @@ def test_what_was_found_is_remembered_for_this_device_shape_and_type(gpu, folder
     found = calibrate(SMALL, CUDA, torch.float32, rising)
     assert found == Calibration(65536, rising(65536))
     assert calibrate(SMALL, CUDA, torch.float32, never) == found
-    assert known_rate(SMALL, CUDA, torch.float32) == found.rate
+    assert remembered(SMALL, CUDA, torch.float32) == found
     assert preferred_rows(SMALL, CUDA, torch.float32) == 65536
     # Depth and vocabulary do not change a layer's products.
     assert calibrate(replace(SMALL, n_layers=9, vocab=7), CUDA, torch.float32, never) == found
-    assert known_rate(SMALL, CUDA, torch.bfloat16) is None
-    assert known_rate(replace(SMALL, n_neurons=128), CUDA, torch.float32) is None
+    assert remembered(SMALL, CUDA, torch.bfloat16) is None
+    assert remembered(replace(SMALL, n_neurons=128), CUDA, torch.float32) is None
     gpu[0] = "Device Two"
-    assert known_rate(SMALL, CUDA, torch.float32) is None
+    assert remembered(SMALL, CUDA, torch.float32) is None
     assert len(list(folder.iterdir())) == 1
 
 
@@ -105,9 +105,9 @@ def test_a_corrupt_cache_is_measured_again_and_mended(gpu, folder, content):
     (path,) = folder.iterdir()
     key = json.loads(path.read_text())["key"]
     path.write_bytes(content if isinstance(content, bytes) else content.replace('"KEY"', json.dumps(key)).encode())
-    assert known_rate(SMALL, CUDA, torch.float32) is None
+    assert remembered(SMALL, CUDA, torch.float32) is None
     found = calibrate(SMALL, CUDA, torch.float32, rising)
-    assert known_rate(SMALL, CUDA, torch.float32) == found.rate
+    assert remembered(SMALL, CUDA, torch.float32) == found
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(gpu, folder, monkeypatch):
@@ -124,7 +124,7 @@ def test_measuring_and_cache_can_be_switched_off(gpu, folder, monkeypatch, word)
     calibrate(SMALL, CUDA, torch.float32, rising)
     monkeypatch.setenv(module.SWITCH, word)
     assert calibrate(SMALL, CUDA, torch.float32, never) is None
-    assert known_rate(SMALL, CUDA, torch.float32) is None
+    assert remembered(SMALL, CUDA, torch.float32) is None
     assert preferred_rows(SMALL, CUDA, torch.float32) == 8192
 
 
@@ -141,7 +141,7 @@ def test_a_size_that_only_memory_chose_is_not_remembered(gpu, folder, monkeypatc
         return rising(rows)
 
     assert calibrate(SMALL, CUDA, torch.float32, narrow).rows == 1024
-    assert known_rate(SMALL, CUDA, torch.float32) is None
+    assert remembered(SMALL, CUDA, torch.float32) is None
 
 
 def test_a_processor_is_not_measured(folder, monkeypatch):
