@@ -1,7 +1,8 @@
 """What a run would cost, before anything runs: pure arithmetic on counts, tested without a model."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 GIB = 2**30
 
@@ -24,6 +25,29 @@ class ModelCost:
 
 
 @dataclass(frozen=True)
+class Wave:
+    """What the wavefront engine needs for the patched runs of a job.
+
+    Args:
+        token_layers: Tokens that are computed in a layer, summed over layers.
+        chunk_rows: Tokens that go through a layer together, at most.
+        chunk_bytes: Bytes of a chunk at its peak.
+        base_bytes: Bytes that are kept of the base runs: keys, values and inputs of all layers.
+        front_bytes: Bytes of the patched streams between two layers, were all of the largest batch held at once.
+        held_bytes: Bytes of them that are held at once.
+        passes: How often the layers' weights are gone through, such that no more is held than the budget allows.
+    """
+
+    token_layers: int
+    chunk_rows: int
+    chunk_bytes: int
+    base_bytes: int
+    front_bytes: int
+    held_bytes: int
+    passes: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a run would cost.
 
@@ -35,11 +59,16 @@ class Plan:
         rows_per_forward: Rows stacked into one call of the model.
         forwards: Calls of the model, at least.
         tokens: Tokens that go through the model.
-        flops: Floating-point operations, two per multiplication and addition.
+        flops: Floating-point operations by whole forwards, two per multiplication and addition.
         gib: Memory of one forward's activations, in GiB.
         n_unaligned: Cells that will not be run because the pair lacks the position.
         first_pair: Tokens of the first pair, clean and corrupted, to see that they are what was meant.
         sites: Names of the patched sites.
+        tier: The engine that is planned for, or "" where that is open.
+        flops_of: Floating-point operations by engine, as far as they are known beforehand.
+        n_derived: Cells whose effect is known to be 0, because nothing leads from them to what is read.
+        wave: What the wavefront engine needs, where the model and the patches allow it.
+        rate: Floating-point operations per second that the device was measured to reach, or None.
     """
 
     n_interventions: int
@@ -54,23 +83,64 @@ class Plan:
     n_unaligned: int
     first_pair: tuple[str, str]
     sites: tuple[str, ...]
+    tier: str = ""
+    flops_of: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    n_derived: int = 0
+    wave: Wave | None = None
+    rate: float | None = None
+
+    @property
+    def tier_flops(self) -> float | None:
+        """Floating-point operations of the planned engine; None where they are not known beforehand."""
+        return self.flops_of.get(self.tier, None if self.tier else self.flops)
+
+    @property
+    def saved(self) -> float | None:
+        """Share of the arithmetic of whole forwards that the planned engine does without."""
+        return None if self.tier_flops is None or not self.flops else 1 - self.tier_flops / self.flops
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds that the arithmetic takes at the measured rate: the least that the run can take."""
+        return None if self.tier_flops is None or not self.rate else self.tier_flops / self.rate
 
     def __str__(self) -> str:
         shown = ", ".join(self.sites[:4]) + (f" … ({len(self.sites)} sites)" if len(self.sites) > 4 else "")
         lines = [
             ("patch", shown or "nothing"),
             ("interventions", f"{self.n_interventions:,} on {self.n_pairs:,} pairs"),
-            ("runs", f"{self.rows:,} rows in {self.forwards:,} forwards of up to {self.rows_per_forward:,} rows"),
-            ("arithmetic", f"{self.tokens:,} tokens, {self.flops / 1e9:,.1f} GFLOP"),
-            ("memory", f"about {self.gib:.2f} GiB of activations"),
-            ("clean", self.first_pair[0]),
-            ("corrupted", self.first_pair[1]),
         ]
-        if self.n_unaligned:
-            lines.insert(2, ("not run", f"{self.n_unaligned:,} cells whose pair lacks the position"))
         if self.n_forks:
-            lines.insert(2, ("forks", f"{self.n_forks} more forwards per row, to spell answers out"))
+            lines.append(("forks", f"{self.n_forks} more forwards per row, to spell answers out"))
+        if self.n_unaligned:
+            lines.append(("not run", f"{self.n_unaligned:,} cells whose pair lacks the position"))
+        if self.n_derived:
+            lines.append(("known", f"{self.n_derived:,} cells that lead to nothing that is read: their effect is 0"))
+        if self.tier:
+            lines.append(("engine", self.tier))
+        lines += self._work()
+        if self.seconds is not None:
+            lines.append(("time", f"at least {_duration(self.seconds)}"))
+        lines += [("clean", self.first_pair[0]), ("corrupted", self.first_pair[1])]
         return "\n".join(f"{name:<13}  {text}" for name, text in lines)
+
+    def _work(self) -> list[tuple[str, str]]:
+        """Return the lines that say what is run, how much arithmetic that is and how much memory it takes."""
+        rows = f"{self.rows:,} rows"
+        if self.tier == "wavefront" and self.wave is not None:
+            wave = self.wave
+            runs = f"{wave.token_layers:,} tokens through single layers, up to {wave.chunk_rows:,} at once"
+            passes = f"{wave.passes:,} passes over the layers" if wave.passes > 1 else "one pass over the layers"
+            gib = (wave.base_bytes + wave.held_bytes + wave.chunk_bytes) / GIB
+            memory = f"about {gib:.2f} GiB of activations, in {passes}"
+        else:
+            runs = f"{rows} in {self.forwards:,} forwards of up to {self.rows_per_forward:,} rows"
+            memory = f"about {self.gib:.2f} GiB of activations"
+        arithmetic = f"{self.tokens:,} tokens, {self.flops / 1e9:,.1f} GFLOP"
+        if self.tier in ("wavefront", "restart") and self.tier_flops is not None and self.saved is not None:
+            whole = f"{self.flops / 1e9:,.1f} by {rows} in whole forwards"
+            arithmetic = f"{self.tier_flops / 1e9:,.1f} GFLOP instead of {whole} (saves {max(0.0, self.saved):.0%})"
+        return [("runs", runs), ("arithmetic", arithmetic), ("memory", memory)]
 
 
 def make_plan(
@@ -97,8 +167,6 @@ def make_plan(
     rows_of_pair = [(n_more + cells) * (1 + n_forks) for cells in cells_per_pair]
     rows = sum(rows_of_pair)
     tokens = sum(n * length for n, length in zip(rows_of_pair, lengths, strict=True))
-    # Causal attention meets half of the keys on average; a multiplication and an addition for scores and for values.
-    attention = sum(n * length * length * 2 for n, length in zip(rows_of_pair, lengths, strict=True)) * cost.attention
     return Plan(
         n_interventions=n_interventions,
         n_pairs=len(lengths),
@@ -107,9 +175,65 @@ def make_plan(
         rows_per_forward=cost.rows_per_forward,
         forwards=-(-rows // cost.rows_per_forward),
         tokens=tokens,
-        flops=2.0 * tokens * cost.weights + attention,
+        flops=whole_flops(cost, lengths, rows_of_pair),
         gib=min(rows, cost.rows_per_forward) * cost.bytes_per_row / GIB,
         n_unaligned=n_interventions * len(lengths) - sum(cells_per_pair),
         first_pair=shown[0],
         sites=shown[1],
     )
+
+
+def whole_flops(cost: ModelCost, lengths: Sequence[int], rows_of_pair: Sequence[int]) -> float:
+    """Return the floating-point operations of whole forwards.
+
+    Args:
+        cost: Numbers of the model.
+        lengths: Tokens of each pair's prompt.
+        rows_of_pair: How often each is run.
+    """
+    tokens = sum(n * length for n, length in zip(rows_of_pair, lengths, strict=True))
+    # Causal attention meets half of the keys on average; a multiplication and an addition for scores and for values.
+    attention = sum(n * length * length * 2 for n, length in zip(rows_of_pair, lengths, strict=True)) * cost.attention
+    return 2.0 * tokens * cost.weights + attention
+
+
+def for_tier(
+    plan: Plan,
+    tier: str,
+    *,
+    patched_flops: Mapping[str, float],
+    wave: Wave | None,
+    n_derived: int,
+    untouched_flops: float,
+    rate: float | None,
+) -> Plan:
+    """Return a plan with what each engine would need.
+
+    Args:
+        plan: The plan by whole forwards.
+        tier: The engine that is planned for, or "" where that is open.
+        patched_flops: Floating-point operations of the patched runs by engine.
+        wave: What the wavefront engine needs.
+        n_derived: Cells whose effect is known to be 0.
+        untouched_flops: Those of the untouched runs, which every engine makes.
+        rate: Floating-point operations per second that the device was measured to reach.
+    """
+    flops_of = {name: flops + untouched_flops for name, flops in patched_flops.items()}
+    flops_of |= {"rows": plan.flops, "reference": plan.flops}
+    return replace(plan, tier=tier, flops_of=MappingProxyType(flops_of), wave=wave, n_derived=n_derived, rate=rate)
+
+
+def passes_of(front_bytes: Sequence[int], budget: int) -> int:
+    """Return how often the layers are gone through: for each batch of pairs, once for each budget that its front fills.
+
+    Args:
+        front_bytes: Bytes of the patched streams of each batch of pairs, were all held at once.
+        budget: Bytes that may be held.
+    """
+    return sum(max(1, -(-front // max(1, budget))) for front in front_bytes)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds >= 0.1 else f"{seconds * 1e3:.1f} ms"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,45 +1,77 @@
-"""From a job to its plan: what the plan's arithmetic needs, read from the model, the pairs and the interventions."""
+"""From a job to its plan: what the plan's arithmetic needs, read from the model, the pairs and the interventions.
+
+1. Every cell is laid out as a run would lay it out; nothing runs.
+2. Cells of one pair that enter at the same place and write the same tokens cost the same and are counted together.
+3. Each kind of cell's cone is counted, and with it what every engine needs.
+
+An intervention with several patches counts as one that writes all their tokens where the first of them stands; that
+may be a little more than it takes.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
-from causalpatch.engine.job import Job, lay_rows, most_rows
-from causalpatch.engine.memory import row_cost
-from causalpatch.engine.plan import ModelCost, Plan, make_plan
-from causalpatch.engine.resolve import Placer
+from causalpatch.engine.calibrate import remembered
+from causalpatch.engine.cone import Cone, ModelNumbers, Point, Runs, cone, full_flops
+from causalpatch.engine.gauge import Gauge
+from causalpatch.engine.job import Job, batches_of_pairs, lay_rows, most_rows
+from causalpatch.engine.memory import budget_bytes, chunk_bytes, chunk_rows, row_cost
+from causalpatch.engine.plan import ModelCost, Plan, Wave, for_tier, make_plan, passes_of, whole_flops
+from causalpatch.engine.resolve import Placer, Target
+from causalpatch.engine.values import Row
+from causalpatch.models import Model
 from causalpatch.patches import Mean
+from causalpatch.sites import Site
+
+_POINTS = {
+    "embed": Point.STREAM,
+    "resid_pre": Point.STREAM,
+    "resid_post": Point.STREAM,
+    "final_norm": Point.STREAM,
+    "q": Point.QUERY,
+    "k": Point.KEY_VALUE,
+    "v": Point.KEY_VALUE,
+    "z": Point.ATTENDED,
+    "head_out": Point.MIDDLE,
+    "attn_out": Point.MIDDLE,
+    "resid_mid": Point.MIDDLE,
+    "mlp_post": Point.ACTIVATED,
+    "mlp_out": Point.ADDED,
+    "logits": Point.LOGITS,
+}
 
 
-def plan_job(job: Job, n_forks: int) -> Plan:
+def plan_job(job: Job, n_forks: int, *, gauge: Gauge | None = None, tier: str = "", rate: float | None = None) -> Plan:
     """Count what a job would cost; nothing runs.
 
     Args:
         job: The job.
         n_forks: Forwards per row beyond the first.
+        gauge: The metrics, for what they read; without them only whole forwards are counted.
+        tier: The engine that is planned for, or "" where that is open.
+        rate: Floating-point operations per second that the device reaches; by default what was found earlier, if
+            anything.
+
+    Raises:
+        MetricError: A prompt does not have a token that a metric reads.
     """
-    model, pairs = job.model, job.pairs
+    pairs = job.pairs
     placer = Placer(pairs, job.base)
     laid = [lay_rows(job, placer, np.array([pair]))[0] for pair in range(len(pairs))]
     n_means = len({target.value for group in job.interventions for target in group if isinstance(target.value, Mean)})
     lengths = np.maximum(pairs.lengths("clean"), pairs.lengths("corrupt"))
-    longest = int(lengths.max())
-    tables = {id(p) for m in model.module.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
-    head_width = model.head_width
-    unembedding = model.vocab_size * model.width
-    weights = sum(p.numel() for p in model.module.parameters() if id(p) not in tables)
-    is_tied = not any(p.shape[0] == model.vocab_size and id(p) not in tables for p in model.module.parameters())
-    cost = ModelCost(
-        weights + (unembedding if is_tied else 0),
-        model.shape.n_layers * model.shape.units.get("head", 0) * head_width,
-        row_cost(model, longest).total,
-        most_rows(job, longest),
-    )
+    cost = _cost_of(job, int(lengths.max()))
     sites = dict.fromkeys(str(target.site) for group in job.interventions for target in group)
     first = [
         " ".join(map(repr, pairs.tokens(role, 0))) if pairs.kind == "tokens" else f"array {pairs[0].input(role).shape}"
         for role in ("clean", "corrupt")
     ]
-    return make_plan(
+    plan = make_plan(
         cost,
         lengths.tolist(),
         [sum(row.intervention < job.n_asked for row in rows) for rows in laid],
@@ -47,4 +79,243 @@ def plan_job(job: Job, n_forks: int) -> Plan:
         n_more=2 + job.n_controls + n_means,
         n_forks=n_forks,
         shown=((first[0], first[1]), tuple(sites)),
+    )
+    n_untouched = (2 + n_means) * (1 + n_forks)
+    untouched = whole_flops(cost, lengths.tolist(), [n_untouched] * len(pairs))
+    numbers = numbers_of(job.model) if pairs.kind == "tokens" else None
+    if numbers is None or gauge is None:
+        return for_tier(plan, tier, patched_flops={}, wave=None, n_derived=0, untouched_flops=untouched, rate=rate)
+    cells = _cells_of(job, numbers, laid)
+    if rate is None:
+        found = remembered(numbers, job.model.device, job.model.dtype)
+        rate = found.rate if found else None
+    return _plan_cells(job, gauge, plan, cells, numbers, (tier, untouched, rate))
+
+
+def numbers_of(model: Model) -> ModelNumbers | None:
+    """Return the numbers of a model's arithmetic, or None for a model without a family."""
+    if model.family is None or not model.shape.n_layers:
+        return None
+    down = model.tap(Site("mlp_post", 0, 0)).port.path
+    mlp = model.module.get_submodule(down.rpartition(".")[0])
+    n_neurons = model.shape.units["neuron"]
+    matrices = sum(p.numel() for p in mlp.parameters() if p.ndim == 2)
+    up = matrices - model.width * n_neurons
+    return ModelNumbers(
+        n_layers=model.shape.n_layers,
+        width=model.width,
+        n_heads=model.n_heads,
+        n_kv_heads=model.n_kv_heads,
+        head_width=model.head_width,
+        n_neurons=n_neurons,
+        # Packed or compressed weights do not show their shape; an MLP without a gate is the least there can be.
+        up=max(up, model.width * n_neurons),
+        vocab=model.vocab_size,
+        is_parallel="resid_mid" in model.shape.refused,
+        number_bytes=torch.finfo(model.dtype).bits // 8 if model.dtype.is_floating_point else 4,
+        windows=_windows(model),
+    )
+
+
+def _windows(model: Model) -> tuple[int | None, ...]:
+    """Return each layer's window, as the configuration tells it."""
+    for part in model.module.modules():
+        config = getattr(part, "config", None)
+        window = getattr(config, "sliding_window", None)
+        if isinstance(window, int) and getattr(config, "use_sliding_window", True):
+            kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * model.shape.n_layers
+            return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    return ()
+
+
+def _cost_of(job: Job, longest: int) -> ModelCost:
+    model = job.model
+    tables = {id(p) for m in model.module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    unembedding = model.vocab_size * model.width
+    weights = sum(p.numel() for p in model.module.parameters() if id(p) not in tables)
+    is_tied = not any(p.shape[0] == model.vocab_size and id(p) not in tables for p in model.module.parameters())
+    return ModelCost(
+        weights + (unembedding if is_tied else 0),
+        model.shape.n_layers * model.shape.units.get("head", 0) * model.head_width,
+        row_cost(model, longest).total,
+        most_rows(job, longest),
+    )
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Kinds of cells; every list and array has one entry per kind.
+
+    Args:
+        layer: Where they enter.
+        point: Where in that layer.
+        columns: How many columns they replace, or 0 for all.
+        written: The tokens that they write.
+        pair: Their pair.
+        n_asked: How many of them were asked for.
+        count: How many there are, controls included.
+    """
+
+    layer: np.ndarray
+    point: np.ndarray
+    columns: np.ndarray
+    written: Sequence[np.ndarray]
+    pair: np.ndarray
+    n_asked: np.ndarray
+    count: np.ndarray
+
+    def runs(self, reads: np.ndarray) -> Runs:
+        """Return them as runs.
+
+        Args:
+            reads: The tokens that are read in each pair, with -1 to fill up, ``(pair, read)``.
+        """
+        written = np.full((len(self.written), max(map(len, self.written), default=1)), -1)
+        for row, tokens in zip(written, self.written, strict=True):
+            row[: len(tokens)] = tokens
+        return Runs(self.layer, self.point, written, reads[self.pair], self.columns)
+
+
+def _cells_of(job: Job, numbers: ModelNumbers, laid: Sequence[Sequence[Row]]) -> _Cells:
+    """Find the kinds of cells in rows."""
+    layers = _Layers(job.model, numbers)
+    entries: dict[tuple[Target, ...], tuple[int, int, int]] = {}
+    asked: Counter[tuple[int, int, int, int, bytes]] = Counter()
+    count: Counter[tuple[int, int, int, int, bytes]] = Counter()
+    lengths = job.pairs.lengths(job.base)
+    for row in (row for rows in laid for row in rows if row.targets):
+        targets = tuple(target for target, _ in row.targets)
+        if targets not in entries:
+            entries[targets] = layers.entry(targets)
+        tokens = [np.arange(lengths[row.pair]) if place is None else place.base for _, place in row.targets]
+        written = tokens[0] if len(tokens) == 1 else np.unique(np.concatenate(tokens))
+        key = (*entries[targets], row.pair, written.astype(np.int64).tobytes())
+        count[key] += 1
+        asked[key] += row.intervention < job.n_asked
+    integers = np.array([key[:4] for key in count], dtype=np.int64).reshape(-1, 4)
+    return _Cells(
+        layer=integers[:, 0],
+        point=integers[:, 1],
+        columns=integers[:, 2],
+        written=[np.frombuffer(key[4], dtype=np.int64) for key in count],
+        pair=integers[:, 3],
+        n_asked=np.array([asked[key] for key in count], dtype=np.int64),
+        count=np.array(list(count.values()), dtype=np.int64),
+    )
+
+
+class _Layers:
+    """Where targets enter a model's layers.
+
+    Args:
+        model: The model.
+        numbers: Its numbers.
+    """
+
+    def __init__(self, model: Model, numbers: ModelNumbers) -> None:
+        self.numbers = numbers
+        self.paths = [model.tap(Site("resid_pre", layer)).port.path for layer in range(numbers.n_layers)]
+
+    def entry(self, targets: Sequence[Target]) -> tuple[int, int, int]:
+        """Return the first layer that targets write in, where in it, and how many columns, or 0 for all."""
+        places = [self._place(target.site) for target in targets]
+        first = min(places)
+        sites = {target.site for target, place in zip(targets, places, strict=True) if place == first}
+        numbers, (layer, point) = self.numbers, first
+        group = numbers.n_heads // max(1, numbers.n_kv_heads)
+        width = {
+            Point.QUERY: numbers.head_width,
+            Point.KEY_VALUE: numbers.head_width * group,
+            Point.ATTENDED: numbers.head_width,
+            Point.ACTIVATED: 1,
+        }.get(Point(point), 0)
+        units = {site.unit for site in sites}
+        full = numbers.n_neurons if point == Point.ACTIVATED else numbers.n_heads * numbers.head_width
+        # Where further points of the layer are written too, whole rows are the safe count.
+        is_alone = all(place == first or place[0] != layer for place in places)
+        columns = width * len(units)
+        return layer, point, columns if is_alone and columns < full else 0
+
+    def _place(self, site: Site) -> tuple[int, int]:
+        if site.module is not None:
+            path = site.module.path
+            inside = (n for n, own in enumerate(self.paths) if path == own or path.startswith(f"{own}."))
+            return next(inside, 0), int(Point.STREAM)
+        point = _POINTS[site.name]
+        if site.name in ("final_norm", "logits"):
+            return self.numbers.n_layers, int(point)
+        layer = site.layer if isinstance(site.layer, int) else 0
+        return layer + (site.name == "resid_post"), int(point)
+
+
+def _plan_cells(
+    job: Job, gauge: Gauge, plan: Plan, cells: _Cells, numbers: ModelNumbers, given: tuple[str, float, float | None]
+) -> Plan:
+    """Return a plan with what the engines need for its cells; given are tier, untouched arithmetic and rate."""
+    tier, untouched_flops, rate = given
+    lengths = job.pairs.lengths(job.base)
+    n_columns = numbers.vocab if gauge.needs_vocabulary else len(gauge.answer_columns)
+    made = cone(numbers, cells.runs(_reads(gauge, lengths)), n_columns)
+    # What leads to nothing that is read is not run, and its answers are not spelt out.
+    spelt = _spelling_flops(gauge, cells, numbers, lengths, n_columns) * ~made.is_derived
+    whole = full_flops(numbers, lengths[cells.pair], from_layer=cells.layer) * (1 + plan.n_forks)
+    return for_tier(
+        plan,
+        tier,
+        patched_flops={
+            "wavefront": float(((made.flops + spelt) * cells.count).sum()),
+            "restart": float((whole * cells.count).sum()),
+        },
+        wave=_wave(job, cells, made, numbers),
+        n_derived=int((cells.n_asked * made.is_derived).sum()),
+        untouched_flops=untouched_flops,
+        rate=rate,
+    )
+
+
+def _reads(gauge: Gauge, lengths: np.ndarray) -> np.ndarray:
+    """Return the tokens that are read in each pair, each once and -1 to fill up, ``(pair, read)``."""
+    found = gauge.reads(lengths, np.arange(len(lengths)))
+    if found is None:
+        tokens = np.arange(lengths.max())
+        return np.where(tokens < lengths[:, None], tokens, -1)
+    reads = np.sort(found, axis=1)
+    reads[:, 1:][reads[:, 1:] == reads[:, :-1]] = -1
+    return reads
+
+
+def _spelling_flops(
+    gauge: Gauge, cells: _Cells, numbers: ModelNumbers, lengths: np.ndarray, n_columns: int
+) -> np.ndarray:
+    """Return the arithmetic of the answers' tokens behind the prompt, for one cell of each kind."""
+    n_pairs = len(lengths)
+    tokens = np.zeros(n_pairs)
+    for side, number in gauge.forks:
+        tokens += [len(more) for more in gauge.continuations(side, number, np.arange(n_pairs))]
+    per_layer = numbers.layer + 2 * numbers.n_heads * numbers.head_width * lengths[cells.pair]
+    depth = np.maximum(0, numbers.n_layers - cells.layer)
+    found: np.ndarray = 2.0 * tokens[cells.pair] * (depth * per_layer + numbers.width * n_columns)
+    return found
+
+
+def _wave(job: Job, cells: _Cells, made: Cone, numbers: ModelNumbers) -> Wave:
+    """Return what the wavefront engine needs."""
+    model = job.model
+    lengths = job.pairs.lengths(job.base)
+    longest, budget = int(lengths.max()), budget_bytes(model.device, job.budget_gib)
+    found = remembered(numbers, model.device, model.dtype)
+    rows = chunk_rows(numbers, longest, budget, model.device.type, found.rows if found else None)
+    rows = min(rows, max(1, int((made.held * cells.count).sum())))
+    held = made.held_bytes(numbers) * cells.count
+    front = [int(held[np.isin(cells.pair, batch)].sum()) for batch in batches_of_pairs(job)]
+    kept = numbers.n_layers * (numbers.width + 2 * numbers.n_kv_heads * numbers.head_width) + numbers.width
+    base = max(int(lengths[batch].sum()) for batch in batches_of_pairs(job)) * kept * numbers.number_bytes
+    return Wave(
+        token_layers=int((made.rows * cells.count).sum()),
+        chunk_rows=rows,
+        chunk_bytes=chunk_bytes(numbers, rows, longest),
+        base_bytes=base,
+        front_bytes=max(front),
+        held_bytes=min(max(front), budget),
+        passes=passes_of(front, budget),
     )

@@ -1,9 +1,18 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import causalpatch as cp
-from causalpatch.engine import ModelCost, make_plan
-from causalpatch.testing.tiny import tiny_model
+from causalpatch.base.errors import MetricError
+from causalpatch.engine import Gauge, Job, ModelCost, make_plan, plan_job, targets_of
+from causalpatch.engine.cone import Point, Runs, cone, full_flops
+from causalpatch.engine.plan import Wave, for_tier, passes_of
+from causalpatch.engine.planning import numbers_of
+from causalpatch.pairs import Pair, Pairs
+from causalpatch.testing.tiny import FAMILY_NAMES, GROUPED, tiny_model
 from toys import Chain, opened, prompts, vectors
 from worlds import tiny_world
 
@@ -104,3 +113,235 @@ def test_weights_are_those_that_every_token_meets(family):
     weights = own + (unembedding if family == "gpt2" else 0)
     attention = made.rows * 3 * 3 * 2 * (2 * 4 * 8)
     assert made.flops == pytest.approx(2 * made.tokens * weights + attention)
+
+
+WAVE = Wave(
+    token_layers=1234,
+    chunk_rows=2048,
+    chunk_bytes=2**30,
+    base_bytes=2**29,
+    front_bytes=2**33,
+    held_bytes=2**31,
+    passes=4,
+)
+
+
+def planned(tier="wavefront", **changes):
+    given = {"patched_flops": {"wavefront": 1e5, "restart": 2e5}, "wave": WAVE, "n_derived": 2, "untouched_flops": 2e4}
+    return for_tier(plan(), tier, **(given | {"rate": 1e6} | changes))
+
+
+def test_every_engine_also_makes_the_untouched_runs():
+    made = planned()
+    assert made.flops_of == {"wavefront": 1.2e5, "restart": 2.2e5, "rows": made.flops, "reference": made.flops}
+    assert made.tier_flops == 1.2e5
+    assert made.saved == pytest.approx(1 - 1.2e5 / made.flops)
+    assert made.seconds == pytest.approx(0.12)
+
+
+def test_what_is_not_known_beforehand_is_not_claimed():
+    made = planned("graph")
+    assert made.tier_flops is made.saved is made.seconds is None
+    assert "saves" not in str(made)
+    assert planned(rate=None).seconds is None
+    assert "time" not in str(planned(rate=None))
+    assert plan().tier_flops == plan().flops
+
+
+def test_the_plan_of_the_wavefront_says_what_it_saves_and_how_often_it_goes_through_the_layers():
+    made = planned()
+    lines = dict(line.split(maxsplit=1) for line in str(made).splitlines())
+    assert lines["engine"] == "wavefront"
+    assert lines["known"] == "2 cells that lead to nothing that is read: their effect is 0"
+    assert lines["runs"] == "1,234 tokens through single layers, up to 2,048 at once"
+    whole = f"{made.flops / 1e9:,.1f} by 12 rows in whole forwards"
+    assert lines["arithmetic"] == f"0.0 GFLOP instead of {whole} (saves {made.saved:.0%})"
+    assert lines["memory"] == "about 3.50 GiB of activations, in 4 passes over the layers"
+    assert lines["time"] == "at least 0.1 s"
+    assert "one pass over the layers" in str(planned(wave=replace(WAVE, passes=1)))
+    assert "12 rows in 2 forwards" in str(planned("restart"))
+    assert "saves" in str(planned("restart"))
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"), [(1e9, "0.1 ms"), (1e4, "12.0 s"), (1e3, "2.0 min"), (10.0, "3.3 h"), (1.2e5 / 5390, "89.8 min")]
+)
+def test_seconds_are_told_in_units_that_are_easy_to_read(rate, text):
+    assert f"time           at least {text}\n" in str(planned(rate=rate))
+
+
+def test_a_batch_is_gone_through_once_for_each_budget_that_its_front_fills():
+    assert passes_of([10], 10) == 1
+    assert passes_of([11], 10) == 2
+    assert passes_of([0, 25, 10], 10) == 1 + 3 + 1
+    assert passes_of([5], 0) == 5
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_a_models_numbers_give_the_operations_that_are_counted_when_it_runs(family):
+    kv_heads = 1 if family in GROUPED else 4
+    module = tiny_model(family, layers=3, kv_heads=kv_heads, dtype=torch.float32)
+    numbers = numbers_of(cp.open_model(module))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(torch.arange(3, 10)[None])
+    names = ("aten.mm", "aten.addmm")
+    products = sum(n for operation, n in counter.get_flop_counts()["Global"].items() if str(operation) in names)
+    assert products == 2 * 7 * (3 * numbers.layer + numbers.width * numbers.vocab)
+    assert numbers.is_parallel == (family == "gpt_neox")
+    assert numbers.number_bytes == 4
+    windows = {"mistral": (4, 4, 4), "gemma2": (4, None, 4)}
+    assert numbers.windows == windows.get(family, numbers.windows)
+    assert not any(numbers.windows) or family in windows
+
+
+def test_a_model_without_a_family_has_no_such_numbers():
+    assert numbers_of(opened(Chain())) is None
+
+
+PAIRS = prompts(([3, 4, 5, 6], [7, 4, 5, 6]), ([8, 9, 10], [8, 11, 10]))
+
+
+def plan_of(requests, *, pairs=PAIRS, family="llama", metric=cp.logit_difference, tier="wavefront", **settings):
+    model, _ = tiny_world(family, (3, 4, 2, 0))
+    targets = [targets_of(model, cp.Intervention.of(request)) for request in requests]
+    gauge = Gauge([metric], pairs, model)
+    job = Job(model, pairs, targets, "corrupt", **settings)
+    return plan_job(job, len(gauge.forks), gauge=gauge, tier=tier)
+
+
+def patched(requests, **settings):
+    """Return what the plan says of the patched runs alone."""
+    made = plan_of(requests, **settings)
+    nothing = made.flops_of["rows"] * 2 * made.n_pairs / made.rows
+    return made.flops_of["wavefront"] - nothing
+
+
+ONE = prompts(([3, 4, 5, 6], [7, 4, 5, 6]))
+NUMBERS = numbers_of(tiny_world("llama", (3, 4, 2, 0))[0])
+
+
+@pytest.mark.parametrize(
+    ("request_", "layer", "point", "tokens", "columns"),
+    [
+        ("embed@1", 0, Point.STREAM, [1], 0),
+        ("resid_pre.1@1", 1, Point.STREAM, [1], 0),
+        ("resid_post.0@1", 1, Point.STREAM, [1], 0),
+        ("resid_post.2@-1", 3, Point.STREAM, [3], 0),
+        ("final_norm@-1", 3, Point.STREAM, [3], 0),
+        ("logits@-1", 3, Point.LOGITS, [3], 0),
+        ("q.1.2@2", 1, Point.QUERY, [2], 8),
+        ("k.1.0@1", 1, Point.KEY_VALUE, [1], 16),
+        ("v.1.1", 1, Point.KEY_VALUE, [0, 1, 2, 3], 16),
+        (["k.1.0@1", "v.1.0@1"], 1, Point.KEY_VALUE, [1], 16),
+        ("v.1.*@1", 1, Point.KEY_VALUE, [1], 0),
+        ("z.0.3", 0, Point.ATTENDED, [0, 1, 2, 3], 8),
+        ("z.0.0:2@1", 0, Point.ATTENDED, [1], 16),
+        ("head_out.1.0@0", 1, Point.MIDDLE, [0], 0),
+        ("attn_out.2@-1", 2, Point.MIDDLE, [3], 0),
+        ("resid_mid.2", 2, Point.MIDDLE, [0, 1, 2, 3], 0),
+        ("mlp_post.1.7@2", 1, Point.ACTIVATED, [2], 1),
+        ("mlp_out.0@2", 0, Point.ADDED, [2], 0),
+        ("module(model.layers.1.mlp.up_proj).output@2", 1, Point.STREAM, [2], 0),
+        ("module(model.layers.1).input@2", 1, Point.STREAM, [2], 0),
+        ("module(model.embed_tokens).output@2", 0, Point.STREAM, [2], 0),
+        (["z.1.0@2", "mlp_post.1.3@1"], 1, Point.ATTENDED, [1, 2], 0),
+        (["mlp_post.2.3@1", "z.1.0@2"], 1, Point.ATTENDED, [1, 2], 8),
+        ("resid_pre.*@1", 0, Point.STREAM, [1], 0),
+    ],
+)
+def test_every_site_enters_where_it_stands(request_, layer, point, tokens, columns):
+    run = Runs(np.array([layer]), np.array([point]), np.array([tokens]), np.array([[3]]), np.array([columns]))
+    made = cone(NUMBERS, run, 2)
+    assert patched([request_], pairs=ONE) == pytest.approx(made.flops[0], rel=1e-12)
+    planned = plan_of([request_], pairs=ONE)
+    assert planned.wave.token_layers == made.rows[0]
+    assert planned.n_derived == 0
+
+
+def test_cells_of_all_pairs_are_added_up():
+    requests = ["resid_pre.0@1", "resid_pre.0@1", "z.1.0", "z.1.1"]
+    made = plan_of(requests)
+    alone = [plan_of([request], pairs=PAIRS.take([pair])) for request in requests for pair in range(2)]
+    assert made.wave.token_layers == sum(one.wave.token_layers for one in alone)
+    both = sum(patched([request]) for request in requests)
+    assert patched(requests) == pytest.approx(both)
+    assert made.flops_of["wavefront"] < made.flops_of["restart"] < made.flops_of["rows"] == made.flops
+
+
+def test_replaying_the_layers_above_costs_whole_prompts_from_the_entry_on():
+    made = plan_of(["resid_pre.1@3", "z.2.0", "final_norm@-1"], pairs=ONE, tier="restart")
+    layers = full_flops(NUMBERS, np.array([4, 4, 4]), from_layer=np.array([1, 2, 3])).sum()
+    assert made.tier_flops == pytest.approx(layers + made.flops * 2 / 5)
+
+
+def test_what_stands_behind_the_last_token_that_is_read_is_known_beforehand():
+    requests = [f"resid_pre.0@{token}" for token in range(3)]
+    assert plan_of(requests).n_derived == 0
+    early = plan_of(requests, metric=cp.logit_difference.at(1))
+    assert early.n_derived == 2  # token 2 of both pairs
+    assert "known          2 cells" in str(early)
+    # Behind attention of the last layer a token changes nothing but itself.
+    assert plan_of(["mlp_out.2@0", "mlp_out.2@-1"]).n_derived == 2
+    with pytest.raises(MetricError, match="reads token 3, which pair 1 does not have"):
+        plan_of(requests, metric=cp.logit_difference.at(3))
+
+
+def test_metrics_of_the_whole_vocabulary_and_of_all_tokens_need_more():
+    answers, vocabulary = (patched(["z.2.0@-1"], metric=metric, pairs=ONE) for metric in (cp.logit_difference, cp.top1))
+    assert vocabulary - answers == 2 * (NUMBERS.vocab - 2) * NUMBERS.width
+    everything = cp.metric(lambda outputs, pairs: outputs.logits[:, :, 0].sum(1), name="everything")
+    runs = Runs(np.array([1]), np.array([0]), np.array([[1]]), np.arange(4)[None], np.array([0]))
+    assert patched(["resid_pre.1@1"], metric=everything, pairs=ONE) == cone(NUMBERS, runs, NUMBERS.vocab).flops[0]
+
+
+def test_spelt_answers_go_on_through_the_layers_above():
+    answers = ((5, 7, 8), (9,)), ((6, 7),)
+    pairs = Pairs([Pair(np.array([3, 4, 5, 6]), np.array([7, 4, 5, 6]), *answers, id="0")], name="long")
+    made = plan_of(["resid_pre.1@1"], pairs=pairs, metric=cp.log_probability)
+    assert made.n_forks == 2
+    prompt = cone(NUMBERS, Runs.at(1, Point.STREAM, 1, 3), NUMBERS.vocab).flops[0]
+    per_token = 2 * 2 * (NUMBERS.layer + 2 * 4 * 8 * 4) + 2 * NUMBERS.width * NUMBERS.vocab
+    untouched = made.flops * 2 / 3
+    assert made.flops_of["wavefront"] - untouched == pytest.approx(prompt + 2 * per_token)
+
+
+def test_what_is_held_is_the_stream_of_all_runs_and_the_base_runs_keys_values_and_inputs():
+    requests = [f"resid_pre.{layer}@{token}" for layer in range(3) for token in range(3)]
+    made = plan_of(requests)
+    rows = 3 * (4 + 3 + 2) + 3 * (3 + 2 + 1)
+    assert made.wave.front_bytes == made.wave.held_bytes == rows * 32 * 8
+    assert made.wave.base_bytes == (4 + 3) * (3 * (32 + 2 * 2 * 8) + 32) * 8
+    assert made.wave.chunk_rows == rows
+    assert made.wave.passes == 1
+    narrow = plan_of(requests, budget_gib=rows * 32 * 8 / 3 / 2**30)
+    assert narrow.wave.held_bytes < narrow.wave.front_bytes
+    assert narrow.wave.passes >= 3
+
+
+def test_controls_are_run_but_are_not_among_the_known_cells():
+    requests = ["resid_pre.0@0", "resid_pre.0@2"]
+    metric = cp.logit_difference.at(1)
+    both = plan_of(requests, metric=metric)
+    control = plan_of(requests, metric=metric, n_controls=1)
+    assert both.n_derived == 2
+    assert control.n_derived == 0
+    assert control.wave == both.wave
+
+
+def test_the_measured_rate_of_the_device_becomes_time():
+    model, _ = tiny_world("llama", (3, 4, 2, 0))
+    gauge = Gauge([cp.logit_difference], ONE, model)
+    job = Job(model, ONE, [targets_of(model, cp.Intervention.of("resid_pre.0@0"))], "corrupt")
+    made = plan_job(job, 0, gauge=gauge, tier="wavefront", rate=1e9)
+    assert made.seconds == made.flops_of["wavefront"] / 1e9
+    assert "at least" in str(made)
+
+
+def test_a_model_without_layers_is_planned_by_whole_forwards_alone():
+    model, pairs = opened(Chain()), vectors(3)
+    metric = cp.metric(lambda outputs, pairs: outputs.logits[:, 0], name="first")
+    job = Job(model, pairs, [targets_of(model, cp.Intervention.of("module(first).output"))], "corrupt")
+    made = plan_job(job, 0, gauge=Gauge([metric], pairs, model), tier="graph")
+    assert made.wave is None
+    assert set(made.flops_of) == {"rows", "reference"}
+    assert "engine         graph" in str(made)
