@@ -179,19 +179,19 @@ class _Cells:
 def _cells_of(job: Job, numbers: ModelNumbers, laid: Sequence[Sequence[Row]]) -> _Cells:
     """Find the kinds of cells in rows."""
     layers = _Layers(job.model, numbers)
-    entries: dict[tuple[Target, ...], tuple[int, int, int]] = {}
+    entries: dict[int | tuple[Target, ...], tuple[int, int, int]] = {}
     asked: Counter[tuple[int, int, int, int, bytes]] = Counter()
     count: Counter[tuple[int, int, int, int, bytes]] = Counter()
-    lengths = job.pairs.lengths(job.base)
+    lengths = job.pairs.lengths(job.base).tolist()
     for row in (row for rows in laid for row in rows if row.targets):
-        targets = tuple(target for target, _ in row.targets)
-        if targets not in entries:
-            entries[targets] = layers.entry(targets)
-        tokens = [np.arange(lengths[row.pair]) if place is None else place.base for _, place in row.targets]
-        written = tokens[0] if len(tokens) == 1 else np.unique(np.concatenate(tokens))
-        key = (*entries[targets], row.pair, written.astype(np.int64).tobytes())
+        is_asked = row.intervention < job.n_asked
+        # A control leaves out what a pair lacks, so that it may enter elsewhere in each pair.
+        same = row.intervention if is_asked else tuple(target for target, _ in row.targets)
+        if same not in entries:
+            entries[same] = layers.entry([target for target, _ in row.targets])
+        key = (*entries[same], row.pair, _written(row, lengths[row.pair]).tobytes())
         count[key] += 1
-        asked[key] += row.intervention < job.n_asked
+        asked[key] += is_asked
     integers = np.array([key[:4] for key in count], dtype=np.int64).reshape(-1, 4)
     return _Cells(
         layer=integers[:, 0],
@@ -202,6 +202,12 @@ def _cells_of(job: Job, numbers: ModelNumbers, laid: Sequence[Sequence[Row]]) ->
         n_asked=np.array([asked[key] for key in count], dtype=np.int64),
         count=np.array(list(count.values()), dtype=np.int64),
     )
+
+
+def _written(row: Row, length: int) -> np.ndarray:
+    """Return the tokens that a run writes, each once."""
+    tokens = [np.arange(length) if place is None else place.base for _, place in row.targets]
+    return np.asarray(tokens[0] if len(tokens) == 1 else np.unique(np.concatenate(tokens)), dtype=np.int64)
 
 
 class _Layers:
