@@ -8,7 +8,8 @@ from causalpatch.engine.recheck import ScreenNoise, estimate_noise, needs_float3
 
 # Whole numbers make ties, and noise that reaches exactly to a boundary, common.
 WHOLE = st.integers(-12, 12).map(float)
-CELLS = st.lists(st.tuples(WHOLE, st.integers(0, 4), st.floats(-1, 1)), min_size=1, max_size=12)
+OFF = st.sampled_from([-1.0, 0.0, 1.0]) | st.floats(-1, 1)
+CELLS = st.lists(st.tuples(WHOLE, st.integers(0, 4), OFF), min_size=1, max_size=12)
 BY = st.sampled_from(["magnitude", "value"])
 
 
