@@ -143,7 +143,7 @@ def spell(job: Job, gauge: Gauge, role: Role, run: Run, go_on: Callable[[Fork, B
         inputs = job.pairs.batch(role, pairs, padding_side=job.padding_side, continuations=going_on)
         found.setdefault(side, []).append(gauge.spelt(go_on((side, number), inputs), side, number))
     forks = {side: torch.stack(columns, 1) for side, columns in found.items()}
-    return Run(run.logits, run.batch, run.pair, forks)
+    return replace(run, forks=forks)
 
 
 def fit_all_means(job: Job) -> Means:

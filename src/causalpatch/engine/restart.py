@@ -1,0 +1,351 @@
+"""Layer restart: patched runs begin at the first layer that their patches touch.
+
+1. Before anything is measured, a short and a long pair are run once, their source runs are made, and then the base
+   runs are repeated from every layer at which patches enter: the logits must be those of the whole run. A model that
+   passes anything between layers besides the stream is refused here (see ``layers``).
+2. Pairs are taken in batches, whose base runs keep the stream into each such layer, beside what patches read.
+3. A row (intervention, pair) all of whose new values are those that the base run has already is not run.
+4. The other rows are sorted by the layer at which they enter and stacked into forwards of the model, each beginning at
+   the first layer that its rows need. Metrics, answers of several tokens and memory are as in ``reference``.
+
+What stands before the layers enters in front of them: a whole forward. ``resid_post`` is the stream into the next
+layer and enters there; the final norm and the logits need the last layer alone.
+
+Symbols: L layers, of which a row that enters at layer l runs L - l.
+Cost: per row (L - l) / L of a forward, and one embedding and unembedding. Kept: the stream into each entry layer for
+the pairs of a batch.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from causalpatch.base.errors import ModelUnsupported
+from causalpatch.engine.batches import in_batches, in_forwards
+from causalpatch.engine.capture import Captured, inputs_of
+from causalpatch.engine.few_logits import few_columns, may_take_few, reads_logits
+from causalpatch.engine.gauge import Gauge, Run
+from causalpatch.engine.hooks import Write, quiet, run_with_hooks
+from causalpatch.engine.job import Block, Cost, Job, batches_of_pairs, lay_rows, most_rows
+from causalpatch.engine.layers import Layers, entering, look_at, refuse_layers
+from causalpatch.engine.means import Means
+from causalpatch.engine.memory import row_cost
+from causalpatch.engine.resolve import Placer, Target
+from causalpatch.engine.untouched import Fork, Untouched, run_role, run_untouched, spell
+from causalpatch.engine.values import Known, Row, Taps, unchanged, writes_of_rows
+from causalpatch.models import Port
+from causalpatch.pairs import Batch
+from causalpatch.patches import Mean, Source
+from causalpatch.results.status import Status
+from causalpatch.sites import Site
+
+_BEHIND = ("final_norm", "logits")  # behind all layers
+# A layer's calls cost about as much as this many floating-point operations on its weights: .3 ms at 100 GFLOP/s on a
+# CPU, at 20 TFLOP/s on a GPU. Rows of two entry layers go into one forward where that is less than what they waste.
+_CALLS_ON_CPU, _CALLS_ON_GPU = 3e7, 6e9
+
+
+def why_not(job: Job, gauge: Gauge) -> str | None:
+    """Return why layers cannot be left out of such runs at all, or None."""
+    model = job.model
+    if model.family is None:
+        return f"the layers of '{model.name}' are not known by name"
+    if job.pairs.kind != "tokens":
+        return f"'{job.pairs.name}' holds arrays, not prompts"
+    modules = Layers(model).modules
+    if len(set(modules)) < len(modules):
+        return f"layers of '{model.name}' are one and the same module"
+    if any(getattr(module, "_compiled_call_impl", None) is not None for module in modules):
+        return f"layers of '{model.name}' are compiled"
+    return None
+
+
+def measure(job: Job, gauge: Gauge, means: Means, cost: Cost) -> Iterator[Block]:
+    """Measure every intervention on every pair, beginning each run at the first layer that is patched.
+
+    Args:
+        job: What is to be measured.
+        gauge: The metrics.
+        means: Means of the sites that are replaced by one.
+        cost: Counts what is spent.
+
+    Yields:
+        Blocks of cells: for each batch of pairs first the untouched runs, then the patched ones.
+
+    Raises:
+        ModelUnsupported: Layers leave more to the next ones than the stream; nothing was yielded before.
+        MemoryExhausted: One row does not fit into memory.
+        PatchDidNotFire: A module of a patch did not run.
+        NotFinite: An untouched run gives NaN or infinity.
+    """
+    layers = Layers(job.model)
+    job, means = _enter_late(job, means, layers)
+    entries = np.array([min(_entry(layers, target) for target in group) for group in job.interventions], dtype=int)
+    stream = [layers.sites[layer] for layer in sorted(set(entries.tolist())) if layer]
+    is_few = _verify(job, gauge, layers, stream, cost)
+    keeps = [is_few and not any(reads_logits(layers, target) for target in group) for group in job.interventions]
+    setup = _Setup(job, gauge, cost, layers, entries, keeps)
+    placer, taps = Placer(job.pairs, job.base), Taps(job.model)
+    sources = [target.site for group in job.interventions[: job.n_asked] if _may_derive(group) for target in group]
+    make = partial(
+        run_untouched, job, gauge, means, cost, base_sites=[*stream, *dict.fromkeys(sources)], fork_sites=stream
+    )
+    for batch in in_batches(job, _batches(job, len(stream) * (1 + len(gauge.forks))), make):
+        yield from batch.blocks()
+        rows, lost = lay_rows(job, placer, batch.indices)
+        if lost:
+            yield Block.lost(lost, len(gauge.metrics))
+        controls = [row for row in rows if row.intervention >= job.n_asked]
+        derived, asked = split_derived(taps, batch.known, [row for row in rows if row.intervention < job.n_asked])
+        run = partial(_run_rows, setup, batch)
+        yield from in_forwards(job, _stacked(setup, controls), run)
+        if derived:
+            yield _derived(batch, derived)
+        yield from in_forwards(job, _stacked(setup, asked), run)
+        del batch  # its tensors go before those of the next are made
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """What does not change from batch to batch.
+
+    Args:
+        job: The job.
+        gauge: The metrics.
+        cost: Counts what is spent.
+        layers: The model's layers.
+        entries: For each intervention the first layer that is run.
+        keeps: For each intervention whether logits may be computed for the tokens alone that are read.
+    """
+
+    job: Job
+    gauge: Gauge
+    cost: Cost
+    layers: Layers
+    entries: Int[np.ndarray, " intervention"]
+    keeps: Sequence[bool]
+
+    def entry(self, row: Row) -> int:
+        """Return the first layer that has to be run for a row."""
+        return int(self.entries[row.intervention])
+
+
+def split_derived(taps: Taps, known: Known, rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Part rows whose new values all are those of the base run already from the others.
+
+    Args:
+        taps: Where the targets are read.
+        known: The untouched runs; both hold the sites whose value is the source's.
+        rows: Rows that were asked for, no controls.
+
+    Returns:
+        Rows that need no run, since they are the base run; and the others.
+    """
+    may = [_may_derive([target for target, _ in row.targets]) for row in rows]
+    entries = [
+        (target, row.local, place)
+        for row, is_open in zip(rows, may, strict=True)
+        if is_open
+        for target, place in row.targets
+        if place is not None
+    ]
+    same = iter(unchanged(taps, known, entries))
+    derived: list[Row] = []
+    others: list[Row] = []
+    for row, is_open in zip(rows, may, strict=True):
+        answers = [next(same) for _ in row.targets] if is_open else []
+        is_same = is_open and all(answer.all() for answer in answers)
+        (derived if is_same else others).append(row)
+    return derived, others
+
+
+def _may_derive(targets: Sequence[Target]) -> bool:
+    return all(isinstance(target.value, Source) and target.has_position for target in targets)
+
+
+def _derived(batch: Untouched, rows: Sequence[Row]) -> Block:
+    local = [row.local for row in rows]
+    numbers = np.array([row.intervention for row in rows])
+    return Block.of(numbers, batch.indices[local], batch.values["base"][:, local], Status.DERIVED)
+
+
+def _enter_late(job: Job, means: Means, layers: Layers) -> tuple[Job, Means]:
+    """Write the stream out of a layer as the stream into the next one, where nothing stands between."""
+    fitted = dict(means.of)
+
+    def late(targets: tuple[Target, ...]) -> tuple[Target, ...]:
+        ports = [job.model.tap(target.site).port for target in targets]
+        found = []
+        for target in targets:
+            layer = target.site.layer
+            if target.site.name != "resid_post" or layer is None or layer + 1 == len(layers):
+                found.append(target)
+                continue
+            site = layers.sites[layer + 1]
+            # The reader's own hooks on the next layer's input come after resid_post and before resid_pre.
+            if layers.ports[layer + 1] in ports or layers.modules[layer + 1]._forward_pre_hooks:
+                return targets
+            if isinstance(target.value, Mean):
+                fitted[site, target.value] = fitted[target.site, target.value]
+            found.append(replace(target, site=site))
+        return tuple(found)
+
+    return replace(job, interventions=[late(targets) for targets in job.interventions]), Means(fitted)
+
+
+def _entry(layers: Layers, target: Target) -> int:
+    """Return the first layer that has to be run for a target."""
+    site = target.site
+    if site.name in _BEHIND:
+        return len(layers) - 1
+    layer = site.layer if site.module is None else layers.holding(site.module.path)
+    return layer or 0
+
+
+def _batches(job: Job, n_kept: int) -> Iterator[np.ndarray]:
+    """Yield batches of pairs, the streams kept of which take no more memory than the rows of a forward do."""
+    size = torch.finfo(job.model.dtype).bits // 8
+    for indices in batches_of_pairs(job):
+        n_tokens = int(job.pairs.lengths(job.base)[indices].max())
+        most = most_rows(job, n_tokens) * row_cost(job.model, n_tokens).total
+        at_once = most // max(1, n_kept * n_tokens * job.model.width * size)
+        yield from np.array_split(indices, math.ceil(len(indices) / max(1, at_once)))
+
+
+def _stacked(setup: _Setup, rows: Sequence[Row]) -> list[list[Row]]:
+    """Sort rows by the layer at which they enter, in groups that may share a forward."""
+    layers, lengths = setup.layers, setup.job.pairs.lengths(setup.job.base)
+    weights = sum(parameter.numel() for parameter in layers.modules[0].parameters())
+    calls = (_CALLS_ON_GPU if layers.model.device.type == "cuda" else _CALLS_ON_CPU) / (2 * max(1, weights))
+    groups: list[list[Row]] = []
+    first = 0
+    for entry, some in groupby(sorted(rows, key=setup.entry), key=setup.entry):
+        group = list(some)
+        n_tokens = int(lengths[[row.pair for row in group]].sum())
+        if groups and n_tokens * (entry - first) <= calls * (len(layers) - entry):
+            groups[-1] += group
+        else:
+            groups.append(group)
+            first = entry
+    return groups
+
+
+def _run_rows(setup: _Setup, batch: Untouched, rows: Sequence[Row]) -> Float[np.ndarray, "metric row"]:
+    job, gauge = setup.job, setup.gauge
+    entry = min(map(setup.entry, rows))
+    is_few = all(setup.keeps[row.intervention] for row in rows)
+    local = torch.tensor([row.local for row in rows])
+
+    def run(fork: Fork | None, inputs: Batch) -> Run:
+        writes = writes_of_rows(job.model, batch.known, rows, inputs)
+        columns = few_columns(gauge, inputs, is_fork=fork is not None) if is_few else None
+        stream = None
+        if entry:
+            kept = batch.known.base if fork is None else batch.forks[fork]
+            stream = _stream_into(setup.layers.ports[entry], kept, local, inputs, job)
+        setup.cost.forwards, setup.cost.rows = setup.cost.forwards + 1, setup.cost.rows + len(rows)
+        logits = _logits_from(setup.layers, entry, stream, inputs, writes, columns)
+        tokens = None if columns is None else np.array(columns) - inputs.start[:, None]
+        return Run(logits, inputs, pair, tokens=tokens)
+
+    numbers = np.array([row.pair for row in rows])
+    pair = torch.as_tensor(numbers, device=job.model.device)
+    prompts = job.pairs.batch(job.base, numbers, padding_side=job.padding_side)
+    whole = spell(job, gauge, job.base, run(None, prompts), run)
+    return gauge.values(whole, batch.runs, local.to(pair.device))
+
+
+def _stream_into(
+    port: Port, kept: Captured, local: Int[Tensor, " row"], inputs: Batch, job: Job
+) -> Float[Tensor, "row position width"]:
+    """Gather the base run's stream into a layer for some rows, padded as far as these are."""
+    stream = kept.tensors[port]
+    n_columns = inputs.ids.shape[1]
+    first = stream.shape[1] - n_columns if job.padding_side == "left" else 0
+    return stream.narrow(1, first, n_columns)[local.to(stream.device)]
+
+
+def _logits_from(
+    layers: Layers,
+    entry: int,
+    stream: Float[Tensor, "row position width"] | None,
+    inputs: Batch,
+    writes: Sequence[Write] = (),
+    columns: range | None = None,
+) -> Float[Tensor, "row column vocab"]:
+    """Run prompts from a layer on; return the logits of all columns, or of some."""
+    model = layers.model
+    call = dict(inputs_of(model, inputs))
+    if columns is not None:
+        call["logits_to_keep"] = torch.arange(columns.start, columns.stop, device=model.device)
+    with quiet(model), ExitStack() as left_out:
+        if stream is not None:
+            left_out.enter_context(entering(layers, entry, stream))
+        output, _ = run_with_hooks(model, call, writes)
+    return model.logits(output)
+
+
+def _verify(job: Job, gauge: Gauge, layers: Layers, stream: Sequence[Site], cost: Cost) -> bool:
+    """Make sure on a few pairs that runs may begin at the layers in question.
+
+    Returns:
+        Whether the model computes logits for some of the tokens alone when it is asked to.
+
+    Raises:
+        ModelUnsupported: They may not.
+    """
+    if not stream:
+        return False
+    prompts = [(pair.input(job.base), pair.input(job.source)) for pair in job.pairs]
+    # Pairs whose runs differ, so that what a model keeps from its last run would show; a padded one among them.
+    telling = [n for n, (base, source) in enumerate(prompts) if not np.array_equal(base, source)] or range(len(prompts))
+    ordered = sorted(telling, key=lambda number: len(prompts[number][0]))
+    chosen = np.array(sorted({ordered[0], ordered[-1]}))
+    pieces = np.array_split(chosen, len(chosen) if job.max_rows == 1 else 1)
+    return all(list(in_batches(job, pieces, partial(_look, job, gauge, layers, stream, cost))))
+
+
+def _look(
+    job: Job, gauge: Gauge, layers: Layers, stream: Sequence[Site], cost: Cost, indices: Int[np.ndarray, " pair"]
+) -> bool:
+    inputs = job.pairs.batch(job.base, indices, padding_side=job.padding_side)
+    kept = look_at(layers, inputs, stream)
+    wanted = job.model.logits(kept.output)
+    # What a model has put aside is now that of other prompts: the base run must come out without it.
+    run_role(job, job.source, indices, (), cost)
+    cost.forwards, cost.rows = cost.forwards + 1 + len(stream), cost.rows + len(indices) * (1 + len(stream))
+    local = torch.arange(len(indices))
+    for site in stream:
+        entry = site.layer or 0
+        got = _logits_from(layers, entry, _stream_into(layers.ports[entry], kept, local, inputs, job), inputs)
+        if not _agree(got, wanted, inputs.mask):
+            refuse_layers(job.model, "the run does not come out the same from this layer on", entry)
+    if not may_take_few(layers, gauge):
+        return False
+    columns = few_columns(gauge, inputs)
+    part = slice(columns.start, columns.stop)
+    cost.forwards, cost.rows = cost.forwards + 1, cost.rows + len(indices)
+    try:
+        few = _logits_from(layers, 0, None, inputs, columns=columns)
+    except ModelUnsupported:
+        return False
+    return _agree(few, wanted[:, part], inputs.mask[:, part])
+
+
+def _agree(got: Tensor, wanted: Tensor, mask: np.ndarray) -> bool:
+    """Say whether logits of real tokens are the same but for rounding, which other shapes may bring."""
+    if got.shape != wanted.shape:
+        return False
+    real = torch.as_tensor(mask, device=got.device)
+    # 16 units in the last place of the largest logit: a wrong stream is off by much more.
+    allowed = 16 * torch.finfo(wanted.dtype).eps * max(1.0, float(wanted[real].nan_to_num(0.0).abs().max()))
+    got, wanted = got[real].double(), wanted[real].double()
+    return bool(torch.isclose(got, wanted, rtol=0, atol=allowed, equal_nan=True).all())
