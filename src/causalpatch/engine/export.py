@@ -39,8 +39,6 @@ torch.library.register_fake(
     "causalpatch::port", lambda x, number: x.new_empty_strided(x.shape, x.stride()), lib=_LIBRARY
 )
 MARK = torch.ops.causalpatch.port.default
-# Batches of one row are traced as a case of their own.
-LEAST_ROWS = 2
 _WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 _Symbol = Any  # of sympy, which torch brings along
 
@@ -105,17 +103,30 @@ class Exported:
         limits = self.limits.get(symbol)
         return symbol == self.rows or limits is None or bool(limits.lower <= size <= limits.upper)
 
-    def find_weights(self, module: nn.Module) -> dict[fx.Node, Any]:
-        """Return what stands in the module now for each node that is a weight."""
+    def find_weights(self, module: nn.Module) -> dict[fx.Node, Any] | None:
+        """Return what stands in the module now for each node that is a weight; None if the graph does not hold for it.
+
+        Args:
+            module: The module.
+        """
         found: dict[fx.Node, Any] = {}
         for node, name in self.weights.items():
             *path, last = name.split(".")
             try:
                 value = getattr(module.get_submodule(".".join(path)), last)
             except AttributeError:
-                value = self.constants[name]
-            found[node] = value.detach() if isinstance(value, Tensor) else value
+                value = self.constants.get(name)
+            traced = node.meta.get("val")
+            if isinstance(traced, Tensor):
+                if not isinstance(value, Tensor) or _kind(value) != _kind(traced):
+                    return None
+                value = value.detach()
+            found[node] = value
         return found
+
+
+def _kind(tensor: Tensor) -> tuple[object, ...]:
+    return tuple(tensor.shape), tensor.dtype, tensor.device
 
 
 def export(model: Model, inputs: Mapping[str, Any], ports: Collection[Port]) -> Exported:

@@ -28,11 +28,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from causalpatch.base.errors import ModelUnsupported
 from causalpatch.engine.batches import in_batches, in_forwards
 from causalpatch.engine.capture import inputs_of
-from causalpatch.engine.export import LEAST_ROWS, Exported, export, refusal
+from causalpatch.engine.export import Exported, export, refusal
 from causalpatch.engine.gauge import Gauge, Run
 from causalpatch.engine.hooks import Write, quiet, run_with_hooks
 from causalpatch.engine.job import Block, Cost, Job, batches_of_pairs, lay_rows, most_rows
 from causalpatch.engine.means import Means
+from causalpatch.engine.memory import is_out_of_memory
 from causalpatch.engine.reference import measure_rows
 from causalpatch.engine.resolve import Placer
 from causalpatch.engine.subgraph import BaseRun, Subgraph, run_base
@@ -162,15 +163,22 @@ class _Replayer:
             if shapes in seen:
                 continue
             seen.add(shapes)
-            exported = _find(self.model, inputs, self._ports)
-            new = {shapes, *sets} - exported.checked
-            if new:
-                try:
-                    _check(self.model, exported, inputs, [self._subgraph(exported, entries) for entries in sets & new])
-                except ModelUnsupported:
-                    _forget(self.model)
+            try:
+                self._check(inputs, {shapes, *sets})
+            except Exception as error:
+                _forget(self.model)
+                if not is_out_of_memory(error):
                     raise
-                exported.checked.update(new)
+                raise refusal(self.model, "memory runs out while its graph is compared with it") from error
+
+    def _check(self, inputs: Mapping[str, Any], things: set[Any]) -> None:
+        """Compare a graph with the model where that was not done yet: for some shapes, and sets of entries."""
+        exported = _find(self.model, inputs, self._ports)
+        new = things - exported.checked
+        if new:
+            entries = [each for each in new if isinstance(each, frozenset)]
+            _compare(self.model, exported, inputs, [self._subgraph(exported, each) for each in entries])
+            exported.checked.update(new)
 
     def start(self, means: Means, indices: Int[np.ndarray, " pair"]) -> _Started:
         """Make the untouched runs of some pairs."""
@@ -194,7 +202,7 @@ class _Replayer:
         keep = {exported.ports[port] for port in self._ports}
         keep |= {node for entries in groups for node in self._subgraph(exported, entries).reads}
         with quiet(self.model):
-            base = run_base(exported, exported.find_weights(self.model.module), inputs, keep)
+            base = run_base(exported, exported.find_weights(self.model.module) or {}, inputs, keep)
         self.cost.forwards, self.cost.rows = self.cost.forwards + 1, self.cost.rows + len(batch.indices)
         _require_close(
             self.model, base.answer, self.model.logits(batch.known.base.output), "its graph answers otherwise"
@@ -268,12 +276,14 @@ def _find(model: Model, inputs: Mapping[str, Any], ports: Collection[Port]) -> E
     """Return a graph of the model that holds the ports and fits the inputs, exporting it where there is none yet."""
     with _GUARD:
         known = list(_EXPORTS.get(model.module, ()))
+    known = [each for each in known if each.find_weights(model.module) is not None]
     fitting = [each for each in known if each.sizes(inputs) is not None]
     for each in fitting:
         if all(port in each.ports for port in ports):
             return each
     # Ports of earlier jobs are exported along, so that two jobs in turns do not export each time.
-    earlier = [port for each in fitting for port in each.ports if port not in ports]
+    paths = {path for path, _ in model.module.named_modules()}
+    earlier = [port for each in fitting for port in each.ports if port not in ports and port.path in paths]
     try:
         made = export(model, inputs, [*earlier, *ports])
     except ModelUnsupported:
@@ -291,7 +301,7 @@ def _forget(model: Model) -> None:
         _EXPORTS.pop(model.module, None)
 
 
-def _check(model: Model, exported: Exported, inputs: Mapping[str, Any], subgraphs: Collection[Subgraph]) -> None:
+def _compare(model: Model, exported: Exported, inputs: Mapping[str, Any], subgraphs: Collection[Subgraph]) -> None:
     """Compare a graph with the model itself, on all rows and on the first alone, and replay subgraphs as they are.
 
     Raises:
@@ -299,18 +309,18 @@ def _check(model: Model, exported: Exported, inputs: Mapping[str, Any], subgraph
     """
     single = {name: x[:1] if isinstance(x, Tensor) else x for name, x in inputs.items()}
     keep = {*exported.ports.values(), *(node for each in subgraphs for node in each.reads)}
-    weights = exported.find_weights(model.module)
-    alone, wanted = (_check_run(model, exported, weights, given, keep) for given in (single, inputs))
+    weights = exported.find_weights(model.module) or {}
+    alone, wanted = (_compare_run(model, exported, weights, given, keep) for given in (single, inputs))
     _require_close(model, alone.answer, wanted.answer[:1], "a run by itself answers otherwise than in a batch")
     # In another order and number than in the base run.
-    rows = torch.arange(len(wanted.answer) - 1, -1, -1, device=wanted.answer.device)[: LEAST_ROWS + 1]
+    rows = torch.arange(len(wanted.answer) - 1, -1, -1, device=wanted.answer.device)[:3]
     for subgraph in subgraphs:
         with quiet(model):
             answer = subgraph.run(wanted, rows, {})
         _require_close(model, answer, wanted.answer[rows], "a replay with nothing changed answers otherwise")
 
 
-def _check_run(
+def _compare_run(
     model: Model,
     exported: Exported,
     weights: Mapping[fx.Node, Any],

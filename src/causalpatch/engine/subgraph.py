@@ -95,6 +95,8 @@ class Subgraph:
                     outside.add(read)
         self._steps = [node for node in exported.nodes if node in needed]
         self._outside = outside
+        # What is gathered for an entry alone is a private copy already.
+        self._private = {node for node in self._entries if self._reads_alone(node)}
         self.reads = frozenset(node for node in outside if node not in exported.weights and not _is_size(node))
 
     def run(
@@ -119,7 +121,8 @@ class Subgraph:
         def change(node: fx.Node, tensor: Tensor) -> Tensor:
             if node not in self._entries:
                 return tensor
-            tensor = tensor.clone()
+            # A stride of 0 means that elements share memory, with one another or with the base run.
+            tensor = tensor if node in self._private and 0 not in tensor.stride() else tensor.clone()
             for write in writes.get(self._entries[node], ()):
                 companions = tuple(values[self.exported.ports[port]] for port in write.tap.companions)
                 apply_write(write, tensor, companions)
@@ -129,6 +132,13 @@ class Subgraph:
         _run(self.exported, self._steps, known, held | {self.exported.answer}, change, values)
         answer: Tensor = values[self.exported.answer]
         return answer
+
+    def _reads_alone(self, entry: fx.Node) -> bool:
+        """Tell whether an entry's tensor is gathered from the base run, and nothing else reads what is gathered."""
+        (read,) = entry.all_input_nodes
+        readers = [node for node in self._steps if read in node.all_input_nodes]
+        is_gathered = read in self._outside and _row_axis(self.exported, read) is not None
+        return is_gathered and readers == [entry] and all(read not in each for each in self._companions.values())
 
     def _look_up(self, node: fx.Node, base: BaseRun, local: Tensor, sizes: Mapping[Any, int]) -> Any:
         """Return the value of a node outside the subgraph, laid out for the rows of a replay."""

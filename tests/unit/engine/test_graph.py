@@ -296,17 +296,30 @@ def test_a_weight_changed_after_the_export_counts():
     assert graph._EXPORTS[model.module] == [exported]
 
 
-def test_a_number_changed_after_the_export_leads_to_a_new_export():
+@pytest.mark.parametrize(("scale", "changed"), [(2.0, 3.0), (torch.tensor(2.0), torch.tensor(3.0))])
+def test_what_the_forward_reads_off_the_module_counts_as_it_is_now(scale, changed):
     class Scaled(Mlp):
-        scale = 2.0
-
         def forward(self, x):
             return self.layers[4:](self.layers[:4](x) * self.scale)
 
     model, pairs = opened(Scaled()), vectors(4)
+    model.module.scale = scale
     check(model, pairs, ["module(layers.1).output"])
-    model.module.scale = 3.0
+    model.module.scale = changed
     check(model, pairs, ["module(layers.1).output"])
+
+
+def test_a_module_that_was_rebuilt_is_exported_again():
+    model, pairs = opened(Mlp()), vectors(4)
+    check(model, pairs, ["module(layers.1).output"])
+    model.module.layers[4], model.module.layers[6] = nn.Linear(8, 6).double(), nn.Linear(6, 3).double()
+    check(model, pairs, ["module(layers.1).output"])
+    model.module.layers[1] = nn.ReLU()
+    check(model, pairs, ["module(layers.1).output"])
+    model.module.float()
+    check(cp.open_model(model.module), pairs, ["module(layers.1).output"], 1e-5)
+    del model.module.layers[2:4]
+    check(cp.open_model(model.module.double()), pairs, ["module(layers.0).output"])
 
 
 def test_exports_are_kept_per_module_and_go_with_it():
@@ -361,6 +374,14 @@ def test_rows_are_halved_when_memory_runs_out(monkeypatch):
     check(opened(Chain()), vectors(5), [FIRST, cp.Patch(FIRST, "zero")])
     assert max(sizes) == 10
     assert min(sizes) <= 3
+
+
+def test_a_model_that_does_not_fit_beside_its_graph_is_refused(monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(graph, "run_base", fail)
+    refused(opened(Chain()), vectors(3), [FIRST], "memory runs out while its graph is compared with it")
 
 
 def test_untouched_runs_alone_need_no_graph():
