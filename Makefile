@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH := .venv-bench
+BENCH_STAMP := $(BENCH)/.installed
 WORKERS ?= 2
 
 .PHONY: demo test test-slow lint bench mutants zoo docs clean install
@@ -29,8 +31,19 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-bench: $(STAMP)
-	$(BIN)/python -m benchmarks.run
+# Peers come one by one and move none of our own packages; one that does not install is skipped and said to be.
+$(BENCH_STAMP): pyproject.toml constraints.txt benchmarks/peers.txt
+	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BENCH)/bin/python -m pip freeze --exclude-editable > $(BENCH)/ours.txt
+	grep -v '^#' benchmarks/peers.txt | while read -r peer; do \
+		$(BENCH)/bin/python -m pip install --quiet --constraint $(BENCH)/ours.txt "$$peer" || echo "skipped: $$peer"; \
+	done
+	touch $@
+
+# make bench BENCH_ARGS="--quick"; python -m benchmarks.run --help says what else there is.
+bench: $(BENCH_STAMP)
+	$(BENCH)/bin/python -m benchmarks.run $(BENCH_ARGS)
 
 mutants: $(STAMP)
 	$(BIN)/python -m benchmarks.mutants
@@ -42,4 +55,4 @@ zoo: $(STAMP)
 	$(BIN)/python -m causalpatch.models.zoo.train
 
 clean:
-	rm -rf $(VENV) demo-output docs/build .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) demo-output docs/build .mypy_cache .ruff_cache .hypothesis

@@ -1,215 +1,149 @@
-"""Time sweeps against hand-written hooks and write benchmarks/RESULTS.md.
+"""Time sweeps against other ways of making the same patches, and write RESULTS.md, results.json and charts.
 
-Every contender patches the same cells of the same model on the same pairs, and its numbers must agree with the others'
-before its time counts. Contenders are interleaved, repeated, and their medians compared: machines are noisy, ratios
-within one run are not. The machine's float32 GEMM rate is measured in the same run.
+Usage: python -m benchmarks.run [--only NAME] [--quick] [--repeats N] [--peers NAME,NAME] [--profile NAME] …
 
-Usage: python -m benchmarks.run [--repeats N] [--quick]
+Each part is written as soon as it is measured, and replaces what an earlier run found; the others stay.
 """
 
 import argparse
-import platform
-import statistics
-import subprocess
+import gc
+import json
+import shlex
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from torch import nn
+from benchmarks import alone, charts, growth, profiling, report, small, start, store
+from benchmarks.contest import Stable, hold
+from benchmarks.machine import ROOT
+from benchmarks.peers import PEERS, Peer
+from benchmarks.shapes import build
+from benchmarks.targets import rows_of
+from benchmarks.workloads import QUICK, WORKLOADS, shorter
 
-import causalpatch as cp
-from causalpatch.pairs import Pair, Pairs
-
-ROOT = Path(__file__).resolve().parents[1]
-STORIES = ROOT.parent / "shared" / "models" / "stories260k"
-
-
-@dataclass(frozen=True)
-class Workload:
-    """One sweep, and how a person would write it by hand with hooks."""
-
-    name: str
-    experiment: cp.Experiment
-    site: str
-    by_hand: Callable[[], np.ndarray]
-
-    def ours(self) -> np.ndarray:
-        return cp.sweep(self.experiment, self.site).to_xarray()["metric"].values
+PARTS = ("memory", "small", "growth", "start")
 
 
-def gpt2_small() -> cp.Model:
-    """GPT-2 small's shape with random weights, spread so that attention looks at something."""
-    from transformers import GPT2Config, GPT2LMHeadModel  # noqa: PLC0415 - only this workload needs it
+class Bench:
+    """A run of benchmarks.
 
-    torch.manual_seed(0)
-    module = GPT2LMHeadModel(GPT2Config(attn_pdrop=0.0, resid_pdrop=0.0, embd_pdrop=0.0)).eval()
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            if parameter.ndim >= 2 and not name.endswith(("wte.weight", "wpe.weight", "lm_head.weight")):
-                parameter.mul_(2.0)
-    return cp.open_model(module.requires_grad_(requires_grad=False))
+    Args:
+        options: What was asked for on the command line.
+        command: The command line in words.
+    """
 
+    def __init__(self, options: argparse.Namespace, command: str) -> None:
+        self.options, self.command = options, command
+        self.folder: Path = options.out
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.results = store.load(self.folder / "results.json")
+        self.peers = _chosen_peers(options.peers)
+        self.missing = {peer.name: why for peer in self.peers if (why := peer.problem()) is not None}
+        self._stable: tuple[str, Stable] | None = None
 
-def random_pairs(n_pairs: int, n_tokens: int, vocab: int) -> Pairs:
-    """Random prompts that differ in three tokens, with random answers."""
-    draw = np.random.default_rng(1)
-    pairs = []
-    for number in range(n_pairs):
-        clean = draw.integers(0, vocab, n_tokens)
-        corrupt = clean.copy()
-        corrupt[[2, n_tokens // 3, n_tokens // 2]] = draw.integers(0, vocab, 3)
-        right, wrong = (((int(token),),) for token in draw.integers(0, vocab, 2))
-        pairs.append(Pair(clean, corrupt, right, wrong, id=str(number)))
-    return Pairs(pairs, name=f"random {n_pairs} x {n_tokens}")
-
-
-def hooks_by_hand(experiment: cp.Experiment, module: nn.Module, layers: nn.ModuleList, site: str) -> np.ndarray:
-    """One forward per cell with plain hooks, all pairs in a batch: how most people write a sweep."""
-    pairs, config = experiment.pairs, module.config
-    clean, corrupt = (torch.tensor(np.stack([p.input(role) for p in pairs])) for role in ("clean", "corrupt"))
-    right, wrong = (torch.tensor([getattr(p, side)[0][0] for p in pairs]) for side in ("answer", "wrong_answer"))
-    rows = torch.arange(len(pairs))
-
-    def metric(ids: torch.Tensor) -> np.ndarray:
-        logits = module(ids, use_cache=False).logits[:, -1]
-        return (logits[rows, right] - logits[rows, wrong]).double().numpy()
-
-    is_gpt2 = config.model_type == "gpt2"
-    heads = [layer.attn.c_proj if is_gpt2 else layer.self_attn.o_proj for layer in layers]
-    places = list(layers) if site == "resid_pre" else heads
-    kept: dict[int, torch.Tensor] = {}
-    hooks = [
-        place.register_forward_pre_hook(lambda m, args, i=i: kept.__setitem__(i, args[0].clone()))
-        for i, place in enumerate(places)
-    ]
-    with torch.no_grad():
-        metric(clean)
-        for hook in hooks:
-            hook.remove()
-        width = kept[0].shape[-1] // config.num_attention_heads
-        n_cells = clean.shape[1] if site == "resid_pre" else config.num_attention_heads
-        found = np.empty((len(places), n_cells, len(pairs)))
-        for i, place in enumerate(places):
-            for cell in range(n_cells):
-
-                def put(m: nn.Module, args: tuple, i: int = i, cell: int = cell) -> tuple:
-                    value = args[0].clone()
-                    if site == "resid_pre":
-                        value[:, cell] = kept[i][:, cell]
-                    elif site == "z@-1":
-                        value[:, -1, cell * width : (cell + 1) * width] = kept[i][
-                            :, -1, cell * width : (cell + 1) * width
-                        ]
-                    else:
-                        value[..., cell * width : (cell + 1) * width] = kept[i][..., cell * width : (cell + 1) * width]
-                    return (value, *args[1:])
-
-                hook = place.register_forward_pre_hook(put)
-                found[i, cell] = metric(corrupt)
-                hook.remove()
-    return found
-
-
-def workloads(*, quick: bool) -> list[Workload]:
-    found = []
-    if STORIES.is_dir():
-        model = cp.open_model(STORIES)
-        pairs = cp.load_pairs(STORIES / "pairs.jsonl", model).where(behaviour="name_copy")
-        lengths = pairs.lengths("clean")
-        pairs = pairs.take(np.flatnonzero(lengths == np.bincount(lengths).argmax()))
-        for site in ("z@-1", "resid_pre"):
-            found.append(_workload(f"stories260k, {site}", model, pairs, site, model.module.model.layers))
-    else:
-        print(f"skipped: the folder with trained models is not there: {STORIES}", file=sys.stderr)
-    if not quick:
-        model = gpt2_small()
-        pairs = random_pairs(4, 16, model.vocab_size)
-        for site in ("resid_pre", "z"):
-            found.append(_workload(f"GPT-2 small shape, {site}", model, pairs, site, model.module.transformer.h))
-    return found
-
-
-def _workload(name: str, model: cp.Model, pairs: Pairs, site: str, layers: nn.ModuleList) -> Workload:
-    experiment = cp.Experiment(model, pairs, show_progress=False)
-    title = f"{name}, {len(pairs)} pairs x {int(pairs.lengths('clean').max())} tokens"
-    return Workload(title, experiment, site, lambda: hooks_by_hand(experiment, model.module, layers, site))
-
-
-def gemm_rate() -> float:
-    """Return GFLOP/s of a float32 matrix product, the best of ten."""
-    a, b = torch.randn(1024, 2048), torch.randn(2048, 2048)
-    times = []
-    for _ in range(10):
-        started = time.perf_counter()
-        torch.mm(a, b)
-        times.append(time.perf_counter() - started)
-    return 2 * 1024 * 2048 * 2048 / min(times) / 1e9
-
-
-def start_up() -> list[tuple[str, float]]:
-    """Return the smallest of five start-up times in seconds, each in a process of its own."""
-    words = {
-        "import causalpatch": [sys.executable, "-c", "import causalpatch"],
-        "causalpatch --help": [sys.executable, "-c", "from causalpatch.cli.main import main; main(['--help'])"],
-        "python alone": [sys.executable, "-c", "pass"],
-    }
-    found = []
-    for name, command in words.items():
-        times = []
-        for _ in range(5):
+    def measure(self, names: Sequence[str]) -> None:
+        """Measure workloads and other parts one after the other, and write each down."""
+        for name, why in self.missing.items():
+            print(f"skipped: {name}: {why}", flush=True)
+        for name in names:
             started = time.perf_counter()
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            times.append(time.perf_counter() - started)
-        found.append((name, min(times)))
-    return found
+            print(f"{name} …", end=" ", flush=True)
+            self._measure(name)
+            self.write()
+            print(f"{time.perf_counter() - started:.0f} s", flush=True)
+        for row in rows_of(self.results):
+            if row.is_met is not None:
+                print(f"{row.verdict.strip('*'):>7}  {row.what}: {row.of} {row.target}: {row.measured}")
+
+    def write(self) -> None:
+        """Write everything that is known so far."""
+        store.save(self.results, self.folder / "results.json")
+        plain = json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
+        text = report.write(plain, self.command, self.missing, is_tiny=self.options.tiny)
+        (self.folder / "RESULTS.md").write_text(text, encoding="utf-8")
+        workloads = [plain["workloads"][name] for name in WORKLOADS if name in plain["workloads"]]
+        charts.speed([each for each in workloads if "skipped" not in each], self.folder / "speed.svg")
+        if "points" in plain.get("growth", {}):
+            charts.growth(plain["growth"], self.folder / "growth.svg")
+
+    def _measure(self, name: str) -> None:
+        repeats, is_tiny = self.options.repeats, self.options.tiny
+        stamp = store.stamp(self.command, repeats)
+        if name == "memory":
+            for each in alone.MEASURED:
+                self.results["memory"][each] = alone.in_a_process(each, 0, is_tiny=is_tiny)["memory"] | stamp
+        elif name == "small":
+            why = small.why_not()
+            found = {"skipped": why} if why else {"sites": small.measure(repeats, is_tiny=is_tiny)}
+            self.results[name] = found | stamp
+        elif name == "growth":
+            self.results[name] = growth.measure(repeats, is_tiny=is_tiny) | stamp
+        elif name == "start":
+            self.results[name] = {"records": start.measure(repeats)} | stamp
+        else:
+            self.results["workloads"][name] = self._workload(name, repeats) | stamp
+
+    def _workload(self, name: str, repeats: int) -> dict[str, Any]:
+        is_tiny, workload = self.options.tiny, WORKLOADS[name]
+        why = workload.why_not()
+        if why is not None:
+            return {"skipped": why, "title": workload.title}
+        if workload.only_ours:
+            record = alone.in_a_process(name, repeats, is_tiny=is_tiny)
+            memory = record.pop("memory")
+            self.results["memory"][name] = memory | store.stamp(self.command, repeats)
+            return record
+        if self._stable is None or self._stable[0] != workload.shape:
+            gc.unfreeze()
+            self._stable = None  # the last shape's models go before the next one's come
+            self._stable = (workload.shape, Stable(build(workload.sizes(is_tiny=is_tiny))))
+        if self.options.quick:
+            workload = shorter(workload)
+        return hold(workload, self._stable[1], self.peers, repeats, is_tiny=is_tiny)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="leave the GPT-2 shape out")
-    options = parser.parse_args()
-    lines = [
-        "# Results",
-        "",
-        f"`make bench`, {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}, float32 GEMM {gemm_rate():.0f} GFLOP/s in the same run.",
-        "Medians (and minima) of interleaved runs, in seconds; numbers of both agree as stated.",
-        "",
-        "| workload | cells x pairs | hooks by hand | causalpatch (reference engine) | ratio | largest difference |",
-        "|---|---|---|---|---|---|",
-    ]
-    for workload in workloads(quick=options.quick):
-        ours, hand = workload.ours(), workload.by_hand()
-        difference = float(np.abs(ours - hand).max())
-        if difference > 1e-3:
-            raise SystemExit(f"{workload.name}: the numbers differ by {difference}")
-        times: dict[str, list[float]] = {"ours": [], "hand": []}
-        for _ in range(options.repeats):
-            for name, run in (("ours", workload.ours), ("hand", workload.by_hand)):
-                started = time.perf_counter()
-                run()
-                times[name].append(time.perf_counter() - started)
-        mid, low = ({name: f(t) for name, t in times.items()} for f in (statistics.median, min))
-        lines.append(
-            f"| {workload.name} | {ours[..., 0].size} x {ours.shape[-1]} | {mid['hand']:.2f} ({low['hand']:.2f}) "
-            f"| {mid['ours']:.2f} ({low['ours']:.2f}) | {mid['hand'] / mid['ours']:.2f} | {difference:.0e} |"
-        )
-        print(lines[-1])
-    lines += ["", "Start-up, smallest of five processes, in seconds:", "", "| what | seconds |", "|---|---|"]
-    lines += [f"| `{name}` | {seconds:.2f} |" for name, seconds in start_up()]
-    lines += [
-        "",
-        "The reference engine makes full forwards with plain hooks and is the oracle for faster engines: what it saves "
-        "is the overhead of many small forwards.",
-        "",
-    ]
-    (ROOT / "benchmarks" / "RESULTS.md").write_text("\n".join(lines), encoding="utf-8")
+def _chosen_peers(text: str | None) -> list[Peer]:
+    if text is None:
+        return list(PEERS)
+    wanted = [word.strip().lower() for word in text.split(",") if word.strip()]
+    unknown = [word for word in wanted if word != "none" and not any(word in peer.name.lower() for peer in PEERS)]
+    if unknown:
+        raise SystemExit(f"no peer named {unknown[0]!r}; there are: {'; '.join(peer.name for peer in PEERS)}; none")
+    return [peer for peer in PEERS if any(word in peer.name.lower() for word in wanted)]
+
+
+def _options(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.splitlines()[0])
+    known = (*WORKLOADS, *PARTS)
+    parser.add_argument("--only", action="append", metavar="NAME", help=f"measure this alone: {', '.join(known)}")
+    parser.add_argument("--quick", action="store_true", help=f"{', '.join(QUICK)} and start only, peers on 8 cells")
+    parser.add_argument("--repeats", type=int, help="repeats of each (5; 2 with --quick)")
+    parser.add_argument("--peers", help="peers whose names hold one of these words, with commas; none for none")
+    parser.add_argument("--profile", metavar="NAME", help="show where the time of one workload goes, ours only")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes, to see that it works; needs --out")
+    parser.add_argument("--out", type=Path, help="folder to write to (benchmarks/)")
+    options = parser.parse_args(words)
+    for name in [*(options.only or []), *([options.profile] if options.profile else [])]:
+        if name not in (WORKLOADS if name == options.profile else known):
+            parser.error(f"no workload named {name!r}; there are: {', '.join(known)}")
+    if options.tiny and options.out is None and not options.profile:
+        parser.error("--tiny does not overwrite results: give a folder, --out FOLDER")
+    options.repeats = options.repeats or (2 if options.quick else 5)
+    options.out = options.out or ROOT / "benchmarks"
+    return options
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure what is asked for."""
+    words = sys.argv[1:] if words is None else words
+    options = _options(words)
+    if options.profile:
+        profiling.show(options.profile, is_tiny=options.tiny)
+        return
+    names = options.only or ([*QUICK, "start"] if options.quick else [*WORKLOADS, *PARTS])
+    Bench(options, shlex.join(["python", "-m", "benchmarks.run", *words])).measure(names)
 
 
 if __name__ == "__main__":
