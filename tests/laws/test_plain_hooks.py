@@ -76,4 +76,4 @@ def test_a_sweep_over_positions_walks_along_the_aligned_columns(world, draw):
             here, there = (in_corrupt, in_clean) if direction == "denoise" else (in_clean, in_corrupt)
             edit = Edit(key(site), [here], world.plain.value(source, key(site))[[there]])
             assert_same(got[:, column, number], read_off(world.plain.logits(base, [edit]), pair))
-            assert status[column, number] == Status.MEASURED
+            assert status[column, number] in (Status.MEASURED, Status.DERIVED)

@@ -148,3 +148,7 @@ class StoreCorrupt(IntegrityError):
 
 class CausalPatchWarning(UserWarning):
     """Something the reader should know, though the numbers are right."""
+
+
+class EnoughError(Exception):
+    """What was wanted of a call is known; a signal inside the engine that never reaches a user."""

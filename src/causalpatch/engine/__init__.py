@@ -7,16 +7,18 @@ from causalpatch.engine.means import Means
 from causalpatch.engine.plan import ModelCost, Plan, make_plan
 from causalpatch.engine.planning import plan_job
 from causalpatch.engine.prove import Proof, prove, require_proofs
-from causalpatch.engine.reference import measure
 from causalpatch.engine.resolve import Placer, Role, Target, targets_of
+from causalpatch.engine.tiers import ENGINES, EngineName, Route, measure
 from causalpatch.engine.untouched import fit_all_means
 
 __all__ = [
     "BASE",
+    "ENGINES",
     "SOURCE",
     "Block",
     "Captured",
     "Cost",
+    "EngineName",
     "Gauge",
     "Job",
     "Means",
@@ -25,6 +27,7 @@ __all__ = [
     "Plan",
     "Proof",
     "Role",
+    "Route",
     "Run",
     "Target",
     "capture",

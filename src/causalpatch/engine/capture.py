@@ -28,12 +28,14 @@ class Captured:
         batch: Its inputs.
         output: Its output.
         tensors: The tensor at each port, ``[row, …]``.
+        slots: The row of each pair, where pairs share rows.
     """
 
     model: Model
     batch: Batch
     output: Any
     tensors: Mapping[Port, Tensor]
+    slots: np.ndarray | None = None
 
     def value(self, site: Site) -> Shaped[Tensor, "row *axes"]:
         """Return the value of a site, ``[row, position, *value_axes]`` or, without positions, ``[row, *value_axes]``.
@@ -48,19 +50,21 @@ class Captured:
         self._require_rows(site, tensor)
         return tap.view.read(tensor, tuple(self.tensors[port] for port in tap.companions)).detach()
 
-    def at(self, tap: Tap, index: tuple[np.ndarray, np.ndarray]) -> Shaped[Tensor, "element *axes"]:
+    def at(self, tap: Tap, local: np.ndarray, tokens: np.ndarray) -> Shaped[Tensor, "element *axes"]:
         """Return the values of a tap at elements.
 
         Args:
             tap: The tap.
-            index: Rows and columns of the elements, padded columns counted.
+            local: The pair of each element, in the batch of pairs.
+            tokens: The real token of each element.
 
         Raises:
             SiteUnsupported: The site's tensor has no row for each prompt.
         """
         tensor = self.tensors[tap.port]
         self._require_rows(tap.site, tensor)
-        places = tuple(torch.as_tensor(place, device=tensor.device) for place in index)
+        rows = local if self.slots is None else self.slots[local]
+        places = tuple(torch.as_tensor(at, device=tensor.device) for at in (rows, self.batch.start[rows] + tokens))
         return take(tap.view, tensor, tuple(self.tensors[port] for port in tap.companions), places).detach()
 
     def _require_rows(self, site: Site, tensor: Tensor) -> None:

@@ -24,12 +24,21 @@ class Run:
         batch: The inputs, with the first real column and the prompt length of each row.
         pair: The pair of each row, ``[row]``.
         forks: Log-probabilities of whole answers by side, ``[row, answer]``.
+        tokens: The real tokens that the logits belong to, where they are not those of all columns, ``(row, read)``.
+        vocab: The vocabulary entries that the logits belong to, sorted, where they are not all.
     """
 
     logits: Float[Tensor, "row *shape"]
     batch: Batch
     pair: Int[Tensor, " row"]
     forks: Mapping[str, Float[Tensor, "row answer"]] = field(default_factory=dict)
+    tokens: Int[np.ndarray, "row read"] | None = None
+    vocab: Int[Tensor, " column"] | None = None
+
+    def columns(self, tokens: Int[np.ndarray, " row"]) -> Int[Tensor, " row"]:
+        """Return the column of the logits that holds a real token of each row."""
+        found = self.batch.start + tokens if self.tokens is None else (self.tokens == tokens[:, None]).argmax(1)
+        return torch.as_tensor(found, device=self.logits.device)
 
 
 class Gauge:
@@ -81,12 +90,11 @@ class Gauge:
         """
         ids = self.answers.ids[side][run.pair, number]
         lengths = self.answers.lengths[side][run.pair, number]
-        first = torch.as_tensor(run.batch.start + run.batch.lengths - 1, device=ids.device)
+        first, last = run.batch.lengths - 1, run.batch.mask.sum(1) - 1
         total = torch.zeros(len(ids), dtype=torch.float64, device=ids.device)
         rows = torch.arange(len(ids), device=ids.device)
         for token in range(int(lengths.max())):
-            column = (first + token).clamp(max=run.logits.shape[1] - 1)
-            logits = run.logits[rows, column]
+            logits = run.logits[rows, run.columns(np.minimum(first + token, last))]
             logits = logits if logits.dtype == torch.float64 else logits.float()
             chosen = logits.log_softmax(-1).gather(1, ids[:, token : token + 1])[:, 0]
             total += torch.where(token < lengths, chosen, 0.0).double()
@@ -111,26 +119,61 @@ class Gauge:
             references: dict[str, Tensor] = {}
             for name in metric.compares:
                 other = self._outputs(untouched[name], metric, {})
-                references[name] = (other.logits if other.column is None else other.distribution)[local]
+                references[name] = (other.computed if other.column is None else other.distribution)[local]
             numbers.append(metric(self._outputs(run, metric, references), pairs).double().cpu().numpy())
         return np.stack(numbers)
 
     def _outputs(self, run: Run, metric: Metric, references: Mapping[str, Tensor]) -> Outputs:
         column = self._column(run, metric) if self.pairs.kind == "tokens" and run.logits.ndim == 3 else None
-        return Outputs(run.logits, self.answers, run.pair, column, run.forks, references)
+        return Outputs(run.logits, self.answers, run.pair, column, run.forks, references, run.vocab, run.tokens is None)
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether a metric reads the outputs at all positions."""
+        return any(metric.position == "all" for metric in self.metrics)
+
+    def reads(self, lengths: Int[np.ndarray, " row"], rows: np.ndarray) -> Int[np.ndarray, "row read"]:
+        """Return the real tokens that the metrics read, one column for each position.
+
+        Args:
+            lengths: Tokens of each row's prompt.
+            rows: The pair of each row.
+
+        Raises:
+            MetricError: A prompt does not have a token that a metric reads.
+        """
+        asked = {metric.position: metric for metric in self.metrics}
+        return np.stack([self._token(metric, lengths, rows) for metric in asked.values()], 1)
+
+    @property
+    def needs_vocabulary(self) -> bool:
+        """Whether a metric needs the logits of more than the answers."""
+        return any(
+            metric.columns == "all" or metric.needs_normaliser or metric.compares or metric.position == "all"
+            for metric in self.metrics
+        )
+
+    @property
+    def answer_columns(self) -> Int[Tensor, " column"]:
+        """The vocabulary entries that begin an answer of any pair, sorted."""
+        first = [ids[..., 0][self.answers.lengths[side] > 0] for side, ids in self.answers.ids.items() if ids.numel()]
+        return torch.unique(torch.cat(first)) if first else torch.zeros(0, dtype=torch.long)
 
     def _column(self, run: Run, metric: Metric) -> Int[Tensor, " row"]:
+        return run.columns(self._token(metric, run.batch.lengths, run.pair.cpu().numpy()))
+
+    def _token(self, metric: Metric, lengths: np.ndarray, rows: np.ndarray) -> Int[np.ndarray, " row"]:
         position = -1 if metric.position == "all" else metric.position
-        lengths = run.batch.lengths
         real = np.where(position < 0, lengths + position, position)
-        if ((real < 0) | (real >= lengths)).any():
-            row = int(np.argmax((real < 0) | (real >= lengths)))
+        outside = (real < 0) | (real >= lengths)
+        if outside.any():
+            row = int(np.argmax(outside))
             raise MetricError(
-                f"metric '{metric.name}' reads token {position}, which pair {int(run.pair[row])} does not have",
+                f"metric '{metric.name}' reads token {position}, which pair {int(rows[row])} does not have",
                 facts=[("prompt", f"{int(lengths[row])} tokens")],
                 fix="read a position that every prompt has, such as -1",
             )
-        return torch.as_tensor(run.batch.start + real, device=run.logits.device)
+        return real
 
 
 def check_answers(pairs: Pairs, n_columns: int, model_name: str) -> None:

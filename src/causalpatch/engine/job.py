@@ -91,10 +91,17 @@ class Block:
 
 @dataclass
 class Cost:
-    """What was spent: calls of the model, and rows in them."""
+    """What was spent.
+
+    Args:
+        forwards: Calls of the whole model.
+        rows: Runs in them, or in waves.
+        token_layers: Rows of single tokens that single layers were called on, in waves.
+    """
 
     forwards: int = 0
     rows: int = 0
+    token_layers: int = 0
 
 
 def batches_of_pairs(job: Job) -> Iterator[np.ndarray]:

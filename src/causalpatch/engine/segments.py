@@ -94,23 +94,10 @@ class Segments:
         arrays = (self.start, self.stop, self.kind, self.slot, self.entry, self.stage)
         return Segments([self.rows[i] for i in chosen.tolist()], *(array[chosen] for array in arrays))
 
-    def parts(self, most_rows: int, is_control: Bool[np.ndarray, " segment"]) -> Iterator["Segments"]:
-        """Yield the segments in parts of at most so many rows, or of one segment.
-
-        Where there are several parts the controls come first: without them the others would mean nothing to one who
-        stops in between.
-        """
-        if int(self.lengths.sum()) <= most_rows:
-            yield self
-            return
-        for chosen in (np.flatnonzero(is_control), np.flatnonzero(~is_control)):
-            for part in cut(self.lengths[chosen], most_rows):
-                yield self.take(chosen[part])
-
 
 def pack(
     rows: Sequence[Row], entries: Sequence[Sequence[Entry]], slots: Int[np.ndarray, " prompt"], reads: Reads
-) -> Segments:
+) -> tuple[Segments, Int[np.ndarray, " segment"]]:
     """Lay runs side by side.
 
     Args:
@@ -118,14 +105,18 @@ def pack(
         entries: Where each target of each run comes in.
         slots: The prompt of each local pair.
         reads: What is read of each prompt.
+
+    Returns:
+        The segments, and for each of them the index of its run.
     """
     start = np.array([min(int(place.base.min()) for _, place in row.targets if place is not None) for row in rows])
+    start = start.astype(np.int64)
     slot = slots[np.array([row.local for row in rows], dtype=np.int64)]
-    first = np.array([min((entry.layer, entry.stage) for entry in some) for some in entries]).reshape(-1, 2)
+    first = np.array([min((e.layer, e.stage) for e in some) for some in entries], dtype=np.int64).reshape(-1, 2)
     kind = reads.kinds[slot]
     order = np.lexsort((first[:, 1], first[:, 0], slot, kind, start))
     arrays = (start, reads.stops[slot], kind, slot, first[:, 0], first[:, 1])
-    return Segments([rows[i] for i in order.tolist()], *(array[order] for array in arrays))
+    return Segments([rows[i] for i in order.tolist()], *(array[order] for array in arrays)), order
 
 
 @dataclass(frozen=True)
@@ -133,20 +124,18 @@ class Group:
     """Neighbouring segments of equal extent, the same number on each of some prompts.
 
     Args:
-        first: Row of the first segment's first token, in the chunk.
+        first: Row of the first segment's first token in the layout.
         slots: Prompts, in order.
         count: Segments on each prompt.
-        start: First token.
-        stop: One past the last token.
-        kind: What is read of the prompts.
+        start: First token that differs from the base run; keys before it are the base run's.
+        tokens: The tokens of each segment that are rows.
     """
 
     first: int
     slots: Int[np.ndarray, " prompt"]
     count: int
     start: int
-    stop: int
-    kind: int
+    tokens: Int[np.ndarray, " token"]
 
     @property
     def n_segments(self) -> int:
@@ -156,7 +145,73 @@ class Group:
     @property
     def n_rows(self) -> int:
         """Number of rows."""
-        return self.n_segments * (self.stop - self.start)
+        return self.n_segments * len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Tokens of segments, side by side as the rows of one call.
+
+    Args:
+        segments: All segments.
+        chosen: Those that have rows here, in packed order.
+        owner: For each row the index of its segment among the chosen.
+        token: For each row its token.
+    """
+
+    segments: Segments
+    chosen: Int[np.ndarray, " segment"]
+    owner: Int[np.ndarray, " row"]
+    token: Int[np.ndarray, " row"]
+
+    @classmethod
+    def of(cls, segments: Segments, chosen: Int[np.ndarray, " segment"]) -> "Layout":
+        """Lay out every token of some segments."""
+        lengths = segments.lengths[chosen]
+        owner = np.repeat(np.arange(len(chosen)), lengths)
+        first = np.cumsum(lengths) - lengths
+        return cls(segments, chosen, owner, np.arange(len(owner)) - (first - segments.start[chosen])[owner])
+
+    def __len__(self) -> int:
+        return len(self.token)
+
+    @property
+    def slot(self) -> Int[np.ndarray, " row"]:
+        """The prompt of each row."""
+        slots: np.ndarray = self.segments.slot[self.chosen][self.owner]
+        return slots
+
+    def where(self, keep: Bool[np.ndarray, " row"]) -> "Layout":
+        """Return the layout of some of the rows; no segment may lose all of its rows."""
+        return replace(self, owner=self.owner[keep], token=self.token[keep])
+
+    def find(self, owner: Int[np.ndarray, " element"], token: Int[np.ndarray, " element"]) -> np.ndarray:
+        """Return the row of each (segment among the chosen, token); -1 where it is not a row here."""
+        width = int(self.token.max(initial=0)) + int(token.max(initial=0)) + 1
+        keys, wanted = self.owner * width + self.token, owner * width + token
+        place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        return np.where(keys[place] == wanted, place, -1)
+
+    def groups(self) -> list[Group]:
+        """Return the groups of neighbouring segments."""
+        segments, chosen = self.segments, self.chosen
+        lengths = np.bincount(self.owner, minlength=len(chosen))
+        offset = np.cumsum(lengths) - lengths
+        keys = np.stack([segments.start[chosen], segments.kind[chosen], segments.slot[chosen]], 1)
+        edges = np.flatnonzero((keys[1:] != keys[:-1]).any(1)) + 1
+        firsts = np.r_[0, edges]
+        counts = np.diff(np.r_[firsts, len(chosen)])
+        # Prompts side by side that have equally many such segments form one group.
+        alike = (keys[firsts][1:, :2] == keys[firsts][:-1, :2]).all(1) & (counts[1:] == counts[:-1])
+        bounds = np.r_[0, np.flatnonzero(~alike) + 1, len(firsts)]
+        found = []
+        for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+            segment = firsts[begin]
+            rows = slice(offset[segment], offset[segment] + lengths[segment])
+            slots = keys[firsts[begin:end], 2]
+            start = int(keys[segment, 0])
+            found.append(Group(int(offset[segment]), slots, int(counts[begin]), start, self.token[rows]))
+        return found
 
 
 def cut(lengths: Int[np.ndarray, " item"], most: int) -> Iterator[slice]:
@@ -168,24 +223,6 @@ def cut(lengths: Int[np.ndarray, " item"], most: int) -> Iterator[slice]:
         stop = max(begin + 1, int(np.searchsorted(ends, done + most, side="right")))
         yield slice(begin, stop)
         begin = stop
-
-
-def groups_of(segments: Segments, chosen: Int[np.ndarray, " segment"]) -> list[Group]:
-    """Return the groups of chosen segments, which are in packed order."""
-    keys = np.stack([segments.start[chosen], segments.kind[chosen], segments.slot[chosen]], 1)
-    edges = np.flatnonzero((keys[1:] != keys[:-1]).any(1)) + 1
-    firsts, counts = np.r_[0, edges], np.diff(np.r_[0, edges, len(chosen)])
-    stops = segments.stop[chosen[firsts]]
-    found: list[Group] = []
-    row = 0
-    for (start, kind, slot), count, stop in zip(keys[firsts].tolist(), counts.tolist(), stops.tolist(), strict=True):
-        last = found[-1] if found else None
-        if last is not None and (last.start, last.kind, last.count) == (start, kind, count):
-            found[-1] = replace(last, slots=np.append(last.slots, slot))
-        else:
-            found.append(Group(row, np.array([slot]), count, start, stop, kind))
-        row += count * (stop - start)
-    return found
 
 
 def trim(place: Placement, keep: Bool[np.ndarray, " element"]) -> Placement | None:

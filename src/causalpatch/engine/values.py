@@ -109,6 +109,13 @@ class _Elements:
             return kind.tap
         return replace(kind.tap, view=EachColumns(self.columns, view.width, view.squeeze))
 
+    def where(self, keep: Bool[np.ndarray, " element"]) -> "_Elements":
+        """Return some of the elements."""
+        place = self.placement
+        if place is not None:
+            place = Placement(place.base[keep], place.start[keep], place.stop[keep])
+        return _Elements(self.rows[keep], self.local[keep], place, None if self.columns is None else self.columns[keep])
+
     def repeated(self, counts: np.ndarray) -> "_Elements":
         """Return the elements, each as often as its count says."""
         columns = None if self.columns is None else np.repeat(self.columns, counts)
@@ -162,7 +169,8 @@ def writes_at(taps: Taps, known: Known, rows: Sequence[Row], locate: Locate) -> 
         taps: Where the targets are written.
         known: Values known beforehand.
         rows: The rows of the forward.
-        locate: From row numbers and real tokens to indices over the leading axes of a site's tensor.
+        locate: From row numbers and real tokens to indices over the leading axes of a site's tensor; elements whose
+            last index is negative are not written.
     """
     groups: dict[tuple[object, ...], tuple[_Kind, list[_Entry]]] = {}
     for number, row in enumerate(rows):
@@ -177,7 +185,8 @@ def writes_at(taps: Taps, known: Known, rows: Sequence[Row], locate: Locate) -> 
             key = (int(isinstance(tap.view, Sum)), rank, *kind.key)
             groups.setdefault(key, (kind, []))[1].append((number, row.local, placement, tap))
     ordered = sorted(groups.items(), key=lambda item: item[0][:2])
-    return [_write(taps.model, known, kind, entries, locate) for _, (kind, entries) in ordered]
+    writes = [_write(taps.model, known, kind, entries, locate) for _, (kind, entries) in ordered]
+    return [write for write in writes if write is not None]
 
 
 def unchanged(
@@ -209,9 +218,14 @@ def unchanged(
     return found
 
 
-def _write(model: Model, known: Known, kind: _Kind, entries: Sequence[_Entry], locate: Locate) -> Write:
+def _write(model: Model, known: Known, kind: _Kind, entries: Sequence[_Entry], locate: Locate) -> Write | None:
     elements = _flatten(kind, entries)
     places = locate(elements.rows, None if elements.placement is None else elements.placement.base)
+    is_here = places[-1] >= 0
+    if not is_here.all():
+        if not is_here.any():
+            return None
+        elements, places = elements.where(is_here), tuple(place[is_here] for place in places)
     index = tuple(torch.as_tensor(place, device=model.device) for place in places)
     return Write(elements.tap(kind), index, _value(known, kind, elements))
 
@@ -263,13 +277,12 @@ def _gather(run: Captured, kind: _Kind, elements: _Elements) -> Shaped[Tensor, "
     if place is None:
         return run.value(kind.target.site)[torch.as_tensor(elements.local, device=run.model.device)]
     counts = place.stop - place.start
-    offset = run.batch.start[elements.local]
     if (counts == 1).all():
-        return run.at(elements.tap(kind), (elements.local, offset + place.start))
+        return run.at(elements.tap(kind), elements.local, place.start)
     ends = np.cumsum(counts)
     steps = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
     every = elements.repeated(counts)
-    values = run.at(every.tap(kind), (every.local, np.repeat(offset + place.start, counts) + steps))
+    values = run.at(every.tap(kind), every.local, np.repeat(place.start, counts) + steps)
     return torch.stack([values[end - count : end].mean(0) for end, count in zip(ends, counts, strict=True)])
 
 

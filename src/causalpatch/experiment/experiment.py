@@ -30,12 +30,15 @@ from causalpatch.base.progress import bar
 from causalpatch.base.suggest import closest
 from causalpatch.engine import (
     BASE,
+    ENGINES,
     Cost,
+    EngineName,
     Gauge,
     Job,
     Means,
     Plan,
     Role,
+    Route,
     Target,
     check_answers,
     fit_all_means,
@@ -72,7 +75,11 @@ class Experiment:
         metric: A metric, its name, or a list of them: one sweep feeds them all and costs once.
         direction: ``"denoise"`` puts clean activations into the corrupted run and asks what restores the behaviour;
             ``"noise"`` puts corrupted ones into the clean run and asks what breaks it.
-        engine: ``"auto"`` or ``"reference"``: full forwards with plain hooks.
+        engine: How runs are made. ``"auto"`` takes the fastest way that the model allows, after a check against full
+            forwards: ``"wavefront"`` (only the tokens and layers that a patch can change, on unmodified layers),
+            ``"restart"`` (whole prompts from the first patched layer on), ``"graph"`` (what depends on the patched
+            tensors, on an exported graph), ``"rows"`` (full forwards, interventions stacked). ``"reference"`` makes one
+            full forward after the other with plain hooks. Results say which it was, and why.
         padding_side: Where short prompts are padded. It changes nothing but rounding.
         budget_gib: Memory for activations in GiB; by default 2 on a CPU, half of what is free on a GPU.
         max_rows: Most rows in one forward; by default what the budget allows. 1 gives each run a forward of its own.
@@ -98,7 +105,7 @@ class Experiment:
         metric: Metric | str | Sequence[Metric | str] = logit_difference,
         direction: Direction = "denoise",
         *,
-        engine: Literal["auto", "reference"] = "auto",
+        engine: EngineName = "auto",
         padding_side: PaddingSide = "right",
         budget_gib: float | None = None,
         max_rows: int | None = None,
@@ -106,14 +113,14 @@ class Experiment:
         show_progress: bool | None = None,
     ) -> None:
         _one_of("direction", direction, ("denoise", "noise"))
-        _one_of("engine", engine, ("auto", "reference"))
+        _one_of("engine", engine, ENGINES)
         _one_of("padding_side", padding_side, ("right", "left"))
         _check_kinds(model, pairs)
         self.model = model
         self.pairs = pairs
         self.metrics = _as_metrics(metric)
         self.direction = direction
-        self.engine = engine
+        self.engine: EngineName = engine
         self.padding_side: PaddingSide = padding_side
         self.budget_gib = budget_gib
         self.max_rows = max_rows
@@ -139,7 +146,7 @@ class Experiment:
         gauge = Gauge([*self.metrics, *extra], self.pairs, self.model)
         n_metrics = len(self.metrics)
         table = np.full((2, len(gauge.metrics), len(self.pairs)), np.nan)
-        for block in measure(self._job([]), gauge, Means(), Cost()):
+        for block in measure(self._job([]), gauge, Means(), Cost(), route=Route("rows")):
             table[0 if block.interventions[0] == BASE else 1][:, block.pairs] = block.values
         clean, corrupt = table if self.base == "clean" else table[::-1]
         is_answered = len(extra) == 2
@@ -200,8 +207,9 @@ class Experiment:
             ('intervention', 'pair')
 
         Cost:
-            One row of a full forward per intervention and pair, and three or four per pair for the untouched runs and
-            the controls: the identity patch, whose largest effect is the noise floor, and for ablations the reference.
+            One run per intervention and pair, and three or four per pair for the untouched runs and the controls: the
+            identity patch, whose largest effect is the noise floor, and for ablations the reference. What a run costs
+            is the engine's affair: on the wavefront, the tokens and layers that a patch can change.
         """
         asked = _as_interventions(interventions)
         targets = self._targets(asked)
@@ -213,7 +221,8 @@ class Experiment:
         tally = Tally.of(job, len(self.metrics))
         started = time.perf_counter()
         means = fit_all_means(job)
-        is_complete = self._measure(job, means, tally)
+        route = Route(self.engine)
+        is_complete = self._measure(job, means, tally, route)
         kept = tally.pairs_with_baselines(job.reference)
         shape = tuple(len(values) for values in axes.values())
         n_cells = job.n_asked
@@ -232,6 +241,7 @@ class Experiment:
                 **describe_setup(self.model, self.pairs, self.metrics, self.direction, self.seed),
                 **describe_request(asked, targets, reference, self.direction),
                 **({"site": title} if title else {}),
+                "engine": route.describe(),
                 "noise_floor": tally.noise_floor([metric.name for metric in self.metrics]),
                 "notes": notes_on(self.pairs, self.base, targets),
                 "complete": is_complete,
@@ -260,12 +270,12 @@ class Experiment:
         # The value of a site has its positions first, wherever the module has them.
         return shape[sorted(axes, key=lambda axis: axis != "position").index(site.unit_axis)]
 
-    def _measure(self, job: Job, means: Means, tally: Tally) -> bool:
+    def _measure(self, job: Job, means: Means, tally: Tally, route: Route) -> bool:
         """Fill the tally; return False where the user stopped it in between."""
         total = max(1, len(job.interventions) * len(job.pairs))
         try:
             with bar(f"patching '{self.model.name}'", total, is_shown=self.show_progress) as advance:
-                for block in measure(job, self._gauge, means, tally.cost):
+                for block in measure(job, self._gauge, means, tally.cost, route=route):
                     tally.add(block)
                     advance(len(block.pairs) if block.interventions[0] >= 0 else 0)
         except KeyboardInterrupt:

@@ -30,7 +30,6 @@ def describe_setup(model: Model, pairs: Pairs, metrics: Sequence[Metric], direct
         "pairs": {"name": pairs.name, "hash": pairs.content_hash, "n": len(pairs)},
         "metrics": [metric.name for metric in metrics],
         "higher_is_better": {metric.name: metric.is_higher_when_clean(direction) for metric in metrics},
-        "engine": {"tier": "reference", "reason": "full forwards with plain hooks"},
         "seed": seed,
     }
 

@@ -58,7 +58,8 @@ class Outputs:
     """The outputs of a batch of runs, as metrics read them.
 
     Args:
-        logits: The model's output, ``[row, position, vocab]`` for text, ``[row, …]`` for other models.
+        computed: What was computed of the model's output: ``[row, position, vocab]`` for text, ``[row, …]`` for other
+            models; functions of one's own read ``logits``.
         answers: Answers of all pairs.
         pair: For each row the index of its pair in the answer table, ``[row]``.
         column: For text, the padded column of the position that the metric reads, ``[row]``.
@@ -66,14 +67,32 @@ class Outputs:
             through the answer.
         references: What the same pair gave in the untouched ``"base"`` and ``"source"`` runs at the same position,
             ``[row, vocab]`` or ``[row, …]``.
+        vocab: The vocabulary entries that were computed, sorted, where only those of answers were.
+        is_whole: Whether the outputs at all positions were computed.
     """
 
-    logits: Float[Tensor, "row *shape"]
+    computed: Float[Tensor, "row *shape"]
     answers: AnswerTable
     pair: Int[Tensor, " row"]
     column: Int[Tensor, " row"] | None = None
     forks: Mapping[str, Float[Tensor, "row answer"]] = field(default_factory=dict)
     references: Mapping[str, Float[Tensor, "row ..."]] = field(default_factory=dict)
+    vocab: Int[Tensor, " column"] | None = None
+    is_whole: bool = True
+
+    @property
+    def logits(self) -> Float[Tensor, "row *shape"]:
+        """The model's output, ``[row, position, vocab]`` for text, ``[row, …]`` for other models.
+
+        Raises:
+            MetricError: Only a part of it was computed, since the metric says that it reads one position.
+        """
+        if not self.is_whole:
+            raise MetricError(
+                "a metric that names a position reads outputs.logits, which holds all positions",
+                fix='read outputs.distribution, which is that position, or declare it: metric(…, position="all")',
+            )
+        return self.computed
 
     @property
     def distribution(self) -> Float[Tensor, "row vocab"]:
@@ -83,15 +102,15 @@ class Outputs:
             MetricError: The output of a model that is not text is not one row of class logits.
         """
         if self.column is not None:
-            rows = torch.arange(len(self.column), device=self.logits.device)
-            return _precise(self.logits[rows, self.column])
-        if self.logits.ndim != 2:
+            rows = torch.arange(len(self.column), device=self.computed.device)
+            return _precise(self.computed[rows, self.column])
+        if self.computed.ndim != 2:
             raise MetricError(
                 "this metric needs class logits",
-                facts=[("output", f"shape {tuple(self.logits.shape)}"), ("needed", "(row, class)")],
+                facts=[("output", f"shape {tuple(self.computed.shape)}"), ("needed", "(row, class)")],
                 fix="measure the output with your own function: metric(lambda outputs, pairs: …)",
             )
-        return _precise(self.logits)
+        return _precise(self.computed)
 
     def present(self, side: Side) -> Bool[Tensor, "row answer"]:
         """Say which answers of the set each row's pair has."""
@@ -100,6 +119,9 @@ class Outputs:
     def answer_logits(self, side: Side) -> Float[Tensor, "row answer"]:
         """Return the logits of the (first tokens of the) answers; minus infinity where a pair has fewer answers."""
         first = self.answers.ids[side][self.pair][:, :, 0]
+        if self.vocab is not None:
+            # A pair with fewer answers than others is filled up with 0, which need not be among the columns.
+            first = torch.searchsorted(self.vocab, first).clamp(max=len(self.vocab) - 1)
         return self.distribution.gather(1, first).masked_fill(~self.present(side), -torch.inf)
 
     def answer_log_probs(self, side: Side) -> Float[Tensor, "row answer"]:

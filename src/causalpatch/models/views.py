@@ -122,7 +122,7 @@ class EachColumns:
         del companions
         x[self._places(index)] = value
 
-    def _places(self, index: Index) -> Index:
+    def _places(self, index: Index) -> tuple[Int[Tensor, " *places"], ...]:
         starts = torch.as_tensor(self.starts, device=index[0].device)
         if self.squeeze:
             return (*index, starts)

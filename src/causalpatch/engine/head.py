@@ -1,0 +1,125 @@
+"""What stands in front of and behind the layers, by the model's own forward with its layers passed by.
+
+Rows go through the model as prompts of one token each. Behind the layers that gives the final norm, the unembedding,
+logit scales and soft-caps as the model has them; where only answers are read, the unembedding is cut down to their
+columns for that call. In front of them it gives the stream into the first layer.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from causalpatch.base.errors import EnoughError
+from causalpatch.engine.hooks import Write, hooked
+from causalpatch.engine.stack import Stack, bypassed
+
+# Bytes of logits that are computed at once.
+LOGITS_BYTES = 192 * 2**20
+
+
+class Head:
+    """Runs what is not in the layers.
+
+    Args:
+        stack: The layers.
+        returns_tuple: Whether the layer at a path returns a tuple.
+    """
+
+    def __init__(self, stack: Stack, returns_tuple: dict[str, bool]) -> None:
+        self.stack = stack
+        self.returns_tuple = returns_tuple
+        self.unembedding = _unembedding(stack.model.module)
+
+    def rows_at_once(self, n_columns: int) -> int:
+        """Return how many rows are unembedded together."""
+        return max(16, LOGITS_BYTES // (8 * n_columns))
+
+    def logits(
+        self,
+        stream: Float[Tensor, "row width"],
+        tokens: tuple[np.ndarray, np.ndarray],
+        writes: Sequence[Write] = (),
+        vocab: Int[Tensor, " column"] | None = None,
+    ) -> Float[Tensor, "row column"]:
+        """Return the logits that follow from the stream behind the last layer.
+
+        Args:
+            stream: The stream.
+            tokens: Id and position of each row's token.
+            writes: What is patched behind the layers, at index ``(row, 0)``.
+            vocab: The vocabulary entries wanted, or None for all.
+        """
+        model = self.stack.model
+        with self._passed_by(lambda hidden: stream[:, None]), ExitStack() as more:
+            if vocab is not None and self.unembedding is not None:
+                more.enter_context(_cut_down(self.unembedding, vocab))
+            more.enter_context(hooked(model, writes))
+            logits = model.logits(model.module(**_inputs(self.stack, tokens)))[:, 0]
+        if vocab is not None and logits.shape[-1] != len(vocab):
+            return logits[:, vocab]
+        return logits
+
+    def embed(self, tokens: tuple[np.ndarray, np.ndarray], writes: Sequence[Write] = ()) -> Float[Tensor, "row width"]:
+        """Return the stream into the first layer.
+
+        Args:
+            tokens: Id and position of each row's token.
+            writes: What is patched before the layers, at index ``(row, 0)``.
+        """
+        found: list[Tensor] = []
+
+        def stop(*args: Any, **kwargs: Any) -> None:
+            found.append(args[0] if args else kwargs["hidden_states"])
+            raise EnoughError
+
+        model = self.stack.model
+        with hooked(model, writes), bypassed(self.stack.blocks[0].module, stop), suppress(EnoughError):
+            model.module(**_inputs(self.stack, tokens))
+        return found[0][:, 0]
+
+    @contextmanager
+    def _passed_by(self, last: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Let every layer return its input, and the last one something else."""
+
+        def passing(path: str, change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                hidden = change(args[0] if args else kwargs["hidden_states"])
+                return (hidden,) if self.returns_tuple[path] else hidden
+
+            return forward
+
+        with ExitStack() as layers:
+            for number, block in enumerate(self.stack.blocks):
+                change = last if number == self.stack.n_layers - 1 else _same
+                layers.enter_context(bypassed(block.module, passing(block.path, change)))
+            yield
+
+
+def _same(hidden: Tensor) -> Tensor:
+    return hidden
+
+
+def _inputs(stack: Stack, tokens: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+    ids, positions = tokens
+    return stack.model.inputs(ids[:, None], None, positions[:, None])
+
+
+def _unembedding(module: nn.Module) -> nn.Linear | None:
+    """Return the model's last linear map, where it has a plain one."""
+    get = getattr(module, "get_output_embeddings", None)
+    found = get() if callable(get) else None
+    return found if isinstance(found, nn.Linear) and type(found) is nn.Linear else None
+
+
+@contextmanager
+def _cut_down(unembedding: nn.Linear, vocab: Int[Tensor, " column"]) -> Iterator[None]:
+    """Compute only some of the vocabulary."""
+    weight = unembedding.weight[vocab]
+    bias = None if unembedding.bias is None else unembedding.bias[vocab]
+    with bypassed(unembedding, lambda x: functional.linear(x, weight, bias)):
+        yield

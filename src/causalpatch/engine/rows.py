@@ -1,0 +1,179 @@
+"""Attention of packed rows: each segment's own tokens, and the base run's before it.
+
+Legend of the axes in names: K kv_head, G query heads of one kv_head, P prompt, N segment of a prompt, Q query, S own
+token, B base token before the segment, W head_width.
+
+Segments of one group share their extent, so their attention is one batched product: scores with own keys
+``[K, P*N, G*Q, S]``, scores with base keys ``[K, P, N*G*Q, B]`` (all segments of a prompt share these), put side by
+side under the captured mask, and the same the other way with values.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from causalpatch.engine.segments import Group
+
+
+@dataclass(frozen=True)
+class KeysValues:
+    """What attention sees in one layer of the base run.
+
+    Args:
+        keys: After rotary, ``[prompt, kv_head, position, head_width]``.
+        values: ``[prompt, kv_head, position, value_width]``.
+        mask: Added to the scores, ``[prompt or 1, 1, position, position]``.
+        scaling: Factor of the scores.
+        softcap: Bound of the scores, or None.
+        sinks: Score of each head's sink, or None.
+    """
+
+    keys: Float[Tensor, "prompt kv_head position head_width"]
+    values: Float[Tensor, "prompt kv_head position value_width"]
+    mask: Float[Tensor, "batch one position position"]
+    scaling: float
+    softcap: float | None
+    sinks: Float[Tensor, " head"] | None
+
+
+@dataclass(frozen=True)
+class Own:
+    """Keys and values of tokens of each segment of a group.
+
+    Args:
+        tokens: The tokens.
+        keys: ``[kv_head, segment, token, head_width]``.
+        values: ``[kv_head, segment, token, value_width]``.
+    """
+
+    tokens: np.ndarray
+    keys: Tensor
+    values: Tensor
+
+
+@dataclass
+class RowAttention:
+    """Computes attention of the rows of one call.
+
+    Args:
+        groups: Segments of the call, in the order of their rows.
+        seen: What attention saw in this layer of the base run.
+        visible: Which keys each token sees, ``(prompt or 1, query_position, key_position)``.
+        earlier: Keys and values of further tokens of a group, by its number.
+    """
+
+    groups: Sequence[Group]
+    seen: KeysValues
+    visible: np.ndarray
+    earlier: Mapping[int, Own] = field(default_factory=dict)
+
+    def keys_and_values(self, key: Tensor, value: Tensor) -> list[Own]:
+        """Return the keys and values of the call's own rows, by group."""
+        return [Own(group.tokens, _own(key, group), _own(value, group)) for group in self.groups]
+
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, more: dict[str, Any]
+    ) -> Float[Tensor, "one row head value_width"]:
+        """Return what each row's heads take up."""
+        del module, mask, more
+        out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
+        for number, (group, own) in enumerate(zip(self.groups, self.keys_and_values(key, value), strict=True)):
+            before = self.earlier.get(number)
+            if before is not None:
+                tokens = np.concatenate([before.tokens, own.tokens])
+                own = Own(tokens, torch.cat([before.keys, own.keys], 2), torch.cat([before.values, own.values], 2))
+            rows = slice(group.first, group.first + group.n_rows)
+            out[0, rows] = _attend_group(query[0, :, rows], own, group, self.seen, self.visible)
+        return out
+
+
+def attend_whole(
+    query: Float[Tensor, "prompt head position head_width"], seen: KeysValues
+) -> Float[Tensor, "prompt position head value_width"]:
+    """Compute attention of whole prompts, by the same arithmetic as for rows."""
+    n_prompts, n_heads, n_tokens, _ = query.shape
+    n_kv = seen.keys.shape[1]
+    grouped = (query * seen.scaling).reshape(n_prompts, n_kv, -1, query.shape[-1])
+    scores = (grouped @ seen.keys.transpose(-1, -2)).reshape(n_prompts, n_heads, n_tokens, -1)
+    pattern = _pattern(scores, seen.mask, seen)
+    mixed = pattern.reshape(n_prompts, n_kv, -1, pattern.shape[-1]) @ seen.values
+    return mixed.reshape(n_prompts, n_heads, n_tokens, -1).transpose(1, 2)
+
+
+def _pattern(scores: Float[Tensor, "*axes head q k"], mask: Tensor | None, seen: KeysValues) -> Tensor:
+    """Turn scaled products of queries and keys into patterns."""
+    dtype, wide = scores.dtype, torch.promote_types(scores.dtype, torch.float32)
+    scores = scores.to(wide)
+    if seen.softcap is not None:
+        scores = seen.softcap * torch.tanh(scores / seen.softcap)
+    if mask is not None:
+        scores = scores + mask
+    if seen.sinks is None:
+        return scores.softmax(-1).to(dtype)
+    # A sink takes its share of the attention and gives nothing: the pattern's rows do not sum to one.
+    sinks = seen.sinks.to(wide).reshape(-1, 1, 1).expand(*scores.shape[:-1], 1)
+    return torch.cat([scores, sinks], -1).softmax(-1)[..., :-1].to(dtype)
+
+
+def _own(tensor: Float[Tensor, "one K row W"], group: Group) -> Float[Tensor, "K PN S W"]:
+    rows = tensor[0, :, group.first : group.first + group.n_rows]
+    return rows.reshape(tensor.shape[1], group.n_segments, len(group.tokens), tensor.shape[-1])
+
+
+def _attend_group(
+    query: Float[Tensor, "H R W"], own: Own, group: Group, seen: KeysValues, visible: np.ndarray
+) -> Float[Tensor, "R H W2"]:
+    n_kv, n_segments, _, width = own.keys.shape
+    n_heads, n_base, n_each = len(query), group.start, len(group.tokens)
+    n_group = n_heads // n_kv
+    # [K, P*N, G*Q, W]: the queries of all heads that share keys stand together.
+    query = (query * seen.scaling).reshape(n_kv, n_group, n_segments, n_each, width).transpose(1, 2)
+    query = query.reshape(n_kv, n_segments, n_group * n_each, width)
+    scores = query @ own.keys.transpose(-1, -2)
+    slots = torch.as_tensor(group.slots, device=query.device)
+    if n_base:
+        keys = seen.keys[slots, :, :n_base].transpose(0, 1)
+        base = query.reshape(n_kv, len(slots), -1, width) @ keys.transpose(-1, -2)
+        scores = torch.cat([base.reshape(n_kv, n_segments, -1, n_base), scores], -1)
+    mask = _mask(own.tokens, group, seen, visible)
+    # [K, P*N, G, Q, B+S], as a mask and the heads' sinks need it.
+    scores = scores.reshape(n_kv, n_segments, n_group, n_each, -1)
+    if seen.sinks is None:
+        pattern = _pattern(scores, mask, seen)
+    else:
+        by_head = scores.permute(1, 0, 2, 3, 4).reshape(n_segments, n_heads, n_each, -1)
+        pattern = _pattern(by_head, None if mask is None else mask[0], seen)
+        pattern = pattern.reshape(n_segments, n_kv, n_group, n_each, -1).transpose(0, 1)
+    pattern = pattern.reshape(n_kv, n_segments, n_group * n_each, -1)
+    mixed = pattern[..., n_base:] @ own.values
+    if n_base:
+        values = seen.values[slots, :, :n_base].transpose(0, 1)
+        shared = pattern[..., :n_base].reshape(n_kv, len(slots), -1, n_base) @ values
+        mixed = mixed + shared.reshape(mixed.shape)
+    mixed = mixed.reshape(n_kv, n_segments, n_group, n_each, -1).permute(1, 3, 0, 2, 4)
+    return mixed.reshape(n_segments * n_each, n_heads, -1)
+
+
+def _mask(tokens: np.ndarray, group: Group, seen: KeysValues, visible: np.ndarray) -> Tensor | None:
+    """Return the captured mask of the queries over base and own keys, or None where all of them are seen.
+
+    Axes: ``[1, segment or 1, 1, query, key]``.
+    """
+    keys = np.concatenate([np.arange(group.start), tokens])
+    slots = group.slots if visible.shape[0] > 1 else np.zeros(1, dtype=np.int64)
+    part = visible[np.ix_(slots, group.tokens, keys)]
+    if part.all():
+        return None
+    if (part == part[:1]).all():
+        part = part[:1]
+    hidden = torch.as_tensor(~part, device=seen.mask.device)
+    mask = torch.zeros(hidden.shape, dtype=seen.mask.dtype, device=hidden.device)
+    mask.masked_fill_(hidden, torch.finfo(mask.dtype).min)
+    if len(part) > 1:
+        mask = mask.repeat_interleave(group.count, 0)
+    return mask[None, :, None]

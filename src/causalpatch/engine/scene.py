@@ -1,0 +1,284 @@
+"""A batch of pairs with all that is known of its untouched runs, and where a patched run begins to differ from them.
+
+Base and source prompts run together in one batch, each prompt once however many pairs share it. Metrics read tokens of
+them; ``what_matters`` says which patches can reach these. What cannot, or what would be given the value that it has
+already, is left out of a run; a run of which nothing is left is *derived*: the base run's numbers are its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from causalpatch.engine.capture import Captured
+from causalpatch.engine.gauge import Gauge, Run
+from causalpatch.engine.head import Head
+from causalpatch.engine.job import Job
+from causalpatch.engine.means import Means
+from causalpatch.engine.reads import Reads, what_matters
+from causalpatch.engine.resolve import Placement, Role, Target
+from causalpatch.engine.segments import Entry, Segments, entry_of, pack, trim
+from causalpatch.engine.stack import Place, Stack, StackRun
+from causalpatch.engine.values import Known, Row, Taps, unchanged
+from causalpatch.models import Port
+from causalpatch.pairs import Batch
+from causalpatch.patches import Identity, Source
+
+Side = Literal["answer", "wrong_answer"]
+Fork = tuple[Side, int]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts of both sides of some pairs, each once.
+
+    Args:
+        batch: The prompts, padded on the right.
+        slots: For each side, the prompt of each pair.
+    """
+
+    batch: Batch
+    slots: dict[Role, Int[np.ndarray, " pair"]]
+
+    @classmethod
+    def of(cls, sides: dict[Role, Batch]) -> "Prompts":
+        """Put the prompts of both sides together."""
+        rows = [(side, row) for side, batch in sides.items() for row in range(len(batch.lengths))]
+        known: dict[tuple[bytes, int], int] = {}
+        slots: dict[Role, list[int]] = {side: [] for side in sides}
+        chosen: list[tuple[Role, int]] = []
+        for side, row in rows:
+            batch = sides[side]
+            key = (batch.ids[row][batch.mask[row]].tobytes(), int(batch.lengths[row]))
+            if key not in known:
+                known[key] = len(chosen)
+                chosen.append((side, row))
+            slots[side].append(known[key])
+        width = max(batch.ids.shape[1] for batch in sides.values())
+        ids, mask, positions = (
+            np.stack([_wide(getattr(sides[side], name)[row], width) for side, row in chosen])
+            for name in ("ids", "mask", "position_ids")
+        )
+        lengths = np.array([sides[side].lengths[row] for side, row in chosen])
+        batch = Batch(ids, mask, positions, np.zeros(len(chosen), dtype=np.int64), lengths)
+        return cls(batch, {side: np.array(found) for side, found in slots.items()})
+
+
+def _wide(row: np.ndarray, width: int) -> np.ndarray:
+    return np.pad(row, (0, width - len(row)))
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Runs cut down to what matters.
+
+    Args:
+        segments: The runs that differ from the base run, packed.
+        numbers: The number of each segment's run among those asked for.
+        entries: Where each target of each segment comes in, in packed order.
+    """
+
+    segments: Segments
+    numbers: Int[np.ndarray, " segment"]
+    entries: Sequence[Sequence[Entry]]
+
+    def take(self, chosen: Int[np.ndarray, " segment"]) -> "Placed":
+        """Return some of the segments."""
+        return Placed(self.segments.take(chosen), self.numbers[chosen], [self.entries[i] for i in chosen.tolist()])
+
+
+class Scene:
+    """A batch of pairs, run once; with a fork, the prompts go on through an answer.
+
+    Args:
+        job: What is measured.
+        gauge: The metrics.
+        stack: The layers.
+        indices: The pairs.
+        means: Fitted means.
+        fork: The side and number of the answer that is spelt out, or None.
+    """
+
+    def __init__(
+        self, job: Job, gauge: Gauge, stack: Stack, indices: np.ndarray, means: Means, *, fork: Fork | None = None
+    ) -> None:
+        self.job, self.gauge, self.stack, self.indices, self.fork = job, gauge, stack, indices, fork
+        self.taps = Taps(stack.model)
+        sides = {role: self._batch(role) for role in (job.base, job.source)}
+        self.prompts = Prompts.of(sides)
+        self.slots = self.prompts.slots[job.base]
+        self.run: StackRun = stack.run(self.prompts.batch, _ports_of(job, stack, self.taps))
+        self.head = Head(stack, self.run.returns_tuple)
+        runs = {
+            role: Captured(stack.model, self.prompts.batch, None, self.run.kept, self.prompts.slots[role])
+            for role in (job.base, job.source)
+        }
+        self.known = Known(runs[job.source], runs[job.base], means)
+        patches_logits = any(target.site.name == "logits" for group in job.interventions for target in group)
+        self.vocab = None if gauge.needs_vocabulary or fork or patches_logits else gauge.answer_columns
+        self.whole = fork is None and gauge.reads_all
+        self.tokens = {role: self._tokens(role) for role in (job.base, job.source)}
+        per_prompt = np.zeros((len(self.prompts.batch.lengths), self.tokens[job.base].shape[1]), dtype=np.int64)
+        per_prompt[self.slots] = self.tokens[job.base]
+        self.reads = Reads.of(per_prompt)
+        self.matters = what_matters(self.run.visible, self.reads)
+        self._logits = {role: self._unembed(role) for role in (job.base, job.source)}
+
+    @property
+    def side(self) -> Side:
+        """Whose answers are spelt out."""
+        return cast(Fork, self.fork)[0]
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows whose logits are computed together."""
+        return self.head.rows_at_once(self.stack.model.vocab_size if self.vocab is None else len(self.vocab))
+
+    def untouched(self, role: Role) -> Float[Tensor, "pair read column"]:
+        """Return the logits of an untouched run where they are read."""
+        return self._logits[role]
+
+    def spelt(self, role: Role, logits: Float[Tensor, "row read vocab"], local: np.ndarray) -> Float[Tensor, " row"]:
+        """Return the log-probability of the answer that is spelt out."""
+        side, number = cast(Fork, self.fork)
+        return self.gauge.spelt(self.as_run(role, logits, local, {}), side, number)
+
+    def _batch(self, role: Role) -> Batch:
+        going_on = None if self.fork is None else self.gauge.continuations(*self.fork, self.indices)
+        return self.job.pairs.batch(role, self.indices, padding_side="right", continuations=going_on)
+
+    def _tokens(self, role: Role) -> Int[np.ndarray, "pair read"]:
+        """Return the tokens that are read of each pair's prompt."""
+        slots, batch = self.prompts.slots[role], self.prompts.batch
+        lengths, ends = batch.lengths[slots], batch.mask.sum(1)[slots]
+        if self.fork is not None:
+            steps = np.arange(int((ends - lengths).max()) + 1)
+            spelt: np.ndarray = np.minimum(lengths[:, None] - 1 + steps, ends[:, None] - 1)
+            return spelt
+        if self.whole:
+            every: np.ndarray = np.minimum(np.arange(int(lengths.max()))[None], lengths[:, None] - 1)
+            return every
+        return self.gauge.reads(lengths, self.indices)
+
+    def _unembed(self, role: Role) -> Float[Tensor, "pair read column"]:
+        slots, tokens = self.prompts.slots[role], self.tokens[role]
+        # Each prompt once, and each token of it.
+        flat = np.stack([np.repeat(slots, tokens.shape[1]), tokens.reshape(-1)])
+        (slot, token), back = np.unique(flat, axis=1, return_inverse=True)
+        batch, device, most = self.prompts.batch, self.stack.model.device, self.rows_at_once
+        ids, positions = batch.ids[slot, token], batch.position_ids[slot, token]
+        stream = Place.of(slot, token, device).rows_of(self.run.inputs[-1])
+        with self.stack.running():
+            parts = [
+                self.head.logits(stream[i : i + most], (ids[i : i + most], positions[i : i + most]), (), self.vocab)
+                for i in range(0, len(stream), most)
+            ]
+        logits = torch.cat(parts)[torch.as_tensor(back.reshape(-1), device=device)]
+        return logits.reshape(*tokens.shape, -1)
+
+    def as_run(self, role: Role, logits: Tensor, local: np.ndarray, forks: dict[str, Tensor]) -> Run:
+        """Return logits of rows as metrics read them.
+
+        Args:
+            role: Whose prompts they are.
+            logits: ``[row, read, column]``.
+            local: The pair of each row in the batch.
+            forks: Log-probabilities of whole answers by side, ``[row, answer]``.
+        """
+        pairs = self.indices[local]
+        pair = torch.as_tensor(pairs, device=logits.device)
+        if not self.whole:
+            slots, batch = self.prompts.slots[role][local], self.prompts.batch
+            rows = Batch(
+                batch.ids[slots], batch.mask[slots], batch.position_ids[slots], batch.start[slots], batch.lengths[slots]
+            )
+            return Run(logits, rows, pair, forks, self.tokens[role][local], self.vocab)
+        rows = self.job.pairs.batch(role, pairs, padding_side=self.job.padding_side)
+        spread = logits.new_zeros(len(local), rows.ids.shape[1], logits.shape[-1])
+        number, column = np.nonzero(rows.mask)
+        index = torch.as_tensor(column - rows.start[number])
+        spread[torch.as_tensor(number), torch.as_tensor(column)] = logits[torch.as_tensor(number), index]
+        return Run(spread, rows, pair, forks)
+
+    def place(self, rows: Sequence[Row]) -> Placed:
+        """Cut runs down to the tokens that matter and can differ from the base run.
+
+        Args:
+            rows: The runs.
+        """
+        n_layers = self.stack.n_layers
+        entries = {id(t): (t, self._entry(t, n_layers)) for row in rows for t, _ in row.targets}
+        same = self._same(rows)
+        kept_rows: list[Row] = []
+        kept_entries: list[list[Entry]] = []
+        numbers: list[int] = []
+        cache: dict[tuple[int, int, int], Placement | None] = {}
+        for number, row in enumerate(rows):
+            targets: list[tuple[Target, Placement | None]] = []
+            found: list[Entry] = []
+            for place_number, (target, place) in enumerate(row.targets):
+                if place is None:
+                    continue  # sites without positions are not run here
+                entry = entries[id(target)][1]
+                keep = same.get((number, place_number))
+                if keep is None:
+                    key = (id(place), entry.depth, row.local)
+                    if key not in cache:
+                        cache[key] = trim(place, self.matters[entry.depth, self.slots[row.local], place.base])
+                    kept = cache[key]
+                else:
+                    kept = trim(place, keep & self.matters[entry.depth, self.slots[row.local], place.base])
+                if kept is not None:
+                    targets.append((target, kept))
+                    found.append(entry)
+            if targets:
+                kept_rows.append(replace(row, targets=tuple(targets)))
+                kept_entries.append(found)
+                numbers.append(number)
+        segments, order = pack(kept_rows, kept_entries, self.slots, self.reads)
+        return Placed(segments, np.array(numbers, dtype=np.int64)[order], [kept_entries[i] for i in order.tolist()])
+
+    def _entry(self, target: Target, n_layers: int) -> Entry:
+        site = target.site
+        layer = self.stack.layer_of(site.module.path) if site.module is not None else site.layer
+        return entry_of(target, layer, n_layers)
+
+    def _same(self, rows: Sequence[Row]) -> dict[tuple[int, int], Bool[np.ndarray, " element"]]:
+        """Find the elements of patches from the source that are not given their own value; True is kept.
+
+        A patch is compared with the base run, so that no other of the same run may come before it: all patches of
+        the run are of one kind of site in one layer, or else all of them change nothing.
+        """
+        asked = [
+            (number, row)
+            for number, row in enumerate(rows)
+            if row.intervention < self.job.n_asked and all(isinstance(t.value, Source) for t, _ in row.targets)
+        ]
+        entries = [(t, row.local, place) for _, row in asked for t, place in row.targets if place is not None]
+        answers = iter(unchanged(self.taps, self.known, entries))
+        found: dict[tuple[int, int], np.ndarray] = {}
+        for number, row in asked:
+            differs = [~next(answers) for _ in row.targets]
+            is_alone = len({(t.site.name, t.site.layer, t.site.module) for t, _ in row.targets}) == 1
+            if is_alone or not any(one.any() for one in differs):
+                found |= {(number, place): one for place, one in enumerate(differs)}
+        return found
+
+
+def _ports_of(job: Job, stack: Stack, taps: Taps) -> list[Port]:
+    """Return the ports whose base and source values the patches need, or a replay that enters behind attention."""
+    ports: dict[Port, None] = {}
+    for target in (target for group in job.interventions for target in group):
+        tap = taps.kind(target).tap
+        if target.needs_source or isinstance(target.value, Identity):
+            ports |= dict.fromkeys((tap.port, *tap.companions))
+        layer = target.site.layer
+        if layer is None:
+            continue
+        block = stack.blocks[layer]
+        ports |= dict.fromkeys(stack.kept_for(block, entry_of(target, layer, stack.n_layers).stage))
+    return list(ports)

@@ -1,0 +1,337 @@
+"""The stack of layers of a model, run once whole and then again on packed rows, by the unmodified layer modules.
+
+1. *Capture*: one forward of a batch of prompts, padded on the right, up to the final norm. Kept are each layer's input,
+   the arguments of its call, keys and values as attention sees them, the mask, and what the patches need.
+2. *Replay*: a layer's module is called on rows, tokens of many runs side by side as ``[1, row, width]``. What the call
+   holds per token is gathered by each row's prompt and position; the mask is left out, attention looks it up itself.
+
+Every tensor of a layer's call is one of: per token, per batch, constant. Anything else is refused, and so is a model in
+which a layer's output is not the next layer's input, or in which a token sees later ones: what happens there would be
+lost.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor, nn
+
+from causalpatch.base.errors import EnoughError, ModelUnsupported
+from causalpatch.engine.capture import inputs_of
+from causalpatch.engine.fused import fused
+from causalpatch.engine.hooks import hooked, quiet
+from causalpatch.engine.rows import KeysValues, attend_whole
+from causalpatch.engine.segments import DOWN, PROJECTION
+from causalpatch.models import Model, Port
+from causalpatch.models.attention import Attend, attending
+from causalpatch.pairs import Batch
+from causalpatch.sites import Site
+
+# Arguments of attention kernels that change nothing in the arithmetic of `rows`, or are in the mask already.
+HARMLESS = frozenset({"dropout", "sliding_window", "is_causal", "use_cache", "position_ids", "output_attentions"})
+KNOWN = frozenset({"scaling", "softcap", "s_aux"}) | HARMLESS
+
+_Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Block:
+    """The parts of a layer that replay needs.
+
+    Args:
+        path: The layer.
+        module: The layer.
+        z: Port of what attention hands to its output projection.
+        mlp_post: Port of what the MLP hands to its down projection.
+        attention: Path of the attention module.
+        mlp: Path of the MLP module.
+    """
+
+    path: str
+    module: nn.Module
+    z: Port
+    mlp_post: Port
+    attention: str
+    mlp: str
+
+
+@dataclass
+class StackRun:
+    """A batch of prompts, run once.
+
+    Args:
+        batch: The prompts, padded on the right.
+        inputs: Each layer's input, then the final norm's, ``[prompt, position, width]``.
+        calls: Arguments of each layer's call.
+        attention: What attention saw in each layer.
+        visible: For each layer, which keys each token sees, ``(prompt or 1, query_position, key_position)``.
+        kept: Tensors at further ports.
+        returns_tuple: Whether the layer, attention or MLP at a path returns a tuple.
+    """
+
+    batch: Batch
+    inputs: list[Tensor] = field(default_factory=list)
+    calls: list[_Call] = field(default_factory=list)
+    attention: list[KeysValues] = field(default_factory=list)
+    visible: list[np.ndarray] = field(default_factory=list)
+    kept: Mapping[Port, Tensor] = field(default_factory=dict)
+    returns_tuple: dict[str, bool] = field(default_factory=dict)
+
+
+class Stack:
+    """A model's layers.
+
+    Args:
+        model: A model with a family.
+
+    Raises:
+        ModelUnsupported: The model has no named layers.
+    """
+
+    def __init__(self, model: Model) -> None:
+        if model.family is None or not model.shape.n_layers:
+            raise ModelUnsupported(
+                f"'{model.name}' has no layers that are known by name", fix='run it by full forwards: engine="rows"'
+            )
+        self.model = model
+        self.n_layers = model.shape.n_layers
+        self.blocks = [self._block(layer) for layer in range(self.n_layers)]
+        self.final_norm = Port(model.tap(Site("final_norm")).port.path, "input")
+        self.is_parallel = "resid_mid" in model.shape.refused
+
+    def _block(self, layer: int) -> Block:
+        path = self.model.tap(Site("resid_pre", layer)).port.path
+        z, down = (self.model.tap(Site(name, layer, 0)).port for name in ("z", "mlp_post"))
+        attention, mlp = z.path.rpartition(".")[0], down.path.rpartition(".")[0]
+        return Block(path, self.model.module.get_submodule(path), z, down, attention, mlp)
+
+    def layer_of(self, path: str) -> int | None:
+        """Return the layer that a module stands in, or None."""
+        for layer, block in enumerate(self.blocks):
+            if path == block.path or path.startswith(f"{block.path}."):
+                return layer
+        return None
+
+    def kept_for(self, block: Block, stage: int) -> list[Port]:
+        """Return what a replay needs of the base run that enters a layer at a stage."""
+        if stage == PROJECTION:
+            return [block.z, *([Port(block.mlp, "output")] if self.is_parallel else [])]
+        return [block.mlp_post, Port(block.attention, "output")] if stage == DOWN else []
+
+    @contextmanager
+    def running(self, attend: Attend | None = None) -> Iterator[None]:
+        """Hold the model still, with attention computed by a function.
+
+        Raises:
+            ModelUnsupported: The model's attention cannot be switched to another kernel.
+        """
+        model = self.model
+        # Quiet first: no other thread may run the model while its kernel is another.
+        with quiet(model), attending(model.module, attend or _no_attention) as is_switched, fused(model):
+            if not is_switched:
+                raise self.refusal("the kernel of its attention cannot be switched")
+            yield
+
+    def run(self, batch: Batch, keep: Sequence[Port] = ()) -> StackRun:
+        """Run a batch up to the final norm and keep what replay needs.
+
+        Raises:
+            ModelUnsupported: The model's layers cannot be replayed one by one; the message says why.
+        """
+        state = _Capture(self, StackRun(batch))
+        ports = [*(Port(block.path, "input") for block in self.blocks), self.final_norm]
+        model = self.model
+        with self.running(state.attend), ExitStack() as hooks:
+            kept = hooks.enter_context(hooked(model, keep=[*ports, *keep]))
+            for block in self.blocks:
+                hooks.callback(block.module.register_forward_pre_hook(state.see_call, with_kwargs=True).remove)
+                for path in (block.path, block.attention, block.mlp):
+                    part = model.module.get_submodule(path)
+                    hooks.callback(part.register_forward_hook(state.see_output(path)).remove)
+            if not self._behind(keep):
+                norm = model.module.get_submodule(self.final_norm.path)
+                hooks.callback(norm.register_forward_pre_hook(_stop).remove)
+            with suppress(EnoughError):
+                model.module(**inputs_of(model, batch))
+        state.run.inputs = [kept[port] for port in ports]
+        state.run.kept = kept
+        state.check()
+        return state.run
+
+    def _behind(self, ports: Sequence[Port]) -> bool:
+        """Say whether a port is behind the last layer."""
+        behind = {self.model.tap(Site(name)).port for name in ("final_norm", "logits") if self._has(name)}
+        return bool(behind & set(ports))
+
+    def _has(self, name: str) -> bool:
+        return name not in self.model.shape.refused
+
+    def refusal(self, why: str) -> ModelUnsupported:
+        """Return the error that says why the model cannot be replayed."""
+        return ModelUnsupported(
+            f"'{self.model.name}' cannot be replayed layer by layer: {why}", fix='let causalpatch choose: engine="auto"'
+        )
+
+
+def _no_attention(*_: Any) -> Tensor:
+    raise EnoughError  # nothing but the layers attends, and these are passed by
+
+
+def _stop(module: nn.Module, args: tuple[Any, ...]) -> None:
+    raise EnoughError
+
+
+class _Capture:
+    """Sees one forward go by."""
+
+    def __init__(self, stack: Stack, run: StackRun) -> None:
+        self.stack = stack
+        self.run = run
+        self.outputs: dict[str, Tensor] = {}
+
+    def see_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        named = {name: None if name == "hidden_states" else held for name, held in kwargs.items()}
+        self.run.calls.append(((None, *args[1:]) if args else (), named))
+
+    def see_output(self, path: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        layers = {block.path for block in self.stack.blocks}
+
+        def see(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            self.run.returns_tuple[path] = isinstance(output, tuple)
+            if path in layers:
+                self.outputs[path] = output[0] if isinstance(output, tuple) else output
+
+        return see
+
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, more: dict[str, Any]
+    ) -> Tensor:
+        unknown = [name for name, held in more.items() if name not in KNOWN and held is not None]
+        if unknown:
+            raise self.stack.refusal(f"its attention takes an argument that is not known: {', '.join(unknown)}")
+        if mask is None or not mask.is_floating_point() or mask.shape[-2:] != (query.shape[2], key.shape[2]):
+            raise self.stack.refusal("its attention has no additive mask over queries and keys")
+        scaling = more.get("scaling")
+        seen = KeysValues(
+            key,
+            value,
+            mask,
+            query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+            more.get("softcap"),
+            more.get("s_aux"),
+        )
+        self.run.attention.append(seen)
+        return attend_whole(query, seen)
+
+    def check(self) -> None:
+        """Make sure that layers follow each other and see nothing but the past."""
+        stack, run = self.stack, self.run
+        if len(run.calls) != stack.n_layers or len(run.attention) != stack.n_layers:
+            raise stack.refusal(f"{len(run.attention)} of its {stack.n_layers} layers attend by the interface")
+        for layer, block in enumerate(stack.blocks):
+            if not torch.equal(self.outputs[block.path], run.inputs[layer + 1]):
+                raise stack.refusal(f"the stream changes between layers {layer} and {layer + 1}")
+        known: dict[int, np.ndarray] = {}
+        for seen in run.attention:
+            if id(seen.mask) not in known:
+                known[id(seen.mask)] = self._visible(seen.mask)
+            run.visible.append(known[id(seen.mask)])
+
+    def _visible(self, mask: Tensor) -> Bool[np.ndarray, "batch query_position key_position"]:
+        if mask.shape[1] != 1:
+            raise self.stack.refusal("its mask differs by head")
+        is_seen = mask[:, 0] > torch.finfo(mask.dtype).min / 2
+        if (mask[:, 0] != 0)[is_seen].any():
+            raise self.stack.refusal("its mask holds more than what is seen and what is not")
+        real = torch.as_tensor(self.run.batch.mask, device=mask.device)
+        future = torch.ones(mask.shape[-2:], dtype=torch.bool, device=mask.device).triu(1)
+        if (is_seen & future & real[:, :, None] & real[:, None, :]).any():
+            raise self.stack.refusal("its tokens see later ones")
+        visible: np.ndarray = is_seen.cpu().numpy()
+        return visible
+
+
+@dataclass(frozen=True)
+class Place:
+    """Prompt and position of each row of a call, on the model's device.
+
+    Args:
+        slot: The prompt.
+        position: The real token.
+    """
+
+    slot: Int[Tensor, " row"]
+    position: Int[Tensor, " row"]
+
+    @classmethod
+    def of(cls, slot: np.ndarray, token: np.ndarray, device: torch.device) -> "Place":
+        """Move prompts and tokens to a device."""
+        return cls(torch.as_tensor(slot, device=device), torch.as_tensor(token, device=device))
+
+    def rows_of(self, tensor: Shaped[Tensor, "prompt position *axes"]) -> Shaped[Tensor, "row *axes"]:
+        """Return each row's part of a tensor of whole prompts."""
+        return tensor[self.slot, self.position]
+
+
+def call_layer(stack: Stack, run: StackRun, layer: int, hidden: Float[Tensor, "row width"], place: Place) -> Tensor:
+    """Call a layer's own module on rows; attention is whatever ``attending`` was told.
+
+    Args:
+        stack: The layers.
+        run: The captured run.
+        layer: Which layer.
+        hidden: The stream into the layer.
+        place: Where each row belongs.
+
+    Returns:
+        The stream out of the layer, ``[row, width]``.
+    """
+    args, kwargs = run.calls[layer]
+    shape = run.inputs[layer].shape[:2]
+    named = {name: _for_rows(held, place, shape) for name, held in kwargs.items() if name != "hidden_states"}
+    if args:
+        output = stack.blocks[layer].module(hidden[None], *(_for_rows(x, place, shape) for x in args[1:]), **named)
+    else:
+        output = stack.blocks[layer].module(hidden_states=hidden[None], **named)
+    out: Tensor = (output[0] if isinstance(output, tuple) else output)[0]
+    return out
+
+
+def _for_rows(held: Any, place: Place, shape: Sequence[int]) -> Any:
+    """Return an argument of a layer's call for rows instead of prompts."""
+    if held is None or isinstance(held, bool | int | float | str):
+        return held
+    if isinstance(held, tuple):
+        return tuple(_for_rows(item, place, shape) for item in held)
+    if isinstance(held, Tensor):
+        n_prompts, n_tokens = shape
+        if held.ndim == 4 and held.shape[-2:] == (n_tokens, n_tokens):
+            return None  # the mask: attention has it from the captured run
+        if held.ndim >= 2 and held.shape[0] in (1, n_prompts) and held.shape[1] == n_tokens:
+            return (held[0, place.position] if held.shape[0] == 1 else place.rows_of(held))[None]
+        if held.ndim == 1 and held.shape[0] == n_tokens:
+            return held[place.position]
+        if held.ndim == 0:
+            return held
+    raise ModelUnsupported(
+        f"a layer is called with a {type(held).__name__} that rows cannot share",
+        fix='let causalpatch choose: engine="auto"',
+    )
+
+
+@contextmanager
+def bypassed(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let a module return something else for a while; hooks on it still run."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.__dict__["forward"]
+        else:
+            module.forward = before

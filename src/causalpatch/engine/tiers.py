@@ -1,0 +1,184 @@
+"""The engines, from the fastest to the plainest, and which of them makes which runs of a job.
+
+| tier | recomputes | needs |
+|---|---|---|
+| ``wavefront`` | rows of tokens that can have changed, all interventions together | causal layers known by name |
+| ``restart`` | whole prompts from the first patched layer on | layers known by name |
+| ``graph`` | what depends on the patched tensors, on an exported graph | a module that can be exported |
+| ``rows`` | full forwards, interventions stacked into rows | nothing |
+| ``reference`` | one full forward after the other, with plain hooks | nothing |
+
+``auto`` takes for each intervention the first that can make it. Tiers that leave work out are checked against full
+forwards first (``selfcheck``); one that cannot run a model, or drifts, is passed over and the reason is kept.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from causalpatch.base.errors import ModelUnsupported, SettingError
+from causalpatch.engine import graph, reference, restart, wavefront
+from causalpatch.engine.gauge import Gauge
+from causalpatch.engine.job import Block, Cost, Job
+from causalpatch.engine.means import Means
+from causalpatch.engine.resolve import Target
+from causalpatch.engine.selfcheck import why_drifts
+from causalpatch.models import Model
+
+EngineName = Literal["auto", "wavefront", "restart", "graph", "rows", "reference"]
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+
+
+@dataclass(frozen=True)
+class Tier:
+    """One engine.
+
+    Args:
+        name: Its name.
+        does: What it recomputes, for records.
+        why_not: Says why it cannot make the runs of a job at all, or None.
+        measure: Measures a job.
+        why_not_targets: Says why it cannot make one run of a job, or None.
+        is_checked: Whether it is compared with full forwards before it is trusted.
+    """
+
+    name: EngineName
+    does: str
+    why_not: Callable[[Job, Gauge], str | None]
+    measure: Callable[[Job, Gauge, Means, Cost], Iterator[Block]]
+    why_not_targets: Callable[[Model, Sequence[Target]], str | None] = lambda model, targets: None
+    is_checked: bool = False
+
+
+def _only_generic(job: Job, gauge: Gauge) -> str | None:
+    return "its layers are known by name" if job.model.family is not None else graph.why_not(job, gauge)
+
+
+TIERS = (
+    Tier(
+        "wavefront",
+        "rows of tokens that can have changed",
+        wavefront.why_not,
+        wavefront.measure,
+        wavefront.why_not_targets,
+        is_checked=True,
+    ),
+    Tier("restart", "whole prompts from the first patched layer on", restart.why_not, restart.measure, is_checked=True),
+    Tier("graph", "what depends on the patched tensors", graph.why_not, graph.measure),
+    Tier("rows", "full forwards, interventions stacked", reference.why_not, reference.measure_rows),
+    Tier("reference", "full forwards with plain hooks, one by one", reference.why_not, reference.measure_reference),
+)
+
+
+@dataclass
+class Route:
+    """Which engines made the runs of a job.
+
+    Args:
+        engine: What was asked for.
+        made: Interventions by tier.
+        passed_over: Why faster tiers were not used, by tier.
+    """
+
+    engine: EngineName
+    made: dict[str, int] = field(default_factory=dict)
+    passed_over: dict[str, str] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, Any]:
+        """Return it as plain data: the tier that made most, what it does, and why not another."""
+        tier = max(self.made, key=lambda name: self.made[name], default="rows")
+        does = next(each.does for each in TIERS if each.name == tier)
+        why = [f"{name}: {reason}" for name, reason in self.passed_over.items()]
+        reason = "; ".join([does, *why]) if self.engine == "auto" else f"{does}; asked for by name"
+        return {"tier": tier, "reason": reason, "asked": self.engine, "interventions": dict(self.made)}
+
+
+def measure(job: Job, gauge: Gauge, means: Means, cost: Cost, *, route: Route) -> Iterator[Block]:
+    """Measure every intervention on every pair, each by the fastest engine that can make it.
+
+    Args:
+        job: What is to be measured.
+        gauge: The metrics.
+        means: Means of the sites that are replaced by one.
+        cost: Counts what is spent.
+        route: Which engine is asked for; filled with what was used.
+
+    Yields:
+        Blocks of cells, as each engine does; the untouched runs are the first engine's.
+
+    Raises:
+        SettingError: The engine that was asked for cannot make the runs; the message says why.
+    """
+    pending = list(range(len(job.interventions)))
+    has_untouched = False
+    for tier in TIERS:
+        if (pending or not has_untouched) and route.engine in ("auto", tier.name):
+            mine, why = _takes(tier, job, gauge, pending, is_auto=route.engine == "auto")
+            if why is not None:
+                route.passed_over[tier.name] = why
+            if mine is None:
+                continue
+            blocks = _renumbered(tier, _part(job, mine), gauge, means, cost, mine)
+            try:
+                first = next(blocks, None)
+            except ModelUnsupported as error:
+                route.passed_over[tier.name] = error.what
+                if route.engine != "auto":
+                    raise
+                continue
+            route.made[tier.name] = sum(number < job.n_asked for number in mine)
+            yield from _kept(first, blocks, has_untouched=has_untouched)
+            has_untouched = True
+            pending = [number for number in pending if number not in set(mine)]
+    if pending or not has_untouched:
+        reasons = list(route.passed_over.items())
+        raise SettingError(
+            f"engine {route.engine!r} cannot make {len(pending)} of {len(job.interventions)} runs",
+            facts=[(name, reason) for name, reason in reasons],
+            fix='let causalpatch choose: engine="auto"',
+        )
+
+
+def _takes(
+    tier: Tier, job: Job, gauge: Gauge, pending: Sequence[int], *, is_auto: bool
+) -> tuple[list[int] | None, str | None]:
+    """Return which runs a tier takes (None: it is not used), and why it does not take all."""
+    why = _only_generic(job, gauge) if is_auto and tier.name == "graph" else tier.why_not(job, gauge)
+    if why is None and tier.is_checked:
+        why = why_drifts(tier.name, tier.measure, job)
+    if why is not None:
+        return None, why
+    reasons = {number: tier.why_not_targets(job.model, job.interventions[number]) for number in pending}
+    mine = [number for number, reason in reasons.items() if reason is None]
+    why = next((reason for reason in reasons.values() if reason is not None), None)
+    return (mine if mine or not pending else None), why
+
+
+def _part(job: Job, numbers: Sequence[int]) -> Job:
+    reference_number = numbers.index(job.reference) if job.reference in numbers else None
+    n_controls = sum(number >= job.n_asked for number in numbers)
+    return replace(
+        job,
+        interventions=[job.interventions[number] for number in numbers],
+        reference=reference_number,
+        n_controls=n_controls,
+    )
+
+
+def _renumbered(
+    tier: Tier, job: Job, gauge: Gauge, means: Means, cost: Cost, numbers: Sequence[int]
+) -> Iterator[Block]:
+    table = np.array(numbers, dtype=np.int64)
+    for block in tier.measure(job, gauge, means, cost):
+        is_patched = block.interventions[0] >= 0
+        yield replace(block, interventions=table[block.interventions]) if is_patched else block
+
+
+def _kept(first: Block | None, blocks: Iterator[Block], *, has_untouched: bool) -> Iterator[Block]:
+    if first is not None and not (has_untouched and first.interventions[0] < 0):
+        yield first
+    for block in blocks:
+        if not (has_untouched and block.interventions[0] < 0):
+            yield block

@@ -1,0 +1,346 @@
+"""One wave: segments move on together, layer by layer, and each layer's own module runs on the rows that changed.
+
+Where a segment enters behind attention, or behind the MLP's activation, only its written tokens are rows of that layer,
+and the modules in front are replaced for the call by what they gave in the base run. In the last layer tokens that
+nothing reads go as far as their keys and values.
+
+Symbols: R rows (a token of a segment each), L layers.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from causalpatch.base.errors import EnoughError
+from causalpatch.engine.hooks import Write, hooked
+from causalpatch.engine.job import Cost
+from causalpatch.engine.resolve import Placement, Target
+from causalpatch.engine.rows import Own, RowAttention
+from causalpatch.engine.scene import Placed, Scene
+from causalpatch.engine.segments import DOWN, INPUT, PROJECTION, Layout, cut
+from causalpatch.engine.stack import Block, Place, bypassed, call_layer
+from causalpatch.engine.values import Row, writes_at
+from causalpatch.models import Port
+
+
+class Wave:
+    """Segments on their way through the layers.
+
+    Args:
+        scene: The untouched runs.
+        placed: The segments.
+        chunk_rows: Rows in one call of a layer.
+        cost: Counts what is spent.
+    """
+
+    def __init__(self, scene: Scene, placed: Placed, chunk_rows: int, cost: Cost) -> None:
+        self.scene, self.stack, self.run = scene, scene.stack, scene.run
+        self.placed, self.segments = placed, placed.segments
+        self.chunk_rows = chunk_rows
+        self.cost = cost
+        self.device = self.stack.model.device
+        self.targets = _Targets(placed, self.stack.n_layers)
+        self.all = Layout.of(self.segments, np.arange(len(self.segments)))
+        self.offset = np.cumsum(self.segments.lengths) - self.segments.lengths
+        self.reads = self.all.where(self._is_read(self.all))
+        self._attend: Callable[..., Tensor] = _unreachable
+
+    def stream(self) -> Float[Tensor, "row width"]:
+        """Return the stream behind the last layer, for the rows of ``reads``."""
+        segments, inputs, last = self.segments, self.run.inputs, self.stack.n_layers - 1
+        stream = inputs[0].new_empty(len(self.all), inputs[0].shape[-1])
+        with self.stack.running(self._dispatch):
+            for layer in range(last):
+                here = segments.entry == layer
+                self._enter(stream, layer, np.flatnonzero(here & (segments.stage == INPUT)))
+                moving = np.flatnonzero((segments.entry < layer) | (here & (segments.stage == INPUT)))
+                for part in cut(segments.lengths[moving], self.chunk_rows):
+                    layout = Layout.of(segments, moving[part])
+                    rows = self._rows(moving[part])
+                    stream[rows] = self._whole_layer(layer, layout, stream[rows])
+                for stage in (PROJECTION, DOWN):
+                    chosen = np.flatnonzero(here & (segments.stage == stage))
+                    self._enter(stream, layer + 1, chosen)
+                    self._behind(stream, layer, stage, chosen, self.all)
+            return self._last_layer(stream, last)
+
+    def logits(
+        self,
+        stream: Float[Tensor, "row width"],
+        some: Int[np.ndarray, " segment"],
+        local: Int[np.ndarray, " segment"],
+        base: Float[Tensor, "pair read column"],
+    ) -> Float[Tensor, "segment read column"]:
+        """Return the logits of segments where they are read: the base run's before a segment, else computed.
+
+        Args:
+            stream: The stream behind the last layer, for the rows of ``reads``.
+            some: Neighbouring segments.
+            local: Their pairs in the batch.
+            base: Logits of the base runs.
+        """
+        scene, device = self.scene, self.device
+        rows = np.flatnonzero((self.reads.owner >= some[0]) & (self.reads.owner <= some[-1]))
+        layout = Layout(self.segments, some, self.reads.owner[rows] - some[0], self.reads.token[rows])
+        batch, slot = scene.prompts.batch, layout.slot
+        tokens = batch.ids[slot, layout.token], batch.position_ids[slot, layout.token]
+        with self.stack.running():
+            computed = scene.head.logits(
+                stream[rows[0] : rows[-1] + 1], tokens, self._one_token_writes(self.stack.n_layers, layout), scene.vocab
+            )
+        wanted = scene.tokens[scene.job.base][local]
+        found = layout.find(np.repeat(np.arange(len(some)), wanted.shape[1]), wanted.reshape(-1))
+        logits = base[torch.as_tensor(local, device=device)]
+        flat = logits.view(-1, logits.shape[-1])
+        is_here = torch.as_tensor(found >= 0, device=device)
+        flat[is_here] = computed[torch.as_tensor(found[found >= 0], device=device)]
+        return logits
+
+    def _one_token_writes(self, layer: int, layout: Layout) -> list[Write]:
+        """Return what is patched in front of or behind the layers, for rows as prompts of one token."""
+
+        def locate(owner: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, ...]:
+            found = layout.find(owner, tokens)
+            return found, np.minimum(found, 0)
+
+        return self._writes(layer, layout, locate)
+
+    def _last_layer(self, stream: Tensor, layer: int) -> Float[Tensor, "row width"]:
+        segments = self.segments
+        here = segments.entry == layer
+        self._enter(stream, layer, np.flatnonzero(here & (segments.stage == INPUT)))
+        out = self._place(self.reads).rows_of(self.run.inputs[layer + 1])
+        moving = np.flatnonzero((segments.entry < layer) | (here & (segments.stage == INPUT)))
+        for part in cut(segments.lengths[moving], self.chunk_rows):
+            layout = Layout.of(segments, moving[part])
+            found, values = self._read_rows(layer, layout, stream[self._rows(moving[part])])
+            out[self._rows_in_reads(found)] = values
+        for stage in (PROJECTION, DOWN):
+            self._behind(out, layer, stage, np.flatnonzero(here & (segments.stage == stage)), self.reads)
+        return out
+
+    def _read_rows(self, layer: int, layout: Layout, hidden: Tensor) -> tuple[Layout, Tensor]:
+        """Run the last layer: keys and values of all tokens, everything of those that are read."""
+        is_read = self._is_read(layout)
+        if is_read.all():
+            return layout, self._whole_layer(layer, layout, hidden)
+        unread, read = layout.where(~is_read), layout.where(is_read)
+        # Segments of one group have the same tokens, so that groups of both layouts have the same segments.
+        earlier = self._keys_and_values(layer, unread, hidden[torch.as_tensor(~is_read, device=self.device)])
+        chosen = hidden[torch.as_tensor(is_read, device=self.device)]
+        return read, self._whole_layer(layer, read, chosen, earlier)
+
+    def _keys_and_values(self, layer: int, layout: Layout, hidden: Tensor) -> dict[int, Own]:
+        found: list[Own] = []
+        groups = [group for group in layout.groups() if len(group.tokens)]
+        attention = RowAttention(groups, self.run.attention[layer], self.run.visible[layer])
+
+        def stop(
+            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, more: dict[str, Any]
+        ) -> Tensor:
+            found.extend(attention.keys_and_values(key, value))
+            raise EnoughError
+
+        writes = self._layer_writes(layer, layout, (INPUT,))
+        with suppress(EnoughError):
+            self._call(layer, layout, hidden, stop, writes)
+        numbers = [number for number, group in enumerate(layout.groups()) if len(group.tokens)]
+        return dict(zip(numbers, found, strict=True))
+
+    def _whole_layer(
+        self, layer: int, layout: Layout, hidden: Tensor, earlier: dict[int, Own] | None = None
+    ) -> Float[Tensor, "row width"]:
+        seen, visible = self.run.attention[layer], self.run.visible[layer]
+        attention = RowAttention(layout.groups(), seen, visible, earlier or {})
+        return self._call(layer, layout, hidden, attention.attend, self._layer_writes(layer, layout))
+
+    def _call(
+        self, layer: int, layout: Layout, hidden: Tensor, attend: Callable[..., Tensor], writes: Sequence[Write]
+    ) -> Float[Tensor, "row width"]:
+        self._attend = attend
+        self.cost.token_layers += len(layout)
+        place = self._place(layout)
+        if not writes:
+            return call_layer(self.stack, self.run, layer, hidden, place)
+        with hooked(self.stack.model, writes):
+            return call_layer(self.stack, self.run, layer, hidden, place)
+
+    def _behind(self, stream: Tensor, layer: int, stage: int, chosen: np.ndarray, within: Layout) -> None:
+        """Run the written tokens of segments that enter a layer behind attention or the activation.
+
+        Args:
+            stream: The stream out of the layer, for the rows of ``within``; changed in place.
+            layer: The layer.
+            stage: Where the segments enter.
+            chosen: The segments.
+            within: The rows that are wanted.
+        """
+        written = self._written(layer, chosen, within)
+        for part in cut(np.ones(len(written), dtype=np.int64), self.chunk_rows):
+            rows = written[part]
+            owners, owner = np.unique(within.owner[rows], return_inverse=True)
+            layout = Layout(self.segments, within.chosen[owners], owner, within.token[rows])
+            place = self._place(layout)
+            with ExitStack() as modules:
+                self._pass_by(modules, self.stack.blocks[layer], stage, place, layout, layer)
+                hidden = place.rows_of(self.run.inputs[layer])
+                writes = self._layer_writes(layer, layout)
+                stream[torch.as_tensor(rows, device=self.device)] = self._call(
+                    layer, layout, hidden, _unreachable, writes
+                )
+
+    def _pass_by(self, modules: ExitStack, block: Block, stage: int, place: Place, layout: Layout, layer: int) -> None:
+        """Replace the modules in front of a stage by what they gave in the base run."""
+        model, kept, returns_tuple = self.stack.model.module, self.run.kept, self.run.returns_tuple
+
+        def giving(path: str, make: Callable[[], Tensor]) -> None:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                return (make(), None) if returns_tuple[path] else make()
+
+            modules.enter_context(bypassed(model.get_submodule(path), forward))
+
+        def known(port: Port) -> Tensor:
+            return place.rows_of(kept[port])[None]
+
+        def projected(port: Port) -> Callable[[], Tensor]:
+            return lambda: model.get_submodule(port.path)(known(port))
+
+        if stage == PROJECTION:
+            giving(block.attention, projected(block.z))
+            # In parallel blocks the MLP does not see what attention adds.
+            if self.stack.is_parallel and not self.targets.any_at(layer, layout.chosen, DOWN):
+                giving(block.mlp, lambda: known(Port(block.mlp, "output")))
+        else:
+            giving(block.attention, lambda: known(Port(block.attention, "output")))
+            giving(block.mlp, projected(block.mlp_post))
+
+    def _enter(self, stream: Tensor, layer: int, chosen: np.ndarray) -> None:
+        """Fill in the base run's stream for segments that begin to differ here."""
+        if not len(chosen):
+            return
+        layout = Layout.of(self.segments, chosen)
+        stream[self._rows(chosen)] = self._place(layout).rows_of(self.run.inputs[layer])
+        embedded = chosen[np.isin(chosen, self.targets.embedded)] if layer == 0 else chosen[:0]
+        if len(embedded):
+            self._embed(stream, Layout.of(self.segments, embedded))
+
+    def _embed(self, stream: Tensor, layout: Layout) -> None:
+        batch, slot = self.scene.prompts.batch, layout.slot
+        tokens = batch.ids[slot, layout.token], batch.position_ids[slot, layout.token]
+
+        stream[self._rows(layout.chosen)] = self.scene.head.embed(tokens, self._one_token_writes(-1, layout))
+
+    def _layer_writes(
+        self, layer: int, layout: Layout, stages: tuple[int, ...] = (INPUT, PROJECTION, DOWN)
+    ) -> list[Write]:
+        def locate(owner: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, ...]:
+            found = layout.find(owner, tokens)
+            return np.zeros_like(found), found
+
+        return self._writes(layer, layout, locate, stages)
+
+    def _writes(
+        self,
+        layer: int,
+        layout: Layout,
+        locate: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, ...]],
+        stages: tuple[int, ...] = (INPUT, PROJECTION, DOWN),
+    ) -> list[Write]:
+        owners, rows = self.targets.rows_at(layer, layout.chosen, stages)
+        if not rows:
+            return []
+
+        def place(numbers: np.ndarray, tokens: np.ndarray | None) -> tuple[np.ndarray, ...]:
+            return locate(owners[numbers], np.zeros(0, dtype=np.int64) if tokens is None else tokens)
+
+        return writes_at(self.scene.taps, self.scene.known, rows, place)
+
+    def _written(self, layer: int, chosen: np.ndarray, within: Layout) -> Int[np.ndarray, " row"]:
+        """Return the rows of a layout that segments write in a layer."""
+        owners, rows = self.targets.rows_at(layer, chosen, (INPUT, PROJECTION, DOWN))
+        if not rows:
+            return np.zeros(0, dtype=np.int64)
+        places = [[place.base for _, place in row.targets if place is not None] for row in rows]
+        tokens = np.concatenate([base for some in places for base in some])
+        counts = [sum(len(base) for base in some) for some in places]
+        found = within.find(np.repeat(chosen[owners], counts), tokens)
+        return np.unique(found[found >= 0])
+
+    def _is_read(self, layout: Layout) -> Bool[np.ndarray, " row"]:
+        reads, width = self.scene.reads, int(self.segments.stop.max())
+        table = np.zeros((len(reads.of_kind), width), dtype=bool)
+        for number, tokens in enumerate(reads.of_kind):
+            table[number, tokens[tokens < width]] = True
+        found: np.ndarray = table[self.segments.kind[layout.chosen][layout.owner], layout.token]
+        return found
+
+    def _rows(self, chosen: np.ndarray) -> slice | Tensor:
+        """Return the rows of segments in the stream."""
+        if len(chosen) and chosen[-1] - chosen[0] == len(chosen) - 1:
+            return slice(int(self.offset[chosen[0]]), int(self.offset[chosen[-1]] + self.segments.lengths[chosen[-1]]))
+        layout = Layout.of(self.segments, chosen)
+        rows = self.offset[chosen][layout.owner] + layout.token - self.segments.start[chosen][layout.owner]
+        return torch.as_tensor(rows, device=self.device)
+
+    def _rows_in_reads(self, layout: Layout) -> Tensor:
+        return torch.as_tensor(self.reads.find(layout.chosen[layout.owner], layout.token), device=self.device)
+
+    def _place(self, layout: Layout) -> Place:
+        return Place.of(layout.slot, layout.token, self.device)
+
+    def _dispatch(self, *args: Any) -> Tensor:
+        return self._attend(*args)
+
+
+def _unreachable(*_: Any) -> Tensor:
+    raise AssertionError("attention ran although its module was passed by")
+
+
+class _Targets:
+    """The targets of segments by the layer whose call they are written in.
+
+    Args:
+        placed: The segments.
+        n_layers: Number of layers, which also stands for what is behind them; -1 is what is in front.
+    """
+
+    def __init__(self, placed: Placed, n_layers: int) -> None:
+        found: dict[int, dict[int, list[tuple[Target, Placement | None, int]]]] = {}
+        for number, (row, entries) in enumerate(zip(placed.segments.rows, placed.entries, strict=True)):
+            for (target, place), entry in zip(row.targets, entries, strict=True):
+                layer = -1 if target.site.name == "embed" else entry.layer
+                found.setdefault(layer, {}).setdefault(number, []).append((target, place, entry.stage))
+        self.rows = placed.segments.rows
+        self.by_layer = {layer: (np.array(list(segments)), [*segments.values()]) for layer, segments in found.items()}
+
+    @property
+    def embedded(self) -> Int[np.ndarray, " segment"]:
+        """Segments that are patched in front of the layers."""
+        return self.by_layer[-1][0] if -1 in self.by_layer else np.zeros(0, dtype=np.int64)
+
+    def rows_at(
+        self, layer: int, chosen: Int[np.ndarray, " segment"], stages: tuple[int, ...]
+    ) -> tuple[Int[np.ndarray, " row"], list[Row]]:
+        """Return the targets of chosen segments in a layer as rows, and for each row the index of its segment."""
+        if layer not in self.by_layer or not len(chosen):
+            return np.zeros(0, dtype=np.int64), []
+        numbers, targets = self.by_layer[layer]
+        place = np.minimum(np.searchsorted(chosen, numbers), len(chosen) - 1)
+        is_here = np.flatnonzero(chosen[place] == numbers)
+        owners, rows = [], []
+        for index in is_here.tolist():
+            some = tuple((target, where) for target, where, stage in targets[index] if stage in stages)
+            if some:
+                owners.append(int(place[index]))
+                rows.append(replace(self.rows[int(numbers[index])], targets=some))
+        return np.array(owners, dtype=np.int64), rows
+
+    def any_at(self, layer: int, chosen: Int[np.ndarray, " segment"], stage: int) -> bool:
+        """Say whether one of the chosen segments has a target at a stage of a layer."""
+        return bool(self.rows_at(layer, chosen, (stage,))[1])

@@ -1,0 +1,227 @@
+"""The wavefront engine: recompute only what a patch can change, for all patches together, on unmodified layers.
+
+1. The prompts of a batch of pairs run once (``scene``). Runs whose patch cannot reach what a metric reads, or writes
+   what is there already, are *derived*: their metric is the base run's.
+2. Every other run is a segment of packed rows (``segments``) that enters at its first patched layer.
+3. Layer by layer, all segments that have entered go through the layer's own module in chunks of rows (``wave``); hooks
+   write the patched values, attention adds the base run's keys and values (``rows``).
+4. The final norm and the head run on the tokens that metrics read, over the answers' columns where that is enough.
+
+Assumes causal attention through the interface of transformers and layers that see nothing else of other tokens;
+``stack`` refuses models for which this does not hold.
+
+Cost: rows x layers after the entry, instead of prompts x layers x interventions.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from causalpatch.engine.batches import in_batches
+from causalpatch.engine.canonical import without_repeats
+from causalpatch.engine.gauge import Gauge
+from causalpatch.engine.job import BASE, SOURCE, Block, Cost, Job, batches_of_pairs, check_finite, lay_rows
+from causalpatch.engine.means import Means
+from causalpatch.engine.memory import exhausted, is_out_of_memory, release_memory
+from causalpatch.engine.resolve import Placer, Role, Target
+from causalpatch.engine.scene import Placed, Scene
+from causalpatch.engine.segments import cut
+from causalpatch.engine.stack import Stack
+from causalpatch.engine.values import Row
+from causalpatch.engine.wave import Wave
+from causalpatch.models import Model
+from causalpatch.results.status import Status
+
+# Rows in one call of a layer: on a CPU larger ones leave the cache, smaller ones are bound by memory.
+CHUNK_ROWS = 2048
+# Bytes of the stream of all rows that move on together.
+STATE_BYTES = 256 * 2**20
+
+
+def why_not(job: Job, gauge: Gauge) -> str | None:
+    """Say why no run of a job can be made by the wavefront, or None."""
+    del gauge
+    if job.model.family is None:
+        return "its layers are not known by name"
+    if job.pairs.kind != "tokens":
+        return "its inputs are not tokens"
+    hooked = [name for name, part in job.model.module.named_modules() if part._forward_hooks or part._forward_pre_hooks]
+    if hooked:
+        return f"hooks stand on {hooked[0] or 'the model'}, and they expect whole prompts"
+    return None
+
+
+def why_not_targets(model: Model, targets: Sequence[Target]) -> str | None:
+    """Say why a run with some targets cannot be made by the wavefront, or None."""
+    for target in targets:
+        if not target.has_position:
+            return f"{target.site} has no positions"
+        if target.site.module is not None and Stack(model).layer_of(target.site.module.path) is None:
+            return f"{target.site} stands outside the layers"
+    return None
+
+
+def measure(job: Job, gauge: Gauge, means: Means, cost: Cost) -> Iterator[Block]:
+    """Measure every intervention on every pair; see ``reference.measure_rows`` for arguments and blocks.
+
+    Raises:
+        ModelUnsupported: The model cannot be replayed layer by layer; nothing has been yielded then.
+        MemoryExhausted: One segment does not fit into memory.
+    """
+    stack = Stack(job.model)
+    placer = Placer(job.pairs, job.base)
+    job, copies = without_repeats(job)
+    for sweep, blocks in in_batches(job, _batches(job), partial(_open, job, gauge, stack, means, cost)):
+        yield from blocks
+        rows, lost = lay_rows(job, placer, sweep.scenes[0].indices)
+        if lost:
+            yield from copies.spread(Block.lost(lost, len(gauge.metrics)))
+        for block in sweep.blocks(rows):
+            yield from copies.spread(block)
+
+
+def _batches(job: Job) -> Iterator[np.ndarray]:
+    """Yield pairs in batches whose captured runs are no larger than one chunk of rows needs."""
+    return batches_of_pairs(replace(job, max_rows=None))
+
+
+def _open(
+    job: Job, gauge: Gauge, stack: Stack, means: Means, cost: Cost, indices: np.ndarray
+) -> tuple["_Sweep", list[Block]]:
+    """Run the prompts of some pairs, and measure them untouched."""
+    scenes = [Scene(job, gauge, stack, indices, means, fork=fork) for fork in (None, *gauge.forks)]
+    sweep = _Sweep(job, gauge, scenes, cost)
+    blocks = []
+    for name, code in (("base", BASE), ("source", SOURCE)):
+        check_finite(job, gauge, name, indices, sweep.untouched[name])
+        blocks.append(Block.of(np.full(len(indices), code), indices, sweep.untouched[name], Status.MEASURED))
+    cost.forwards += len(scenes)
+    cost.rows += sum(len(scene.prompts.batch.lengths) for scene in scenes)
+    return sweep, blocks
+
+
+class _Sweep:
+    """All interventions on a batch of pairs."""
+
+    def __init__(self, job: Job, gauge: Gauge, scenes: Sequence[Scene], cost: Cost) -> None:
+        self.job, self.gauge, self.scenes, self.cost = job, gauge, scenes, cost
+        self.chunk_rows = CHUNK_ROWS
+        local = np.arange(len(scenes[0].indices))
+        self.runs = {
+            name: scenes[0].as_run(role, scenes[0].untouched(role), local, self._forks_untouched(role))
+            for name, role in (("base", job.base), ("source", job.source))
+        }
+        index = torch.as_tensor(local, device=job.model.device)
+        self.untouched = {name: gauge.values(run, self.runs, index) for name, run in self.runs.items()}
+
+    def _forks_untouched(self, role: Role) -> dict[str, Tensor]:
+        local = np.arange(len(self.scenes[0].indices))
+        found: dict[str, list[Tensor]] = {}
+        for scene in self.scenes[1:]:
+            found.setdefault(scene.side, []).append(scene.spelt(role, scene.untouched(role), local))
+        return {side: torch.stack(columns, 1) for side, columns in found.items()}
+
+    def blocks(self, rows: Sequence[Row]) -> Iterator[Block]:
+        """Measure runs."""
+        placed = [scene.place(rows) for scene in self.scenes]
+        live = np.unique(np.concatenate([some.numbers for some in placed]))
+        derived = np.setdiff1d(np.arange(len(rows)), live)
+        if len(derived):
+            numbers, pairs, local = np.array([(rows[i].intervention, rows[i].pair, rows[i].local) for i in derived]).T
+            yield Block.of(numbers, pairs, self.untouched["base"][:, local], Status.DERIVED)
+        waiting = list(self._parts(rows, placed[0], live))
+        while waiting:
+            part = waiting.pop(0)
+            values = None
+            try:
+                values = self._measure(rows, placed, part)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._shrink(rows, placed[0], part, error, waiting)
+            if values is None:
+                release_memory()  # out here, where the error no longer holds the tensors of its frames
+                continue
+            numbers, pairs = np.array([(rows[i].intervention, rows[i].pair) for i in part.tolist()]).T
+            yield Block.of(numbers, pairs, values, Status.MEASURED)
+
+    def _parts(self, rows: Sequence[Row], placed: Placed, live: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the numbers of runs that move on together; the controls first where there are several parts."""
+        # In packed order, so that what shares base keys stays together; runs that matter to forks alone come last.
+        order = np.concatenate([placed.numbers, np.setdiff1d(live, placed.numbers)])
+        lengths = np.ones(len(order), dtype=np.int64)
+        lengths[: len(placed.numbers)] = placed.segments.lengths
+        first = self.scenes[0].run.inputs[0]
+        most = max(1, STATE_BYTES // (first.shape[-1] * first.element_size()))
+        if int(lengths.sum()) <= most:
+            if len(order):
+                yield order
+            return
+        is_control = np.array([rows[i].intervention >= self.job.n_asked for i in order.tolist()])
+        for some in (np.flatnonzero(is_control), np.flatnonzero(~is_control)):
+            for part in cut(lengths[some], most):
+                yield order[some[part]]
+
+    def _shrink(
+        self, rows: Sequence[Row], placed: Placed, part: np.ndarray, error: Exception, waiting: list[np.ndarray]
+    ) -> None:
+        """Make what does not fit into memory smaller: the chunk of rows, then the part."""
+        longest = int(placed.segments.lengths.max(initial=1))
+        if self.chunk_rows > longest:
+            self.chunk_rows = max(longest, self.chunk_rows // 2)
+            waiting.insert(0, part)
+        elif len(part) > 1:
+            waiting[:0] = np.array_split(part, 2)
+        else:
+            raise exhausted(self.job.model, self.job.pairs, rows[int(part[0])].pair) from error
+
+    def _measure(
+        self, rows: Sequence[Row], placed: Sequence[Placed], part: np.ndarray
+    ) -> Float[np.ndarray, "metric run"]:
+        """Measure some runs, in the order of ``part``."""
+        self.cost.rows += len(part)
+        forks: dict[str, list[Tensor]] = {}
+        for scene, some in zip(self.scenes[1:], placed[1:], strict=True):
+            columns = [
+                (where, scene.spelt(self.job.base, logits, local))
+                for where, local, logits in self._logits(scene, rows, some, part)
+            ]
+            where = np.concatenate([where for where, _ in columns])
+            column = torch.cat([spelt for _, spelt in columns])
+            forks.setdefault(scene.side, []).append(column[torch.as_tensor(np.argsort(where), device=column.device)])
+        spelt = {side: torch.stack(columns, 1) for side, columns in forks.items()}
+        values = np.empty((len(self.gauge.metrics), len(part)))
+        scene = self.scenes[0]
+        for where, local, logits in self._logits(scene, rows, placed[0], part):
+            index = torch.as_tensor(where, device=logits.device)
+            run = scene.as_run(self.job.base, logits, local, {side: table[index] for side, table in spelt.items()})
+            values[:, where] = self.gauge.values(run, self.runs, torch.as_tensor(local, device=logits.device))
+        return values
+
+    def _logits(
+        self, scene: Scene, rows: Sequence[Row], placed: Placed, part: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, Float[Tensor, "run read column"]]]:
+        """Yield logits of runs where they are read, in blocks: places in ``part``, local pairs, logits."""
+        place_of = {number: place for place, number in enumerate(part.tolist())}
+        here = np.flatnonzero(np.isin(placed.numbers, part))
+        local_of = np.array([rows[i].local for i in part.tolist()])
+        base = scene.untouched(self.job.base)
+        at_once = max(1, scene.rows_at_once // base.shape[1])
+        if len(here):
+            wave = Wave(scene, placed.take(here), self.chunk_rows, self.cost)
+            stream = wave.stream()
+            where = np.array([place_of[number] for number in placed.numbers[here].tolist()])
+            for begin in range(0, len(here), at_once):
+                some = np.arange(begin, min(begin + at_once, len(here)))
+                local = local_of[where[some]]
+                yield where[some], local, wave.logits(stream, some, local, base)
+        # What matters to another scene alone is the base run in this one.
+        idle = np.setdiff1d(np.arange(len(part)), [place_of[n] for n in placed.numbers[here].tolist()])
+        for begin in range(0, len(idle), at_once):
+            some = idle[begin : begin + at_once]
+            yield some, local_of[some], base[torch.as_tensor(local_of[some], device=base.device)]
