@@ -30,11 +30,14 @@ def show(name: str, *, is_tiny: bool, n_rows: int = 20) -> None:
     print(f"{workload.title}: {seconds:.3f} s; the cone's arithmetic at {rate:.0f} GFLOP/s {floor:.3f} s")
 
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        started = time.perf_counter()
         sweep.run()
+        seconds = time.perf_counter() - started
     table = sorted(profiled.key_averages(), key=lambda event: -event.self_cpu_time_total)
     total = sum(event.self_cpu_time_total for event in table) / 1e6
     matrix = sum(event.self_cpu_time_total for event in table if event.key in MATRIX) / 1e6
-    print(f"\noperators (profiled {total:.3f} s; matrix products and attention {matrix:.3f} s)")
+    print(f"\noperators take {total:.3f} s of {seconds:.3f} s, profiled; Python {seconds - total:.3f} s")
+    print(f"of operators, matrix products and attention {matrix:.3f} s, all others {total - matrix:.3f} s")
     for event in table[:n_rows]:
         print(f"{event.self_cpu_time_total / 1e6:9.3f} s  {event.count:8,} calls  {event.key}")
 
