@@ -181,7 +181,8 @@ def _reason(error: Exception) -> str:
     if "GuardOnDataDependent" in type(error).__name__:
         return "its forward decides by the values of tensors (an if, a loop, or .item())"
     if "Constraints violated" in str(error):
-        return "its forward works differently, or not at all, with another number of rows"
+        # len(x) is a plain number for Python, so that the trace cannot follow it.
+        return "its forward fixes the number of rows, by len(x) or by a choice; x.shape[0] can be followed"
     return "torch.export fails on it"
 
 

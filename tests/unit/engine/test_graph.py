@@ -236,6 +236,29 @@ def test_rows_that_share_an_axis_with_heads_are_computed_again():
     check(opened(Attends()), EVEN, [*sites, [sites[1], "module(o).output@-1"], [sites[0], sites[2]]])
 
 
+def test_a_tensor_whose_rows_share_memory_is_written_row_by_row():
+    class Spread(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(4))
+
+        def forward(self, x):
+            return self.weight.expand(x.shape[0], -1)
+
+    class Spreads(Chain):
+        def __init__(self):
+            super().__init__()
+            self.spread = Spread()
+
+        def forward(self, x):
+            return self.head(torch.tanh(self.first(x)) * self.spread(x))
+
+    unit = "module(spread).output axes=(column)"
+    model, pairs = opened(Spreads()), vectors(3)
+    for _ in range(2):  # nor is the base run's own value spoilt
+        check(model, pairs, [cp.Patch(f"{unit}#{n}", Constant(n)) for n in range(4)] + [FIRST])
+
+
 def test_two_patches_of_which_one_is_the_others_ancestor():
     asked = [[FIRST, SECOND], [cp.Patch(FIRST, "zero"), SECOND], [SECOND, cp.Patch("module(head).output", "zero")]]
     check(opened(Chain()), vectors(5), asked)
@@ -470,9 +493,9 @@ class Normed(Chain):
     ("toy", "reason"),
     [
         (Decides, "decides by the values of tensors"),
-        (BySize, "another number of rows|a run by itself|its graph answers otherwise"),
+        (BySize, r"fixes the number of rows, by len\(x\) or by a choice"),
         (Mixes, "a run by itself answers otherwise than in a batch"),
-        (Normed, "another number of rows|a run by itself answers otherwise than in a batch|the forward of"),
+        (Normed, "fixes the number of rows|a run by itself answers otherwise than in a batch|the forward of"),
         (Counts, "changes its own buffers"),
         (Draws, "answers otherwise|another tensor"),
         (NumPy, "torch.export fails on it"),
