@@ -103,6 +103,3 @@ def _run_rows(
     prompts = job.pairs.batch(job.base, np.array(numbers), padding_side=job.padding_side)
     whole = spell(job, gauge, job.base, run(None, prompts), run)
     return gauge.values(whole, batch.runs, torch.tensor([row.local for row in rows], device=pair.device))
-
-
-measure = measure_rows

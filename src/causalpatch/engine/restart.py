@@ -88,7 +88,7 @@ def measure(job: Job, gauge: Gauge, means: Means, cost: Cost) -> Iterator[Block]
     """
     layers = Layers(job.model)
     job, means = _enter_late(job, means, layers)
-    entries = np.array([min(_entry(layers, target) for target in group) for group in job.interventions], dtype=int)
+    entries = np.array([min((_entry(layers, t) for t in group), default=0) for group in job.interventions], dtype=int)
     stream = [layers.sites[layer] for layer in sorted(set(entries.tolist())) if layer]
     is_few = _verify(job, gauge, layers, stream, cost)
     keeps = [is_few and not any(reads_logits(layers, target) for target in group) for group in job.interventions]
@@ -110,7 +110,7 @@ def measure(job: Job, gauge: Gauge, means: Means, cost: Cost) -> Iterator[Block]
         if derived:
             yield _derived(batch, derived)
         yield from in_forwards(job, _stacked(setup, asked), run)
-        del batch  # its tensors go before those of the next are made
+        del batch, run  # its tensors go before those of the next are made
 
 
 @dataclass(frozen=True)
