@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from causalpatch.results import notes
 from causalpatch.results.labels import SPACE, VARIES
 from causalpatch.results.layout import label_name
+from causalpatch.results.status import Status
 from causalpatch.results.words import change, counted, own_notes, recovered, reference_run, restored
 from causalpatch.statistics.permutation import smallest_p
 
@@ -113,6 +114,9 @@ def on_marks(frame: pd.DataFrame, *, outlined: bool, value: str | None = None) -
         lines.append(f"no outlines: with {counted(n_groups, 'independent group')} p cannot be below .05")
     else:
         lines.append("no outlines: no adjusted p below .05")
+    n_screened = int(frame["status"].str.contains(Status.SCREENED.text).sum())
+    if n_screened:
+        lines.append(f"screened: {n_screened} of {counted(len(frame), 'cell')}, measured in reduced precision")
     if value is not None and frame[value].isna().any():
         blank = frame.loc[frame[value].isna()]
         texts = blank.loc[blank["n_pairs"] == 0, "status"]

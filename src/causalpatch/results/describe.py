@@ -11,7 +11,7 @@ from causalpatch.base.errors import NoGap
 from causalpatch.results.labels import cell_text
 from causalpatch.results.layout import label_name
 from causalpatch.results.shares import Numbers
-from causalpatch.results.status import counts, has_number
+from causalpatch.results.status import Status, counts, has_number
 from causalpatch.results.words import own_notes, reference_run, restores
 
 if TYPE_CHECKING:
@@ -54,8 +54,10 @@ def _gap(provenance: Mapping[str, Any], numbers: Numbers) -> str:
 
 
 def _others(status: np.ndarray) -> str:
-    others = [f"{number} {code.text}" for code, number in counts(status).items() if not has_number(np.array(code))]
-    return f" ({', '.join(others)})" if others else ""
+    numbers = counts(status)
+    screened = f", {numbers[Status.SCREENED]} of them in reduced precision" if Status.SCREENED in numbers else ""
+    others = [f"{number} {code.text}" for code, number in numbers.items() if not has_number(np.array(code))]
+    return screened + (f" ({', '.join(others)})" if others else "")
 
 
 def _largest(data: xr.Dataset, axes: list[str], provenance: Mapping[str, Any], numbers: Numbers) -> str:

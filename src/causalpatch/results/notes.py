@@ -73,6 +73,9 @@ def on_cells(numbers: Numbers, status: np.ndarray) -> list[str]:
     derived = int((status == Status.DERIVED).sum())
     if derived:
         notes.append(f"derived: {derived} of {counted(status.size, 'run')}, because another run has the same result")
+    screened = int((status == Status.SCREENED).sum())
+    if screened:
+        notes.append(f"screened: {screened} of {counted(status.size, 'run')}, measured in reduced precision")
     without = int((~empty & ~np.isfinite(numbers.recovered())).sum())
     if without:
         notes.append(f"no recovered share in {counted(without, 'cell')}: no gap among the pairs measured there")

@@ -16,7 +16,7 @@ class Status(IntEnum):
     DERIVED = 1
     """Exact without a run of its own, because another run has the same result."""
     SCREENED = 2
-    """Left out because an approximate score said it is small."""
+    """The patched run was made in reduced precision."""
     UNALIGNED = 3
     """The pair has no token at this position."""
     SKIPPED = 4
@@ -37,9 +37,9 @@ def has_number(status: np.ndarray) -> np.ndarray:
         status: Codes of ``Status``, any shape.
 
     Returns:
-        Booleans of the same shape, true for measured and derived.
+        Booleans of the same shape, true for measured, derived and screened.
     """
-    return np.asarray(status <= Status.DERIVED)
+    return np.asarray(status <= Status.SCREENED)
 
 
 def counts(status: np.ndarray) -> dict[Status, int]:
@@ -58,7 +58,7 @@ def describe(numbers: Mapping[Status, int]) -> str:
     if not present:
         return Status.SKIPPED.text
     first, *others = present
-    if first[0] > Status.DERIVED and others:
+    if first[0] > Status.SCREENED and others:
         return "; ".join(f"{number} {status.text}" for status, number in present)
     return "; ".join([first[0].text, *(f"{number} {status.text}" for status, number in others)])
 

@@ -210,6 +210,15 @@ def test_cells_that_were_not_measured_are_hatched_and_never_nought(make):
     assert "hatched" not in subtitle_of(heat(make, np.full((2, 3), 0.4), ["a", "b", "c"]).plot().to_svg())
 
 
+def test_screened_cells_are_coloured_and_counted_above(make):
+    status = np.zeros((2, 3, 40), int)
+    status[0, 1] = 2
+    picture = heat(make, np.full((2, 3), 0.4), ["a", "b", "c"], status=status).plot()
+    coloured = marks_of(picture, "rect")[0]
+    assert [row["status"] for row in rows_of(picture, coloured)].count("screened") == 1
+    assert "screened: 1 of 6 cells, measured in reduced precision" in subtitle_of(picture.to_svg())
+
+
 def test_a_row_of_which_nothing_was_measured_keeps_its_place(make):
     status = np.zeros((3, 2, 40), int)
     status[1] = 4

@@ -63,7 +63,7 @@ def test_values_beyond_nought_and_one_are_kept():
 
 
 def test_what_was_not_run_is_nan_whatever_stood_there():
-    status = np.array([[0, 4, 0], [5, 2, 3]])
+    status = np.array([[0, 4, 0], [5, 4, 3]])
     effects = by_hand(status=status, values=np.zeros((1, 2, 3)))
     metric = effects.to_xarray()["metric"].values
     assert np.isnan(metric).tolist() == [[False, True, False], [True, True, True]]
@@ -77,9 +77,20 @@ def test_the_gap_of_a_cell_is_that_of_the_pairs_measured_in_it():
     assert effects.effect().values[0] == pytest.approx(1.0)
 
 
-def test_a_derived_number_counts_and_a_screened_one_does_not():
-    assert by_hand(status=np.array([[1, 1, 1], [0, 0, 0]])).recovered().values[0] == pytest.approx(4 / 10)
-    assert np.isnan(by_hand(status=np.array([[2, 2, 2], [0, 0, 0]])).recovered().values[0])
+@pytest.mark.parametrize("code", [1, 2])
+def test_derived_and_screened_numbers_count(code):
+    assert by_hand(status=np.array([[code] * 3, [0, 0, 0]])).recovered().values[0] == pytest.approx(4 / 10)
+    assert by_hand(status=np.array([[code, code, 3], [0, 0, 0]])).summary()["n_pairs"].tolist() == [2, 3]
+
+
+def test_what_was_screened_says_so_wherever_it_is_read():
+    effects = by_hand(status=np.array([[2, 2, 1], [0, 3, 0]]))
+    assert "5 of 6 measured, 2 of them in reduced precision (1 unaligned)" in repr(effects)
+    summary = effects.summary()
+    assert summary["status"].tolist() == ["derived; 2 screened", "measured; 1 unaligned"]
+    assert "screened: 2 of 6 runs, measured in reduced precision" in summary.attrs["notes"]
+    assert "screened: 2 of 6 runs, measured in reduced precision" in effects.top().notes
+    assert effects.to_dataframe()["status"].tolist().count("screened") == 2
 
 
 def test_a_cell_whose_own_pairs_have_no_gap_has_no_share():
