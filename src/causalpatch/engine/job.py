@@ -1,12 +1,13 @@
 """What engines are asked to measure, in which pieces, and what they hand back: the same for every engine."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from causalpatch.base.errors import NotFinite
+from causalpatch.engine.few_bits import FewBits
 from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.memory import rows_per_forward
 from causalpatch.engine.resolve import Placer, Role, Target
@@ -36,6 +37,7 @@ class Job:
         reference: Index of the intervention that ablates everything at once, or None.
         n_controls: How many of the last interventions are controls, such as the reference. Where a pair lacks one of
             their positions the rest is patched all the same.
+        few_bits: How the wavefront multiplies the linear maps of patched rows, or None for what the layers do.
     """
 
     model: Model
@@ -47,6 +49,7 @@ class Job:
     max_rows: int | None = None
     reference: int | None = None
     n_controls: int = 0
+    few_bits: FewBits | None = None
 
     @property
     def n_asked(self) -> int:
@@ -57,6 +60,15 @@ class Job:
     def source(self) -> Role:
         """Which side is the source run's."""
         return "clean" if self.base == "corrupt" else "corrupt"
+
+    def part(self, numbers: Sequence[int]) -> "Job":
+        """Return the job of some interventions, in ascending order."""
+        return replace(
+            self,
+            interventions=[self.interventions[number] for number in numbers],
+            reference=numbers.index(self.reference) if self.reference in numbers else None,
+            n_controls=sum(number >= self.n_asked for number in numbers),
+        )
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,12 @@ class Block:
         """Return a block of cells obtained in one way; those without a finite number have failed."""
         codes = np.where(np.isfinite(values).all(0), status, Status.FAILED)
         return cls(interventions, pairs, values, codes.astype(np.uint8))
+
+    def renumbered(self, numbers: Sequence[int]) -> "Block":
+        """Return the block of a job's part with the job's own numbers; untouched runs keep theirs."""
+        if self.interventions[0] < 0:
+            return self
+        return replace(self, interventions=np.array(numbers, dtype=np.int64)[self.interventions])
 
     @classmethod
     def lost(cls, cells: Sequence[tuple[int, int]], n_metrics: int) -> "Block":

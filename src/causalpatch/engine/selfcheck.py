@@ -95,7 +95,13 @@ def _job(job: Job, pairs: Pairs) -> Job:
     step = max(1, -(-len(runs) // most))
     first = Target(Site("resid_pre", 0), 0, None, Identity(), None, has_position=True)
     return replace(
-        job, pairs=pairs, interventions=[*runs[::step], (first,)], reference=None, n_controls=1, max_rows=None
+        job,
+        pairs=pairs,
+        interventions=[*runs[::step], (first,)],
+        reference=None,
+        n_controls=1,
+        max_rows=None,
+        few_bits=None,
     )
 
 

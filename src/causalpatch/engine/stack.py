@@ -11,7 +11,7 @@ lost.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from causalpatch.base.errors import EnoughError, ModelUnsupported
 from causalpatch.engine.capture import inputs_of
+from causalpatch.engine.delta import DeltaLinears, recording
+from causalpatch.engine.few_bits import FewBits
 from causalpatch.engine.fused import fused
 from causalpatch.engine.hooks import hooked, quiet
 from causalpatch.engine.rows import KeysValues, attend_whole
@@ -71,6 +73,7 @@ class StackRun:
         visible: For each layer, which keys each token sees, ``(prompt or 1, query_position, key_position)``.
         kept: Tensors at further ports.
         returns_tuple: Whether the layer, attention or MLP at a path returns a tuple.
+        deltas: What is known of each layer's linear calls, where they are replayed in few bits.
     """
 
     batch: Batch
@@ -80,6 +83,14 @@ class StackRun:
     visible: list[np.ndarray] = field(default_factory=list)
     kept: Mapping[Port, Tensor] = field(default_factory=dict)
     returns_tuple: dict[str, bool] = field(default_factory=dict)
+    deltas: Sequence[DeltaLinears] = ()
+
+    def replaying(self, layer: int, place: "Place", *, is_partial: bool) -> AbstractContextManager[None]:
+        """Replay a layer's linear calls on rows by differences, if that was asked for."""
+        if not self.deltas:
+            return nullcontext()
+        index = place.slot * self.batch.ids.shape[1] + place.position
+        return self.deltas[layer].replay(index, is_partial=is_partial)
 
 
 class Stack:
@@ -87,17 +98,19 @@ class Stack:
 
     Args:
         model: A model with a family.
+        few_bits: How linear maps are multiplied on rows, or None for what the layers do.
 
     Raises:
         ModelUnsupported: The model has no named layers.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, few_bits: FewBits | None = None) -> None:
         if model.family is None or not model.shape.n_layers:
             raise ModelUnsupported(
                 f"'{model.name}' has no layers that are known by name", fix='run it by full forwards: engine="rows"'
             )
         self.model = model
+        self.few_bits = few_bits
         self.n_layers = model.shape.n_layers
         self.blocks = [self._block(layer) for layer in range(self.n_layers)]
         self.final_norm = Port(model.tap(Site("final_norm")).port.path, "input")
@@ -142,7 +155,9 @@ class Stack:
         Raises:
             ModelUnsupported: The model's layers cannot be replayed one by one; the message says why.
         """
-        state = _Capture(self, StackRun(batch))
+        deltas = self.few_bits.deltas(self.n_layers) if self.few_bits else []
+        recorded = {block.module: delta for block, delta in zip(self.blocks, deltas, strict=False)}
+        state = _Capture(self, StackRun(batch, deltas=deltas))
         ports = [*(Port(block.path, "input") for block in self.blocks), self.final_norm]
         model = self.model
         with self.running(state.attend), ExitStack() as hooks:
@@ -155,7 +170,7 @@ class Stack:
             if not self._behind(keep):
                 norm = model.module.get_submodule(self.final_norm.path)
                 hooks.callback(norm.register_forward_pre_hook(_stop).remove)
-            with suppress(EnoughError):
+            with recording(recorded, batch.ids.size), suppress(EnoughError):
                 model.module(**inputs_of(model, batch))
         state.run.inputs = [kept[port] for port in ports]
         state.run.kept = kept
@@ -277,7 +292,9 @@ class Place:
         return tensor[self.slot, self.position]
 
 
-def call_layer(stack: Stack, run: StackRun, layer: int, hidden: Float[Tensor, "row width"], place: Place) -> Tensor:
+def call_layer(
+    stack: Stack, run: StackRun, layer: int, hidden: Float[Tensor, "row width"], place: Place, *, is_partial: bool
+) -> Tensor:
     """Call a layer's own module on rows; attention is whatever ``attending`` was told.
 
     Args:
@@ -286,6 +303,7 @@ def call_layer(stack: Stack, run: StackRun, layer: int, hidden: Float[Tensor, "r
         layer: Which layer.
         hidden: The stream into the layer.
         place: Where each row belongs.
+        is_partial: Some of the layer's modules are passed by.
 
     Returns:
         The stream out of the layer, ``[row, width]``.
@@ -293,10 +311,12 @@ def call_layer(stack: Stack, run: StackRun, layer: int, hidden: Float[Tensor, "r
     args, kwargs = run.calls[layer]
     shape = run.inputs[layer].shape[:2]
     named = {name: _for_rows(held, place, shape) for name, held in kwargs.items() if name != "hidden_states"}
-    if args:
-        output = stack.blocks[layer].module(hidden[None], *(_for_rows(x, place, shape) for x in args[1:]), **named)
-    else:
-        output = stack.blocks[layer].module(hidden_states=hidden[None], **named)
+    module = stack.blocks[layer].module
+    with run.replaying(layer, place, is_partial=is_partial):
+        if args:
+            output = module(hidden[None], *(_for_rows(x, place, shape) for x in args[1:]), **named)
+        else:
+            output = module(hidden_states=hidden[None], **named)
     out: Tensor = (output[0] if isinstance(output, tuple) else output)[0]
     return out
 

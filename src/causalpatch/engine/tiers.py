@@ -13,10 +13,9 @@ forwards first (``selfcheck``); one that cannot run a model, or drifts, is passe
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, get_args
-
-import numpy as np
 
 from causalpatch.base.errors import ModelUnsupported, SettingError
 from causalpatch.engine import graph, reference, restart, wavefront
@@ -120,7 +119,7 @@ def measure(job: Job, gauge: Gauge, means: Means, cost: Cost, *, route: Route) -
                 route.passed_over[tier.name] = why
             if mine is None:
                 continue
-            blocks = _renumbered(tier, _part(job, mine), gauge, means, cost, mine)
+            blocks = map(partial(Block.renumbered, numbers=mine), tier.measure(job.part(mine), gauge, means, cost))
             try:
                 first = next(blocks, None)
             except ModelUnsupported as error:
@@ -154,26 +153,6 @@ def _takes(
     mine = [number for number, reason in reasons.items() if reason is None]
     why = next((reason for reason in reasons.values() if reason is not None), None)
     return (mine if mine or not pending else None), why
-
-
-def _part(job: Job, numbers: Sequence[int]) -> Job:
-    reference_number = numbers.index(job.reference) if job.reference in numbers else None
-    n_controls = sum(number >= job.n_asked for number in numbers)
-    return replace(
-        job,
-        interventions=[job.interventions[number] for number in numbers],
-        reference=reference_number,
-        n_controls=n_controls,
-    )
-
-
-def _renumbered(
-    tier: Tier, job: Job, gauge: Gauge, means: Means, cost: Cost, numbers: Sequence[int]
-) -> Iterator[Block]:
-    table = np.array(numbers, dtype=np.int64)
-    for block in tier.measure(job, gauge, means, cost):
-        is_patched = block.interventions[0] >= 0
-        yield replace(block, interventions=table[block.interventions]) if is_patched else block
 
 
 def _kept(first: Block | None, blocks: Iterator[Block], *, has_untouched: bool) -> Iterator[Block]:

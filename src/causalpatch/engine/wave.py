@@ -164,12 +164,13 @@ class Wave:
         self, layer: int, layout: Layout, hidden: Tensor, attend: Callable[..., Tensor], writes: Sequence[Write]
     ) -> Float[Tensor, "row width"]:
         self._attend = attend
+        is_partial = attend is _unreachable  # attention was passed by
         self.cost.token_layers += len(layout)
         place = self._place(layout)
         if not writes:
-            return call_layer(self.stack, self.run, layer, hidden, place)
+            return call_layer(self.stack, self.run, layer, hidden, place, is_partial=is_partial)
         with hooked(self.stack.model, writes):
-            return call_layer(self.stack, self.run, layer, hidden, place)
+            return call_layer(self.stack, self.run, layer, hidden, place, is_partial=is_partial)
 
     def _behind(self, stream: Tensor, layer: int, stage: int, chosen: np.ndarray, within: Layout) -> None:
         """Run the written tokens of segments that enter a layer behind attention or the activation.

@@ -73,7 +73,7 @@ def measure(job: Job, gauge: Gauge, means: Means, cost: Cost) -> Iterator[Block]
         ModelUnsupported: The model cannot be replayed layer by layer; nothing has been yielded then.
         MemoryExhausted: One segment does not fit into memory.
     """
-    stack = Stack(job.model)
+    stack = Stack(job.model, job.few_bits)
     placer = Placer(job.pairs, job.base)
     job, copies = without_repeats(job)
     for sweep, blocks in in_batches(job, _batches(job), partial(_open, job, gauge, stack, means, cost)):
@@ -110,6 +110,7 @@ class _Sweep:
 
     def __init__(self, job: Job, gauge: Gauge, scenes: Sequence[Scene], cost: Cost) -> None:
         self.job, self.gauge, self.scenes, self.cost = job, gauge, scenes, cost
+        self.status = Status.MEASURED if job.few_bits is None else Status.SCREENED
         self.chunk_rows = CHUNK_ROWS
         local = np.arange(len(scenes[0].indices))
         self.runs = {
@@ -148,7 +149,7 @@ class _Sweep:
                 release_memory()  # out here, where the error no longer holds the tensors of its frames
                 continue
             numbers, pairs = np.array([(rows[i].intervention, rows[i].pair) for i in part.tolist()]).T
-            yield Block.of(numbers, pairs, values, Status.MEASURED)
+            yield Block.of(numbers, pairs, values, self.status)
 
     def _parts(self, rows: Sequence[Row], placed: Placed, live: np.ndarray) -> Iterator[np.ndarray]:
         """Yield the numbers of runs that move on together; the controls first where there are several parts."""
