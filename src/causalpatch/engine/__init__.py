@@ -8,7 +8,7 @@ from causalpatch.engine.plan import ModelCost, Plan, make_plan
 from causalpatch.engine.planning import plan_job
 from causalpatch.engine.prove import Proof, prove, require_proofs
 from causalpatch.engine.resolve import Placer, Role, Target, targets_of
-from causalpatch.engine.tiers import ENGINES, EngineName, Route, measure
+from causalpatch.engine.tiers import ENGINES, EngineName, Route, likely_tier, measure
 from causalpatch.engine.untouched import fit_all_means
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "capture",
     "check_answers",
     "fit_all_means",
+    "likely_tier",
     "make_plan",
     "measure",
     "plan_job",

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Int
 
 from causalpatch.engine.job import Block, Job
+from causalpatch.engine.means import Means
 from causalpatch.engine.resolve import Target
 from causalpatch.sites import Site
 
@@ -19,7 +19,7 @@ class Copies:
         of: For each run the interventions.
     """
 
-    of: Sequence[Int[np.ndarray, " intervention"]]
+    of: Sequence[np.ndarray]
 
     def spread(self, block: Block) -> Iterator[Block]:
         """Yield a block for all interventions that its runs stand for."""
@@ -29,15 +29,20 @@ class Copies:
         yield Block(numbers, block.pairs[each], block.values[:, each], block.status[each])
 
 
-def without_repeats(job: Job) -> tuple[Job, Copies]:
+def without_repeats(job: Job, means: Means) -> tuple[Job, Means, Copies]:
     """Return a job of different runs, in one form each: the stream out of a layer is the stream into the next.
 
     The controls are kept as they are, behind the rest: the identity patch must run, whatever else does.
 
     Args:
         job: The job.
+        means: Means of its sites.
+
+    Returns:
+        The job of different runs, the means under their sites' names in it, and what each run stands for.
     """
-    asked = [_canonical(targets, job.model.shape.n_layers) for targets in job.interventions]
+    n_layers = job.model.shape.n_layers
+    asked = [_canonical(targets, n_layers) for targets in job.interventions]
     known: dict[object, int] = {}
     of: list[list[int]] = []
     kept: list[tuple[Target, ...]] = []
@@ -49,18 +54,25 @@ def without_repeats(job: Job) -> tuple[Job, Copies]:
             of.append([])
         of[known[key]].append(number)
     reference = None if job.reference is None else next(n for n, some in enumerate(of) if job.reference in some)
-    return replace(job, interventions=kept, reference=reference), Copies([np.array(some) for some in of])
+    fitted = {(_late(site, n_layers), mean): value for (site, mean), value in means.of.items()}
+    copies = Copies([np.array(some) for some in of])
+    return replace(job, interventions=kept, reference=reference), Means({**means.of, **fitted}), copies
 
 
 def _canonical(targets: tuple[Target, ...], n_layers: int) -> tuple[Target, ...]:
     def one(target: Target) -> Target:
-        site = target.site
-        if site.name != "resid_post" or site.layer is None or site.layer == n_layers - 1:
-            return target
-        return replace(target, site=Site("resid_pre", site.layer + 1))
+        site = _late(target.site, n_layers)
+        return target if site is target.site else replace(target, site=site)
 
     # What leaves a layer is written before what enters the next.
     return tuple(sorted(map(one, targets), key=lambda t: t.site.name != "resid_pre" or t in targets))
+
+
+def _late(site: Site, n_layers: int) -> Site:
+    """Return the stream into the next layer for the stream out of a layer, and any other site as it is."""
+    if site.name != "resid_post" or site.layer is None or site.layer == n_layers - 1:
+        return site
+    return Site("resid_pre", site.layer + 1)
 
 
 def _key(target: Target) -> object:

@@ -30,7 +30,7 @@ from causalpatch.engine.batches import in_batches, in_forwards
 from causalpatch.engine.capture import inputs_of
 from causalpatch.engine.export import Exported, export, refusal
 from causalpatch.engine.gauge import Gauge, Run
-from causalpatch.engine.hooks import Write, quiet, run_with_hooks
+from causalpatch.engine.hooks import Write, quiet, run_with_hooks, users_hooks
 from causalpatch.engine.job import Block, Cost, Job, batches_of_pairs, lay_rows, most_rows
 from causalpatch.engine.means import Means
 from causalpatch.engine.memory import is_out_of_memory
@@ -65,10 +65,12 @@ def why_not(job: Job, gauge: Gauge) -> str | None:
         return "answers of several tokens are spelt out by runs of their own"
     if isinstance(module, torch.jit.ScriptModule):
         return "the module was compiled by torch.jit"
-    with quiet(job.model):  # no other thread's hooks are on the module meanwhile
-        hooked = [name for name, part in module.named_modules() if _has_hooks(part)]
-    if hooked or _has_global_hooks():
-        return f"hooks are registered on {_shown(hooked[0]) if hooked else 'all modules'}, which an export would lose"
+    hooked = [
+        *users_hooks(job.model),
+        *(_shown(name) for name, part in module.named_modules() if hasattr(part, "_hf_hook")),
+    ]
+    if hooked:
+        return f"hooks are registered on {hooked[0]}, which an export would lose"
     mixing = [
         name for name, part in module.named_modules() if isinstance(part, _BatchNorm) and part.running_mean is None
     ]
@@ -372,15 +374,6 @@ def _is_same(got: Tensor, wanted: Tensor) -> bool:
     if got.shape != wanted.shape or got.dtype != wanted.dtype:
         return False
     return bool(((got == wanted) | ((got != got) & (wanted != wanted))).all())
-
-
-def _has_hooks(part: nn.Module) -> bool:
-    return bool(part._forward_hooks or part._forward_pre_hooks or hasattr(part, "_hf_hook"))
-
-
-def _has_global_hooks() -> bool:
-    every = nn.modules.module
-    return bool(every._global_forward_hooks or every._global_forward_pre_hooks)
 
 
 def _shown(path: str) -> str:

@@ -71,14 +71,15 @@ class _PortState:
 def quiet(model: Model) -> Iterator[None]:
     """Hold a model in eval mode, without gradients, in full float32, alone; put everything back afterwards."""
     with _lock_of(model.module), _full_precision():
-        modes = [(module, module.training) for module in model.module.modules()]
+        in_training = [module for module in model.module.modules() if module.training]
         try:
-            model.module.eval()
+            for module in in_training:
+                module.training = False
             with torch.no_grad():
                 yield
         finally:
-            for module, training in modes:
-                module.training = training
+            for module in in_training:
+                module.training = True
 
 
 @contextmanager
@@ -96,6 +97,19 @@ def _full_precision() -> Iterator[None]:
             _PRECISION.n_running -= 1
             if not _PRECISION.n_running:
                 torch.set_float32_matmul_precision(_PRECISION.before)
+
+
+def users_hooks(model: Model) -> list[str]:
+    """Return the modules on which someone else's forward hooks stand, in words."""
+    every = nn.modules.module
+    if every._global_forward_hooks or every._global_forward_pre_hooks:
+        return ["all modules"]
+    with quiet(model):  # no hooks of ours, from another thread, are on the model meanwhile
+        return [
+            f"'{name}'" if name else "the model"
+            for name, part in model.module.named_modules()
+            if part._forward_hooks or part._forward_pre_hooks
+        ]
 
 
 def run_with_hooks(

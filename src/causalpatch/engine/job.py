@@ -148,13 +148,17 @@ def lay_rows(job: Job, placer: Placer, indices: np.ndarray) -> tuple[list[Row], 
     for number in sorted(range(len(job.interventions)), key=lambda number: number < job.n_asked):
         targets = job.interventions[number]
         for local, pair in enumerate(indices.tolist()):
-            placed = [(target, placer.place(target, pair) if target.has_position else None) for target in targets]
-            if number >= job.n_asked:
-                placed = [(target, place) for target, place in placed if place is not None or not target.has_position]
-            if any(place is None and target.has_position for target, place in placed):
-                lost.append((number, pair))
-            else:
-                rows.append(Row(number, pair, local, tuple(placed)))
+            placed = tuple(
+                [(target, placer.place(target, pair) if target.has_position else None) for target in targets]
+            )
+            # Most have one target and a place for it.
+            if placed[0][1] is None or len(placed) > 1:
+                if number >= job.n_asked:
+                    placed = tuple(each for each in placed if each[1] is not None or not each[0].has_position)
+                if any(place is None and target.has_position for target, place in placed):
+                    lost.append((number, pair))
+                    continue
+            rows.append(Row(number, pair, local, placed))
     return rows, lost
 
 

@@ -87,15 +87,15 @@ def targets_of(model: Model, intervention: Intervention) -> tuple[Target, ...]:
 def _targets_of_patch(model: Model, patch: Patch) -> list[Target]:
     targets = []
     for site in expand(patch.site, model.shape):
-        tap = model.tap(site)
+        has_position = site.module is None or model.tap(site).has_position
         position = None if isinstance(site.position, Every) else site.position
-        if not tap.has_position and (position is not None or patch.column is not None):
+        if not has_position and (position is not None or patch.column is not None):
             raise SiteNotFound(
                 f"site '{site}' has no positions in '{model.name}'",
                 facts=[("its axes", "are not named" if site.module and not site.module.axes else "have no position")],
                 fix="leave the position out, or name the axes: axes=(position,width)",
             )
-        targets.append(Target(site.at(None), position, patch.column, patch.value, patch.align, tap.has_position))
+        targets.append(Target(site.at(None), position, patch.column, patch.value, patch.align, has_position))
     return targets
 
 

@@ -14,10 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from causalpatch.engine.segments import Group
+
+LONG = 64
+"""Own tokens of a segment from which the fused kernel is faster than products, a mask and a softmax."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,11 @@ class KeysValues:
     scaling: float
     softcap: float | None
     sinks: Float[Tensor, " head"] | None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a fused kernel computes the same: no soft-cap, no sinks, one width of keys and values."""
+        return self.softcap is None and self.sinks is None and self.keys.shape[-1] == self.values.shape[-1]
 
 
 @dataclass(frozen=True)
@@ -93,26 +101,35 @@ class RowAttention:
 
 
 def attend_whole(
-    query: Float[Tensor, "prompt head position head_width"], seen: KeysValues
+    query: Float[Tensor, "prompt head position head_width"], seen: KeysValues, *, is_causal: bool
 ) -> Float[Tensor, "prompt position head value_width"]:
-    """Compute attention of whole prompts, by the same arithmetic as for rows."""
+    """Compute attention of whole prompts, by the same arithmetic as for rows.
+
+    Args:
+        query: The queries.
+        seen: Keys, values and the rest.
+        is_causal: Whether each real token sees all tokens up to itself and no more.
+    """
     n_prompts, n_heads, n_tokens, _ = query.shape
     n_kv = seen.keys.shape[1]
-    grouped = (query * seen.scaling).reshape(n_prompts, n_kv, -1, query.shape[-1])
+    if is_causal and n_tokens >= LONG and seen.is_plain:
+        own = [part.repeat_interleave(n_heads // n_kv, 1) for part in (seen.keys, seen.values)]
+        return _flash(query, own[0], own[1], seen.scaling, is_causal=True)[0].transpose(1, 2)
+    grouped = query.reshape(n_prompts, n_kv, -1, query.shape[-1])
     scores = (grouped @ seen.keys.transpose(-1, -2)).reshape(n_prompts, n_heads, n_tokens, -1)
     pattern = _pattern(scores, seen.mask, seen)
     mixed = pattern.reshape(n_prompts, n_kv, -1, pattern.shape[-1]) @ seen.values
     return mixed.reshape(n_prompts, n_heads, n_tokens, -1).transpose(1, 2)
 
 
-def _pattern(scores: Float[Tensor, "*axes head q k"], mask: Tensor | None, seen: KeysValues) -> Tensor:
-    """Turn scaled products of queries and keys into patterns."""
+def _pattern(scores: Float[Tensor, "*axes q k"], mask: Tensor | None, seen: KeysValues) -> Tensor:
+    """Turn products of queries and keys, which are not needed any more, into patterns."""
     dtype, wide = scores.dtype, torch.promote_types(scores.dtype, torch.float32)
-    scores = scores.to(wide)
+    scores = scores.to(wide).mul_(seen.scaling)
     if seen.softcap is not None:
-        scores = seen.softcap * torch.tanh(scores / seen.softcap)
+        scores = scores.div_(seen.softcap).tanh_().mul_(seen.softcap)
     if mask is not None:
-        scores = scores + mask
+        scores = scores.add_(mask)
     if seen.sinks is None:
         return scores.softmax(-1).to(dtype)
     # A sink takes its share of the attention and gives nothing: the pattern's rows do not sum to one.
@@ -126,21 +143,24 @@ def _own(tensor: Float[Tensor, "one K row W"], group: Group) -> Float[Tensor, "K
 
 
 def _attend_group(
-    query: Float[Tensor, "H R W"], own: Own, group: Group, seen: KeysValues, visible: np.ndarray
-) -> Float[Tensor, "R H W2"]:
-    n_kv, n_segments, _, width = own.keys.shape
+    query: Float[Tensor, "head row head_width"], own: Own, group: Group, seen: KeysValues, visible: np.ndarray
+) -> Float[Tensor, "row head value_width"]:
+    part = _visible(own.tokens, group, visible)
+    if _is_long(own, group, seen, part):
+        return _attend_long(query, own, group, seen)
+    n_kv, n_segments, n_own, width = own.keys.shape
     n_heads, n_base, n_each = len(query), group.start, len(group.tokens)
     n_group = n_heads // n_kv
     # [K, P*N, G*Q, W]: the queries of all heads that share keys stand together.
-    query = (query * seen.scaling).reshape(n_kv, n_group, n_segments, n_each, width).transpose(1, 2)
+    query = query.reshape(n_kv, n_group, n_segments, n_each, width).transpose(1, 2)
     query = query.reshape(n_kv, n_segments, n_group * n_each, width)
-    scores = query @ own.keys.transpose(-1, -2)
+    scores = (query * own.keys).sum(-1, keepdim=True) if n_own == 1 else query @ own.keys.transpose(-1, -2)
     slots = torch.as_tensor(group.slots, device=query.device)
     if n_base:
         keys = seen.keys[slots, :, :n_base].transpose(0, 1)
         base = query.reshape(n_kv, len(slots), -1, width) @ keys.transpose(-1, -2)
         scores = torch.cat([base.reshape(n_kv, n_segments, -1, n_base), scores], -1)
-    mask = _mask(own.tokens, group, seen, visible)
+    mask = _mask(part, group, seen)
     # [K, P*N, G, Q, B+S], as a mask and the heads' sinks need it.
     scores = scores.reshape(n_kv, n_segments, n_group, n_each, -1)
     if seen.sinks is None:
@@ -150,27 +170,78 @@ def _attend_group(
         pattern = _pattern(by_head, None if mask is None else mask[0], seen)
         pattern = pattern.reshape(n_segments, n_kv, n_group, n_each, -1).transpose(0, 1)
     pattern = pattern.reshape(n_kv, n_segments, n_group * n_each, -1)
-    mixed = pattern[..., n_base:] @ own.values
+    mixed = pattern[..., n_base:] * own.values if n_own == 1 else pattern[..., n_base:] @ own.values
     if n_base:
         values = seen.values[slots, :, :n_base].transpose(0, 1)
         shared = pattern[..., :n_base].reshape(n_kv, len(slots), -1, n_base) @ values
-        mixed = mixed + shared.reshape(mixed.shape)
+        mixed = mixed.add_(shared.reshape(mixed.shape))
     mixed = mixed.reshape(n_kv, n_segments, n_group, n_each, -1).permute(1, 3, 0, 2, 4)
     return mixed.reshape(n_segments * n_each, n_heads, -1)
 
 
-def _mask(tokens: np.ndarray, group: Group, seen: KeysValues, visible: np.ndarray) -> Tensor | None:
-    """Return the captured mask of the queries over base and own keys, or None where all of them are seen.
+def _is_long(own: Own, group: Group, seen: KeysValues, part: np.ndarray) -> bool:
+    """Say whether a group's attention is plain causal attention over enough tokens for the fused kernel to pay."""
+    n_each = len(group.tokens)
+    if n_each < LONG or len(own.tokens) != n_each or not seen.is_plain:
+        return False
+    return bool(part[..., : group.start].all() and (part[..., group.start :] == np.tri(n_each, dtype=bool)).all())
 
-    Axes: ``[1, segment or 1, 1, query, key]``.
-    """
-    keys = np.concatenate([np.arange(group.start), tokens])
+
+def _attend_long(
+    query: Float[Tensor, "head row head_width"], own: Own, group: Group, seen: KeysValues
+) -> Float[Tensor, "row head value_width"]:
+    """Attend by two calls of the fused kernel, own keys and base keys, merged by their normalisers."""
+    n_kv, n_segments, _, width = own.keys.shape
+    n_heads, n_base, n_each = len(query), group.start, len(group.tokens)
+    n_group = n_heads // n_kv
+    by_segment = query.reshape(n_heads, n_segments, n_each, width).transpose(0, 1)
+    keys, values = (x.transpose(0, 1).repeat_interleave(n_group, 1) for x in (own.keys, own.values))
+    mixed, total = _flash(by_segment, keys, values, seen.scaling, is_causal=True)
+    if n_base:
+        slots = torch.as_tensor(group.slots, device=query.device)
+        base = [x[slots, :, :n_base] for x in (seen.keys, seen.values)]
+        # All segments and heads that share keys are so many more queries.
+        shared = query.reshape(n_kv, n_group, len(slots), -1, width).permute(2, 0, 1, 3, 4)
+        shared = shared.reshape(len(slots), n_kv, -1, width)
+        out, weight = _flash(shared, base[0], base[1], seen.scaling, is_causal=False)
+        shape = (len(slots), n_heads, group.count, n_each)
+        out = out.reshape(*shape, -1).transpose(1, 2).reshape(mixed.shape)
+        weight = weight.reshape(shape).transpose(1, 2).reshape(total.shape)
+        both = torch.logaddexp(total, weight)
+        mixed = mixed * (total - both).exp()[..., None].to(mixed) + out * (weight - both).exp()[..., None].to(mixed)
+    return mixed.transpose(1, 2).reshape(n_segments * n_each, n_heads, -1)
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, scaling: float, *, is_causal: bool) -> tuple[Tensor, Tensor]:
+    """Return fused attention ``[batch, head, query, width]`` and the log of its normaliser ``[batch, head, query]``."""
+    if query.device.type == "cuda":
+        wants_total = True
+        out, total, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+            query, key, value, None, wants_total, 0.0, is_causal, scale=scaling
+        )
+        return out, total[..., : query.shape[2]]
+    out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, is_causal, scale=scaling
+    )
+    return out, total
+
+
+def _visible(
+    tokens: np.ndarray, group: Group, visible: np.ndarray
+) -> Bool[np.ndarray, "prompt query_position key_position"]:
+    """Return which of base and own keys the queries of each prompt see, once where prompts do not differ."""
     slots = group.slots if visible.shape[0] > 1 else np.zeros(1, dtype=np.int64)
-    part = visible[np.ix_(slots, group.tokens, keys)]
+    if len(tokens) == len(group.tokens) and tokens[-1] - group.start == len(tokens) - 1:
+        part = visible[slots, group.start : group.start + len(tokens), : group.start + len(tokens)]
+    else:
+        part = visible[np.ix_(slots, group.tokens, np.concatenate([np.arange(group.start), tokens]))]
+    return part[:1] if len(part) > 1 and (part == part[:1]).all() else part
+
+
+def _mask(part: np.ndarray, group: Group, seen: KeysValues) -> Float[Tensor, "one segment one query key"] | None:
+    """Return a mask to be added to the scores, or None where everything is seen."""
     if part.all():
         return None
-    if (part == part[:1]).all():
-        part = part[:1]
     hidden = torch.as_tensor(~part, device=seen.mask.device)
     mask = torch.zeros(hidden.shape, dtype=seen.mask.dtype, device=hidden.device)
     mask.masked_fill_(hidden, torch.finfo(mask.dtype).min)

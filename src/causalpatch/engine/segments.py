@@ -109,8 +109,11 @@ def pack(
     Returns:
         The segments, and for each of them the index of its run.
     """
-    start = np.array([min(int(place.base.min()) for _, place in row.targets if place is not None) for row in rows])
-    start = start.astype(np.int64)
+    firsts: dict[int, int] = {}  # runs on one pair share their placements
+    for place in (place for row in rows for _, place in row.targets if place is not None):
+        if id(place) not in firsts:
+            firsts[id(place)] = int(place.base.min())
+    start = np.array([min(firsts[id(place)] for _, place in row.targets) for row in rows], dtype=np.int64)
     slot = slots[np.array([row.local for row in rows], dtype=np.int64)]
     first = np.array([min((e.layer, e.stage) for e in some) for some in entries], dtype=np.int64).reshape(-1, 2)
     kind = reads.kinds[slot]

@@ -207,6 +207,7 @@ class _Capture:
         self.stack = stack
         self.run = run
         self.outputs: dict[str, Tensor] = {}
+        self.visible: dict[int, np.ndarray] = {}  # by mask; the run keeps all masks, so that no number is used twice
 
     def see_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         named = {name: None if name == "hidden_states" else held for name, held in kwargs.items()}
@@ -240,7 +241,13 @@ class _Capture:
             more.get("s_aux"),
         )
         self.run.attention.append(seen)
-        return attend_whole(query, seen)
+        if id(mask) not in self.visible:
+            self.visible[id(mask)] = self._visible(mask)
+        visible = self.visible[id(mask)]
+        self.run.visible.append(visible)
+        n_tokens, real = visible.shape[-1], self.run.batch.mask
+        is_causal = (visible == np.tri(n_tokens, dtype=bool)) | ~(real[:, :, None] & real[:, None, :])
+        return attend_whole(query, seen, is_causal=bool(is_causal.all()))
 
     def check(self) -> None:
         """Make sure that layers follow each other and see nothing but the past."""
@@ -250,11 +257,6 @@ class _Capture:
         for layer, block in enumerate(stack.blocks):
             if not torch.equal(self.outputs[block.path], run.inputs[layer + 1]):
                 raise stack.refusal(f"the stream changes between layers {layer} and {layer + 1}")
-        known: dict[int, np.ndarray] = {}
-        for seen in run.attention:
-            if id(seen.mask) not in known:
-                known[id(seen.mask)] = self._visible(seen.mask)
-            run.visible.append(known[id(seen.mask)])
 
     def _visible(self, mask: Tensor) -> Bool[np.ndarray, "batch query_position key_position"]:
         if mask.shape[1] != 1:

@@ -51,8 +51,16 @@ class Tier:
     is_checked: bool = False
 
 
-def _only_generic(job: Job, gauge: Gauge) -> str | None:
-    return "its layers are known by name" if job.model.family is not None else graph.why_not(job, gauge)
+# Exporting a graph takes seconds, in which thousands of runs of a small network are made by full forwards.
+MANY_RUNS = 4096
+
+
+def _why_not_graph(job: Job, gauge: Gauge) -> str | None:
+    """Say why a graph is not worth its export where nobody asked for it."""
+    if job.model.family is not None:
+        return "its layers are known by name"
+    n_runs = len(job.interventions) * len(job.pairs)
+    return f"{n_runs:,} runs are too few to export for" if n_runs < MANY_RUNS else graph.why_not(job, gauge)
 
 
 TIERS = (
@@ -92,6 +100,17 @@ class Route:
         why = [f"{name}: {reason}" for name, reason in self.passed_over.items()]
         reason = "; ".join([does, *why]) if self.engine == "auto" else f"{does}; asked for by name"
         return {"tier": tier, "reason": reason, "asked": self.engine, "interventions": dict(self.made)}
+
+
+def likely_tier(job: Job, gauge: Gauge, engine: EngineName) -> str:
+    """Return the tier that will make most runs of a job, so far as can be said before anything runs."""
+    for tier in TIERS:
+        if engine not in ("auto", tier.name):
+            continue
+        why = _why_not_graph(job, gauge) if engine == "auto" and tier.name == "graph" else tier.why_not(job, gauge)
+        if why is None and any(tier.why_not_targets(job.model, targets) is None for targets in job.interventions):
+            return tier.name
+    return "rows"
 
 
 def measure(job: Job, gauge: Gauge, means: Means, cost: Cost, *, route: Route) -> Iterator[Block]:
@@ -144,7 +163,7 @@ def _takes(
     tier: Tier, job: Job, gauge: Gauge, pending: Sequence[int], *, is_auto: bool
 ) -> tuple[list[int] | None, str | None]:
     """Return which runs a tier takes (None: it is not used), and why it does not take all."""
-    why = _only_generic(job, gauge) if is_auto and tier.name == "graph" else tier.why_not(job, gauge)
+    why = _why_not_graph(job, gauge) if is_auto and tier.name == "graph" else tier.why_not(job, gauge)
     if why is None and tier.is_checked:
         why = why_drifts(tier.name, tier.measure, job)
     if why is not None:

@@ -174,13 +174,15 @@ def writes_at(taps: Taps, known: Known, rows: Sequence[Row], locate: Locate) -> 
     """
     groups: dict[tuple[object, ...], tuple[_Kind, list[_Entry]]] = {}
     for number, row in enumerate(rows):
-        ranks: dict[object, int] = {}
+        ranks: dict[object, dict[object, int]] = {}
         for target, placement in row.targets:
             kind = taps.kind(target)
-            tap = taps.kind(target).tap
-            # Units side by side do not overlap; one unit that is written twice is written in order.
-            place = (tap.port, tap.view if kind.width else None)
-            rank = ranks[place] = ranks.get(place, -1) + 1
+            tap = kind.tap
+            # Writes that overlap are made in order: a unit after itself and after the whole, the whole after all.
+            at_port = ranks.setdefault(tap.port, {})
+            unit = tap.view if kind.width else None
+            before = [at_port.get(unit, -1), at_port.get(None, -1)] if kind.width else [-1, *at_port.values()]
+            rank = at_port[unit] = max(before) + 1
             # The middle of a block is a sum over this tensor, so it is written after the tensor itself.
             key = (int(isinstance(tap.view, Sum)), rank, *kind.key)
             groups.setdefault(key, (kind, []))[1].append((number, row.local, placement, tap))

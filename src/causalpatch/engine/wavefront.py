@@ -14,7 +14,6 @@ Cost: rows x layers after the entry, instead of prompts x layers x interventions
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -23,11 +22,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causalpatch.engine.batches import in_batches
+from causalpatch.engine.calibrate import preferred_rows
 from causalpatch.engine.canonical import without_repeats
 from causalpatch.engine.gauge import Gauge
-from causalpatch.engine.job import BASE, SOURCE, Block, Cost, Job, batches_of_pairs, check_finite, lay_rows
+from causalpatch.engine.hooks import users_hooks
+from causalpatch.engine.job import BASE, SOURCE, Block, Cost, Job, check_finite, lay_rows
 from causalpatch.engine.means import Means
-from causalpatch.engine.memory import exhausted, is_out_of_memory, release_memory
+from causalpatch.engine.memory import (
+    budget_bytes,
+    chunk_rows,
+    exhausted,
+    is_out_of_memory,
+    release_memory,
+    state_bytes,
+)
+from causalpatch.engine.planning import numbers_of
 from causalpatch.engine.resolve import Placer, Role, Target
 from causalpatch.engine.scene import Placed, Scene
 from causalpatch.engine.segments import cut
@@ -37,10 +46,11 @@ from causalpatch.engine.wave import Wave
 from causalpatch.models import Model
 from causalpatch.results.status import Status
 
-# Rows in one call of a layer: on a CPU larger ones leave the cache, smaller ones are bound by memory.
-CHUNK_ROWS = 2048
-# Bytes of the stream of all rows that move on together.
-STATE_BYTES = 256 * 2**20
+# Shares of the budget: captured runs, the stream of the rows that move on together, one call of a layer.
+CAPTURED, STREAM, CHUNK = 0.4, 0.125, 0.25
+
+
+_INSIDE = ("z", "head_out", "attn_out", "resid_mid", "mlp_post", "mlp_out", "q", "k", "v")
 
 
 def why_not(job: Job, gauge: Gauge) -> str | None:
@@ -50,10 +60,8 @@ def why_not(job: Job, gauge: Gauge) -> str | None:
         return "its layers are not known by name"
     if job.pairs.kind != "tokens":
         return "its inputs are not tokens"
-    hooked = [name for name, part in job.model.module.named_modules() if part._forward_hooks or part._forward_pre_hooks]
-    if hooked:
-        return f"hooks stand on {hooked[0] or 'the model'}, and they expect whole prompts"
-    return None
+    hooked = users_hooks(job.model)
+    return f"hooks stand on {hooked[0]}, and they expect whole prompts" if hooked else None
 
 
 def why_not_targets(model: Model, targets: Sequence[Target]) -> str | None:
@@ -75,7 +83,7 @@ def measure(job: Job, gauge: Gauge, means: Means, cost: Cost) -> Iterator[Block]
     """
     stack = Stack(job.model, job.few_bits)
     placer = Placer(job.pairs, job.base)
-    job, copies = without_repeats(job)
+    job, means, copies = without_repeats(job, means)
     for sweep, blocks in in_batches(job, _batches(job), partial(_open, job, gauge, stack, means, cost)):
         yield from blocks
         rows, lost = lay_rows(job, placer, sweep.scenes[0].indices)
@@ -86,8 +94,22 @@ def measure(job: Job, gauge: Gauge, means: Means, cost: Cost) -> Iterator[Block]
 
 
 def _batches(job: Job) -> Iterator[np.ndarray]:
-    """Yield pairs in batches whose captured runs are no larger than one chunk of rows needs."""
-    return batches_of_pairs(replace(job, max_rows=None))
+    """Yield pairs in batches whose captured runs take their share of the budget."""
+    numbers = numbers_of(job.model)
+    if numbers is None:
+        return
+    targets = [target for group in job.interventions for target in group]
+    inside = {(t.site.layer, t.site.name) for t in targets if t.site.name in _INSIDE}
+    widths = {"z": numbers.n_heads * numbers.head_width, "mlp_post": numbers.n_neurons, "mlp_out": numbers.n_neurons}
+    # Of both prompts: each layer's input, keys and values, and what is kept of the patched sites.
+    kept = numbers.n_layers * 2 * (numbers.width + numbers.n_kv_heads * numbers.head_width)
+    kept += sum(widths.get(name, numbers.width) + numbers.width for _, name in inside)
+    kept += 0 if job.few_bits is None else job.few_bits.numbers_per_token(job.model)
+    tokens = int(CAPTURED * budget_bytes(job.model.device, job.budget_gib) / (2 * kept * numbers.number_bytes))
+    lengths = np.maximum(job.pairs.lengths("clean"), job.pairs.lengths("corrupt"))
+    order = np.argsort(lengths, kind="stable")
+    for part in cut(lengths[order], max(1, tokens)):
+        yield np.sort(order[part])
 
 
 def _open(
@@ -111,7 +133,7 @@ class _Sweep:
     def __init__(self, job: Job, gauge: Gauge, scenes: Sequence[Scene], cost: Cost) -> None:
         self.job, self.gauge, self.scenes, self.cost = job, gauge, scenes, cost
         self.status = Status.MEASURED if job.few_bits is None else Status.SCREENED
-        self.chunk_rows = CHUNK_ROWS
+        self.chunk_rows, self.stream_rows = self._limits()
         local = np.arange(len(scenes[0].indices))
         self.runs = {
             name: scenes[0].as_run(role, scenes[0].untouched(role), local, self._forks_untouched(role))
@@ -119,6 +141,20 @@ class _Sweep:
         }
         index = torch.as_tensor(local, device=job.model.device)
         self.untouched = {name: gauge.values(run, self.runs, index) for name, run in self.runs.items()}
+
+    def _limits(self) -> tuple[int, int]:
+        """Return the rows of one call of a layer, and of the stream that moves on together."""
+        job, model = self.job, self.job.model
+        numbers = numbers_of(model)
+        if numbers is None:
+            return 1, 1
+        budget = budget_bytes(model.device, job.budget_gib)
+        longest = int(job.pairs.lengths(job.base)[self.scenes[0].indices].max())
+        preferred = preferred_rows(numbers, model.device, model.dtype)
+        rows = chunk_rows(numbers, longest, int(CHUNK * budget), model.device.type, preferred)
+        if job.max_rows is not None:
+            rows = min(rows, job.max_rows * longest)
+        return rows, max(longest, int(STREAM * budget) // state_bytes(numbers, 1))
 
     def _forks_untouched(self, role: Role) -> dict[str, Tensor]:
         local = np.arange(len(self.scenes[0].indices))
@@ -157,15 +193,13 @@ class _Sweep:
         order = np.concatenate([placed.numbers, np.setdiff1d(live, placed.numbers)])
         lengths = np.ones(len(order), dtype=np.int64)
         lengths[: len(placed.numbers)] = placed.segments.lengths
-        first = self.scenes[0].run.inputs[0]
-        most = max(1, STATE_BYTES // (first.shape[-1] * first.element_size()))
-        if int(lengths.sum()) <= most:
+        if int(lengths.sum()) <= self.stream_rows:
             if len(order):
                 yield order
             return
         is_control = np.array([rows[i].intervention >= self.job.n_asked for i in order.tolist()])
         for some in (np.flatnonzero(is_control), np.flatnonzero(~is_control)):
-            for part in cut(lengths[some], most):
+            for part in cut(lengths[some], self.stream_rows):
                 yield order[some[part]]
 
     def _shrink(

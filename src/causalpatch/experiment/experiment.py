@@ -42,6 +42,7 @@ from causalpatch.engine import (
     Target,
     check_answers,
     fit_all_means,
+    likely_tier,
     measure,
     plan_job,
     probe,
@@ -166,10 +167,13 @@ class Experiment:
             interventions: As for ``run``.
 
         Returns:
-            Rows, forwards, FLOPs and memory, and the first pair's tokens; it prints as a table.
+            Rows, forwards, FLOPs and memory by the engine that will likely be used, and the first pair's tokens; it
+            prints as a table.
         """
         targets = self._targets(_as_interventions(interventions))
-        return plan_job(self._job(targets, reference_of(targets, self.direction)), len(self._gauge.forks))
+        job = self._job(targets, reference_of(targets, self.direction))
+        tier = likely_tier(job, self._gauge, self.engine)
+        return plan_job(job, len(self._gauge.forks), gauge=self._gauge, tier=tier)
 
     def run(
         self,

@@ -11,6 +11,7 @@ With all its indices a text is a ``Site``, one target of a patch. A missing, sta
 hash, compare and travel, and ``parse(str(site)) == site`` holds for every one of them.
 """
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, NoReturn, Self
@@ -62,7 +63,13 @@ class _Named:
 
     def at(self, position: Position | None) -> Self:
         """Return the same site or set at another position."""
-        return dataclasses.replace(self, position=position)
+        if position is not None:
+            return dataclasses.replace(self, position=position)
+        if self.position is None:
+            return self
+        made = copy.copy(self)  # nothing is left to be checked
+        object.__setattr__(made, "position", None)
+        return made
 
     def __str__(self) -> str:
         return _text(self)
