@@ -8,6 +8,7 @@ from causalpatch.engine.plan import ModelCost, Plan, make_plan
 from causalpatch.engine.planning import plan_job
 from causalpatch.engine.prove import Proof, prove, require_proofs
 from causalpatch.engine.resolve import Placer, Role, Target, targets_of
+from causalpatch.engine.screen import Precision, Screen, measure_screened
 from causalpatch.engine.tiers import ENGINES, EngineName, Route, likely_tier, measure
 from causalpatch.engine.untouched import fit_all_means
 
@@ -25,10 +26,12 @@ __all__ = [
     "ModelCost",
     "Placer",
     "Plan",
+    "Precision",
     "Proof",
     "Role",
     "Route",
     "Run",
+    "Screen",
     "Target",
     "capture",
     "check_answers",
@@ -36,6 +39,7 @@ __all__ = [
     "likely_tier",
     "make_plan",
     "measure",
+    "measure_screened",
     "plan_job",
     "probe",
     "prove",

@@ -17,17 +17,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from causalpatch.base.axes import AXES
-from causalpatch.base.errors import (
-    CausalPatchWarning,
-    MetricError,
-    PairError,
-    PatchError,
-    SettingError,
-    SiteUnsupported,
-)
+from causalpatch.base.errors import CausalPatchWarning, SiteUnsupported
 from causalpatch.base.progress import bar
-from causalpatch.base.suggest import closest
 from causalpatch.engine import (
     BASE,
     ENGINES,
@@ -37,13 +28,16 @@ from causalpatch.engine import (
     Job,
     Means,
     Plan,
+    Precision,
     Role,
     Route,
+    Screen,
     Target,
     check_answers,
     fit_all_means,
     likely_tier,
     measure,
+    measure_screened,
     plan_job,
     probe,
     require_positions,
@@ -51,20 +45,29 @@ from causalpatch.engine import (
     targets_of,
 )
 from causalpatch.experiment.baseline import Baseline
-from causalpatch.experiment.provenance import describe_request, describe_setup, notes_on
+from causalpatch.experiment.provenance import describe_precision, describe_request, describe_setup, notes_on
 from causalpatch.experiment.reference import Reference, reference_of
+from causalpatch.experiment.requests import (
+    Request,
+    as_interventions,
+    as_metrics,
+    check_grid,
+    check_kinds,
+    check_precision,
+    one_of,
+    reads_both_answers,
+)
 from causalpatch.experiment.tally import Tally
-from causalpatch.metrics import METRICS, Metric, logit_difference, named_metric, top1
+from causalpatch.metrics import Metric, logit_difference, top1
 from causalpatch.models import Model
 from causalpatch.pairs import Pairs
 from causalpatch.pairs.batch import PaddingSide
-from causalpatch.patches import Identity, Intervention, Patch
+from causalpatch.patches import Identity, Intervention
 from causalpatch.results.effects import Effects
 from causalpatch.results.provenance import describe_program
-from causalpatch.sites import Site, SiteSet
+from causalpatch.sites import Site
 
 Direction = Literal["denoise", "noise"]
-Request = Intervention | Patch | Site | SiteSet | str | Sequence[Patch | Site | SiteSet | str]
 
 
 class Experiment:
@@ -81,6 +84,10 @@ class Experiment:
             ``"restart"`` (whole prompts from the first patched layer on), ``"graph"`` (what depends on the patched
             tensors, on an exported graph), ``"rows"`` (full forwards, interventions stacked). ``"reference"`` makes one
             full forward after the other with plain hooks. Results say which it was, and why.
+        precision: ``"screen"`` multiplies the layers' linear maps in few bits where that is faster, rounded relative to
+            what a patch changes, and measures the largest effects and a random sample again in float32; the sample
+            says how far the others may be off. For models in float32 on the wavefront. By default as the model is.
+        recheck_top: How many of the largest mean effects of a screen must be those that float32 gives.
         padding_side: Where short prompts are padded. It changes nothing but rounding.
         budget_gib: Memory for activations in GiB; by default 2 on a CPU, half of what is free on a GPU.
         max_rows: Most rows in one forward; by default what the budget allows. 1 gives each run a forward of its own.
@@ -88,7 +95,7 @@ class Experiment:
         show_progress: Whether to show a bar; by default where the error stream is a terminal.
 
     Raises:
-        SettingError: The direction or engine is unknown.
+        SettingError: The direction, engine or precision is unknown, or does not fit the model.
         MetricError: A metric does not exist, or is a function that was not wrapped by ``metric``.
         AnswerError: The pairs do not have the answers that a metric needs.
         PairError: There are no pairs, or they are of another kind than the model.
@@ -107,21 +114,26 @@ class Experiment:
         direction: Direction = "denoise",
         *,
         engine: EngineName = "auto",
+        precision: Precision | None = None,
+        recheck_top: int = 20,
         padding_side: PaddingSide = "right",
         budget_gib: float | None = None,
         max_rows: int | None = None,
         seed: int = 0,
         show_progress: bool | None = None,
     ) -> None:
-        _one_of("direction", direction, ("denoise", "noise"))
-        _one_of("engine", engine, ENGINES)
-        _one_of("padding_side", padding_side, ("right", "left"))
-        _check_kinds(model, pairs)
+        one_of("direction", direction, ("denoise", "noise"))
+        one_of("engine", engine, ENGINES)
+        one_of("padding_side", padding_side, ("right", "left"))
+        check_kinds(model, pairs)
+        check_precision(precision, engine, model, recheck_top)
         self.model = model
         self.pairs = pairs
-        self.metrics = _as_metrics(metric)
+        self.metrics = as_metrics(metric)
         self.direction = direction
         self.engine: EngineName = engine
+        self.precision: Precision | None = precision
+        self.recheck_top = recheck_top
         self.padding_side: PaddingSide = padding_side
         self.budget_gib = budget_gib
         self.max_rows = max_rows
@@ -143,7 +155,7 @@ class Experiment:
     @cached_property
     def baseline(self) -> Baseline:
         """The untouched clean and corrupted runs, measured; two runs per pair, made once."""
-        extra = [m for m in (logit_difference, top1) if _fits(m, self.pairs)]
+        extra = [m for m in (logit_difference, top1) if reads_both_answers(m, self.pairs)]
         gauge = Gauge([*self.metrics, *extra], self.pairs, self.model)
         n_metrics = len(self.metrics)
         table = np.full((2, len(gauge.metrics), len(self.pairs)), np.nan)
@@ -170,7 +182,7 @@ class Experiment:
             Rows, forwards, FLOPs and memory by the engine that will likely be used, and the first pair's tokens; it
             prints as a table.
         """
-        targets = self._targets(_as_interventions(interventions))
+        targets = self._targets(as_interventions(interventions))
         job = self._job(targets, reference_of(targets, self.direction))
         tier = likely_tier(job, self._gauge, self.engine)
         return plan_job(job, len(self._gauge.forks), gauge=self._gauge, tier=tier)
@@ -200,6 +212,7 @@ class Experiment:
             SiteNotFound: A site is not in the model.
             SiteUnsupported: The model does not have a site, or it failed its proof.
             PairError: Pairs of unequal length are patched at all positions without an alignment.
+            SettingError: The axes do not fit, or the engine or precision that was asked for cannot make the runs.
             PatchDidNotFire: A module of a patch did not run.
             NotFinite: An untouched run gives NaN or infinity.
 
@@ -215,10 +228,10 @@ class Experiment:
             identity patch, whose largest effect is the noise floor, and for ablations the reference. What a run costs
             is the engine's affair: on the wavefront, the tokens and layers that a patch can change.
         """
-        asked = _as_interventions(interventions)
+        asked = as_interventions(interventions)
         targets = self._targets(asked)
         axes = {"intervention": [each.label for each in asked]} if axes is None else axes
-        _check_grid(axes, len(asked))
+        check_grid(axes, len(asked))
         self._require(targets)
         reference = reference_of(targets, self.direction)
         job = self._job(targets, reference)
@@ -226,7 +239,8 @@ class Experiment:
         started = time.perf_counter()
         means = fit_all_means(job)
         route = Route(self.engine)
-        is_complete = self._measure(job, means, tally, route)
+        screen = Screen(self.recheck_top, self.seed) if self.precision == "screen" else None
+        is_complete = self._measure(job, means, tally, route, screen)
         kept = tally.pairs_with_baselines(job.reference)
         shape = tuple(len(values) for values in axes.values())
         n_cells = job.n_asked
@@ -246,8 +260,9 @@ class Experiment:
                 **describe_request(asked, targets, reference, self.direction),
                 **({"site": title} if title else {}),
                 "engine": route.describe(),
+                "precision": screen.describe() if screen else describe_precision(self.model, self.precision),
                 "noise_floor": tally.noise_floor([metric.name for metric in self.metrics]),
-                "notes": notes_on(self.pairs, self.base, targets),
+                "notes": [*notes_on(self.pairs, self.base, targets), *(screen.notes() if screen else ())],
                 "complete": is_complete,
                 "cost": {**vars(tally.cost), "seconds": round(time.perf_counter() - started, 3)},
             },
@@ -274,14 +289,15 @@ class Experiment:
         # The value of a site has its positions first, wherever the module has them.
         return shape[sorted(axes, key=lambda axis: axis != "position").index(site.unit_axis)]
 
-    def _measure(self, job: Job, means: Means, tally: Tally, route: Route) -> bool:
+    def _measure(self, job: Job, means: Means, tally: Tally, route: Route, screen: Screen | None) -> bool:
         """Fill the tally; return False where the user stopped it in between."""
+        asked = (job, self._gauge, means, tally.cost)
+        blocks = measure_screened(*asked, route=route, screen=screen) if screen else measure(*asked, route=route)
         total = max(1, len(job.interventions) * len(job.pairs))
         try:
             with bar(f"patching '{self.model.name}'", total, is_shown=self.show_progress) as advance:
-                for block in measure(job, self._gauge, means, tally.cost, route=route):
-                    tally.add(block)
-                    advance(len(block.pairs) if block.interventions[0] >= 0 else 0)
+                for block in blocks:
+                    advance(tally.add(block))
         except KeyboardInterrupt:
             n_done = tally.n_made(job.n_asked)
             if not n_done:
@@ -333,84 +349,3 @@ class Experiment:
     def _aligned_positions(self, kept: np.ndarray) -> np.ndarray:
         columns: np.ndarray = self.pairs.aligned().columns[kept]
         return columns if self.base == "clean" else columns[..., ::-1]
-
-
-def _as_metrics(asked: Metric | str | Sequence[Metric | str]) -> tuple[Metric, ...]:
-    listed = [asked] if isinstance(asked, Metric | str) or not isinstance(asked, Sequence) else list(asked)
-    for one in listed:
-        if not isinstance(one, Metric | str):
-            raise MetricError(
-                f"{repr(one)[:60]} is not a metric",
-                facts=[("built-in", ", ".join(METRICS))],
-                fix="wrap a function: causalpatch.metric(function)" if callable(one) else 'metric="logit_difference"',
-            )
-    metrics = tuple(named_metric(one) if isinstance(one, str) else one for one in listed)
-    names = [metric.name for metric in metrics]
-    if not names or len(set(names)) < len(names):
-        raise SettingError(
-            "an experiment needs one or more metrics with different names",
-            facts=[("given", ", ".join(names) or "none")],
-            fix='name your own: causalpatch.metric(function, name="…")',
-        )
-    return metrics
-
-
-def _as_interventions(requests: Iterable[Request] | Request) -> list[Intervention]:
-    if isinstance(requests, str | Patch | Site | SiteSet | Intervention) or not isinstance(requests, Iterable):
-        requests = [requests]
-    made = [Intervention.of(request) for request in requests]
-    if not made:
-        raise PatchError("there is nothing to run", fix="name at least one site, such as 'resid_pre.0'")
-    return made
-
-
-def _check_grid(axes: Mapping[str, Sequence[Any]], n_interventions: int) -> None:
-    unknown = [axis for axis in axes if axis not in AXES]
-    if unknown:
-        raise SettingError(
-            f"results have no axis named {unknown[0]!r}",
-            facts=[("axes", ", ".join(axis for axis in AXES if axis != "pair"))],
-            fix='use one of these, such as "intervention"',
-        )
-    for axis, values in axes.items():
-        texts = list(map(str, values))
-        twice = next((text for text in texts if texts.count(text) > 1), None) if len(set(texts)) < len(texts) else None
-        if twice is not None:
-            raise SettingError(
-                f"axis {axis!r} holds {twice!r} more than once",
-                facts=[("cells", len(texts))],
-                fix="name every cell once; to run the same again, give it a label: Intervention(patches, label)",
-            )
-    cells = int(np.prod([len(values) for values in axes.values()]))
-    if cells != n_interventions:
-        sizes = " x ".join(f"{name} {len(values)}" for name, values in axes.items())
-        raise SettingError(
-            f"{n_interventions} interventions do not fill the axes",
-            facts=[("axes", f"{sizes} = {cells} cells")],
-            fix="give one intervention per cell, the last axis fastest, or leave axes= out",
-        )
-
-
-def _check_kinds(model: Model, pairs: Pairs) -> None:
-    if not len(pairs):
-        raise PairError(f"'{pairs.name}' holds no pairs", fix="give at least one")
-    if model.kind == "arrays" and pairs.kind == "tokens":
-        raise PairError(
-            f"'{pairs.name}' holds prompts, but '{model.name}' takes arrays",
-            fix="make pairs of arrays: Pairs.from_arrays(clean, corrupt, answer=…)",
-        )
-
-
-def _fits(metric: Metric, pairs: Pairs) -> bool:
-    has_answers = all(pair.answer and pair.wrong_answer for pair in pairs)
-    return has_answers and all(len(a) == 1 for pair in pairs for a in (*pair.answer, *pair.wrong_answer))
-
-
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        near = closest(str(value), known, 1)
-        raise SettingError(
-            f"{name} cannot be {value!r}",
-            facts=[("known", ", ".join(known))],
-            fix=f'{name}="{near[0] if near else known[0]}"',
-        )

@@ -34,6 +34,12 @@ def describe_setup(model: Model, pairs: Pairs, metrics: Sequence[Metric], direct
     }
 
 
+def describe_precision(model: Model, asked: str | None) -> dict[str, Any]:
+    """Return in which precision runs were made that were not screened, as plain data."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    return {"asked": asked or "as the model is", "product": dtype}
+
+
 def notes_on(pairs: Pairs, base: Role, targets: Sequence[tuple[Target, ...]]) -> list[str]:
     """Return what must be said with the numbers of a run.
 

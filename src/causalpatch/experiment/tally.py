@@ -34,7 +34,7 @@ class Tally:
 
     def n_made(self, n_asked: int) -> int:
         """Return how many patched runs were made, controls not counted."""
-        return int(np.isin(self.status[:n_asked], (Status.MEASURED, Status.FAILED)).sum())
+        return int(np.isin(self.status[:n_asked], (Status.MEASURED, Status.SCREENED, Status.FAILED)).sum())
 
     def pairs_with_baselines(self, reference: int | None) -> np.ndarray:
         """Return the pairs whose untouched runs, and reference run if there is one, were made; ``(kept,)``."""
@@ -48,11 +48,14 @@ class Tally:
         seeming = np.abs(self.values[:, -1] - self.untouched[0])
         return {name: float(np.nanmax(row, initial=0.0)) for name, row in zip(metrics, seeming, strict=True)}
 
-    def add(self, block: Block) -> None:
-        """Take in the numbers of some cells."""
+    def add(self, block: Block) -> int:
+        """Take in the numbers of some cells; return how many patched cells of them had none."""
         code = block.interventions[0]
         if code in (BASE, SOURCE):
             self.untouched[0 if code == BASE else 1][:, block.pairs] = block.values
-            return
+            return 0
+        cells = block.interventions, block.pairs
+        n_new = int((self.status[cells] == Status.SKIPPED).sum())
         self.values[:, block.interventions, block.pairs] = block.values
-        self.status[block.interventions, block.pairs] = block.status
+        self.status[cells] = block.status
+        return n_new
