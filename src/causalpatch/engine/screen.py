@@ -102,7 +102,7 @@ class Screen:
 
 def _typical(noise: ScreenNoise) -> float:
     """Return the noise of an effect of the sample's median size."""
-    return float(noise.of(np.array(noise.scale)))
+    return float(noise.of(np.array([noise.scale]))[0])
 
 
 def measure_screened(
