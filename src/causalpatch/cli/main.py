@@ -128,6 +128,13 @@ def sweep(  # noqa: PLR0913 - each argument is an option that a person types
     ] = False,
     dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, …; the checkpoint's own.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; a GPU where there is one.")] = None,
+    engine: Annotated[
+        Literal["auto", "wavefront", "restart", "graph", "rows", "reference"],
+        typer.Option("--engine", help="How runs are made; auto takes the fastest that the model allows."),
+    ] = "auto",
+    budget_gib: Annotated[
+        float | None, typer.Option("--budget-gib", min=0.0, help="Memory for activations in GiB.")
+    ] = None,
     budget: Annotated[int | None, typer.Option("--budget", min=1, help="Refuse more than N runs of the model.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print what it would cost, and stop.")] = False,
     out: Out = None,
@@ -148,7 +155,12 @@ def sweep(  # noqa: PLR0913 - each argument is an option that a person types
     number = _number(value)
     is_ablation = number not in ("source", "identity")
     experiment = cp.Experiment(
-        opened, loaded, metric=metrics, direction=direction or ("noise" if is_ablation else "denoise")
+        opened,
+        loaded,
+        metric=metrics,
+        direction=direction or ("noise" if is_ablation else "denoise"),
+        engine=engine,
+        budget_gib=budget_gib,
     )
     sites = site or ["resid_pre"]
     axes = over.split(",") if over else None
@@ -246,6 +258,7 @@ def _finish(found: dict[str, Any], out: Path | None, top: int, as_json: bool) ->
         for name, effects in found.items():
             for metric in effects.metrics:
                 view.heading(name if len(effects.metrics) == 1 else f"{name}, {metric}")
+                view.engine(effects)
                 view.top_table(effects.top(top, metric))
         if out:
             n_files = sum(map(len, files.values()))

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     import rich.table as rich_table
 
     from causalpatch.base import spec
+    from causalpatch.results import words
 else:
     spec = lazy("causalpatch.base.spec")
     rich_console = lazy("rich.console")
     rich_markup = lazy("rich.markup")
     rich_table = lazy("rich.table")
+    words = lazy("causalpatch.results.words")
 
 
 # Shares from here on are spoken of.
@@ -102,6 +104,11 @@ def doctor_table(rows: Sequence[Mapping[str, Any]]) -> None:
     _console().print(shown)
     n_refused = sum(row["refused"] is not None for row in rows)
     print(f"{len(rows) - n_refused} sites can be patched, {n_refused} are refused")
+
+
+def engine(effects: Any) -> None:
+    """Print which engine made the runs, and why that one."""
+    print(f"engine {words.engine_of(effects.provenance) or 'not recorded'}")
 
 
 def top_table(found: Any) -> None:

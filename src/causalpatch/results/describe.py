@@ -12,7 +12,7 @@ from causalpatch.results.labels import cell_text
 from causalpatch.results.layout import label_name
 from causalpatch.results.shares import Numbers
 from causalpatch.results.status import Status, counts, has_number
-from causalpatch.results.words import own_notes, reference_run, restores
+from causalpatch.results.words import engine_of, own_notes, reference_run, restores
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -30,12 +30,14 @@ def describe(data: xr.Dataset, provenance: Mapping[str, Any], numbers: Numbers, 
     axes = [str(name) for name in data["status"].dims[:-1]]
     status = data["status"].values
     value = str(provenance.get("value") or "source")
+    engine = engine_of(provenance)
     facts = [
         ("axes", " x ".join(f"{axis} {data.sizes[axis]}" for axis in axes) or "none"),
         ("pairs", pairs),
         ("metric", ", ".join(map(str, np.atleast_1d(data["metric_name"].values)))),
         ("gap", _gap(provenance, numbers)),
         ("runs", f"{int(has_number(status).sum())} of {status.size} measured" + _others(status)),
+        *([("engine", engine)] if engine else []),
         ("largest", _largest(data, axes, provenance, numbers)),
         *(("note", note) for note in own_notes(provenance)),
     ]
@@ -55,9 +57,10 @@ def _gap(provenance: Mapping[str, Any], numbers: Numbers) -> str:
 
 def _others(status: np.ndarray) -> str:
     numbers = counts(status)
-    screened = f", {numbers[Status.SCREENED]} of them in reduced precision" if Status.SCREENED in numbers else ""
+    ways = {Status.DERIVED: "derived", Status.SCREENED: "in reduced precision"}
+    told = "".join(f", {numbers[code]} of them {how}" for code, how in ways.items() if code in numbers)
     others = [f"{number} {code.text}" for code, number in numbers.items() if not has_number(np.array(code))]
-    return screened + (f" ({', '.join(others)})" if others else "")
+    return told + (f" ({', '.join(others)})" if others else "")
 
 
 def _largest(data: xr.Dataset, axes: list[str], provenance: Mapping[str, Any], numbers: Numbers) -> str:

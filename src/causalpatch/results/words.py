@@ -95,6 +95,12 @@ values at z.*.* of the corrupted run (denoise)'
     return f"recovered: {gap}, {restored(provenance)} by putting {change(provenance)} ({_direction(provenance)})"
 
 
+def engine_of(provenance: Mapping[str, Any]) -> str:
+    """Return which engine made the runs, and why that one; an empty text where this was not recorded."""
+    record = provenance.get("engine") or {}
+    return ": ".join(str(record[name]) for name in ("tier", "reason") if record.get(name))
+
+
 def own_notes(provenance: Mapping[str, Any]) -> list[str]:
     """Return what the run itself had to say of its numbers."""
     return [str(note) for note in provenance.get("notes") or ()]

@@ -71,7 +71,8 @@ def sweep(
         ('layer', 'head', 'pair')
 
     Cost:
-        One row of a full forward per cell and pair, and two per pair for the untouched runs.
+        One run per cell and pair, and three or four per pair for the untouched runs and the controls. On the wavefront
+        a run is the tokens and layers that the patch can change; ``plan_sweep`` says how much that is.
     """
     wanted = parse(site)
     grid = _grid_of(experiment, wanted, over)

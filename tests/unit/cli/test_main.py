@@ -10,6 +10,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from causalpatch.cli.main import main
+from causalpatch.engine import ENGINES
 from causalpatch.results.effects import Effects
 from causalpatch.testing.tiny import tiny_model
 
@@ -182,6 +183,50 @@ def test_stopping_keeps_what_was_measured_and_leaves_with_130(capsys, folder, pa
     sweeps = json.loads(out)["sweeps"]
     assert list(sweeps) == ["logits@-1", "z"]
     assert sweeps["z"]["provenance"]["complete"] is False
+
+
+def test_sweep_offers_every_engine(capsys, folder, pairs_file):
+    code, _, err = run(capsys, "sweep", folder, pairs_file, "--engine", "fast")
+    assert code == 2
+    assert ", ".join(map(repr, ENGINES)) in err
+
+
+def test_sweep_says_which_engine_made_the_runs_and_all_give_the_same_numbers(capsys, folder, pairs_file):
+    words = ("--site", "z@-1", "--metric", "kl_divergence")
+    code, out, _ = run(capsys, "sweep", folder, pairs_file, *words)
+    assert code == 0
+    assert "\nengine wavefront: rows of tokens that can have changed\n" in out
+    found = {}
+    for engine in ("auto", "restart", "rows"):
+        code, out, _ = run(capsys, "sweep", folder, pairs_file, *words, "--engine", engine, "--json")
+        assert code == 0
+        found[engine] = json.loads(out)["sweeps"]["z@-1"]
+        cells = sorted(
+            (cell["layer"], cell["head"], cell["effect"]) for cell in found[engine]["cells"]["kl_divergence"]
+        )
+        found[engine]["effects"] = [effect for _, _, effect in cells]
+    made = {engine: one["provenance"]["engine"]["tier"] for engine, one in found.items()}
+    assert made == {"auto": "wavefront", "restart": "restart", "rows": "rows"}
+    for one in found.values():
+        assert one["effects"] == pytest.approx(found["rows"]["effects"], rel=1e-4, abs=1e-5)
+
+
+def test_an_engine_that_cannot_make_the_runs_is_an_error_not_another_engine(capsys, folder, pairs_file):
+    code, out, err = run(
+        capsys, "sweep", folder, pairs_file, "--site", "module(lm_head).output", "--engine", "wavefront"
+    )
+    assert (code, out) == (2, "")
+    assert "stands outside the layers" in err
+
+
+def test_a_small_memory_budget_makes_smaller_batches(capsys, folder, pairs_file):
+    made = {}
+    for budget in ("1", "0.00001"):
+        words = ("--site", "z@-1", "--metric", "kl_divergence", "--budget-gib", budget, "--json")
+        code, out, _ = run(capsys, "sweep", folder, pairs_file, *words)
+        assert code == 0
+        made[budget] = json.loads(out)["sweeps"]["z@-1"]["provenance"]["cost"]["forwards"]
+    assert made["0.00001"] > made["1"]
 
 
 def test_pairs_are_kept_by_column_and_number(capsys, folder, pairs_file):

@@ -283,6 +283,16 @@ def test_printing_says_what_is_removed_by_what_and_repeats_the_notes_of_the_run(
     ]
 
 
+def test_printing_says_which_engine_made_the_runs_and_how_many_needed_none(make):
+    record = {"tier": "restart", "reason": "whole prompts; wavefront: its tokens see later ones"}
+    status = np.zeros((2, 40), dtype=np.uint8)
+    status[1] = 1
+    effects = make({"layer": [0, 1]}, [0.5, 0.0], status=status, provenance={"engine": record})
+    lines = repr(effects).splitlines()
+    assert lines[5] == "  runs     80 of 80 measured, 40 of them derived"
+    assert lines[6] == "  engine   restart: whole prompts; wavefront: its tokens see later ones"
+
+
 def test_effects_that_are_a_share_of_nothing_say_why_when_printed(make):
     effects = make({"layer": [0]}, [0.5], provenance={"reference": "none", "no_share": "two kinds of ablation"})
     lines = repr(effects).splitlines()
