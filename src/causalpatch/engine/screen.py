@@ -75,7 +75,7 @@ class Screen:
         return {
             "asked": "screen",
             "product": self.product,
-            "noise": {name: {**vars(noise), "typical": _typical(noise)} for name, noise in self.noise.items()},
+            "noise": {name: _plain(noise) for name, noise in self.noise.items()},
             "n_screened": self.n_screened,
             "n_rechecked": self.n_rechecked,
             "top": self.top_k,
@@ -103,6 +103,12 @@ class Screen:
 def _typical(noise: ScreenNoise) -> float:
     """Return the noise of an effect of the sample's median size."""
     return float(noise.of(np.array([noise.scale]))[0])
+
+
+def _plain(noise: ScreenNoise) -> dict[str, Any]:
+    """Return a noise as plain data, its typical size beside it; None stands for what has no bound."""
+    found = {**vars(noise), "typical": _typical(noise)}
+    return {name: value if np.isfinite(value) else None for name, value in found.items()}
 
 
 def measure_screened(

@@ -85,7 +85,7 @@ def test_derived_and_screened_numbers_count(code):
 
 def test_what_was_screened_says_so_wherever_it_is_read():
     effects = by_hand(status=np.array([[2, 2, 1], [0, 3, 0]]))
-    assert "5 of 6 measured, 2 of them in reduced precision (1 unaligned)" in repr(effects)
+    assert "5 of 6 measured, 1 of them derived, 2 of them in reduced precision (1 unaligned)" in repr(effects)
     summary = effects.summary()
     assert summary["status"].tolist() == ["derived; 2 screened", "measured; 1 unaligned"]
     assert "screened: 2 of 6 runs, measured in reduced precision" in summary.attrs["notes"]
