@@ -97,7 +97,8 @@ def test_the_reference_ablates_what_a_pair_has_of_all_positions():
     pairs = prompts(([3, 4, 5], [6, 4]), ([3, 4], [7, 4])).align("map", mapping=[[(0, 0), (2, 1)], [(0, 0)]])
     patches = [cp.Patch("resid_post.1", "zero", column=column) for column in (0, 1)]
     data = cp.Experiment(MODEL, pairs, direction="noise").run(patches).to_xarray()
-    assert data["status"].values.tolist() == [[Status.MEASURED] * 2, [Status.MEASURED, Status.UNALIGNED]]
+    # Nothing reads the first token behind the last layer.
+    assert data["status"].values.tolist() == [[Status.DERIVED] * 2, [Status.MEASURED, Status.UNALIGNED]]
     # The second pair has the first column only, so that its reference is its only cell.
     assert data["baseline_reference"].values[1] == pytest.approx(data["metric"].values[0, 1])
     assert data["baseline_reference"].values[0] == pytest.approx(data["metric"].values[1, 0])
@@ -135,8 +136,12 @@ def test_several_metrics_stand_side_by_side():
     assert effects.to_xarray()["metric"].dims == ("metric_name", "intervention", "pair")
     for metric in experiment.metrics:
         alone = cp.Experiment(MODEL, PAIRS, metric=metric).run(["z.0.1@-1", "resid_pre.1@-1"])
-        np.testing.assert_array_equal(
-            effects.metric(metric.name).effect(per_pair=True).values, alone.effect(per_pair=True).values
+        # How many columns are read changes the order of sums, and with it the last bits.
+        np.testing.assert_allclose(
+            effects.metric(metric.name).effect(per_pair=True).values,
+            alone.effect(per_pair=True).values,
+            rtol=0,
+            atol=1e-13,
         )
 
 
@@ -232,7 +237,7 @@ def test_with_every_number_stands_how_it_was_obtained():
     assert record["reference"] == "corrupted run"
     assert record["metrics"] == ["logit_difference", "rank"]
     assert record["higher_is_better"] == {"logit_difference": True, "rank": False}
-    assert record["engine"]["tier"] == "reference"
+    assert record["engine"]["tier"] == "wavefront"
     assert record["seed"] == 5
     assert record["complete"] is True
     assert record["facts"] == {
