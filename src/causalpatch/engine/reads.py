@@ -41,7 +41,7 @@ class Reads:
 
 
 def what_matters(
-    visible: Sequence[Bool[np.ndarray, "prompt query_position key_position"]], reads: Reads
+    visible: Sequence[Bool[np.ndarray, "batch query_position key_position"]], reads: Reads
 ) -> Bool[np.ndarray, "depth prompt position"]:
     """Say at which tokens the stream can matter to what is read.
 

@@ -21,6 +21,8 @@ from causalpatch.engine.segments import Group
 
 LONG = 64
 """Own tokens of a segment from which the fused kernel is faster than products, a mask and a softmax."""
+MANY = 64
+"""Segments of one token on a prompt from which they are worth products of their own."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,10 @@ class RowAttention:
                 tokens = np.concatenate([before.tokens, own.tokens])
                 own = Own(tokens, torch.cat([before.keys, own.keys], 2), torch.cat([before.values, own.values], 2))
             rows = slice(group.first, group.first + group.n_rows)
-            out[0, rows] = _attend_group(query[0, :, rows], own, group, self.seen, self.visible)
+            if _is_single(own, group, self.seen, self.visible):
+                _attend_single(query[0, :, rows], own, group, self.seen, out[0, rows])
+            else:
+                out[0, rows] = _attend_group(query[0, :, rows], own, group, self.seen, self.visible)
         return out
 
 
@@ -140,6 +145,39 @@ def _pattern(scores: Float[Tensor, "*axes q k"], mask: Tensor | None, seen: Keys
 def _own(tensor: Float[Tensor, "one K row W"], group: Group) -> Float[Tensor, "K PN S W"]:
     rows = tensor[0, :, group.first : group.first + group.n_rows]
     return rows.reshape(tensor.shape[1], group.n_segments, len(group.tokens), tensor.shape[-1])
+
+
+def _is_single(own: Own, group: Group, seen: KeysValues, visible: np.ndarray) -> bool:
+    """Say whether each segment of a group is one token that sees all base tokens, many of them to a prompt."""
+    if own.keys.shape[2] > 1 or not group.start or not seen.is_plain or group.count < MANY:
+        return False
+    return bool(_visible(own.tokens, group, visible).all())
+
+
+def _attend_single(
+    query: Float[Tensor, "head row head_width"],
+    own: Own,
+    group: Group,
+    seen: KeysValues,
+    out: Float[Tensor, "row head value_width"],
+) -> None:
+    """Attend from one token per segment, prompt by prompt, with as few passes over the rows as can be."""
+    n_heads, n_kv, n_base = len(query), len(own.keys), group.start
+    for number, slot in enumerate(group.slots.tolist()):
+        rows = slice(number * group.count, (number + 1) * group.count)
+        keys, values = seen.keys[slot, :, :n_base], seen.values[slot, :, :n_base]
+        own_keys, own_values = own.keys[:, rows, 0], own.values[:, rows, 0]
+        if n_kv < n_heads:
+            keys, values, own_keys, own_values = (
+                part.repeat_interleave(n_heads // n_kv, 0) for part in (keys, values, own_keys, own_values)
+            )
+        some = query[:, rows]
+        scores = some.new_empty(n_heads, group.count, n_base + 1)
+        scores[..., :n_base] = some @ keys.transpose(-1, -2)
+        scores[..., n_base] = (some * own_keys).sum(-1)
+        pattern = _pattern(scores, None, seen)
+        mixed = torch.baddbmm(pattern[..., n_base:] * own_values, pattern[..., :n_base], values)
+        out[rows] = mixed.transpose(0, 1)
 
 
 def _attend_group(

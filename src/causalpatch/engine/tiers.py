@@ -151,10 +151,10 @@ def measure(job: Job, gauge: Gauge, means: Means, cost: Cost, *, route: Route) -
             has_untouched = True
             pending = [number for number in pending if number not in set(mine)]
     if pending or not has_untouched:
-        reasons = list(route.passed_over.items())
+        n_left = sum(number < job.n_asked for number in pending)
         raise SettingError(
-            f"engine {route.engine!r} cannot make {len(pending)} of {len(job.interventions)} runs",
-            facts=[(name, reason) for name, reason in reasons],
+            f"engine {route.engine!r} cannot make {f'{n_left} of {job.n_asked}' if n_left else 'these'} runs",
+            facts=[*route.passed_over.items()],
             fix='let causalpatch choose: engine="auto"',
         )
 

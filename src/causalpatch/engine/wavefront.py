@@ -91,6 +91,7 @@ def measure(job: Job, gauge: Gauge, means: Means, cost: Cost) -> Iterator[Block]
             yield from copies.spread(Block.lost(lost, len(gauge.metrics)))
         for block in sweep.blocks(rows):
             yield from copies.spread(block)
+        del sweep, blocks  # its tensors go before those of the next are made
 
 
 def _batches(job: Job) -> Iterator[np.ndarray]:

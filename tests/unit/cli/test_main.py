@@ -177,7 +177,7 @@ def test_stopping_keeps_what_was_measured_and_leaves_with_130(capsys, folder, pa
     monkeypatch.setattr(LlamaForCausalLM, "forward", stop_after_some)
     monkeypatch.setattr("causalpatch.engine.memory.CPU_TOKENS", 4)  # one prompt in a forward
     words = ("--site", "logits@-1", "--site", "z", "--site", "attn_out", "--metric", "kl_divergence", "--json")
-    code, out, err = run(capsys, "sweep", folder, pairs_file, *words)
+    code, out, err = run(capsys, "sweep", folder, pairs_file, *words, "--engine", "rows")
     assert code == 130
     assert "runs were made and are kept" in err
     sweeps = json.loads(out)["sweeps"]

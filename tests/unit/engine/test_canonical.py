@@ -1,0 +1,48 @@
+"""Interventions that are one run."""
+
+import numpy as np
+
+import causalpatch as cp
+from causalpatch.engine import Job, Means, targets_of
+from causalpatch.engine.canonical import without_repeats
+from causalpatch.engine.job import Block
+from causalpatch.pairs import Pair, Pairs
+from causalpatch.results.status import Status
+from causalpatch.testing.tiny import tiny_model
+
+
+def job_of(*interventions: list, n_controls: int = 0) -> Job:
+    model = cp.open_model(tiny_model("gpt2"))
+    pairs = Pairs([Pair(np.arange(3, 7), np.arange(4, 8), ((5,),), ((6,),))])
+    targets = [targets_of(model, cp.Intervention.of(some)) for some in interventions]
+    return Job(model, pairs, targets, "corrupt", n_controls=n_controls)
+
+
+def test_the_stream_out_of_a_layer_is_the_stream_into_the_next():
+    asked = ["resid_post.0@1"], ["z.0.1"], ["resid_pre.1@1"], ["resid_post.1@1"]
+    job, _, copies = without_repeats(job_of(*asked), Means())
+    assert [str(targets[0].site) for targets in job.interventions] == ["resid_pre.1", "z.0.1", "resid_post.1"]
+    assert [some.tolist() for some in copies.of] == [[0, 2], [1], [3]]
+
+
+def test_other_values_positions_and_functions_are_other_runs():
+    function = cp.Function(lambda current, source: -current, "flip", needs_source=False)
+    again = cp.Function(lambda current, source: current, "flip", needs_source=False)
+    values = ["source", "zero", function, again]
+    asked = ["z.0.1@2", *(cp.Patch("z.0.1@1", value) for value in values)]
+    job, _, _ = without_repeats(job_of(*([one] for one in asked)), Means())
+    assert len(job.interventions) == len(asked)
+
+
+def test_controls_are_made_whatever_else_is_made():
+    job, _, copies = without_repeats(job_of(["z.0.1"], ["z.0.1"], ["z.0.1"], n_controls=1), Means())
+    assert [some.tolist() for some in copies.of] == [[0, 1], [2]]
+    assert job.n_asked == 1
+
+
+def test_numbers_are_spread_to_all_that_a_run_stands_for():
+    _, _, copies = without_repeats(job_of(["z.0.1"], ["z.0.0"], ["z.0.1"]), Means())
+    block = Block.of(np.array([1, 0]), np.array([0, 0]), np.array([[1.0, 2.0]]), Status.MEASURED)
+    (spread,) = copies.spread(block)
+    assert spread.interventions.tolist() == [1, 0, 2]
+    assert spread.values.tolist() == [[1.0, 2.0, 2.0]]
