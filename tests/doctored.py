@@ -131,6 +131,13 @@ class CountsTokens(LlamaMLP):
         return super().forward(x) * (1 + 0.1 * x.shape[1])
 
 
+class Blurring(nn.Module):
+    """An activation, without any parameter, that mixes each token with the one before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.silu(x) + 0.5 * nn.functional.pad(x[:, :-1], (0, 0, 1, 0))
+
+
 class Tilting(LlamaAttention):
     """Hands its kernel an argument that only this kernel knows."""
 
@@ -162,8 +169,8 @@ def _own(module, query, key, value, attention_mask, scaling, **_: Any):
     return _tilted(module, query, key, value, attention_mask, scaling, tilt=0.5, bias=_of_queries)
 
 
-for _name, _kernel in (("tests_tilted", _tilted), ("tests_own", _own)):
-    AttentionInterface.register(_name, _kernel)
+for _name, _function in (("tests_tilted", _tilted), ("tests_own", _own)):
+    AttentionInterface.register(_name, _function)
     AttentionMaskInterface.register(_name, eager_mask)
 
 
@@ -197,67 +204,59 @@ def llama(**settings: Any) -> LlamaForCausalLM:
     return tiny_model("llama", **({"layers": 3, "heads": 4, "kv_heads": 2, "seed": 5} | settings))
 
 
-def _with_body(body: type[LlamaModel], attention: type[nn.Module] | None = None) -> Callable[[], LlamaForCausalLM]:
-    def make() -> LlamaForCausalLM:
-        module = llama()
-        module.model.__class__ = body
-        for layer in module.model.layers if attention else ():
-            layer.self_attn.__class__ = attention
-        return module
+def _classes(**classes: type[nn.Module]) -> Callable[[LlamaForCausalLM], None]:
+    """Return what gives parts of a model another class, and attention a kernel."""
 
-    return make
+    def doctor(module: LlamaForCausalLM) -> None:
+        places = {"": module, "model": module.model, "lm_head": module.lm_head}
+        for name, kind in classes.items():
+            name = name.removeprefix("whole")
+            parts = [places[name]] if name in places else [getattr(layer, name) for layer in module.model.layers]
+            for part in parts:
+                part.__class__ = kind
 
-
-def _with_part(name: str, part: type[nn.Module], kernel: str | None = None) -> Callable[[], LlamaForCausalLM]:
-    def make() -> LlamaForCausalLM:
-        module = llama()
-        for layer in module.model.layers:
-            getattr(layer, name).__class__ = part
-        if kernel:
-            module.config._attn_implementation = kernel
-        return module
-
-    return make
+    return doctor
 
 
-def _with_kernel(name: str) -> Callable[[], LlamaForCausalLM]:
-    def make() -> LlamaForCausalLM:
-        module = llama()
+def _kernel(name: str, attention: type[nn.Module] | None = None) -> Callable[[LlamaForCausalLM], None]:
+    def doctor(module: LlamaForCausalLM) -> None:
         module.config._attn_implementation = name
-        return module
+        if attention:
+            _classes(self_attn=attention)(module)
 
-    return make
-
-
-def _with_class(of_head: type[nn.Module] | None = None, of_whole: type[nn.Module] | None = None) -> Callable:
-    def make() -> LlamaForCausalLM:
-        module = llama()
-        if of_head:
-            module.lm_head.__class__ = of_head
-        if of_whole:
-            module.__class__ = of_whole
-        return module
-
-    return make
+    return doctor
 
 
-# Models that layers on rows would get wrong, and what they may not be replayed by.
-REFUSED: Mapping[str, Callable[[], LlamaForCausalLM]] = {
-    "features between its layers": _with_body(FeaturesBetween),
-    "a factor between its layers": _with_body(ScaledBetween),
-    "a prefix that sees itself": _with_body(PrefixLM),
-    "no causal mask": _with_body(Encoder),
-    "a dictionary that layers share": _with_body(Remembering, Recalls),
-    "an MLP that mixes tokens": _with_part("mlp", Shifting),
-    "an MLP that counts tokens": _with_part("mlp", CountsTokens),
-    "an argument that only its kernel knows": _with_part("self_attn", Tilting, "tests_tilted"),
-    "a kernel of its own": _with_kernel("tests_own"),
+def _activation(module: LlamaForCausalLM) -> None:
+    for layer in module.model.layers:
+        layer.mlp.act_fn = Blurring()
+
+
+# What layers on rows would get wrong.
+REFUSED: Mapping[str, Callable[[LlamaForCausalLM], None]] = {
+    "features between its layers": _classes(model=FeaturesBetween),
+    "a factor between its layers": _classes(model=ScaledBetween),
+    "a prefix that sees itself": _classes(model=PrefixLM),
+    "no causal mask": _classes(model=Encoder),
+    "a dictionary that layers share": _classes(model=Remembering, self_attn=Recalls),
+    "an MLP that mixes tokens": _classes(mlp=Shifting),
+    "an MLP that counts tokens": _classes(mlp=CountsTokens),
+    "an activation that mixes tokens": _activation,
+    "an argument that only its kernel knows": _kernel("tests_tilted", Tilting),
+    "a kernel of its own": _kernel("tests_own"),
 }
-# Models that may be replayed or refused, but never got wrong.
-ODD: Mapping[str, Callable[[], LlamaForCausalLM]] = {
-    "a loop of its own": _with_body(Body),
-    "a tensor for each token": _with_body(PerToken, AddsExtra),
-    "an unembedding that does more": _with_class(of_head=DoubleHead),
-    "bent logits": _with_class(of_whole=SineLogits),
-    "centred logits": _with_class(of_whole=CentredLogits),
+# What layers on rows may take or refuse, but never get wrong.
+ODD: Mapping[str, Callable[[LlamaForCausalLM], None]] = {
+    "a loop of its own": _classes(model=Body),
+    "a tensor for each token": _classes(model=PerToken, self_attn=AddsExtra),
+    "an unembedding that does more": _classes(lm_head=DoubleHead),
+    "bent logits": _classes(whole=SineLogits),
+    "centred logits": _classes(whole=CentredLogits),
 }
+
+
+def doctored(name: str) -> LlamaForCausalLM:
+    """Build the model of this name."""
+    module = llama()
+    (REFUSED | ODD)[name](module)
+    return module
