@@ -223,6 +223,16 @@ def test_two_names_of_one_activation_give_equal_numbers_and_cost_no_more_rows():
     assert once.metrics == [metric.name for metric in METRICS]
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_what_leaves_a_layer_is_written_before_what_enters_the_next_in_whatever_order_they_are_named(order):
+    pairs = with_prefix(3, seed=2)
+    world = world_of("llama", pairs, shape=(3, 4, 4, 0))
+    values = (cp.Constant(1.5), cp.Function(lambda current, source: 2 * current + source, "twice"))
+    for first, second in (values, values[::-1]):
+        both = [laid_at(pairs, "resid_post.0@-1", first), laid_at(pairs, "resid_pre.1@-1", second)]
+        assert_as_raw_hooks("wavefront", world, [[both[i] for i in order]])
+
+
 def test_functions_that_are_not_the_same_object_are_not_the_same_value():
     world = world_of("llama", PAIRS)
     functions = [cp.Function(lambda current, source, by=by: by * current, "times") for by in (0.0, 2.0, -1.0)]

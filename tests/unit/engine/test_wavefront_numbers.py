@@ -188,6 +188,38 @@ def test_a_suffix_longer_than_a_chunk_is_cut_without_losing_its_keys(family):
         assert_agree(got, wanted)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_long_segments_and_many_single_tokens_attend_as_short_and_few_ones_do(family, side, monkeypatch):
+    """Fused kernels and products of their own take over from a size on, which no tiny model has."""
+    rng = np.random.default_rng(9)
+    pairs = Pairs(
+        [
+            Pair(rng.integers(3, 40, n), rng.integers(3, 40, n), ((4 + n,),), ((20 + n,),), f"pair {n}")
+            for n in (9, 6, 13)
+        ],
+        name="long",
+    )
+    world = world_of(family, pairs, side)
+    monkeypatch.setattr("causalpatch.engine.rows.LONG", 3)
+    monkeypatch.setattr("causalpatch.engine.rows.MANY", 2)
+    sites = ("resid_pre.0", "resid_pre.1", "k.1.1", "v.0.0", "z.0.3", "mlp_out.0", "q.1.2")
+    laid = [[laid_at(pairs, f"{site}@{token}")] for site in sites for token in (0, 2, 4, -1)]
+    laid += [[laid_at(pairs, f"mlp_post.0.{neuron}@-1")] for neuron in range(5)]
+    assert_as_raw_hooks("wavefront", world, laid)
+    many = [cp.Patch(f"z.0.{head}@-1", value) for head in range(4) for value in (None, "zero", 0.5)]
+    for metric in (projection, [cp.log_probability, cp.kl_divergence]):
+        assert_agree(run_on("wavefront", world, many, metric=metric), run_on("reference", world, many, metric=metric))
+
+
+def test_a_prompt_of_sixty_four_tokens_and_seventy_neurons_at_its_end():
+    pairs = long_pairs(2, 64, n_changed=20)
+    world = world_of("llama", pairs, shape=(2, 4, 2, 0))
+    patches = [f"mlp_post.0.{neuron}@-1" for neuron in range(70)] + ["resid_pre.0@0", "z.0.1@0", "k.1.0@0", "v.0.1"]
+    got = run_on("wavefront", world, patches, metric=projection)
+    assert_agree(got, run_on("reference", world, patches, metric=projection))
+
+
 def test_a_small_budget_changes_no_number():
     pairs = long_pairs(3, 20)
     world = world_of("llama", pairs)
