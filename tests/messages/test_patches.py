@@ -59,7 +59,7 @@ def test_a_function_must_return_the_shape_it_was_given(refuses, llama, pairs):
         PatchError,
         """
         function total for 'z.0.1' did not return the shape it was given
-          given     shape (1, 8)
+          given     shape (2, 8)
           returned  shape ()
           fix: return the new value of every element, such as current * 0.5
         """,

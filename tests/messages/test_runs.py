@@ -160,7 +160,7 @@ def test_a_run_that_is_stopped_says_what_it_kept(llama, pairs):
         return outputs.distribution.amax(-1)
 
     rows = []
-    experiment = cp.Experiment(llama, pairs, metric=cp.metric(stop, name="largest"), max_rows=2)
+    experiment = cp.Experiment(llama, pairs, metric=cp.metric(stop, name="largest"), engine="rows", max_rows=2)
     with pytest.warns(CausalPatchWarning) as heard:
         effects = experiment.run(["z.0.0", "z.0.1", "z.0.2", "z.1.0", "z.1.1", "z.1.2"])
     n_made = int(effects.to_xarray()["metric"].notnull().sum())

@@ -40,7 +40,7 @@ CALLS = {
         "SettingError",
         """
         engine cannot be 'fast'
-          known  auto, reference
+          known  auto, wavefront, restart, graph, rows, reference
           fix: engine="auto"
         """,
     ),

@@ -281,11 +281,10 @@ def _plan_cells(
 
 def _reads(gauge: Gauge, lengths: np.ndarray) -> np.ndarray:
     """Return the tokens that are read in each pair, each once and -1 to fill up, ``(pair, read)``."""
-    found = gauge.reads(lengths, np.arange(len(lengths)))
-    if found is None:
+    if gauge.reads_all:
         tokens = np.arange(lengths.max())
         return np.where(tokens < lengths[:, None], tokens, -1)
-    reads = np.sort(found, axis=1)
+    reads = np.sort(gauge.reads(lengths, np.arange(len(lengths))), axis=1)
     reads[:, 1:][reads[:, 1:] == reads[:, :-1]] = -1
     return reads
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from causalpatch.base.errors import ModelUnsupported
+from causalpatch.base.errors import ModelUnsupported, NotFinite
 from causalpatch.base.seeds import generator
 from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.job import BASE, SOURCE, Block, Cost, Job
@@ -57,7 +57,7 @@ def _compare(measure: Measure, job: Job, lengths: np.ndarray) -> str | None:
     gauge = Gauge(_metrics(check), check.pairs, job.model)
     try:
         got, wanted = (_numbers(some, check, gauge) for some in (measure, measure_rows))
-    except ModelUnsupported as error:
+    except (ModelUnsupported, NotFinite) as error:
         return error.what.partition(": ")[2] or error.what
     eps = torch.finfo(job.model.dtype).eps
     tolerance = {torch.float64: 1e-10, torch.float32: 5e-4}.get(job.model.dtype, 16 * eps)

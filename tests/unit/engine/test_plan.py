@@ -74,7 +74,7 @@ def test_a_plan_counts_the_rows_that_the_run_then_makes(value):
     model, _ = tiny_world("llama", (2, 4, 2, 0))
     pairs = prompts(([3, 4, 5, 6], [7, 4, 5, 6]), ([8, 9, 10], [8, 11, 10]), ([8, 9, 10], [12, 9, 10]))
     direction = "denoise" if value is None else "noise"
-    experiment = cp.Experiment(model, pairs, direction=direction, max_rows=4)
+    experiment = cp.Experiment(model, pairs, direction=direction, engine="rows", max_rows=4)
     patches = [cp.Patch(site, value) for site in ("z.0.1@-1", "resid_pre.1")]
     made = experiment.plan(patches)
     effects = experiment.run(patches)

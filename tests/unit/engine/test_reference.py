@@ -29,7 +29,7 @@ def stop_after(module, n_forwards):
 
 
 def stopped_run(n_forwards, patches=PATCHES, **settings):
-    experiment = cp.Experiment(MODEL, PAIRS, max_rows=1, show_progress=False, **settings)
+    experiment = cp.Experiment(MODEL, PAIRS, engine="rows", max_rows=1, show_progress=False, **settings)
     hook = stop_after(MODEL.module, n_forwards)
     try:
         with pytest.warns(CausalPatchWarning, match="runs were made and are kept"):
@@ -39,7 +39,7 @@ def stopped_run(n_forwards, patches=PATCHES, **settings):
 
 
 def test_stopping_keeps_what_was_measured_and_says_so():
-    whole = cp.Experiment(MODEL, PAIRS, max_rows=1).run(PATCHES)
+    whole = cp.Experiment(MODEL, PAIRS, engine="rows", max_rows=1).run(PATCHES)
     n_forwards = whole.provenance["cost"]["forwards"]
     before = hooks_of(MODEL.module)
     for stop in (4, n_forwards // 2, n_forwards - 1):
@@ -60,7 +60,7 @@ def test_stopping_keeps_what_was_measured_and_says_so():
 
 
 def test_a_stopped_ablation_keeps_only_pairs_whose_reference_was_run():
-    whole = cp.Experiment(MODEL, PAIRS, direction="noise", max_rows=1)
+    whole = cp.Experiment(MODEL, PAIRS, direction="noise", engine="rows", max_rows=1)
     patches = [cp.Patch(site, "zero") for site in PATCHES]
     full = whole.run(patches).to_xarray()
     n_forwards = whole.run(patches).provenance["cost"]["forwards"]
@@ -137,9 +137,10 @@ def test_several_metrics_cost_one_run():
     calls = []
     hook = MODEL.module.register_forward_hook(lambda *_: calls.append(1))
     try:
-        one = cp.Experiment(MODEL, PAIRS).run(PATCHES)
+        one = cp.Experiment(MODEL, PAIRS, engine="rows").run(PATCHES)
         n_one = len(calls)
-        three = cp.Experiment(MODEL, PAIRS, metric=["logit_difference", "rank", "kl_divergence"]).run(PATCHES)
+        metrics = ["logit_difference", "rank", "kl_divergence"]
+        three = cp.Experiment(MODEL, PAIRS, metric=metrics, engine="rows").run(PATCHES)
         assert len(calls) == 2 * n_one
     finally:
         hook.remove()
