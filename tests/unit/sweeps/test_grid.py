@@ -49,7 +49,7 @@ def test_every_site_has_its_axes_by_default(site, dims):
     pairs = prompts(([3, 4, 5, 6], [7, 4, 5, 6]), ([3, 9, 10, 6], [3, 11, 10, 12]), spans={"subject": ((0, 2), (0, 2))})
     effects = cp.sweep(cp.Experiment(MODEL, pairs, show_progress=False), site)
     assert effects.dims == (*dims, "pair")
-    assert (effects.to_xarray()["status"].values == Status.MEASURED).all()
+    assert (effects.to_xarray()["status"].values <= Status.DERIVED).all()
 
 
 def test_coordinates_are_the_members_of_the_set(experiment):
@@ -264,7 +264,9 @@ def test_units_are_counted_on_their_own_axis_wherever_positions_stand():
 def test_modules_of_prompts_may_be_walked_along_positions(experiment):
     effects = cp.sweep(experiment, "module(model.layers.*.mlp).output", over=("intervention", "position"))
     named = cp.sweep(experiment, "mlp_out")
-    np.testing.assert_array_equal(effects.effect(per_pair=True).values, named.effect(per_pair=True).values)
+    # A module may be anywhere in its layer, so that more of the layer is run: equal to rounding.
+    per_pair = [swept.effect(per_pair=True).values for swept in (effects, named)]
+    np.testing.assert_allclose(*per_pair, rtol=1e-10, atol=1e-12)
 
 
 def test_an_axis_of_a_generic_module_may_be_called_kv_head():
