@@ -51,6 +51,12 @@ INVARIANCE = "tests/laws/test_invariance.py"
 VALUES = "tests/laws/test_values.py"
 METRICS = "tests/laws/test_metrics.py"
 HOOKS = "tests/unit/engine/test_hooks.py"
+TIERS = "tests/laws/test_tiers.py"
+MASKS = "tests/unit/engine/test_wavefront_masks.py"
+DERIVED = "tests/unit/engine/test_wavefront_derived.py"
+ODD_MODELS = "tests/unit/engine/test_wavefront_models.py"
+NUMBERS = "tests/unit/engine/test_wavefront_numbers.py"
+CLEAN = "tests/unit/engine/test_wavefront_cleanliness.py"
 MUTANTS = (
     Mutant(
         "a head's slice is its neighbour's",
@@ -170,6 +176,174 @@ MUTANTS = (
         "groups=self.pairs.components[kept],",
         "groups=np.arange(len(kept)),",
         ("tests/unit/experiment/test_components.py",),
+    ),
+    Mutant(
+        "rows attend to base keys of other prompts",
+        "engine/rows.py",
+        "keys = seen.keys[slots, :, :n_base].transpose(0, 1)",
+        "keys = seen.keys[slots.flip(0), :, :n_base].transpose(0, 1)",
+        (TIERS, "-k", "whatever and llama"),
+    ),
+    Mutant(
+        "rows attend to base values of the token before",
+        "engine/rows.py",
+        "values = seen.values[slots, :, :n_base].transpose(0, 1)",
+        "values = seen.values[slots, :, :n_base].roll(1, 2).transpose(0, 1)",
+        (TIERS, "-k", "whatever and llama"),
+    ),
+    Mutant(
+        "rows see what their window hides",
+        "engine/rows.py",
+        "hidden = torch.as_tensor(~part, device=seen.mask.device)",
+        "hidden = torch.as_tensor(np.broadcast_to(~part[:, -1:], part.shape), device=seen.mask.device)",
+        (MASKS, "-k", "window and mistral"),
+    ),
+    Mutant(
+        "fused attention of long segments forgets the base's keys",
+        "engine/rows.py",
+        "both = torch.logaddexp(total, weight)",
+        "both = torch.logaddexp(total, weight - 100)",
+        (NUMBERS, "-k", "long_segments and left and llama"),
+    ),
+    Mutant(
+        "single tokens do not attend to themselves",
+        "engine/rows.py",
+        "scores[..., n_base] = (some * own_keys).sum(-1)",
+        "scores[..., n_base] = 0",
+        (NUMBERS, "-k", "long_segments and left and llama"),
+    ),
+    Mutant(
+        "a soft-cap on the scores is left out",
+        "engine/rows.py",
+        "if seen.softcap is not None:",
+        "if False:",
+        (NUMBERS, "-k", "soft_cap_on_the_scores"),
+    ),
+    Mutant(
+        "the last token that is read is not run",
+        "engine/reads.py",
+        "stops: np.ndarray = self.tokens.max(1) + 1",
+        "stops: np.ndarray = np.maximum(self.tokens.max(1), 1)",
+        (TIERS, "-k", "whatever and llama"),
+    ),
+    Mutant(
+        "what matters is sought in the layer itself alone, not through attention",
+        "engine/reads.py",
+        "matters[layer] = above | seen",
+        "matters[layer] = above",
+        (TIERS, "-k", "whatever and mistral"),
+    ),
+    Mutant(
+        "what undoes an earlier patch counts as changing nothing",
+        "engine/scene.py",
+        "if is_alone or not any(one.any() for one in differs):",
+        "if True:",
+        (DERIVED, "-k", "undoes"),
+    ),
+    Mutant(
+        "derived cells get the source run's numbers",
+        "engine/wavefront.py",
+        'yield Block.of(numbers, pairs, self.untouched["base"][:, local], Status.DERIVED)',
+        'yield Block.of(numbers, pairs, self.untouched["source"][:, local], Status.DERIVED)',
+        (DERIVED, "-k", "before_the_first and llama"),
+    ),
+    Mutant(
+        "values are compared in their first column alone",
+        "engine/values.py",
+        "answer = same.reshape(len(same), -1).all(1).cpu().numpy()",
+        "answer = same.reshape(len(same), -1).any(1).cpu().numpy()",
+        (TIERS, "-k", "whatever and llama"),
+    ),
+    Mutant(
+        "the stream out of a layer is taken for the stream into the same layer",
+        "engine/canonical.py",
+        'return Site("resid_pre", site.layer + 1)',
+        'return Site("resid_pre", site.layer)',
+        (TIERS, "-k", "raw_hook and llama"),
+    ),
+    Mutant(
+        "patches at different tokens count as the same run",
+        "engine/canonical.py",
+        "return (target.site, target.position, target.column, target.align, value if by_value else id(value))",
+        "return (target.site, target.column, target.align, value if by_value else id(value))",
+        (MASKS, "-k", "every_site and llama"),
+    ),
+    Mutant(
+        "functions of one name count as the same value",
+        "engine/canonical.py",
+        "return (target.site, target.position, target.column, target.align, value if by_value else id(value))",
+        "return (target.site, target.position, target.column, target.align, str(value))",
+        (DERIVED, "-k", "same_object"),
+    ),
+    Mutant(
+        "a stream that changes between two layers goes unseen",
+        "engine/stack.py",
+        "if not torch.equal(self.outputs[block.path], run.inputs[layer + 1]):",
+        "if False:",
+        (ODD_MODELS, "-k", "between"),
+    ),
+    Mutant(
+        "tokens that see later ones go unseen",
+        "engine/stack.py",
+        "if (is_seen & future & real[:, :, None] & real[:, None, :]).any():",
+        "if False:",
+        (ODD_MODELS, "-k", "prefix or causal"),
+    ),
+    Mutant(
+        "engines are trusted without a check",
+        "engine/selfcheck.py",
+        "if not np.nanmax(drift) <= tolerance or (np.isnan(got) != np.isnan(wanted)).any():",
+        "if False:",
+        (ODD_MODELS, "-k", "mixes or counts"),
+    ),
+    Mutant(
+        "the user's hooks go unseen",
+        "engine/hooks.py",
+        "if part._forward_hooks or part._forward_pre_hooks",
+        "if False",
+        (CLEAN, "-k", "obeyed"),
+    ),
+    Mutant(
+        "rows are given the positions of their neighbours",
+        "engine/stack.py",
+        "return (held[0, place.position] if held.shape[0] == 1 else place.rows_of(held))[None]",
+        "return (held[0, place.position] if held.shape[0] == 1 else place.rows_of(held).roll(1, 0))[None]",
+        (TIERS, "-k", "whatever and llama"),
+    ),
+    Mutant(
+        "in parallel blocks a patch of both sublayers loses the MLP's",
+        "engine/wave.py",
+        "if self.stack.is_parallel and not self.targets.any_at(layer, layout.chosen, DOWN):",
+        "if self.stack.is_parallel:",
+        (TIERS, "-k", "whatever and gpt_neox"),
+    ),
+    Mutant(
+        "modules that were passed by stay so",
+        "engine/stack.py",
+        'del module.__dict__["forward"]',
+        "pass",
+        (CLEAN, "-k", "run_leaves and llama"),
+    ),
+    Mutant(
+        "runs begin one layer late",
+        "engine/restart.py",
+        "return layer or 0",
+        "return min((layer or 0) + 1, len(layers) - 1)",
+        (TIERS, "-k", "whatever and llama"),
+    ),
+    Mutant(
+        "restarted runs get the streams of other pairs",
+        "engine/restart.py",
+        "return stream.narrow(1, first, n_columns)[local.to(stream.device)]",
+        "return stream.narrow(1, first, n_columns)[local.flip(0).to(stream.device)]",
+        (TIERS, "-k", "whatever and llama"),
+    ),
+    Mutant(
+        "streams padded on the left are cut on the right",
+        "engine/restart.py",
+        'first = stream.shape[1] - n_columns if job.padding_side == "left" else 0',
+        "first = 0",
+        (TIERS, "-k", "whatever"),
     ),
 )
 

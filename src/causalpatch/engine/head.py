@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
@@ -63,6 +64,26 @@ class Head:
         if vocab is not None and logits.shape[-1] != len(vocab):
             return logits[:, vocab]
         return logits
+
+    def stand_alone(
+        self, vocab: Int[Tensor, " column"], stream: Float[Tensor, "row width"], tokens: tuple[np.ndarray, np.ndarray]
+    ) -> bool:
+        """Say whether some columns have the same logits when the rest of the vocabulary is left out.
+
+        Args:
+            vocab: The vocabulary entries.
+            stream: Rows to try; each is tried turned around too, since untouched streams may be alike.
+            tokens: Id and position of each row's token.
+        """
+        if self.unembedding is None:
+            return True
+        for rows in (stream, stream.flip(-1)):
+            wanted, got = self.logits(rows, tokens), self.logits(rows, tokens, vocab=vocab)
+            eps = torch.finfo(wanted.dtype).eps
+            tolerance = (32 if wanted.dtype in (torch.float32, torch.float64) else 4) * eps
+            if not ((got - wanted[:, vocab]).abs() <= tolerance * wanted.abs().amax()).all():
+                return False
+        return True
 
     def embed(self, tokens: tuple[np.ndarray, np.ndarray], writes: Sequence[Write] = ()) -> Float[Tensor, "row width"]:
         """Return the stream into the first layer.

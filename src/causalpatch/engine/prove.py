@@ -27,6 +27,7 @@ from causalpatch.base.seeds import generator
 from causalpatch.engine.capture import capture, inputs_of
 from causalpatch.engine.hooks import Write, quiet, run_with_hooks
 from causalpatch.engine.memory import is_out_of_memory
+from causalpatch.engine.structure import structure_of
 from causalpatch.models import Model, Port
 from causalpatch.models.attention import attending
 from causalpatch.pairs import Batch
@@ -52,7 +53,7 @@ class Proof:
     failure: str | None = None
 
 
-_KNOWN: "weakref.WeakKeyDictionary[nn.Module, dict[str, Proof]]" = weakref.WeakKeyDictionary()
+_KNOWN: "weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, int], Proof]]" = weakref.WeakKeyDictionary()
 
 
 def prove(model: Model, name: str) -> Proof:
@@ -70,10 +71,11 @@ def prove(model: Model, name: str) -> Proof:
         MemoryExhausted: Not even the tiny prompts of the proof fit into memory.
     """
     known = _KNOWN.setdefault(model.module, {})
-    if name not in known:
+    key = name, structure_of(model)
+    if key not in known:
         try:
             with torch.no_grad():
-                known[name] = _Trial(model).of(name)
+                known[key] = _Trial(model).of(name)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -82,7 +84,7 @@ def prove(model: Model, name: str) -> Proof:
                 facts=[("runs", f"{N_ROWS} prompts of {N_TOKENS} tokens"), ("device", model.device)],
                 fix="free the device, or open the model in bfloat16",
             ) from error
-    return known[name]
+    return known[key]
 
 
 def require_proofs(model: Model, names: Collection[str]) -> None:

@@ -119,7 +119,8 @@ class Scene:
         }
         self.known = Known(runs[job.source], runs[job.base], means)
         patches_logits = any(target.site.name == "logits" for group in job.interventions for target in group)
-        self.vocab = None if gauge.needs_vocabulary or fork or patches_logits else gauge.answer_columns
+        needs_all = gauge.needs_vocabulary or fork or patches_logits
+        self.vocab = None if needs_all else self._columns(gauge.answer_columns)
         self.whole = fork is None and gauge.reads_all
         self.tokens = {role: self._tokens(role) for role in (job.base, job.source)}
         per_prompt = np.zeros((len(self.prompts.batch.lengths), self.tokens[job.base].shape[1]), dtype=np.int64)
@@ -146,6 +147,15 @@ class Scene:
         """Return the log-probability of the answer that is spelt out."""
         side, number = cast(Fork, self.fork)
         return self.gauge.spelt(self.as_run(role, logits, local, {}), side, number)
+
+    def _columns(self, wanted: Int[Tensor, " column"]) -> Int[Tensor, " column"] | None:
+        """Return the vocabulary entries to compute; None, all of them, where these come out otherwise by themselves."""
+        batch, most = self.prompts.batch, 16
+        slot, token = (index[:most] for index in np.nonzero(batch.mask))
+        stream = Place.of(slot, token, self.stack.model.device).rows_of(self.run.inputs[-1])
+        tokens = batch.ids[slot, token], batch.position_ids[slot, token]
+        with self.stack.running():
+            return wanted if self.head.stand_alone(wanted, stream, tokens) else None
 
     def _batch(self, role: Role) -> Batch:
         going_on = None if self.fork is None else self.gauge.continuations(*self.fork, self.indices)

@@ -3,7 +3,7 @@
 An engine that leaves work out assumes something about the model. So on the shortest and the longest prompts of a job,
 side by side so that one of them is padded, the stream and the inside of each type of layer are changed at the first,
 a middle and the last token, and what comes out at such tokens must be what plain full forwards give. An identity patch
-and the untouched runs are among them. The result is kept for as long as the model lives.
+and the untouched runs are among them. The result is kept until the model changes.
 """
 
 import weakref
@@ -22,6 +22,7 @@ from causalpatch.engine.job import BASE, SOURCE, Block, Cost, Job
 from causalpatch.engine.means import Means
 from causalpatch.engine.reference import measure_rows
 from causalpatch.engine.resolve import Target
+from causalpatch.engine.structure import structure_of
 from causalpatch.metrics import Metric, Outputs
 from causalpatch.pairs import Pairs
 from causalpatch.patches import Function, Identity
@@ -44,8 +45,8 @@ def why_drifts(name: str, measure: Measure, job: Job) -> str | None:
     lengths = np.maximum(job.pairs.lengths("clean"), job.pairs.lengths("corrupt"))
     model = job.model
     known = _KNOWN.setdefault(model.module, {})
-    buffers = tuple(p.data_ptr() for p in model.module.parameters())
-    key = (name, job.padding_side, int(lengths.max()).bit_length(), len(set(lengths.tolist())) > 1, hash(buffers))
+    is_uneven = len(set(lengths.tolist())) > 1
+    key = (name, job.padding_side, int(lengths.max()).bit_length(), is_uneven, structure_of(model))
     if key not in known:
         known[key] = _compare(measure, job, lengths)
     return known[key]

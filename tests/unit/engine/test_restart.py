@@ -15,7 +15,7 @@ from causalpatch.patches import Intervention
 from causalpatch.results.status import Status
 from causalpatch.sites import NAMES
 from causalpatch.testing.tiny import FAMILY_NAMES, VOCAB, tiny_model
-from doctored import REFUSED, Body, llama
+from doctored import Body, doctored, llama
 from toys import Chain, hooks_of, opened, vectors
 from worlds import projection, random_pairs, tiny_world, unchecked
 
@@ -145,7 +145,7 @@ def test_cells_whose_new_value_is_the_old_one_are_derived_but_never_controls_or_
 
 @pytest.mark.parametrize("name", ["features between its layers", "a dictionary that layers share"])
 def test_a_model_that_leaves_more_than_the_stream_to_the_next_layer_is_refused_before_anything_is_measured(name):
-    model = cp.open_model(REFUSED[name]())
+    model = cp.open_model(doctored(name))
     before = hooks_of(model.module)
     job = job_of(model, ["z.2.0@-1"])
     with pytest.raises(ModelUnsupported, match="cannot be left out") as caught:
