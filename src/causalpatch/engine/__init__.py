@@ -8,7 +8,7 @@ from causalpatch.engine.plan import ModelCost, Plan, make_plan
 from causalpatch.engine.planning import plan_job
 from causalpatch.engine.prove import Proof, prove, require_proofs
 from causalpatch.engine.resolve import Placer, Role, Target, targets_of
-from causalpatch.engine.screen import Precision, Screen, measure_screened
+from causalpatch.engine.screen import Precision, Screen, measure_screened, plan_screen
 from causalpatch.engine.tiers import ENGINES, EngineName, Route, likely_tier, measure
 from causalpatch.engine.untouched import fit_all_means
 
@@ -41,6 +41,7 @@ __all__ = [
     "measure",
     "measure_screened",
     "plan_job",
+    "plan_screen",
     "probe",
     "prove",
     "require_positions",

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+from causalpatch.engine.screen_cost import Pass, ScreenCost
+
 GIB = 2**30
 
 
@@ -69,6 +71,9 @@ class Plan:
         n_derived: Cells whose effect is known to be 0, because nothing leads from them to what is read.
         wave: What the wavefront engine needs, where the model and the patches allow it.
         rate: Floating-point operations per second that the device was measured to reach, or None.
+        one_pass: What the wavefront engine needs for the interventions that were asked for, and nothing else.
+        screen: What a screen would cost, where one would be made; ``flops_of`` does not count it.
+        not_screened: Why all is measured in float32 though a screen was asked for, or an empty text.
     """
 
     n_interventions: int
@@ -88,21 +93,46 @@ class Plan:
     n_derived: int = 0
     wave: Wave | None = None
     rate: float | None = None
+    one_pass: Pass | None = None
+    screen: ScreenCost | None = None
+    not_screened: str = ""
 
     @property
     def tier_flops(self) -> float | None:
-        """Floating-point operations of the planned engine; None where they are not known beforehand."""
+        """Floating-point operations of the planned engine, with a screen the least; None where they are not known."""
+        if self.screen is not None:
+            return self.screen.total_flops[0]
         return self.flops_of.get(self.tier, None if self.tier else self.flops)
 
     @property
+    def most_flops(self) -> float | None:
+        """Floating-point operations where a screen has to measure everything again; ``tier_flops`` without a screen."""
+        return self.tier_flops if self.screen is None else self.screen.total_flops[1]
+
+    @property
     def saved(self) -> float | None:
-        """Share of the arithmetic of whole forwards that the planned engine does without."""
-        return None if self.tier_flops is None or not self.flops else 1 - self.tier_flops / self.flops
+        """Share of the arithmetic of whole forwards that the planned engine does without, with a screen at best."""
+        return self._saved(self.tier_flops)
 
     @property
     def seconds(self) -> float | None:
         """Seconds that the arithmetic takes at the measured rate: the least that the run can take."""
-        return None if self.tier_flops is None or not self.rate else self.tier_flops / self.rate
+        return self._seconds[0] if self._seconds else None
+
+    @property
+    def most_seconds(self) -> float | None:
+        """The same where a screen has to measure everything again; ``seconds`` without a screen."""
+        return self._seconds[1] if self._seconds else None
+
+    @property
+    def _seconds(self) -> tuple[float, float] | None:
+        if self.tier_flops is None or not self.rate:
+            return None
+        least = self.tier_flops / self.rate
+        return (least, least) if self.screen is None else self.screen.seconds(self.rate)
+
+    def _saved(self, flops: float | None) -> float | None:
+        return None if flops is None or not self.flops else 1 - flops / self.flops
 
     def __str__(self) -> str:
         shown = ", ".join(self.sites[:4]) + (f" … ({len(self.sites)} sites)" if len(self.sites) > 4 else "")
@@ -118,9 +148,15 @@ class Plan:
             lines.append(("known", f"{self.n_derived:,} cells that lead to nothing that is read: their effect is 0"))
         if self.tier:
             lines.append(("engine", self.tier))
+        if self.not_screened:
+            lines.append(("screen", f"none, all in float32: {self.not_screened}"))
+        if self.screen is not None:
+            lines += self.screen.lines()
         lines += self._work()
-        if self.seconds is not None:
-            lines.append(("time", f"at least {_duration(self.seconds)}"))
+        if self.seconds is not None and self.most_seconds is not None:
+            is_open = self.screen is not None and self.screen.is_open
+            more = f", or {_duration(self.most_seconds)} with everything again" if is_open else ""
+            lines.append(("time", f"at least {_duration(self.seconds)}{more}"))
         lines += [("clean", self.first_pair[0]), ("corrupted", self.first_pair[1])]
         return "\n".join(f"{name:<13}  {text}" for name, text in lines)
 
@@ -129,17 +165,24 @@ class Plan:
         rows = f"{self.rows:,} rows"
         if self.tier == "wavefront" and self.wave is not None:
             wave = self.wave
-            runs = f"{wave.token_layers:,} tokens through single layers, up to {wave.chunk_rows:,} at once"
+            again = f", then {self.screen.tokens_again} again" if self.screen else ""
+            runs = f"{wave.token_layers:,} tokens through single layers{again}, up to {wave.chunk_rows:,} at once"
             passes = f"{wave.passes:,} passes over the layers" if wave.passes > 1 else "one pass over the layers"
-            gib = (wave.base_bytes + wave.held_bytes + wave.chunk_bytes) / GIB
-            memory = f"about {gib:.2f} GiB of activations, in {passes}"
+            kept = self.screen.record_bytes if self.screen else 0
+            gib = (wave.base_bytes + wave.held_bytes + wave.chunk_bytes + kept) / GIB
+            casts = f" and {self.screen.cast_bytes / GIB:.2f} of weights in few bits" if self.screen else ""
+            memory = f"about {gib:.2f} GiB of activations{casts}, in {passes}"
         else:
             runs = f"{rows} in {self.forwards:,} forwards of up to {self.rows_per_forward:,} rows"
             memory = f"about {self.gib:.2f} GiB of activations"
         arithmetic = f"{self.tokens:,} tokens, {self.flops / 1e9:,.1f} GFLOP"
         if self.tier in ("wavefront", "restart") and self.tier_flops is not None and self.saved is not None:
             whole = f"{self.flops / 1e9:,.1f} by {rows} in whole forwards"
-            arithmetic = f"{self.tier_flops / 1e9:,.1f} GFLOP instead of {whole} (saves {max(0.0, self.saved):.0%})"
+            own = self.screen.arithmetic if self.screen else f"{self.tier_flops / 1e9:,.1f} GFLOP"
+            shares = dict.fromkeys(
+                f"{max(0.0, self._saved(flops) or 0.0):.0%}" for flops in (self.most_flops, self.tier_flops)
+            )
+            arithmetic = f"{own} instead of {whole} (saves {' to '.join(shares)})"
         return [("runs", runs), ("arithmetic", arithmetic), ("memory", memory)]
 
 

@@ -10,7 +10,7 @@ may be a little more than it takes.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from causalpatch.engine.job import Job, batches_of_pairs, lay_rows, most_rows
 from causalpatch.engine.memory import budget_bytes, chunk_bytes, chunk_rows, row_cost
 from causalpatch.engine.plan import ModelCost, Plan, Wave, for_tier, make_plan, passes_of, whole_flops
 from causalpatch.engine.resolve import Placer, Target
+from causalpatch.engine.screen_cost import Pass
 from causalpatch.engine.values import Row
 from causalpatch.models import Model
 from causalpatch.patches import Mean
@@ -89,7 +90,9 @@ def plan_job(job: Job, n_forks: int, *, gauge: Gauge | None = None, tier: str = 
     if rate is None:
         found = remembered(numbers, job.model.device, job.model.dtype)
         rate = found.rate if found else None
-    return _plan_cells(job, gauge, plan, cells, numbers, (tier, untouched, rate))
+    # The means are fitted once; the base and the source run are made by every pass.
+    once_more = whole_flops(cost, lengths.tolist(), [2 * (1 + n_forks)] * len(pairs))
+    return _plan_cells(job, gauge, plan, cells, numbers, (tier, untouched, once_more, rate))
 
 
 def numbers_of(model: Model) -> ModelNumbers | None:
@@ -255,18 +258,32 @@ class _Layers:
 
 
 def _plan_cells(
-    job: Job, gauge: Gauge, plan: Plan, cells: _Cells, numbers: ModelNumbers, given: tuple[str, float, float | None]
+    job: Job,
+    gauge: Gauge,
+    plan: Plan,
+    cells: _Cells,
+    numbers: ModelNumbers,
+    given: tuple[str, float, float, float | None],
 ) -> Plan:
-    """Return a plan with what the engines need for its cells; given are tier, untouched arithmetic and rate."""
-    tier, untouched_flops, rate = given
+    """Return a plan with what the engines need for its cells.
+
+    Given are the tier, the arithmetic of all untouched runs, that of one pass, and the rate.
+    """
+    tier, untouched_flops, once_more, rate = given
     lengths = job.pairs.lengths(job.base)
     n_columns = numbers.vocab if gauge.needs_vocabulary else len(gauge.answer_columns)
     made = cone(numbers, cells.runs(_reads(gauge, lengths)), n_columns)
     # What leads to nothing that is read is not run, and its answers are not spelt out.
     spelt = _spelling_flops(gauge, cells, numbers, lengths, n_columns) * ~made.is_derived
     whole = full_flops(numbers, lengths[cells.pair], from_layer=cells.layer) * (1 + plan.n_forks)
+    one_pass = Pass(
+        token_layers=int((made.rows * cells.n_asked).sum()),
+        flops=float(((made.flops + spelt) * cells.n_asked).sum()),
+        linear_flops=float(((made.linear + spelt) * cells.n_asked).sum()),
+        untouched_flops=once_more,
+    )
     return for_tier(
-        plan,
+        replace(plan, one_pass=one_pass),
         tier,
         patched_flops={
             "wavefront": float(((made.flops + spelt) * cells.count).sum()),

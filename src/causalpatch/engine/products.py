@@ -20,8 +20,10 @@ Nothing else is rounded beyond float32.
 
 import threading
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -33,6 +35,9 @@ Product = Literal["bf16", "bf16x3", "int8"]
 
 Parts = tuple[Shaped[Tensor, "..."], ...]
 """One factor of a product in its number format: its high and low part, or its whole steps and their size."""
+
+CAST_BYTES: Mapping[Product, int] = MappingProxyType({"bf16": 2, "bf16x3": 4, "int8": 1})
+"""Bytes of a weight in the number format of a product; the size of steps, one per output, is not counted."""
 
 # The first version whose products of bfloat16 can return float32; below it they are rounded to bfloat16 again.
 _WIDE_SINCE = (2, 8)

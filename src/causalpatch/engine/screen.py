@@ -24,10 +24,14 @@ from causalpatch.engine.delta import MIN_WEIGHTS
 from causalpatch.engine.delta_gain import fastest_product
 from causalpatch.engine.few_bits import FewBits, large_weights
 from causalpatch.engine.gauge import Gauge
-from causalpatch.engine.job import BASE, Block, Cost, Job
+from causalpatch.engine.job import BASE, Block, Cost, Job, batches_of_pairs
 from causalpatch.engine.means import Means
-from causalpatch.engine.products import Product
+from causalpatch.engine.memory import budget_bytes
+from causalpatch.engine.plan import Plan
+from causalpatch.engine.planning import numbers_of, plan_job
+from causalpatch.engine.products import CAST_BYTES, Product
 from causalpatch.engine.recheck import ScreenNoise, estimate_noise, needs_float32, sample_cells
+from causalpatch.engine.screen_cost import Choice, screen_cost
 from causalpatch.engine.selfcheck import why_drifts
 from causalpatch.engine.tiers import Route, measure
 from causalpatch.results.status import Status, has_number
@@ -48,6 +52,7 @@ class Screen:
         n_sample: How many interventions are measured both ways to learn the noise.
         min_weights: Fewest weights of a linear map that is multiplied in few bits.
         product: How, or None for the fastest here.
+        gain: How many times as fast as in float32 a linear map is so, or None where that was not measured.
         reason: Why nothing was screened, or an empty text.
         noise: How far screened effects may be from those in float32, by metric.
         n_cells: How many interventions were asked for.
@@ -61,6 +66,7 @@ class Screen:
     n_sample: int = 64
     min_weights: int = MIN_WEIGHTS
     product: Product | None = None
+    gain: float | None = None
     reason: str = ""
     noise: dict[str, ScreenNoise] = field(default_factory=dict)
     n_cells: int = 0
@@ -154,16 +160,71 @@ def measure_screened(
     yield from passes.float32(_still_open(passes, gauge, screen))
 
 
+def plan_screen(job: Job, gauge: Gauge, screen: Screen, *, rate: float | None = None) -> Plan:
+    """Count what a screen of a job would cost; the model does not run.
+
+    Args:
+        job: What is to be measured.
+        gauge: The metrics.
+        screen: How; filled with the product and its gain, or with the reason why all would be float32.
+        rate: Floating-point operations per second that the device reaches; by default what was found earlier, if
+            anything.
+
+    Raises:
+        SettingError: The wavefront cannot make the runs; the message says why.
+
+    Cost:
+        Once per device and width about 0.2 s, in which products in few bits are timed.
+    """
+    _refuse(job, _why_not(job, gauge))
+    screen.reason = _choose(job, screen)
+    plan = plan_job(job, len(gauge.forks), gauge=gauge, tier="wavefront", rate=rate)
+    numbers = numbers_of(job.model)
+    if screen.reason or screen.product is None or plan.one_pass is None or numbers is None:
+        return replace(plan, not_screened=screen.reason)
+    weights = sum(weight.numel() for weight in large_weights(job.model, screen.min_weights))
+    # Exact where what leads to nothing does so in every pair.
+    n_leading = job.n_asked - plan.n_derived / len(job.pairs)
+    cost = screen_cost(
+        plan.one_pass,
+        plan.flops_of["wavefront"],
+        min(1.0, weights / (numbers.n_layers * numbers.layer)),
+        choice=Choice(job.n_asked, n_leading, screen.n_sample, screen.top_k),
+        product=(screen.product, screen.gain),
+        n_bytes=(_record_bytes(job, screen), weights * CAST_BYTES[screen.product]),
+    )
+    return replace(plan, screen=cost)
+
+
+def _record_bytes(job: Job, screen: Screen) -> int:
+    """Return the bytes that are kept of the untouched runs of the largest batch, of both prompts."""
+    if screen.product is None:
+        return 0
+    lengths = job.pairs.lengths("clean") + job.pairs.lengths("corrupt")
+    tokens = max(int(lengths[batch].sum()) for batch in batches_of_pairs(job))
+    per_token = 4 * FewBits(screen.product, screen.min_weights).numbers_per_token(job.model)
+    return min(tokens * per_token, int(wavefront.CAPTURED * budget_bytes(job.model.device, job.budget_gib)))
+
+
 def require_screen(job: Job, gauge: Gauge) -> None:
     """Make sure that the wavefront can make a job, in float32.
 
     Raises:
         SettingError: It cannot; the message says why.
     """
-    why = "" if job.model.dtype == torch.float32 else f"it is in {str(job.model.dtype).removeprefix('torch.')}"
-    why = why or wavefront.why_not(job, gauge) or why_drifts("wavefront", wavefront.measure, job) or ""
+    _refuse(job, _why_not(job, gauge) or why_drifts("wavefront", wavefront.measure, job) or "")
+
+
+def _why_not(job: Job, gauge: Gauge) -> str:
+    """Say why a job cannot be screened, so far as can be said before anything runs, or return an empty text."""
+    if job.model.dtype != torch.float32:
+        return f"it is in {str(job.model.dtype).removeprefix('torch.')}"
     reasons = (wavefront.why_not_targets(job.model, targets) for targets in job.interventions)
-    why = why or next((reason for reason in reasons if reason is not None), "")
+    return wavefront.why_not(job, gauge) or next((reason for reason in reasons if reason is not None), "")
+
+
+def _refuse(job: Job, why: str) -> None:
+    """Raise an error where there is a reason to."""
     if why:
         raise SettingError(
             f"'{job.model.name}' cannot be screened here",
@@ -181,6 +242,7 @@ def _choose(job: Job, screen: Screen) -> str:
     if screen.product is None:
         screen.product, gains = fastest_product(job.model.device, job.model.width)
         rates = ", ".join(f"{name} {rate:g}" for name, rate in gains.items())
+        screen.gain = gains[screen.product] if screen.product else None
         if screen.product is None:
             return f"no product in few bits is faster on this machine (in float32's rate: {rates})"
     return ""

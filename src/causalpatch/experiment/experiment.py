@@ -39,6 +39,7 @@ from causalpatch.engine import (
     measure,
     measure_screened,
     plan_job,
+    plan_screen,
     probe,
     require_positions,
     require_proofs,
@@ -173,17 +174,25 @@ class Experiment:
         )
 
     def plan(self, interventions: Iterable[Request] | Request) -> Plan:
-        """Say what a run would cost; nothing runs.
+        """Say what a run would cost; the model does not run.
 
         Args:
             interventions: As for ``run``.
 
         Returns:
             Rows, forwards, FLOPs and memory by the engine that will likely be used, and the first pair's tokens; it
-            prints as a table.
+            prints as a table. For a screen also what is measured again in float32, from the least to the most.
+
+        Raises:
+            SettingError: A screen was asked for, and the wavefront cannot make the runs.
+
+        Cost:
+            Arithmetic on counts. For a screen products in few bits are timed, 0.2 s once per device and width.
         """
         targets = self._targets(as_interventions(interventions))
         job = self._job(targets, reference_of(targets, self.direction))
+        if self.precision == "screen":
+            return plan_screen(job, self._gauge, Screen(self.recheck_top, self.seed))
         tier = likely_tier(job, self._gauge, self.engine)
         return plan_job(job, len(self._gauge.forks), gauge=self._gauge, tier=tier)
 

@@ -1,6 +1,7 @@
 """A screen against the same sweep in float32: how far it is off, what is measured again, and what is refused."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,19 @@ import torch
 
 import causalpatch as cp
 from causalpatch.base.errors import SettingError
-from causalpatch.engine import Cost, Gauge, Job, Means, Route, Screen, measure, measure_screened, screen, targets_of
+from causalpatch.engine import (
+    Cost,
+    Gauge,
+    Job,
+    Means,
+    Route,
+    Screen,
+    measure,
+    measure_screened,
+    plan_screen,
+    screen,
+    targets_of,
+)
 from causalpatch.engine.delta import MIN_WEIGHTS
 from causalpatch.engine.delta_gain import fastest_product
 from causalpatch.engine.few_bits import FewBits, large_weights
@@ -233,6 +246,56 @@ def test_the_fastest_product_is_measured_once_and_is_none_or_faster_than_float32
     assert gains.keys() <= {"bf16", "int8"}
     assert product is None or gains[product] == max(gains.values()) > 1
     assert fastest_product(device, 64)[1] is gains
+
+
+def plan_of(job, **how):
+    made = Screen(**({"top_k": TOP, "n_sample": N_SAMPLE, "min_weights": 0} | how))
+    return plan_screen(job, Gauge([cp.logit_difference], job.pairs, job.model), made, rate=1e9), made
+
+
+def test_the_plan_of_a_screen_takes_the_product_and_the_gain_that_the_run_would(monkeypatch):
+    monkeypatch.setattr(screen, "fastest_product", lambda device, width: ("int8", {"bf16": 0.5, "int8": 2.0}))
+    job = job_of("gpt2")
+    plan, made = plan_of(job)
+    assert (plan.screen.product, plan.screen.gain) == (made.product, made.gain) == ("int8", 2.0)
+    assert plan.screen.few_bits_flops == plan.one_pass.linear_flops
+    assert plan.seconds == pytest.approx((plan.tier_flops - plan.one_pass.linear_flops / 2) / 1e9)
+    large = sum(weight.numel() for weight in large_weights(job.model, 0))
+    assert plan.screen.cast_bytes == large
+    assert plan_of(job, product="bf16")[0].screen.cast_bytes == 2 * large
+    assert plan_of(job, product="bf16")[0].seconds is None
+
+
+def test_the_plan_of_a_screen_counts_its_records_as_far_as_the_budget_lets_them_grow():
+    job = job_of("gpt2")
+    tokens = sum(int(job.pairs.lengths(role).sum()) for role in ("clean", "corrupt"))
+    wanted = 4 * tokens * FewBits("bf16", 0).numbers_per_token(job.model)
+    assert plan_of(job, product="bf16")[0].screen.record_bytes == wanted
+    narrow = replace(job, budget_gib=wanted / 2**30)
+    assert 0 < plan_of(narrow, product="bf16")[0].screen.record_bytes < wanted
+
+
+def test_the_sample_of_a_plan_is_drawn_from_what_is_not_known_beforehand():
+    idle = ["mlp_out.2@2", "mlp_out.2@3", "mlp_out.2@4"]
+    with_idle, without = (plan_of(job_of("gpt2", sites=sites), product="bf16")[0] for sites in (SITES + idle, SITES))
+    assert with_idle.n_derived == without.n_derived + len(idle) * 4
+    assert with_idle.screen.choice.n_leading == without.screen.choice.n_leading
+    assert with_idle.screen.again_flops == without.screen.again_flops
+
+
+@pytest.mark.parametrize(
+    "how", [{"min_weights": MIN_WEIGHTS}, {"n_sample": 64}], ids=["weights too small", "interventions too few"]
+)
+def test_the_plan_of_a_screen_that_gains_nothing_gives_the_reason_of_the_run(how):
+    job = job_of("gpt2")
+    plan, made = plan_of(job, product="bf16", **how)
+    assert plan.screen is None
+    assert plan.not_screened == made.reason == run(job, product="bf16", **how)[1].reason
+
+
+def test_a_job_that_cannot_be_screened_cannot_be_planned():
+    with pytest.raises(SettingError, match="stands outside the layers"):
+        plan_of(job_of("gpt2", sites=["module(transformer.wte).output"]), product="bf16")
 
 
 def test_memory_of_the_records_counts_what_goes_in_and_comes_out_of_each_large_map():

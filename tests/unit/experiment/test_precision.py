@@ -1,4 +1,5 @@
 from functools import partial
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -102,6 +103,58 @@ def test_without_a_screen_all_is_as_the_model_is(precision):
 def test_a_precision_that_there_is_not_is_refused_at_once(settings, said):
     with unchecked(), pytest.raises(SettingError, match=said):
         cp.Experiment(MODEL, PAIRS, **settings)
+
+
+def plan(requests=SITES, **settings):
+    return cp.Experiment(MODEL, PAIRS, show_progress=False, **settings).plan(requests)
+
+
+def test_the_plan_of_a_screen_says_what_is_screened_and_that_the_rest_is_known_only_in_the_run():
+    plain, made = plan(), plan(precision="screen", recheck_top=3)
+    assert plain.screen is None
+    assert plan(precision="float32") == plain
+    assert made.flops_of == plain.flops_of
+    assert plain.tier_flops < made.tier_flops < made.most_flops
+    lines = dict(line.split(maxsplit=1) for line in str(made).splitlines())
+    assert lines["screen"] == f"all {len(SITES)} in int8 first"
+    hidden = "what the noise leaves open, known only in the run"
+    assert lines["again"] == f"in float32: 4 at random, the 3 largest, and {hidden}"
+    assert " again, up to " in lines["runs"]
+    assert " again, instead of " in lines["arithmetic"]
+
+
+def test_the_plan_counts_the_untouched_runs_of_every_pass_that_a_screen_makes():
+    forwards = {top: run(precision="screen", recheck_top=top).provenance["cost"]["forwards"] for top in (0, 3)}
+    once = run().provenance["cost"]["forwards"]
+    assert forwards[0] == 3 * once
+    assert 3 * once <= forwards[3] <= 4 * once
+    one, made = plan().one_pass, plan(precision="screen", recheck_top=3)
+    # The controls with the first pass, the screen with the second, what is measured again with two more at most.
+    assert made.most_flops == pytest.approx(plan().tier_flops + 3 * one.untouched_flops + one.flops)
+
+
+def test_making_the_plan_of_a_screen_runs_no_model(monkeypatch):
+    called = Mock()
+    monkeypatch.setattr(MODEL.module.model, "forward", called)
+    plan(precision="screen")
+    called.assert_not_called()
+
+
+def test_the_plan_of_a_screen_that_gains_nothing_is_that_of_float32_with_the_reason(monkeypatch):
+    monkeypatch.setattr(room, "Screen", Screen)
+    plain, made = plan(), plan(precision="screen")
+    assert made.screen is None
+    assert made.tier_flops == made.most_flops == plain.tier_flops
+    reason = run(precision="screen").provenance["precision"]["reason"]
+    assert made.not_screened == reason
+    assert f"screen         none, all in float32: {reason}\n" in str(made)
+
+
+def test_a_screen_that_cannot_be_made_cannot_be_planned():
+    experiment = cp.Experiment(MODEL, PAIRS, precision="screen")
+    for ask in (experiment.plan, experiment.run):
+        with pytest.raises(SettingError, match="stands outside the layers"):
+            ask(["module(lm_head).output@-1"])
 
 
 @pytest.mark.parametrize("precision", ["screen", "float32"])
