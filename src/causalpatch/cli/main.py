@@ -132,6 +132,10 @@ def sweep(  # noqa: PLR0913 - each argument is an option that a person types
         Literal["auto", "wavefront", "restart", "graph", "rows", "reference"],
         typer.Option("--engine", help="How runs are made; auto takes the fastest that the model allows."),
     ] = "auto",
+    precision: Annotated[
+        Literal["float32", "screen"] | None,
+        typer.Option("--precision", help="screen: few bits first, float32 for what counts; by default the model's."),
+    ] = None,
     budget_gib: Annotated[
         float | None, typer.Option("--budget-gib", min=0.0, help="Memory for activations in GiB.")
     ] = None,
@@ -160,6 +164,7 @@ def sweep(  # noqa: PLR0913 - each argument is an option that a person types
         metric=metrics,
         direction=direction or ("noise" if is_ablation else "denoise"),
         engine=engine,
+        precision=precision,
         budget_gib=budget_gib,
     )
     sites = site or ["resid_pre"]

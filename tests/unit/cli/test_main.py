@@ -1,16 +1,18 @@
 """The program: what commands print and write, and how errors leave it."""
 
 import json
+import re
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
 from causalpatch.cli.main import main
-from causalpatch.engine import ENGINES
+from causalpatch.engine import ENGINES, Screen
 from causalpatch.results.effects import Effects
 from causalpatch.testing.tiny import tiny_model
 
@@ -217,6 +219,57 @@ def test_an_engine_that_cannot_make_the_runs_is_an_error_not_another_engine(caps
     )
     assert (code, out) == (2, "")
     assert "stands outside the layers" in err
+
+
+def test_sweep_screens_where_it_is_told_to_and_says_why_nothing_was_screened(capsys, folder, pairs_file):
+    words = ("sweep", folder, pairs_file, "--site", "z@-1", "--metric", "kl_divergence")
+    code, out, _ = run(capsys, *words, "--precision", "screen")
+    assert code == 0
+    small = "no linear map of the layers has 131,072 weights, and smaller ones gain nothing"
+    assert f"note: measured in float32, not screened: {small}" in out
+    records = {}
+    for precision in (None, "float32", "screen"):
+        asked = ("--precision", precision) if precision else ()
+        code, out, _ = run(capsys, *words, *asked, "--json")
+        assert code == 0
+        records[precision] = json.loads(out)["sweeps"]["z@-1"]["provenance"]["precision"]
+    assert records[None] == {"asked": "as the model is", "product": "float32"}
+    assert records["float32"] == {"asked": "float32", "product": "float32"}
+    assert records["screen"] == {"asked": "screen", "product": "float32", "reason": small}
+    code, out, _ = run(capsys, *words, "--precision", "screen", "--plan")
+    assert code == 0
+    assert f"screen         none, all in float32: {small}" in out
+
+
+def test_a_sweep_that_is_screened_says_how_many_cells_and_how_noisy_they_are(capsys, folder, pairs_file, monkeypatch):
+    screen = partial(Screen, n_sample=1, min_weights=0, product="bf16")
+    monkeypatch.setattr("causalpatch.experiment.experiment.Screen", lambda top_k, seed: screen(1, seed))
+    words = ("sweep", folder, pairs_file, "--site", "z", "--metric", "kl_divergence", "--precision", "screen")
+    code, out, _ = run(capsys, *words)
+    assert code == 0
+    assert re.search(r"note: \d of 8 cells screened in bf16: noise up to about \S+ in kl_divergence", out)
+    code, out, _ = run(capsys, *words, "--plan")
+    assert code == 0
+    assert "screen         all 8 in bf16 first\n" in out
+    code, out, _ = run(capsys, *words, "--plan", "--json")
+    assert json.loads(out)["plans"]["z"]["screen"]["choice"]["n_sample"] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--precision", "half"), "'float32', 'screen'"),
+        (("--precision", "screen", "--engine", "rows"), 'precision="screen" needs the wavefront engine'),
+        (("--precision", "screen", "--dtype", "bfloat16"), "needs a model in float32"),
+        (("--precision", "screen", "--site", "module(lm_head).output"), "stands outside the layers"),
+        (("--precision", "screen", "--site", "module(lm_head).output", "--plan"), "stands outside the layers"),
+    ],
+)
+def test_a_screen_that_cannot_be_made_is_an_error_and_nothing_is_measured(capsys, folder, pairs_file, words, said):
+    code, out, err = run(capsys, "sweep", folder, pairs_file, *words)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert "fix:" in err
 
 
 def test_a_small_memory_budget_makes_smaller_batches(capsys, folder, pairs_file):
