@@ -1,12 +1,12 @@
 """Metrics applied to runs: which outputs they need, and one number per metric and row."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from causalpatch.base.errors import MetricError
@@ -115,17 +115,43 @@ class Gauge:
         """
         pairs = self.pairs.take(run.pair.tolist())
         numbers = []
+        padding = self._padding(run)
+        if padding is not None:
+            run = _with_padding(run, padding, float("nan"))
         for metric in self.metrics:
             references: dict[str, Tensor] = {}
             for name in metric.compares:
                 other = self._outputs(untouched[name], metric, {})
                 references[name] = (other.computed if other.column is None else other.distribution)[local]
-            numbers.append(metric(self._outputs(run, metric, references), pairs).double().cpu().numpy())
+            values = metric(self._outputs(run, metric, references), pairs)
+            if padding is not None and metric.position == "all" and bool(values.isnan().any()):
+                filled = _with_padding(run, padding, 0.0)
+                again = metric(self._outputs(filled, metric, references), pairs)
+                _refuse_padding(metric, run, values.isnan() & ~again.isnan())
+            numbers.append(values.double().cpu().numpy())
         return np.stack(numbers)
 
     def _outputs(self, run: Run, metric: Metric, references: Mapping[str, Tensor]) -> Outputs:
-        column = self._column(run, metric) if self.pairs.kind == "tokens" and run.logits.ndim == 3 else None
-        return Outputs(run.logits, self.answers, run.pair, column, run.forks, references, run.vocab, run.tokens is None)
+        is_text, is_whole = self.pairs.kind == "tokens" and run.logits.ndim == 3, run.tokens is None
+        return Outputs(
+            run.logits,
+            self.answers,
+            run.pair,
+            self._column(run, metric) if is_text else None,
+            run.forks,
+            references,
+            run.vocab,
+            is_whole,
+            torch.as_tensor(run.batch.mask, device=run.logits.device) if is_text and is_whole else None,
+            metric.reads_vocabulary,
+        )
+
+    def _padding(self, run: Run) -> Bool[Tensor, "row position"] | None:
+        """Say which columns of runs are padding, where a metric may read it and there is any."""
+        is_read = self.reads_all and self.pairs.kind == "tokens" and run.logits.ndim == 3 and run.tokens is None
+        if not is_read or run.batch.mask.all() or not run.logits.is_floating_point():
+            return None
+        return torch.as_tensor(~run.batch.mask, device=run.logits.device)
 
     @property
     def reads_all(self) -> bool:
@@ -148,10 +174,7 @@ class Gauge:
     @property
     def needs_vocabulary(self) -> bool:
         """Whether a metric needs the logits of more than the answers."""
-        return any(
-            metric.columns == "all" or metric.needs_normaliser or metric.compares or metric.position == "all"
-            for metric in self.metrics
-        )
+        return any(metric.reads_vocabulary for metric in self.metrics)
 
     @property
     def answer_columns(self) -> Int[Tensor, " column"]:
@@ -174,6 +197,25 @@ class Gauge:
                 fix="read a position that every prompt has, such as -1",
             )
         return real
+
+
+def _with_padding(run: Run, padding: Bool[Tensor, "row position"], value: float) -> Run:
+    return replace(run, logits=run.logits.masked_fill(padding[..., None], value))
+
+
+def _refuse_padding(metric: Metric, run: Run, is_lost: Bool[Tensor, " row"]) -> None:
+    """Refuse a metric that gives a number with something in the padding and none without."""
+    if not is_lost.any():
+        return
+    row = int(is_lost.nonzero()[0, 0])
+    raise MetricError(
+        f"metric '{metric.name}' reads padding, which no prompt holds and which differs from batch to batch",
+        facts=[
+            ("pair", int(run.pair[row])),
+            ("columns", f"{run.batch.mask.shape[1]}, {run.batch.mask[row].sum()} tokens"),
+        ],
+        fix="read where outputs.mask is true, such as logits.mean(-1).where(mask, 0).sum(1) / mask.sum(1)",
+    )
 
 
 def check_answers(pairs: Pairs, n_columns: int, model_name: str) -> None:

@@ -29,10 +29,10 @@ def _top1(outputs: Outputs, pairs: Pairs) -> Tensor:
     return (outputs.answer_logits("answer").amax(1) >= outputs.distribution.amax(1)).to(torch.float32)
 
 
-answer_logit = Metric("answer_logit", _answer_logit, answers=("answer",))
+answer_logit = Metric("answer_logit", _answer_logit, columns="answers", answers=("answer",))
 """Logit of the answer; of a set, the log of the summed exponentials."""
 
-logit_difference = Metric("logit_difference", _logit_difference, answers=("answer", "wrong_answer"))
+logit_difference = Metric("logit_difference", _logit_difference, columns="answers", answers=("answer", "wrong_answer"))
 """logit(answer) - logit(wrong_answer); of sets, the log odds of one set against the other,
 logsumexp(answers) - logsumexp(wrong answers), which is the plain difference for single answers."""
 

@@ -21,7 +21,8 @@ class Metric:
         name: How results call it.
         function: Takes ``outputs`` and the rows' ``pairs`` and returns a tensor ``[row]``.
         position: The real token whose outputs are read (``-1``: the last of the prompt), or ``"all"``.
-        columns: The vocabulary columns that are read: those of the ``"answers"``, or ``"all"``.
+        columns: The vocabulary columns that are read: ``"all"``, or those of the ``"answers"`` where nothing but
+            ``outputs.answer_logits`` is asked for; other columns are then not computed, and cannot be read.
         needs_normaliser: Whether the sum over the whole vocabulary is needed.
         higher_is_better: Whether the clean run is expected to have the higher value; for metrics that compare with
             another run, whether being close to it gives the higher value.
@@ -34,13 +35,19 @@ class Metric:
     name: str
     function: Callable[[Outputs, Pairs], Tensor] = field(repr=False)
     position: int | Literal["all"] = -1
-    columns: Literal["answers", "all"] = "answers"
+    columns: Literal["answers", "all"] = "all"
     needs_normaliser: bool = False
     higher_is_better: bool = True
     answers: tuple[Literal["answer", "wrong_answer"], ...] = ()
     compares: tuple[Literal["base", "source"], ...] = ()
     spells_answers: bool = False
     bounds: tuple[float, float] | None = None
+
+    @property
+    def reads_vocabulary(self) -> bool:
+        """Whether more than the logits of answers at one position is read."""
+        has_all = self.columns == "all" or self.needs_normaliser
+        return has_all or bool(self.compares) or self.position == "all"
 
     def at(self, position: int) -> "Metric":
         """Return the same metric read at another real token of the prompt, such as ``-2``."""

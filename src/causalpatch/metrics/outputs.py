@@ -69,6 +69,9 @@ class Outputs:
             ``[row, vocab]`` or ``[row, …]``.
         vocab: The vocabulary entries that were computed, sorted, where only those of answers were.
         is_whole: Whether the outputs at all positions were computed.
+        mask: For text whose outputs at all positions were computed, which columns hold tokens of the row's own prompt,
+            ``[row, position]``; the others are padding, and their logits are NaN.
+        reads_vocabulary: Whether the metric says that it reads more than the logits of answers.
     """
 
     computed: Float[Tensor, "row *shape"]
@@ -79,10 +82,14 @@ class Outputs:
     references: Mapping[str, Float[Tensor, "row ..."]] = field(default_factory=dict)
     vocab: Int[Tensor, " column"] | None = None
     is_whole: bool = True
+    mask: Bool[Tensor, "row position"] | None = None
+    reads_vocabulary: bool = True
 
     @property
     def logits(self) -> Float[Tensor, "row *shape"]:
         """The model's output, ``[row, position, vocab]`` for text, ``[row, …]`` for other models.
+
+        How far rows are padded depends on what runs beside them, so padding is NaN: ``mask`` says where tokens are.
 
         Raises:
             MetricError: Only a part of it was computed, since the metric says that it reads one position.
@@ -99,8 +106,19 @@ class Outputs:
         """Logits over the vocabulary (or classes) at the position that the metric reads, in float32 or better.
 
         Raises:
-            MetricError: The output of a model that is not text is not one row of class logits.
+            MetricError: The metric says that it reads answers alone, or the output of a model that is not text is not
+                one row of class logits.
         """
+        if not self.reads_vocabulary:
+            raise MetricError(
+                'a metric with columns="answers" reads outputs.distribution, which holds the whole vocabulary',
+                fix='read outputs.answer_logits("answer"), or declare it: columns="all"',
+            )
+        return self._computed_here
+
+    @property
+    def _computed_here(self) -> Float[Tensor, "row column"]:
+        """Logits at the position that the metric reads, of the vocabulary or of the columns that were computed."""
         if self.column is not None:
             rows = torch.arange(len(self.column), device=self.computed.device)
             return _precise(self.computed[rows, self.column])
@@ -122,7 +140,7 @@ class Outputs:
         if self.vocab is not None:
             # A pair with fewer answers than others is filled up with 0, which need not be among the columns.
             first = torch.searchsorted(self.vocab, first).clamp(max=len(self.vocab) - 1)
-        return self.distribution.gather(1, first).masked_fill(~self.present(side), -torch.inf)
+        return self._computed_here.gather(1, first).masked_fill(~self.present(side), -torch.inf)
 
     def answer_log_probs(self, side: Side) -> Float[Tensor, "row answer"]:
         """Return the log-probabilities of whole answers, summed over their tokens; minus infinity where absent."""

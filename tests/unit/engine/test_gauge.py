@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -5,9 +7,10 @@ import torch
 import causalpatch as cp
 from causalpatch.base.errors import MetricError
 from causalpatch.engine import Gauge, check_answers
+from causalpatch.metrics import Metric
 from causalpatch.pairs import Pair, Pairs
 from toys import Chain, opened, prompts, vectors
-from worlds import tiny_world
+from worlds import random_pairs, tiny_world
 
 MODEL, PLAIN = tiny_world("mistral", (2, 4, 2, 0))
 PAIRS = prompts(([3, 4, 5, 6], [7, 4, 5, 6]), ([8, 9], [8, 11]))
@@ -57,3 +60,48 @@ def test_models_that_are_not_text_are_read_whole():
     with torch.no_grad():
         wanted = model.module.eval()(torch.tensor(pairs.batch("clean").values))[:, 0]
     np.testing.assert_allclose(got, wanted.numpy())
+
+
+UNEVEN = random_pairs(1, lengths="equal")
+
+
+def means_of_all_columns(outputs, pairs):
+    return outputs.logits.mean((1, 2))
+
+
+def means_of_all_tokens(outputs, pairs):
+    return outputs.logits.mean(-1).masked_fill(~outputs.mask, 0).sum(1) / outputs.mask.sum(1)
+
+
+@pytest.mark.parametrize("engine", ["rows", "restart", "wavefront"])
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_padding_never_comes_into_a_number(engine, padding_side):
+    assert len(set(UNEVEN.lengths("clean").tolist())) > 1
+    alone = cp.Experiment(MODEL, UNEVEN, cp.metric(means_of_all_columns), engine="reference").run("resid_pre.1")
+    wanted = alone.to_xarray()["metric"].values
+    settings = {"engine": engine, "padding_side": padding_side}
+    with pytest.raises(MetricError, match="metric 'means_of_all_columns' reads padding") as caught:
+        cp.Experiment(MODEL, UNEVEN, cp.metric(means_of_all_columns), **settings).run("resid_pre.1")
+    assert "outputs.mask" in str(caught.value)
+    got = cp.Experiment(MODEL, UNEVEN, cp.metric(means_of_all_tokens), **settings).run("resid_pre.1")
+    assert np.abs(got.to_xarray()["metric"].values - wanted).max() < 1e-10
+
+
+@pytest.mark.parametrize("engine", ["reference", "rows", "restart", "wavefront"])
+def test_a_metric_made_directly_reads_the_vocabulary_and_one_that_reads_answers_nothing_else(engine):
+    def surprise(outputs, pairs):
+        return outputs.distribution.logsumexp(-1)
+
+    effects = cp.Experiment(MODEL, UNEVEN, Metric("surprise", surprise), engine=engine).run("resid_pre.1")
+    known = cp.metric(surprise, position=-1)
+    wanted = cp.Experiment(MODEL, UNEVEN, known, engine="reference").run("resid_pre.1")
+    assert np.abs(effects.to_xarray()["metric"].values - wanted.to_xarray()["metric"].values).max() < 1e-10
+    for metric in (
+        Metric("surprise", surprise, columns="answers"),
+        dataclasses.replace(cp.logit_difference, function=surprise),
+    ):
+        with pytest.raises(MetricError, match='columns="answers" reads'):
+            cp.Experiment(MODEL, UNEVEN, metric, engine=engine).run("resid_pre.1")
+    # Beside another that reads the vocabulary too.
+    with pytest.raises(MetricError, match="which holds the whole vocabulary"):
+        cp.Experiment(MODEL, UNEVEN, [known, metric], engine=engine).run("resid_pre.1")
