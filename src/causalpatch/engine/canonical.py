@@ -8,7 +8,8 @@ import numpy as np
 from causalpatch.engine.job import Block, Job
 from causalpatch.engine.means import Means
 from causalpatch.engine.resolve import Target
-from causalpatch.sites import Site
+from causalpatch.models import Model
+from causalpatch.sites import ModuleRef, Site
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,7 @@ def without_repeats(job: Job, means: Means) -> tuple[Job, Means, Copies]:
     Returns:
         The job of different runs, the means under their sites' names in it, and what each run stands for.
     """
-    n_layers = job.model.shape.n_layers
-    asked = [_canonical(targets, n_layers) for targets in job.interventions]
+    asked = [_canonical(targets, job.model) for targets in job.interventions]
     known: dict[object, int] = {}
     of: list[list[int]] = []
     kept: list[tuple[Target, ...]] = []
@@ -54,25 +54,58 @@ def without_repeats(job: Job, means: Means) -> tuple[Job, Means, Copies]:
             of.append([])
         of[known[key]].append(number)
     reference = None if job.reference is None else next(n for n, some in enumerate(of) if job.reference in some)
-    fitted = {(_late(site, n_layers), mean): value for (site, mean), value in means.of.items()}
+    fitted = {(name, mean): held for (site, mean), held in means.of.items() for name in _names(site, job.model)}
     copies = Copies([np.array(some) for some in of])
-    return replace(job, interventions=kept, reference=reference), Means({**means.of, **fitted}), copies
+    return replace(job, interventions=kept, reference=reference), Means(fitted), copies
 
 
-def _canonical(targets: tuple[Target, ...], n_layers: int) -> tuple[Target, ...]:
-    def one(target: Target) -> Target:
-        site = _late(target.site, n_layers)
-        return target if site is target.site else replace(target, site=site)
-
+def _canonical(targets: tuple[Target, ...], model: Model) -> tuple[Target, ...]:
+    """Return targets under the names by which they run, in the order in which they are written."""
+    if all(target.site.name != "resid_post" for target in targets):
+        return targets
+    shared = shared_outputs(model, targets)
+    late, others = [], []
+    for target in targets:
+        if target.site.name != "resid_post":
+            others.append(target)
+        elif target.site.layer in shared:
+            others.append(replace(target, site=_as_module(target.site, model)))
+        else:
+            late.append(replace(target, site=_late(target.site, model)))
     # What leaves a layer is written before what enters the next.
-    return tuple(sorted(map(one, targets), key=lambda t: t.site.name != "resid_pre" or t in targets))
+    return (*late, *others)
 
 
-def _late(site: Site, n_layers: int) -> Site:
-    """Return the stream into the next layer for the stream out of a layer, and any other site as it is."""
-    if site.name != "resid_post" or site.layer is None or site.layer == n_layers - 1:
+def _names(site: Site, model: Model) -> tuple[Site, ...]:
+    """Return all names under which a site may run."""
+    return (site, _late(site, model), _as_module(site, model)) if site.name == "resid_post" else (site,)
+
+
+def _late(site: Site, model: Model) -> Site:
+    """Return the stream into the next layer for the stream out of a layer that is not the last."""
+    if site.layer is None or site.layer == model.shape.n_layers - 1:
         return site
     return Site("resid_pre", site.layer + 1)
+
+
+def _as_module(site: Site, model: Model) -> Site:
+    """Return the stream out of a layer by the name of its module: it is written there, not where it enters the next."""
+    return Site("module", module=ModuleRef(model.tap(site).port.path, "output"))
+
+
+def shared_outputs(model: Model, targets: Sequence[Target]) -> set[int]:
+    """Return the layers at whose output a module's own name stands beside ``resid_post``.
+
+    The two are one tensor and are written there in the order in which they were named, so that neither may be written
+    elsewhere.
+
+    Args:
+        model: The model.
+        targets: The targets of one intervention.
+    """
+    streams = {t.site.layer: model.tap(t.site).port for t in targets if t.site.name == "resid_post"}
+    named = {t.site.module.path for t in targets if t.site.module is not None and t.site.module.side == "output"}
+    return {layer for layer, port in streams.items() if layer is not None and port.path in named}
 
 
 def _key(target: Target) -> object:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from causalpatch.base.errors import ModelUnsupported
 from causalpatch.engine.batches import in_batches, in_forwards
+from causalpatch.engine.canonical import shared_outputs
 from causalpatch.engine.capture import Captured, inputs_of
 from causalpatch.engine.few_logits import few_columns, may_take_few, reads_logits
 from causalpatch.engine.gauge import Gauge, Run
@@ -182,16 +183,21 @@ def _enter_late(job: Job, means: Means, layers: Layers) -> tuple[Job, Means]:
     fitted = dict(means.of)
 
     def late(targets: tuple[Target, ...]) -> tuple[Target, ...]:
-        ports = [job.model.tap(target.site).port for target in targets]
+        if all(target.site.name != "resid_post" for target in targets):
+            return targets
+        shared = shared_outputs(job.model, targets)
+        entered = {(port.path, port.side) for port in (job.model.tap(target.site).port for target in targets)}
         found = []
         for target in targets:
             layer = target.site.layer
-            if target.site.name != "resid_post" or layer is None or layer + 1 == len(layers):
+            is_late = target.site.name == "resid_post" and layer not in shared
+            if not is_late or layer is None or layer + 1 == len(layers):
                 found.append(target)
                 continue
             site = layers.sites[layer + 1]
             # The reader's own hooks on the next layer's input come after resid_post and before resid_pre.
-            if layers.ports[layer + 1] in ports or layers.modules[layer + 1]._forward_pre_hooks:
+            next_port = layers.ports[layer + 1]
+            if (next_port.path, next_port.side) in entered or layers.modules[layer + 1]._forward_pre_hooks:
                 return targets
             if isinstance(target.value, Mean):
                 fitted[site, target.value] = fitted[target.site, target.value]
