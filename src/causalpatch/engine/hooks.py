@@ -15,6 +15,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -61,7 +63,7 @@ class _PortState:
     """What happens at one port during one forward, and what came of it."""
 
     port: Port
-    writes: list[Write] = field(default_factory=list)
+    writes: list[tuple[int, Write]] = field(default_factory=list)  # with their places in the order of all
     is_kept: bool = False
     times_run: int = 0
     tensor: Tensor | None = None
@@ -155,8 +157,8 @@ def hooked(model: Model, writes: Sequence[Write] = (), keep: Collection[Port] = 
     kept: dict[Port, Tensor] = {}
     companions = [port for write in writes for port in write.tap.companions]
     states = {port: _PortState(port) for port in (*companions, *keep, *(write.tap.port for write in writes))}
-    for write in writes:
-        states[write.tap.port].writes.append(write)
+    for place, write in enumerate(writes):
+        states[write.tap.port].writes.append((place, write))
     for port in (*companions, *keep):
         states[port].is_kept = True
     with ExitStack() as hooks:
@@ -202,35 +204,46 @@ def _on_input(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    for port, writes in _in_order(group):
+        args, kwargs = put_input(port, args, kwargs, _written(writes, pick_input(port, args, kwargs), states))
     for state in group:
-        written = _visit(state, pick_input(state.port, args, kwargs), states)
-        if written is not None:
-            args, kwargs = put_input(state.port, args, kwargs, written)
+        _pass(state, pick_input(state.port, args, kwargs))
     return args, kwargs
 
 
 def _on_output(
     group: list[_PortState], states: dict[Port, _PortState], module: nn.Module, args: tuple[Any, ...], output: Any
 ) -> Any:
+    for port, writes in _in_order(group):
+        output = put_output(port, output, _written(writes, pick_output(port, output), states))
     for state in group:
-        written = _visit(state, pick_output(state.port, output), states)
-        if written is not None:
-            output = put_output(state.port, output, written)
+        _pass(state, pick_output(state.port, output))
     return output
 
 
-def _visit(state: _PortState, tensor: Tensor, states: dict[Port, _PortState]) -> Tensor | None:
-    """Apply the writes of a port to a copy of its tensor and keep it if asked; return the copy if it was written."""
+def _in_order(group: list[_PortState]) -> Iterator[tuple[Port, list[Write]]]:
+    """Yield the writes of one side of a module in their order, those in a row at one port together.
+
+    Two ports may be two spellings of one tensor (``output`` and ``output[0]``): then the later write counts, too.
+    """
+    ordered = sorted(((place, state.port, write) for state in group for place, write in state.writes), key=itemgetter(0))
+    for port, some in groupby(ordered, key=itemgetter(1)):
+        yield port, [write for _, _, write in some]
+
+
+def _written(writes: list[Write], tensor: Tensor, states: dict[Port, _PortState]) -> Tensor:
+    """Apply writes of a port to a copy of its tensor."""
+    written = tensor.clone()
+    for write in writes:
+        _apply(write, written, states)
+    return written
+
+
+def _pass(state: _PortState, tensor: Tensor) -> None:
+    """Note that a port was passed, and keep its tensor if asked."""
     state.times_run += 1
-    written = None
-    if state.writes:
-        written = tensor.clone()
-        for write in state.writes:
-            _apply(write, written, states)
-        tensor = written
     if state.is_kept:
         state.tensor = tensor.detach().clone()
-    return written
 
 
 def _apply(write: Write, tensor: Tensor, states: dict[Port, _PortState]) -> None:
@@ -262,7 +275,7 @@ def _check_ran_once(state: _PortState) -> None:
     if state.times_run == 1:
         return
     sites = (
-        ", ".join(sorted({str(write.tap.site) for write in state.writes}))
+        ", ".join(sorted({str(write.tap.site) for _, write in state.writes}))
         or f"module({state.port.path}).{state.port.side}"
     )
     if state.times_run == 0:
