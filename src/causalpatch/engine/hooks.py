@@ -226,8 +226,8 @@ def _in_order(group: list[_PortState]) -> Iterator[tuple[Port, list[Write]]]:
 
     Two ports may be two spellings of one tensor (``output`` and ``output[0]``): then the later write counts, too.
     """
-    ordered = sorted(((place, state.port, write) for state in group for place, write in state.writes), key=itemgetter(0))
-    for port, some in groupby(ordered, key=itemgetter(1)):
+    every = [(place, state.port, write) for state in group for place, write in state.writes]
+    for port, some in groupby(sorted(every, key=itemgetter(0)), key=itemgetter(1)):
         yield port, [write for _, _, write in some]
 
 
