@@ -26,9 +26,10 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils._pytree import tree_unflatten
 
 from causalpatch.base.errors import ModelUnsupported
-from causalpatch.engine.hooks import quiet
+from causalpatch.engine.hooks import in_this_thread, quiet
 from causalpatch.engine.memory import is_out_of_memory
 from causalpatch.engine.ports import pick_input, pick_output, put_input, put_output
+from causalpatch.engine.structure import Structure, structure_of
 from causalpatch.models import Model, Port
 
 _LIBRARY = torch.library.Library("causalpatch", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch does not annotate it
@@ -56,6 +57,7 @@ class Exported:
         answer: The node that gives the model's answer.
         rows: The symbol that stands for the number of rows.
         limits: The range of each symbol in which the graph holds.
+        structure: What the module was made of; the graph holds for nothing else.
         checked: What was compared with the model and agreed.
     """
 
@@ -67,6 +69,7 @@ class Exported:
     answer: fx.Node
     rows: _Symbol
     limits: Mapping[_Symbol, Any]
+    structure: Structure
     checked: set[object] = field(default_factory=set)
 
     @property
@@ -141,6 +144,7 @@ def export(model: Model, inputs: Mapping[str, Any], ports: Collection[Port]) -> 
         ModelUnsupported: The module cannot be exported, or a port is not exactly one node on the way to the answer.
     """
     order = list(dict.fromkeys(ports))
+    structure = structure_of(model)
     sizes = {name: _dynamic(model, value) for name, value in inputs.items()}
     with quiet(model), _silence(), _marking(model.module, order):
         try:
@@ -151,7 +155,7 @@ def export(model: Model, inputs: Mapping[str, Any], ports: Collection[Port]) -> 
                 raise
             first = next(iter(str(error).strip().splitlines()), "")[:200]
             raise refusal(model, _reason(error), f"{type(error).__name__}: {first}") from error
-    return _read(model, program, order)
+    return _read(model, program, order, structure)
 
 
 def refusal(model: Model, reason: str, *details: object) -> ModelUnsupported:
@@ -210,9 +214,11 @@ def _marking(root: nn.Module, ports: Collection[Port]) -> Iterator[None]:
         for number, port in enumerate(ports):
             module = root.get_submodule(port.path)
             if port.side == "input":
-                handle = module.register_forward_pre_hook(partial(_mark_input, port, number), with_kwargs=True)
+                handle = module.register_forward_pre_hook(
+                    in_this_thread(partial(_mark_input, port, number)), with_kwargs=True
+                )
             else:
-                handle = module.register_forward_hook(partial(_mark_output, port, number))
+                handle = module.register_forward_hook(in_this_thread(partial(_mark_output, port, number)))
             hooks.callback(handle.remove)
         yield
 
@@ -229,7 +235,9 @@ def _mark_output(port: Port, number: int, module: nn.Module, args: tuple[Any, ..
     return put_output(port, output, MARK(pick_output(port, output), number))
 
 
-def _read(model: Model, program: torch.export.ExportedProgram, ports: Collection[Port]) -> Exported:
+def _read(
+    model: Model, program: torch.export.ExportedProgram, ports: Collection[Port], structure: Structure
+) -> Exported:
     """Find in an exported program what a replay needs."""
     signature = program.graph_signature
     if signature.buffers_to_mutate:
@@ -255,9 +263,8 @@ def _read(model: Model, program: torch.export.ExportedProgram, ports: Collection
     for port, node in found.items():
         if node not in on_the_way:
             raise refusal(model, f"its answer does not depend on the {port.side} of '{port.path}'")
-    return Exported(
-        program.graph_module, inputs, weights, program.constants, found, answer, symbol, program.range_constraints
-    )
+    limits = program.range_constraints
+    return Exported(program.graph_module, inputs, weights, program.constants, found, answer, symbol, limits, structure)
 
 
 def _answer(model: Model, program: torch.export.ExportedProgram, outputs: list[fx.Node | None]) -> fx.Node:

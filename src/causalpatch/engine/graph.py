@@ -36,6 +36,7 @@ from causalpatch.engine.means import Means
 from causalpatch.engine.memory import is_out_of_memory
 from causalpatch.engine.reference import measure_rows
 from causalpatch.engine.resolve import Placer
+from causalpatch.engine.structure import Structure, structure_of
 from causalpatch.engine.subgraph import BaseRun, Subgraph, run_base
 from causalpatch.engine.untouched import Untouched, run_untouched
 from causalpatch.engine.values import Row, writes_of_rows
@@ -154,11 +155,13 @@ class _Replayer:
         self._entry = {site: (tap.port, tap.companions) for site, tap in taps.items()}
         self._ports = list(dict.fromkeys(port for tap in taps.values() for port in (*tap.companions, tap.port)))
         self._subgraphs: dict[tuple[Exported, Entries], Subgraph] = {}
+        self._structure: Structure  # when it was prepared
 
     def prepare(self) -> None:
         """Export the model for inputs of every shape, and see that the graphs do what the model does."""
         sets = {frozenset(self._entry[target.site] for target in group) for group in self.job.interventions}
         seen = set()
+        self._structure = structure_of(self.model)
         for indices in batches_of_pairs(self.job):
             inputs = _example(self.job, indices)
             shapes = tuple((name, tuple(x.shape[1:])) for name, x in inputs.items() if isinstance(x, Tensor))
@@ -175,12 +178,16 @@ class _Replayer:
 
     def _check(self, inputs: Mapping[str, Any], things: set[Any]) -> None:
         """Compare a graph with the model where that was not done yet: for some shapes, and sets of entries."""
-        exported = _find(self.model, inputs, self._ports)
+        exported = self._find(inputs)
         new = things - exported.checked
         if new:
             entries = [each for each in new if isinstance(each, frozenset)]
             _compare(self.model, exported, inputs, [self._subgraph(exported, each) for each in entries])
             exported.checked.update(new)
+            exported.structure.settle(structure_of(self.model))
+
+    def _find(self, inputs: Mapping[str, Any]) -> Exported:
+        return _find(self.model, self._structure, inputs, self._ports)
 
     def start(self, means: Means, indices: Int[np.ndarray, " pair"]) -> _Started:
         """Make the untouched runs of some pairs."""
@@ -200,7 +207,7 @@ class _Replayer:
 
     def _run_base(self, batch: Untouched, groups: Collection[Entries]) -> tuple[Exported, BaseRun]:
         inputs = inputs_of(self.model, batch.known.base.batch)
-        exported = _find(self.model, inputs, self._ports)
+        exported = self._find(inputs)
         keep = {exported.ports[port] for port in self._ports}
         keep |= {node for entries in groups for node in self._subgraph(exported, entries).reads}
         with quiet(self.model):
@@ -274,10 +281,12 @@ def _chunks(rows: Sequence[Row], most: int) -> Iterator[Sequence[Row]]:
         yield rows[start : start + most]
 
 
-def _find(model: Model, inputs: Mapping[str, Any], ports: Collection[Port]) -> Exported:
+def _find(model: Model, now: Structure, inputs: Mapping[str, Any], ports: Collection[Port]) -> Exported:
     """Return a graph of the model that holds the ports and fits the inputs, exporting it where there is none yet."""
     with _GUARD:
         known = list(_EXPORTS.get(model.module, ()))
+    # Weights are looked up in the module; everything else is as it was when the graph was made.
+    known = [each for each in known if each.structure.is_still(now, may_move_weights=True)]
     known = [each for each in known if each.find_weights(model.module) is not None]
     fitting = [each for each in known if each.sizes(inputs) is not None]
     for each in fitting:

@@ -6,7 +6,8 @@
 4. After the forward, each port must have run exactly once: a patch that did not fire is an error, never a zero.
 
 Only our own hooks are removed, also after an exception; the user's hooks stay and run. Models are shared objects, so
-one forward at a time runs on each, under a re-entrant lock.
+one forward of ours at a time runs on each, under a re-entrant lock; hooks act in the thread that set them alone, so
+that calls of the model in other threads pass as if there were none.
 """
 
 import threading
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -169,6 +171,35 @@ def hooked(model: Model, writes: Sequence[Write] = (), keep: Collection[Port] = 
     kept.update({port: each.tensor for port, each in states.items() if each.tensor is not None})
 
 
+def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a hook that acts in the thread it is made in, and leaves calls in other threads as they are.
+
+    Args:
+        hook: A hook of either kind; other threads may call it without keyword arguments while it is being removed.
+    """
+    own = get_ident()
+
+    def act(*given: Any) -> Any:
+        return hook(*given) if get_ident() == own else None
+
+    return act
+
+
+def standing_in(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a forward for a module that holds in this thread; in other threads the module's own one runs.
+
+    Args:
+        module: The module, with the forward that it has now.
+        forward: What it is to do here.
+    """
+    own, before = get_ident(), module.forward
+
+    def run(*given: Any, **named: Any) -> Any:
+        return forward(*given, **named) if get_ident() == own else before(*given, **named)
+
+    return run
+
+
 def _call(model: Model, inputs: Mapping[str, Any]) -> Any:
     """Run the module; where it fails on its inputs, say what they were."""
     try:
@@ -191,9 +222,10 @@ def _register(root: nn.Module, states: dict[Port, _PortState], hooks: ExitStack)
     for (path, side), group in by_call.items():
         module = root.get_submodule(path)
         if side == "input":
-            handle = module.register_forward_pre_hook(partial(_on_input, group, states), with_kwargs=True)
+            hook = in_this_thread(partial(_on_input, group, states))
+            handle = module.register_forward_pre_hook(hook, with_kwargs=True)
         else:
-            handle = module.register_forward_hook(partial(_on_output, group, states))
+            handle = module.register_forward_hook(in_this_thread(partial(_on_output, group, states)))
         hooks.callback(handle.remove)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from causalpatch.base.errors import ModelUnsupported, SiteUnsupported
 from causalpatch.engine.capture import Captured, capture
-from causalpatch.engine.hooks import quiet
+from causalpatch.engine.hooks import in_this_thread, quiet, standing_in
 from causalpatch.engine.ports import pick_input, pick_output, put_input
 from causalpatch.models import Model, Port
 from causalpatch.pairs import Batch
@@ -73,9 +73,12 @@ def look_at(layers: Layers, batch: Batch, sites: Collection[Site]) -> Captured:
         for layer, module in enumerate(layers.modules):
             # The stream between two layers is what comes behind a reader's own hooks on the one and before those on
             # the other; how a layer's forward returns it is seen before any hook.
-            before = module.register_forward_pre_hook(partial(watch.on_input, layer), with_kwargs=True, prepend=True)
-            own = module.register_forward_hook(partial(watch.on_result, layer), prepend=True)
-            after = module.register_forward_hook(partial(watch.on_output, layer))
+            on_input, on_result, on_output = (
+                in_this_thread(partial(see, layer)) for see in (watch.on_input, watch.on_result, watch.on_output)
+            )
+            before = module.register_forward_pre_hook(on_input, with_kwargs=True, prepend=True)
+            own = module.register_forward_hook(on_result, prepend=True)
+            after = module.register_forward_hook(on_output)
             for handle in (before, own, after):
                 hooks.callback(handle.remove)
         captured = capture(layers.model, batch, sites)
@@ -101,7 +104,7 @@ def entering(layers: Layers, entry: int, stream: Float[Tensor, "row position wid
         for layer in range(entry):
             forward = partial(_hand_through, calls, layer, layers.ports[layer], layers.extras[layer])
             undo.callback(_replace_forward(layers.modules[layer], forward))
-        hook = partial(_on_entry, calls, entry, layers.ports[entry], stream)
+        hook = in_this_thread(partial(_on_entry, calls, entry, layers.ports[entry], stream))
         undo.callback(layers.modules[entry].register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield
     if calls != list(range(entry + 1)):
@@ -201,7 +204,7 @@ def _on_entry(
 def _replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:
     """Replace a module's forward; return what puts the old one back, its class's or one of its own."""
     own = module.__dict__.get("forward")
-    module.__dict__["forward"] = forward
+    module.__dict__["forward"] = standing_in(module, forward)
 
     def undo() -> None:
         if own is None:

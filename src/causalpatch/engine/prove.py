@@ -8,13 +8,14 @@ tried on tiny random prompts (two rows of five tokens, base and source), in the 
 3. *whole*: at sites through which everything flows, the source's value at all positions gives the source's logits;
 4. *algebra*: sums and products that the site's definition claims hold in this model.
 
-A site that fails is refused with the reason. Proofs are kept for as long as the model lives.
+A site that fails is refused with the reason. Proofs are kept until the model is made of other things; a trial that
+could not be made proves nothing, and is made again when it is asked for again.
 """
 
 import itertools
-import weakref
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from causalpatch.base.seeds import generator
 from causalpatch.engine.capture import capture, inputs_of
 from causalpatch.engine.hooks import Write, quiet, run_with_hooks
 from causalpatch.engine.memory import is_out_of_memory
-from causalpatch.engine.structure import structure_of
+from causalpatch.engine.structure import Findings
 from causalpatch.models import Model, Port
 from causalpatch.models.attention import attending
 from causalpatch.pairs import Batch
@@ -46,14 +47,16 @@ class Proof:
         name: The site's name.
         passed: Names of the trials that it passed.
         failure: Why it is refused, or None.
+        is_verdict: Whether the trials were made, so that they would end in the same way again.
     """
 
     name: str
     passed: tuple[str, ...]
     failure: str | None = None
+    is_verdict: bool = True
 
 
-_KNOWN: "weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, int], Proof]]" = weakref.WeakKeyDictionary()
+_KNOWN: Findings[Proof] = Findings()
 
 
 def prove(model: Model, name: str) -> Proof:
@@ -70,21 +73,21 @@ def prove(model: Model, name: str) -> Proof:
         NotFinite: The model gives NaN or infinite logits, so that nothing can be proven.
         MemoryExhausted: Not even the tiny prompts of the proof fit into memory.
     """
-    known = _KNOWN.setdefault(model.module, {})
-    key = name, structure_of(model)
-    if key not in known:
-        try:
-            with torch.no_grad():
-                known[key] = _Trial(model).of(name)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise MemoryExhausted(
-                f"the proof of site '{name}' in '{model.name}' does not fit into memory",
-                facts=[("runs", f"{N_ROWS} prompts of {N_TOKENS} tokens"), ("device", model.device)],
-                fix="free the device, or open the model in bfloat16",
-            ) from error
-    return known[key]
+    return _KNOWN.of(model, name, partial(_try, model, name), lambda proof: proof.is_verdict)
+
+
+def _try(model: Model, name: str) -> Proof:
+    try:
+        with torch.no_grad():
+            return _Trial(model).of(name)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryExhausted(
+            f"the proof of site '{name}' in '{model.name}' does not fit into memory",
+            facts=[("runs", f"{N_ROWS} prompts of {N_TOKENS} tokens"), ("device", model.device)],
+            fix="free the device, or open the model in bfloat16",
+        ) from error
 
 
 def require_proofs(model: Model, names: Collection[str]) -> None:
@@ -142,7 +145,7 @@ class _Trial:
             try:
                 failures = [failure for site in self._samples(name) if (failure := check(site))]
             except CausalPatchError as error:
-                failures = [error.what]
+                return Proof(name, tuple(passed), f"{trial}: {error.what}", is_verdict=False)
             if failures:
                 return Proof(name, tuple(passed), f"{trial}: {failures[0]}")
             passed.append(trial)

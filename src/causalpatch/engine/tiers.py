@@ -8,8 +8,9 @@
 | ``rows`` | full forwards, interventions stacked into rows | nothing |
 | ``reference`` | one full forward after the other, with plain hooks | nothing |
 
-``auto`` takes for each intervention the first that can make it. Tiers that leave work out are checked against full
-forwards first (``selfcheck``); one that cannot run a model, or drifts, is passed over and the reason is kept.
+``auto`` takes for each intervention the first that can make it. Tiers that leave work out, and stacked prompts of
+several lengths, are checked against single forwards first (``selfcheck``); one that cannot run a model, or drifts, is
+passed over and the reason is kept.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.job import Block, Cost, Job
 from causalpatch.engine.means import Means
 from causalpatch.engine.resolve import Target
-from causalpatch.engine.selfcheck import why_drifts
+from causalpatch.engine.selfcheck import Measure, why_batches_differ, why_drifts
 from causalpatch.models import Model
 
 EngineName = Literal["auto", "wavefront", "restart", "graph", "rows", "reference"]
@@ -40,7 +41,7 @@ class Tier:
         why_not: Says why it cannot make the runs of a job at all, or None.
         measure: Measures a job.
         why_not_targets: Says why it cannot make one run of a job, or None.
-        is_checked: Whether it is compared with full forwards before it is trusted.
+        check: Compares it with single forwards before it is trusted, and says how it fails; None where it is not.
     """
 
     name: EngineName
@@ -48,7 +49,7 @@ class Tier:
     why_not: Callable[[Job, Gauge], str | None]
     measure: Callable[[Job, Gauge, Means, Cost], Iterator[Block]]
     why_not_targets: Callable[[Model, Sequence[Target]], str | None] = lambda model, targets: None
-    is_checked: bool = False
+    check: Callable[[str, Measure, Job], str | None] | None = None
 
 
 # Exporting a graph takes seconds, in which thousands of runs of a small network are made by full forwards.
@@ -70,11 +71,19 @@ TIERS = (
         wavefront.why_not,
         wavefront.measure,
         wavefront.why_not_targets,
-        is_checked=True,
+        check=why_drifts,
     ),
-    Tier("restart", "whole prompts from the first patched layer on", restart.why_not, restart.measure, is_checked=True),
+    Tier(
+        "restart", "whole prompts from the first patched layer on", restart.why_not, restart.measure, check=why_drifts
+    ),
     Tier("graph", "what depends on the patched tensors", graph.why_not, graph.measure),
-    Tier("rows", "full forwards, interventions stacked", reference.why_not, reference.measure_rows),
+    Tier(
+        "rows",
+        "full forwards, interventions stacked",
+        reference.why_not,
+        reference.measure_rows,
+        check=why_batches_differ,
+    ),
     Tier("reference", "full forwards with plain hooks, one by one", reference.why_not, reference.measure_reference),
 )
 
@@ -132,7 +141,9 @@ def measure(job: Job, gauge: Gauge, means: Means, cost: Cost, *, route: Route) -
     pending = list(range(len(job.interventions)))
     has_untouched = False
     for tier in TIERS:
-        if (pending or not has_untouched) and route.engine in ("auto", tier.name):
+        # Untouched runs alone are the same by any engine that can make them.
+        is_asked = route.engine in ("auto", tier.name) or (tier.name == "reference" and not job.interventions)
+        if (pending or not has_untouched) and is_asked:
             mine, why = _takes(tier, job, gauge, pending, is_auto=route.engine == "auto")
             if why is not None:
                 route.passed_over[tier.name] = why
@@ -149,7 +160,8 @@ def measure(job: Job, gauge: Gauge, means: Means, cost: Cost, *, route: Route) -
             route.made[tier.name] = sum(number < job.n_asked for number in mine)
             yield from _kept(first, blocks, has_untouched=has_untouched)
             has_untouched = True
-            pending = [number for number in pending if number not in set(mine)]
+            made = set(mine)
+            pending = [number for number in pending if number not in made]
     if pending or not has_untouched:
         n_left = sum(number < job.n_asked for number in pending)
         raise SettingError(
@@ -164,8 +176,8 @@ def _takes(
 ) -> tuple[list[int] | None, str | None]:
     """Return which runs a tier takes (None: it is not used), and why it does not take all."""
     why = _why_not_graph(job, gauge) if is_auto and tier.name == "graph" else tier.why_not(job, gauge)
-    if why is None and tier.is_checked:
-        why = why_drifts(tier.name, tier.measure, job)
+    if why is None and tier.check is not None:
+        why = tier.check(tier.name, tier.measure, job)
     if why is not None:
         return None, why
     reasons = {number: tier.why_not_targets(job.model, job.interventions[number]) for number in pending}

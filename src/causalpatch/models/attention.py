@@ -2,17 +2,24 @@
 
 Models that use the attention interface of transformers look their kernel up by the name in their configuration, part by
 part. Ours hands queries, keys, values and mask to whoever stands in the context, so that an engine sees attention as it
-happens; outside such a context it refuses to run.
+happens. A configuration may be shared by models and by threads: the first to enter notes the kernel, the last to leave
+puts it back, and whoever calls the model from outside of a context gets the kernel that was noted.
 """
 
+import sys
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from causalpatch.base.errors import ModelUnsupported
 
@@ -21,21 +28,73 @@ Attend = Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor | None, dict[str, A
 _ATTEND: ContextVar[Attend | None] = ContextVar("attend", default=None)
 
 
+@dataclass
+class _Switched:
+    """A configuration that names our kernel, or did so.
+
+    Args:
+        config: The configuration.
+        before: The kernel that it named.
+        n_inside: Contexts that are open.
+    """
+
+    config: "weakref.ref[Any]"
+    before: str
+    n_inside: int = 0
+
+
+# By id; kept after the last context is left: another thread may have read our name just before.
+_SWITCHED: dict[int, _Switched] = {}
+_GUARD = threading.RLock()  # what forgets a configuration may be called at any time
+
+
+def kernels_of(name: str) -> tuple[object, object]:
+    """Return the functions that are registered for a kernel and for its mask; None where there is none."""
+    return ALL_ATTENTION_FUNCTIONS.get(name), ALL_MASK_ATTENTION_FUNCTIONS.get(name)
+
+
 def _dispatch(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Tensor | None]:
     attend = _ATTEND.get()
-    if attend is None:
-        raise ModelUnsupported(
-            f"the attention kernel {OURS!r} ran outside of an engine",
-            fix='switch the model back: model.set_attn_implementation("sdpa")',
-        )
-    return attend(module, query, key, value, attention_mask, kwargs), None
+    if attend is not None:
+        return attend(module, query, key, value, attention_mask, kwargs), None
+    found: tuple[Tensor, Tensor | None] = _kernel_before(module)(module, query, key, value, attention_mask, **kwargs)
+    return found
+
+
+def _mask(*given: Any, config: Any = None, **named: Any) -> Any:
+    before = _before(config)
+    make = eager_mask if _ATTEND.get() is not None or before is None else ALL_MASK_ATTENTION_FUNCTIONS.get(before)
+    return None if make is None else make(*given, config=config, **named)
+
+
+def _before(config: Any) -> str | None:
+    """Return the kernel that a configuration named before it was switched to ours."""
+    switched = _SWITCHED.get(id(config))
+    return None if switched is None else switched.before
+
+
+def _kernel_before(module: nn.Module) -> Callable[..., Any]:
+    """Return the kernel that a module used before an engine, in another thread, switched it to ours."""
+    before = _before(getattr(module, "config", None))
+    if before is not None:
+        # The plain kernel is not registered: each family of transformers has its own beside its attention.
+        files = [sys.modules.get(kind.__module__) for kind in type(module).__mro__]
+        plain = [getattr(file, "eager_attention_forward", None) for file in files]
+        kernels: list[Callable[..., Any] | None] = [ALL_ATTENTION_FUNCTIONS.get(before), *plain]
+        for kernel in kernels:
+            if kernel is not None:
+                return kernel
+    raise ModelUnsupported(
+        f"the attention kernel {OURS!r} ran outside of an engine",
+        fix='switch the model back: model.set_attn_implementation("sdpa")',
+    )
 
 
 @contextmanager
 def attending(module: nn.Module, attend: Attend) -> Iterator[bool]:
-    """Let a function compute all attention of a model, and put the model's own kernel back afterwards.
+    """Let a function compute all attention of a model in this thread, and put the model's own kernel back afterwards.
 
     Args:
         module: The model.
@@ -46,19 +105,63 @@ def attending(module: nn.Module, attend: Attend) -> Iterator[bool]:
     Yields:
         Whether the model has a kernel that can be switched; if not, the function is not called.
     """
-    configs: dict[int, Any] = {id(part.config): part.config for part in module.modules() if hasattr(part, "config")}
-    before = {key: getattr(config, "_attn_implementation", None) for key, config in configs.items()}
-    switched = [key for key, name in before.items() if name]
+    entered = [config for config in _configs_of(module) if _enter(config)]
     token = _ATTEND.set(attend)
     try:
-        for key in switched:
-            configs[key]._attn_implementation = OURS
-        yield bool(switched)
+        yield bool(entered)
     finally:
         _ATTEND.reset(token)
-        for key in switched:
-            configs[key]._attn_implementation = before[key]
+        for config in entered:
+            _leave(config)
+
+
+def _configs_of(module: nn.Module) -> Iterator[Any]:
+    """Yield every configuration of a model's parts once, and those within them."""
+    waiting: list[Any] = [part.config for part in module.modules() if hasattr(part, "config")]
+    seen: set[int] = set()
+    while waiting:
+        config = waiting.pop()
+        if id(config) not in seen and config is not None:
+            seen.add(id(config))
+            waiting += [getattr(config, name, None) for name in getattr(config, "sub_configs", ())]
+            yield config
+
+
+def _enter(config: Any) -> bool:
+    """Let a configuration name our kernel; say whether it names any."""
+    with _GUARD:
+        name = getattr(config, "_attn_implementation", None)
+        if not name:
+            return False
+        switched = _SWITCHED.get(id(config))
+        if switched is None or not switched.n_inside:
+            switched = _SWITCHED[id(config)] = _Switched(weakref.ref(config, partial(_forget, id(config))), name)
+        switched.n_inside += 1
+        _name(config, OURS)
+        return True
+
+
+def _leave(config: Any) -> None:
+    with _GUARD:
+        switched = _SWITCHED[id(config)]
+        switched.n_inside -= 1
+        if not switched.n_inside:
+            _name(config, switched.before)
+
+
+def _name(config: Any, kernel: str) -> None:
+    # The setter of transformers' configurations (5.23) goes on into those within them, which other threads may use.
+    if "_attn_implementation_internal" in vars(config):
+        vars(config)["_attn_implementation_internal"] = kernel
+    else:
+        config._attn_implementation = kernel
+
+
+def _forget(place: int, reference: "weakref.ref[Any]") -> None:
+    with _GUARD:
+        if place in _SWITCHED and _SWITCHED[place].config is reference:
+            del _SWITCHED[place]
 
 
 AttentionInterface.register(OURS, _dispatch)
-AttentionMaskInterface.register(OURS, eager_mask)
+AttentionMaskInterface.register(OURS, _mask)
