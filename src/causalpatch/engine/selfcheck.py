@@ -47,29 +47,34 @@ TIMES_ROUNDING, TIMES_IN_ALL = 2.0, 1.25
 _KNOWN: Findings[str | None] = Findings()
 
 
-def why_drifts(name: str, measure: Measure, job: Job) -> str | None:
+def why_drifts(name: str, measure: Measure, job: Job, *, anew: bool = False) -> str | None:
     """Compare an engine with single forwards on a model; return how it fails, or None where it does not.
 
     Args:
         name: The engine's name.
-        measure: Its function.
+        measure: Its function, which runs prompts of several lengths together.
         job: The job, for its model, pairs and padding.
+        anew: Look again though the model seems to be the same.
     """
+    why = why_batches_differ("rows", measure_rows, replace(job, max_rows=None), anew=anew)
+    if why is not None:
+        return why
     clean, corrupt = job.pairs.lengths("clean"), job.pairs.lengths("corrupt")
     longest = np.maximum(clean, corrupt)
     is_uneven = len({*clean.tolist(), *corrupt.tolist()}) > 1
     key = (name, job.padding_side, int(longest.max()).bit_length(), is_uneven)
     chosen = list(dict.fromkeys((int(np.minimum(clean, corrupt).argmin()), int(longest.argmax()))))
-    return _KNOWN.of(job.model, key, partial(_compare, measure, job, chosen))
+    return _KNOWN.of(job.model, key, partial(_compare, measure, job, chosen), anew=anew)
 
 
-def why_batches_differ(name: str, measure: Measure, job: Job) -> str | None:
+def why_batches_differ(name: str, measure: Measure, job: Job, *, anew: bool = False) -> str | None:
     """Say how runs come out otherwise beside longer ones, or None; prompts of one length are not looked at.
 
     Args:
         name: The engine's name.
         measure: Its function, which stacks whole prompts.
         job: The job, for its model, pairs and padding.
+        anew: Look again though the model seems to be the same.
 
     Cost:
         The untouched runs of two pairs, or of up to four where prompts of a pair differ in length, together and one
@@ -81,7 +86,7 @@ def why_batches_differ(name: str, measure: Measure, job: Job) -> str | None:
         return None
     chosen = list(dict.fromkeys(int(place) for some in lengths for place in (some.argmin(), some.argmax())))
     key = (name, job.padding_side, ends)
-    why = _KNOWN.of(job.model, key, partial(_compare, measure, job, chosen, with_patches=False))
+    why = _KNOWN.of(job.model, key, partial(_compare, measure, job, chosen, with_patches=False), anew=anew)
     return why and f"a prompt has other numbers beside longer ones: {why}"
 
 

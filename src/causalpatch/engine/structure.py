@@ -75,7 +75,13 @@ class Findings(Generic[Found]):
         self._known = weakref.WeakKeyDictionary()
 
     def of(
-        self, model: Model, key: Hashable, find: Callable[[], Found], lasts: Callable[[Found], bool] = lambda _: True
+        self,
+        model: Model,
+        key: Hashable,
+        find: Callable[[], Found],
+        lasts: Callable[[Found], bool] = lambda _: True,
+        *,
+        anew: bool = False,
     ) -> Found:
         """Return what is known of a model, finding it out where it is not known or no longer holds.
 
@@ -84,10 +90,11 @@ class Findings(Generic[Found]):
             key: What is asked.
             find: Finds it out; what it raises is passed on, and nothing is kept.
             lasts: Says whether what was found may be kept.
+            anew: Find it out again whatever is known.
         """
         known = self._known.setdefault(model.module, {})
         before = structure_of(model)
-        if key in known and known[key][0].is_still(before):
+        if not anew and key in known and known[key][0].is_still(before):
             return known[key][1]
         found = find()
         if lasts(found):

@@ -20,8 +20,9 @@ from typing import Any, Literal, get_args
 
 from causalpatch.base.errors import ModelUnsupported, SettingError
 from causalpatch.engine import graph, reference, restart, wavefront
+from causalpatch.engine.gap import gap_of
 from causalpatch.engine.gauge import Gauge
-from causalpatch.engine.job import Block, Cost, Job
+from causalpatch.engine.job import BASE, Block, Cost, Job
 from causalpatch.engine.means import Means
 from causalpatch.engine.resolve import Target
 from causalpatch.engine.selfcheck import Measure, why_batches_differ, why_drifts
@@ -96,11 +97,13 @@ class Route:
         engine: What was asked for.
         made: Interventions by tier.
         passed_over: Why faster tiers were not used, by tier.
+        gap: By metric, the largest gap seen between untouched runs and the model's own plain forwards.
     """
 
     engine: EngineName
     made: dict[str, int] = field(default_factory=dict)
     passed_over: dict[str, str] = field(default_factory=dict)
+    gap: dict[str, float] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
         """Return it as plain data: the tier that made most, what it does, and why not another."""
@@ -108,7 +111,8 @@ class Route:
         does = next(each.does for each in TIERS if each.name == tier)
         why = [f"{name}: {reason}" for name, reason in self.passed_over.items()]
         reason = "; ".join([does, *why]) if self.engine == "auto" else f"{does}; asked for by name"
-        return {"tier": tier, "reason": reason, "asked": self.engine, "interventions": dict(self.made)}
+        gap = {"gap": dict(self.gap)} if self.gap and "wavefront" in self.made else {}
+        return {"tier": tier, "reason": reason, "asked": self.engine, "interventions": dict(self.made), **gap}
 
 
 def likely_tier(job: Job, gauge: Gauge, engine: EngineName) -> str:
@@ -157,6 +161,10 @@ def measure(job: Job, gauge: Gauge, means: Means, cost: Cost, *, route: Route) -
                 if tier.name in (route.engine, "rows"):
                     raise
                 continue
+            why = _look(tier, job, gauge, first, route)
+            if why is not None:
+                route.passed_over[tier.name] = why
+                continue
             route.made[tier.name] = sum(number < job.n_asked for number in mine)
             yield from _kept(first, blocks, has_untouched=has_untouched)
             has_untouched = True
@@ -184,6 +192,15 @@ def _takes(
     mine = [number for number, reason in reasons.items() if reason is None]
     why = next((reason for reason in reasons.values() if reason is not None), None)
     return (mine if mine or not pending else None), why
+
+
+def _look(tier: Tier, job: Job, gauge: Gauge, first: Block | None, route: Route) -> str | None:
+    """Note how far untouched runs lie from the model's own; where that is far, check the engine again."""
+    # The other tiers' untouched runs are the model's own.
+    if tier.name != "wavefront" or first is None or first.interventions[0] != BASE:
+        return None
+    route.gap, is_wide = gap_of(job, gauge, first)
+    return why_drifts(tier.name, tier.measure, job, anew=True) if is_wide else None
 
 
 def _kept(first: Block | None, blocks: Iterator[Block], *, has_untouched: bool) -> Iterator[Block]:

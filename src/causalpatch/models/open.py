@@ -58,7 +58,8 @@ def open_model(
 
     Raises:
         ModelNotFound: The name or folder does not hold a model. Where the hub does not answer, only its cache is read.
-        ModelUnsupported: The checkpoint lacks weights of its model, or cannot be built.
+        ModelUnsupported: The checkpoint lacks weights of its model, or cannot be built; or the module is compiled, so
+            that what runs is not the modules that sites name.
         SettingError: The dtype or the device does not exist, or the model or the tokenizer is not one.
 
     Examples:
@@ -69,6 +70,7 @@ def open_model(
     """
     wanted_dtype = _read_dtype(dtype)
     if isinstance(x, nn.Module):
+        _require_eager(x)
         module = x if wanted_dtype is None else x.to(wanted_dtype)
         module = module if device is None else module.to(_read_device(device))
         return Model(module, name=type(x).__name__, tokenizer=_read_tokenizer(tokenizer))
@@ -78,6 +80,18 @@ def open_model(
     module = _load(source, wanted_dtype).to(wanted_device)
     found = _read_tokenizer(tokenizer) if tokenizer is not None else _tokenizer_beside(source)
     return Model(module, name=source.name, tokenizer=found)
+
+
+def _require_eager(module: nn.Module) -> None:
+    """Refuse compiled code, which passes by the modules within it and what is done at them."""
+    for path, part in module.named_modules():
+        is_wrapped = "_orig_mod" in part._modules  # as torch.compile(model) returns it
+        if is_wrapped or getattr(part, "_compiled_call_impl", None) is not None:
+            raise ModelUnsupported(
+                f"'{type(module).__name__}' is compiled: {f'its part {path!r}' if path else 'the module'}",
+                facts=[("compiled", "code of torch.compile passes by the modules within, where patches are made")],
+                fix="open model._orig_mod" if is_wrapped else "open the module as it was before .compile()",
+            )
 
 
 def _load(source: Source, dtype: torch.dtype | None) -> nn.Module:
