@@ -34,7 +34,7 @@ from causalpatch.engine.canonical import shared_outputs
 from causalpatch.engine.capture import Captured, inputs_of
 from causalpatch.engine.few_logits import few_columns, may_take_few, reads_logits
 from causalpatch.engine.gauge import Gauge, Run
-from causalpatch.engine.hooks import Write, quiet, run_with_hooks
+from causalpatch.engine.hooks import Write, quiet, run_with_hooks, users_hooks
 from causalpatch.engine.job import Block, Cost, Job, batches_of_pairs, lay_rows, most_rows
 from causalpatch.engine.layers import Layers, entering, look_at, refuse_layers
 from causalpatch.engine.means import Means
@@ -67,6 +67,21 @@ def why_not(job: Job, gauge: Gauge) -> str | None:
     if any(getattr(module, "_compiled_call_impl", None) is not None for module in modules):
         return f"layers of '{model.name}' are compiled"
     return None
+
+
+def why_rather_not(job: Job) -> str | None:
+    """Return why layers had better not be left out of runs unless someone asks for it, or None.
+
+    A reader's hooks on the layers give the same numbers, but what they see is in no run: a layer that is left out is
+    handed the embedding and hands it on, and modules inside it do not run at all.
+    """
+    paths = tuple(port.path for port in Layers(job.model).ports)
+    hooked = [name for name in users_hooks(job.model) if name == "all modules" or _is_inside(name.strip("'"), paths)]
+    return f"hooks stand on {hooked[0]}, and they would see streams that are in no run" if hooked else None
+
+
+def _is_inside(path: str, layers: Sequence[str]) -> bool:
+    return any(path == layer or path.startswith(f"{layer}.") for layer in layers)
 
 
 def measure(job: Job, gauge: Gauge, means: Means, cost: Cost) -> Iterator[Block]:

@@ -15,7 +15,7 @@ passed over and the reason is kept.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from itertools import chain
 from typing import Any, Literal, get_args
 
 from causalpatch.base.errors import ModelUnsupported, SettingError
@@ -23,6 +23,7 @@ from causalpatch.engine import graph, reference, restart, wavefront
 from causalpatch.engine.gap import gap_of
 from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.job import BASE, Block, Cost, Job
+from causalpatch.engine.ledger import Ledger
 from causalpatch.engine.means import Means
 from causalpatch.engine.resolve import Target
 from causalpatch.engine.selfcheck import Measure, why_batches_differ, why_drifts
@@ -55,6 +56,14 @@ class Tier:
 
 # Exporting a graph takes seconds, in which thousands of runs of a small network are made by full forwards.
 MANY_RUNS = 4096
+
+
+def _why_not(tier: Tier, job: Job, gauge: Gauge, *, is_auto: bool) -> str | None:
+    """Say why a tier cannot make the runs of a job, or why it is better not to where nobody asked for it, or None."""
+    if is_auto and tier.name == "graph":
+        return _why_not_graph(job, gauge)
+    why = tier.why_not(job, gauge)
+    return restart.why_rather_not(job) if why is None and is_auto and tier.name == "restart" else why
 
 
 def _why_not_graph(job: Job, gauge: Gauge) -> str | None:
@@ -120,7 +129,7 @@ def likely_tier(job: Job, gauge: Gauge, engine: EngineName) -> str:
     for tier in TIERS:
         if engine not in ("auto", tier.name):
             continue
-        why = _why_not_graph(job, gauge) if engine == "auto" and tier.name == "graph" else tier.why_not(job, gauge)
+        why = _why_not(tier, job, gauge, is_auto=engine == "auto")
         if why is None and any(tier.why_not_targets(job.model, targets) is None for targets in job.interventions):
             return tier.name
     return "rows"
@@ -142,36 +151,19 @@ def measure(job: Job, gauge: Gauge, means: Means, cost: Cost, *, route: Route) -
     Raises:
         SettingError: The engine that was asked for cannot make the runs; the message says why.
     """
-    pending = list(range(len(job.interventions)))
-    has_untouched = False
+    ledger = Ledger(job, gauge)
     for tier in TIERS:
         # Untouched runs alone are the same by any engine that can make them.
         is_asked = route.engine in ("auto", tier.name) or (tier.name == "reference" and not job.interventions)
-        if (pending or not has_untouched) and is_asked:
-            mine, why = _takes(tier, job, gauge, pending, is_auto=route.engine == "auto")
-            if why is not None:
-                route.passed_over[tier.name] = why
-            if mine is None:
-                continue
-            blocks = map(partial(Block.renumbered, numbers=mine), tier.measure(job.part(mine), gauge, means, cost))
-            try:
-                first = next(blocks, None)
-            except ModelUnsupported as error:
-                route.passed_over[tier.name] = error.what
-                if tier.name in (route.engine, "rows"):
-                    raise
-                continue
-            why = _look(tier, job, gauge, first, route)
-            if why is not None:
-                route.passed_over[tier.name] = why
-                continue
-            route.made[tier.name] = sum(number < job.n_asked for number in mine)
-            yield from _kept(first, blocks, has_untouched=has_untouched)
-            has_untouched = True
-            made = set(mine)
-            pending = [number for number in pending if number not in made]
-    if pending or not has_untouched:
-        n_left = sum(number < job.n_asked for number in pending)
+        if not (ledger.is_open and is_asked):
+            continue
+        mine, why = _takes(tier, job, gauge, ledger.pending, is_auto=route.engine == "auto")
+        if why is not None:
+            route.passed_over[tier.name] = why
+        if mine is not None:
+            yield from _measure_by(tier, ledger, mine, (means, cost), route)
+    if ledger.is_open:
+        n_left = sum(number < job.n_asked for number in ledger.pending)
         raise SettingError(
             f"engine {route.engine!r} cannot make {f'{n_left} of {job.n_asked}' if n_left else 'these'} runs",
             facts=[*route.passed_over.items()],
@@ -183,7 +175,7 @@ def _takes(
     tier: Tier, job: Job, gauge: Gauge, pending: Sequence[int], *, is_auto: bool
 ) -> tuple[list[int] | None, str | None]:
     """Return which runs a tier takes (None: it is not used), and why it does not take all."""
-    why = _why_not_graph(job, gauge) if is_auto and tier.name == "graph" else tier.why_not(job, gauge)
+    why = _why_not(tier, job, gauge, is_auto=is_auto)
     if why is None and tier.check is not None:
         why = tier.check(tier.name, tier.measure, job)
     if why is not None:
@@ -203,9 +195,29 @@ def _look(tier: Tier, job: Job, gauge: Gauge, first: Block | None, route: Route)
     return why_drifts(tier.name, tier.measure, job, anew=True) if is_wide else None
 
 
-def _kept(first: Block | None, blocks: Iterator[Block], *, has_untouched: bool) -> Iterator[Block]:
-    if first is not None and not (has_untouched and first.interventions[0] < 0):
-        yield first
-    for block in blocks:
-        if not (has_untouched and block.interventions[0] < 0):
-            yield block
+def _measure_by(
+    tier: Tier, ledger: Ledger, mine: Sequence[int], spent: tuple[Means, Cost], route: Route
+) -> Iterator[Block]:
+    """Measure what is open of some interventions by one engine, as far as it goes."""
+    job, before = ledger.job, ledger.known.copy()
+    try:
+        for share in ledger.shares(mine):
+            blocks = tier.measure(share.job, share.gauge, *spent)
+            first = next(blocks, None)
+            why = _look(tier, share.job, share.gauge, first, route)
+            if why is not None:
+                route.passed_over[tier.name] = why
+                return
+            for block in ledger.entering(share, blocks if first is None else chain([first], blocks)):
+                route.made[tier.name] = sum(number < job.n_asked for number in mine)
+                yield block
+    except ModelUnsupported as error:
+        # Some prompts may have shown what others did not: what is measured stays, the next engine makes the rest.
+        n_made = int((ledger.known & ~before)[: job.n_asked].any(1).sum())
+        n_left = int((~ledger.known[mine]).any(0).sum())
+        route.made.pop(tier.name, None)
+        route.made |= {tier.name: n_made} if n_made else {}
+        where = f" on {n_left} of {len(job.pairs)} pairs" if n_made else ""
+        route.passed_over[tier.name] = f"{error.what}{where}"
+        if tier.name in (route.engine, "rows"):
+            raise
