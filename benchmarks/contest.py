@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 from torch import nn
 
+from benchmarks import spent
 from benchmarks.cone import work_of
 from benchmarks.machine import forget_peak, gemm_rate, peak_mib, resident_mib
 from benchmarks.ours import NAME, Sweep
@@ -139,6 +140,7 @@ def hold(workload: Workload, stable: Stable, peers: Sequence[Peer], repeats: int
         "tolerance": TOLERANCE,
         "errors": _errors(sweep, values, exact),
         "gemm": [round(rate, 1) for rate in rates],
+        "spent": spent.measure(sweep),
         "contenders": {name: vars(each) for name, each in times.items()},
     }
 

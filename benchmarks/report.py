@@ -54,6 +54,7 @@ def write(results: Results, command: str, peers: Mapping[str, str], *, is_tiny: 
         lines += ["![How many times as long the others take](speed.svg)", ""]
     lines += ["## GPT-2 small's shape", "", *_seconds(results, setups, lambda each: each.shape == "gpt2"), ""]
     lines += ["## Other families", "", *_seconds(results, setups, lambda each: each.shape != "gpt2"), ""]
+    lines += ["## Where our time goes", "", *_spent(results), ""]
     lines += ["## Memory", "", *_memory(results), "", "## A small model", "", *_small(results), ""]
     lines += ["## Growth", "", *_growth(results), "", "## Start-up", "", *_start(results), ""]
     tolerance = max((each.get("tolerance", 0.0) for each in results["workloads"].values()), default=0.0)
@@ -171,6 +172,34 @@ def _notes(wanted: Sequence[Workload], records: Sequence[Mapping[str, Any]]) -> 
 
 def _grown(name: str, times: Mapping[str, Any]) -> str:
     return f", {name} {times['grown_mib']:,.0f}" if times["seconds"] else ""
+
+
+def _spent(results: Results) -> list[str]:
+    records = [results["workloads"].get(name, {}) for name in WORKLOADS]
+    records = [record for record in records if "spent" in record]
+    if not records:
+        return ["Not run."]
+    groups = list(records[0]["spent"]["groups"])
+    lines = [
+        "One run under torch's profiler, seconds by kind of operator; Python is what no operator accounts for. The "
+        "products' operations stand beside the cone's: more are the untouched runs, the control, and tokens whose "
+        "values are made anew though they are known. *Alone* are the same products made by themselves, and which share "
+        "of sgemm that would be if nothing else took time.",
+        "",
+        f"| workload | products (cone), GFLOP | alone | {' | '.join(groups)} |",
+        "|---|---|---|" + "---|" * len(groups),
+    ]
+    for record in records:
+        spent = record["spent"]
+        most = record["gflop"] / spent["alone"] / max(record["gemm"])
+        cells = [
+            record["title"],
+            f"{spent['gflop']:,.0f} ({record['gflop']:,.0f})",
+            f"{spent['alone']:,.2f} ({most:.0%})",
+            *(f"{spent['groups'][name]:,.2f}" for name in groups),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def _memory(results: Results) -> list[str]:

@@ -123,7 +123,7 @@ def full():
 FULL = """
     one run of pair 0 of 'ids' does not fit into memory
       tokens  2
-      needs   about 0 MiB, 0 of them for logits
+      needs   about 8 KiB, 1 KiB of them for logits
       device  cpu
       fix: shorten the prompts, open the model in bfloat16, or use a device with more memory
     """

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from causalpatch.base.errors import EnoughError
+from causalpatch.engine.bypass import bypassed
 from causalpatch.engine.hooks import Write, hooked
-from causalpatch.engine.stack import Stack, bypassed
+from causalpatch.engine.stack import Stack
 
 # Bytes of logits that are computed at once.
 LOGITS_BYTES = 192 * 2**20

@@ -141,16 +141,44 @@ def most_rows(job: Job, n_tokens: int) -> int:
     return fitting if job.max_rows is None else max(1, min(fitting, job.max_rows))
 
 
-def lay_rows(job: Job, placer: Placer, indices: np.ndarray) -> tuple[list[Row], list[tuple[int, int]]]:
-    """Return the rows to run for some pairs, and the (intervention, pair) cells that have no such position."""
+def portions(job: Job, n_pairs: int, most: int) -> Iterator[Sequence[int]]:
+    """Yield the numbers of interventions, the controls first, in even portions of about so many runs at most.
+
+    Args:
+        job: The job.
+        n_pairs: Pairs that each intervention runs on.
+        most: Runs in a portion.
+    """
+    numbers = _controls_first(job)
+    n_portions = max(1, -(-len(numbers) * n_pairs // most))
+    size = max(1, -(-len(numbers) // n_portions))
+    for begin in range(0, len(numbers), size):
+        yield numbers[begin : begin + size]
+
+
+def _controls_first(job: Job) -> Sequence[int]:
+    # Without the controls the others would mean nothing to one who stops in between.
+    return [*range(job.n_asked, len(job.interventions)), *range(job.n_asked)]
+
+
+def lay_rows(
+    job: Job, placer: Placer, indices: np.ndarray, numbers: Sequence[int] | None = None
+) -> tuple[list[Row], list[tuple[int, int]]]:
+    """Return the rows to run for some pairs, and the (intervention, pair) cells that have no such position.
+
+    Args:
+        job: The job.
+        placer: Finds the positions.
+        indices: The pairs.
+        numbers: The interventions; all of them, the controls first, unless given.
+    """
     rows, lost = [], []
-    # The controls come first: without them the others would mean nothing to one who stops in between.
-    for number in sorted(range(len(job.interventions)), key=lambda number: number < job.n_asked):
+    pairs = indices.tolist()
+    for number in _controls_first(job) if numbers is None else numbers:
         targets = job.interventions[number]
-        for local, pair in enumerate(indices.tolist()):
-            placed = tuple(
-                [(target, placer.place(target, pair) if target.has_position else None) for target in targets]
-            )
+        places = [placer.places(target, pairs) if target.has_position else [None] * len(pairs) for target in targets]
+        for local, pair in enumerate(pairs):
+            placed = tuple([(target, place[local]) for target, place in zip(targets, places, strict=True)])
             # Most have one target and a place for it.
             if placed[0][1] is None or len(placed) > 1:
                 if number >= job.n_asked:

@@ -147,19 +147,31 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
-def exhausted(model: Model, pairs: Pairs, pair: int) -> MemoryExhausted:
-    """Return the error for a pair of which not even one run fits into memory."""
+def exhausted(model: Model, pairs: Pairs, pair: int, n_bytes: int | None = None) -> MemoryExhausted:
+    """Return the error for a pair of which not even one run fits into memory.
+
+    Args:
+        model: The model.
+        pairs: The pairs.
+        pair: Which of them.
+        n_bytes: What one run needs; by default that of a whole forward.
+    """
     n_tokens = max(int(pairs.lengths(role)[pair]) for role in ROLES)
-    needed = row_cost(model, n_tokens)
+    cost = row_cost(model, n_tokens)
+    of_logits = f", {_shown(cost.logits)} of them for logits" if n_bytes is None else ""
     return MemoryExhausted(
         f"one run of pair {pair} of '{pairs.name}' does not fit into memory",
         facts=[
             ("tokens", n_tokens),
-            ("needs", f"about {needed.total / 2**20:,.0f} MiB, {needed.logits / 2**20:,.0f} of them for logits"),
+            ("needs", f"about {_shown(cost.total if n_bytes is None else n_bytes)}{of_logits}"),
             ("device", model.device),
         ],
         fix="shorten the prompts, open the model in bfloat16, or use a device with more memory",
     )
+
+
+def _shown(n_bytes: int) -> str:
+    return f"{n_bytes / 2**20:,.0f} MiB" if n_bytes >= 2**20 else f"{n_bytes / 2**10:,.0f} KiB"
 
 
 def release_memory() -> None:

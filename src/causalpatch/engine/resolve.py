@@ -110,7 +110,7 @@ class Placer:
     def __init__(self, pairs: Pairs, base: Role) -> None:
         self.pairs = pairs
         self.base: Role = base
-        self._known: dict[tuple[object, ...], Placement | None] = {}
+        self._known: dict[tuple[object, ...], dict[int, Placement | None]] = {}
 
     def place(self, target: Target, pair: int) -> Placement | None:
         """Return where a target lies in a pair; None where the pair has no such aligned column.
@@ -119,10 +119,16 @@ class Placer:
             PairError: A position is outside the prompt, a span is missing or empty, the pair needs an alignment, or it
                 holds arrays.
         """
-        key = (target.position, target.column, target.align, target.needs_source, pair)
-        if key not in self._known:
-            self._known[key] = self._find(target, pair)
-        return self._known[key]
+        return self.places(target, [pair])[0]
+
+    def places(self, target: Target, pairs: Sequence[int]) -> list[Placement | None]:
+        """Return where a target lies in each of some pairs; see ``place``."""
+        key = (target.position, target.column, target.align, target.needs_source)
+        known = self._known.setdefault(key, {})
+        for pair in pairs:
+            if pair not in known:
+                known[pair] = self._find(target, pair)
+        return [known[pair] for pair in pairs]
 
     def _find(self, target: Target, pair: int) -> Placement | None:
         if self.pairs.kind != "tokens":

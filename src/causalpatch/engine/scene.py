@@ -19,10 +19,11 @@ from causalpatch.engine.gauge import Gauge, Run
 from causalpatch.engine.head import Head
 from causalpatch.engine.job import Job
 from causalpatch.engine.means import Means
+from causalpatch.engine.neurons import Neurons
 from causalpatch.engine.reads import Reads, what_matters
 from causalpatch.engine.resolve import Placement, Role, Target
 from causalpatch.engine.segments import Entry, Segments, entry_of, pack, trim
-from causalpatch.engine.stack import Place, Stack, StackRun
+from causalpatch.engine.stack import Place, Stack, StackRun, layer_of
 from causalpatch.engine.values import Known, Row, Taps, unchanged
 from causalpatch.models import Port
 from causalpatch.pairs import Batch
@@ -113,6 +114,7 @@ class Scene:
         self.slots = self.prompts.slots[job.base]
         self.run: StackRun = stack.run(self.prompts.batch, _ports_of(job, stack, self.taps))
         self.head = Head(stack, self.run.returns_tuple)
+        self.neurons = Neurons(stack, self.run)
         runs = {
             role: Captured(stack.model, self.prompts.batch, None, self.run.kept, self.prompts.slots[role])
             for role in (job.base, job.source)
@@ -220,8 +222,11 @@ class Scene:
         Args:
             rows: The runs.
         """
-        n_layers = self.stack.n_layers
-        entries = {id(t): (t, self._entry(t, n_layers)) for row in rows for t, _ in row.targets}
+        entries: dict[int, Entry] = {}
+        for row in rows:
+            for target, _ in row.targets:
+                if id(target) not in entries:
+                    entries[id(target)] = self._entry(target)
         same = self._same(rows)
         kept_rows: list[Row] = []
         kept_entries: list[list[Entry]] = []
@@ -233,35 +238,38 @@ class Scene:
             for place_number, (target, place) in enumerate(row.targets):
                 if place is None:
                     continue  # sites without positions are not run here
-                entry = entries[id(target)][1]
+                entry = entries[id(target)]
+                key = (id(place), entry.depth, row.local)
+                if key not in cache:
+                    cache[key] = trim(place, self.matters[entry.depth, self.slots[row.local], place.base])
+                kept = cache[key]
                 keep = same.get((number, place_number))
-                if keep is None:
-                    key = (id(place), entry.depth, row.local)
-                    if key not in cache:
-                        cache[key] = trim(place, self.matters[entry.depth, self.slots[row.local], place.base])
-                    kept = cache[key]
-                else:
+                if kept is not None and keep is not None and not keep.all():
                     kept = trim(place, keep & self.matters[entry.depth, self.slots[row.local], place.base])
                 if kept is not None:
                     targets.append((target, kept))
                     found.append(entry)
             if targets:
-                kept_rows.append(replace(row, targets=tuple(targets)))
+                is_whole = len(targets) == len(row.targets) and all(
+                    mine is theirs for (_, mine), (_, theirs) in zip(targets, row.targets, strict=True)
+                )
+                kept_rows.append(row if is_whole else replace(row, targets=tuple(targets)))
                 kept_entries.append(found)
                 numbers.append(number)
         segments, order = pack(kept_rows, kept_entries, self.slots, self.reads)
         return Placed(segments, np.array(numbers, dtype=np.int64)[order], [kept_entries[i] for i in order.tolist()])
 
-    def _entry(self, target: Target, n_layers: int) -> Entry:
+    def _entry(self, target: Target) -> Entry:
         site = target.site
-        layer = self.stack.layer_of(site.module.path) if site.module is not None else site.layer
-        return entry_of(target, layer, n_layers)
+        layer = layer_of(self.stack.model, site.module.path) if site.module is not None else site.layer
+        return entry_of(target, layer, self.stack.n_layers)
 
     def _same(self, rows: Sequence[Row]) -> dict[tuple[int, int], Bool[np.ndarray, " element"]]:
         """Find the elements of patches from the source that are not given their own value; True is kept.
 
-        A patch is compared with the base run, so that no other of the same run may come before it: all patches of
-        the run are of one kind of site in one layer, or else all of them change nothing.
+        A patch is compared with the base run, so that no other of the same run may come before it at the same place:
+        the patches of the run are of one kind of site in one layer and do not overlap, or else all of them change
+        nothing.
         """
         asked = [
             (number, row)
@@ -273,10 +281,24 @@ class Scene:
         found: dict[tuple[int, int], np.ndarray] = {}
         for number, row in asked:
             differs = [~next(answers) for _ in row.targets]
-            is_alone = len({(t.site.name, t.site.layer, t.site.module) for t, _ in row.targets}) == 1
+            is_alone = len(differs) == 1 or _stand_apart(row)
             if is_alone or not any(one.any() for one in differs):
-                found |= {(number, place): one for place, one in enumerate(differs)}
+                for place, one in enumerate(differs):
+                    found[number, place] = one
         return found
+
+
+def _stand_apart(row: Row) -> bool:
+    """Say whether patches of a run are of one kind of site in one layer, none at a place where another is."""
+    kinds = {(target.site.name, target.site.layer, target.site.module) for target, _ in row.targets}
+    units = {target.site.unit for target, _ in row.targets}
+    taken: set[tuple[int | None, int]] = set()
+    for target, place in row.targets:
+        here = {(target.site.unit, token) for token in ([] if place is None else place.base.tolist())}
+        if taken & here:
+            return False
+        taken |= here
+    return len(kinds) == 1 and (None not in units or len(units) == 1)
 
 
 def _ports_of(job: Job, stack: Stack, taps: Taps) -> list[Port]:

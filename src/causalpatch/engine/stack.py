@@ -5,7 +5,7 @@
 2. *Replay*: a layer's module is called on rows, tokens of many runs side by side as ``[1, row, width]``. What the call
    holds per token is gathered by each row's prompt and position; the mask is left out, attention looks it up itself.
 
-Every tensor of a layer's call is one of: per token, per batch, constant. Anything else is refused, and so is a model in
+Every tensor of a layer's call is per token, a single number or the mask. Anything else is refused, and so is a model in
 which a layer's output is not the next layer's input, or in which a token sees later ones: what happens there would be
 lost.
 """
@@ -122,13 +122,6 @@ class Stack:
         attention, mlp = z.path.rpartition(".")[0], down.path.rpartition(".")[0]
         return Block(path, self.model.module.get_submodule(path), z, down, attention, mlp)
 
-    def layer_of(self, path: str) -> int | None:
-        """Return the layer that a module stands in, or None."""
-        for layer, block in enumerate(self.blocks):
-            if path == block.path or path.startswith(f"{block.path}."):
-                return layer
-        return None
-
     def kept_for(self, block: Block, stage: int) -> list[Port]:
         """Return what a replay needs of the base run that enters a layer at a stage."""
         if stage == PROJECTION:
@@ -190,6 +183,13 @@ class Stack:
         return ModelUnsupported(
             f"'{self.model.name}' cannot be replayed layer by layer: {why}", fix='let causalpatch choose: engine="auto"'
         )
+
+
+def layer_of(model: Model, path: str) -> int | None:
+    """Return the layer of a model that a module is or stands in, or None."""
+    layers = model.tap(Site("resid_pre", 0)).port.path.rpartition(".")[0]
+    number = path.removeprefix(f"{layers}.").partition(".")[0]
+    return int(number) if path.startswith(f"{layers}.") and number.isdigit() else None
 
 
 def _no_attention(*_: Any) -> Tensor:
@@ -311,28 +311,28 @@ def call_layer(
         The stream out of the layer, ``[row, width]``.
     """
     args, kwargs = run.calls[layer]
-    shape = run.inputs[layer].shape[:2]
-    named = {name: _for_rows(held, place, shape) for name, held in kwargs.items() if name != "hidden_states"}
+    shape, mask = run.inputs[layer].shape[:2], run.attention[layer].mask
+    named = {name: _for_rows(held, place, shape, mask) for name, held in kwargs.items() if name != "hidden_states"}
     module = stack.blocks[layer].module
     with run.replaying(layer, place, is_partial=is_partial):
         if args:
-            output = module(hidden[None], *(_for_rows(x, place, shape) for x in args[1:]), **named)
+            output = module(hidden[None], *(_for_rows(x, place, shape, mask) for x in args[1:]), **named)
         else:
             output = module(hidden_states=hidden[None], **named)
     out: Tensor = (output[0] if isinstance(output, tuple) else output)[0]
     return out
 
 
-def _for_rows(held: Any, place: Place, shape: Sequence[int]) -> Any:
+def _for_rows(held: Any, place: Place, shape: Sequence[int], mask: Tensor) -> Any:
     """Return an argument of a layer's call for rows instead of prompts."""
     if held is None or isinstance(held, bool | int | float | str):
         return held
     if isinstance(held, tuple):
-        return tuple(_for_rows(item, place, shape) for item in held)
+        return tuple(_for_rows(item, place, shape, mask) for item in held)
     if isinstance(held, Tensor):
         n_prompts, n_tokens = shape
-        if held.ndim == 4 and held.shape[-2:] == (n_tokens, n_tokens):
-            return None  # the mask: attention has it from the captured run
+        if held.ndim == 4 and held.data_ptr() == mask.data_ptr():
+            return None  # attention has it from the captured run
         if held.ndim >= 2 and held.shape[0] in (1, n_prompts) and held.shape[1] == n_tokens:
             return (held[0, place.position] if held.shape[0] == 1 else place.rows_of(held))[None]
         if held.ndim == 1 and held.shape[0] == n_tokens:
@@ -343,17 +343,3 @@ def _for_rows(held: Any, place: Place, shape: Sequence[int]) -> Any:
         f"a layer is called with a {type(held).__name__} that rows cannot share",
         fix='let causalpatch choose: engine="auto"',
     )
-
-
-@contextmanager
-def bypassed(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let a module return something else for a while; hooks on it still run."""
-    before = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.__dict__["forward"]
-        else:
-            module.forward = before

@@ -4,7 +4,7 @@ Rows of one forward that patch the same site with the same kind of value are wri
 token) are concatenated, and one gather from the captured run gives the values.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,8 +22,11 @@ from causalpatch.models import Columns, EachColumns, Model, Sum, Tap
 from causalpatch.pairs import Batch
 from causalpatch.patches import Constant, Function, Identity, Mean, Source, Zero
 
+AT_ONCE = 8_192
+"""Tokens whose values in two runs are compared at once."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One run of a forward.
 
@@ -210,14 +213,25 @@ def unchanged(
         groups.setdefault(kind.key, (kind, []))[1].append(number)
     found: list[np.ndarray] = [np.zeros(0, dtype=bool)] * len(entries)
     for kind, numbers in groups.values():
-        some = [(0, entries[n][1], entries[n][2], taps.kind(entries[n][0]).tap) for n in numbers]
-        elements = _flatten(kind, some)
-        same = _gather(known.source, kind, elements) == _gather(known.base, kind, _own(elements))
-        answer = same.reshape(len(same), -1).all(1).cpu().numpy()
-        ends = np.cumsum([len(entries[n][2].base) for n in numbers])
-        for n, part in zip(numbers, np.split(answer, ends[:-1]), strict=True):
-            found[n] = part
+        read = np.cumsum([int((entries[n][2].stop - entries[n][2].start).sum()) for n in numbers])
+        for some in np.split(np.array(numbers), np.flatnonzero(np.diff((read - 1) // AT_ONCE)) + 1):
+            answers = _are_same(taps, known, kind, [entries[n] for n in some.tolist()])
+            for n, answer in zip(some.tolist(), answers, strict=True):
+                found[n] = answer
     return found
+
+
+def _are_same(
+    taps: Taps, known: Known, kind: _Kind, entries: Sequence[tuple[Target, int, Placement]]
+) -> Iterator[Bool[np.ndarray, " element"]]:
+    elements = _flatten(kind, [(0, local, place, taps.kind(target).tap) for target, local, place in entries])
+    same = _gather(known.source, kind, elements) == _gather(known.base, kind, _own(elements))
+    answer = same.reshape(len(same), -1).all(1).cpu().numpy()
+    begin = 0
+    for _, _, place in entries:
+        end = begin + len(place.base)
+        yield answer[begin:end]
+        begin = end
 
 
 def _write(model: Model, known: Known, kind: _Kind, entries: Sequence[_Entry], locate: Locate) -> Write | None:

@@ -10,6 +10,7 @@ Symbols: R rows (a token of a segment each), L layers.
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from causalpatch.base.errors import EnoughError
+from causalpatch.engine.bypass import bypassed
 from causalpatch.engine.hooks import Write, hooked
 from causalpatch.engine.job import Cost
 from causalpatch.engine.resolve import Placement, Target
 from causalpatch.engine.rows import Own, RowAttention
 from causalpatch.engine.scene import Placed, Scene
 from causalpatch.engine.segments import DOWN, INPUT, PROJECTION, Layout, cut
-from causalpatch.engine.stack import Block, Place, bypassed, call_layer
+from causalpatch.engine.stack import Block, Place, call_layer
 from causalpatch.engine.values import Row, writes_at
 from causalpatch.models import Port
 
@@ -185,16 +187,31 @@ class Wave:
         written = self._written(layer, chosen, within)
         for part in cut(np.ones(len(written), dtype=np.int64), self.chunk_rows):
             rows = written[part]
-            owners, owner = np.unique(within.owner[rows], return_inverse=True)
-            layout = Layout(self.segments, within.chosen[owners], owner, within.token[rows])
-            place = self._place(layout)
-            with ExitStack() as modules:
-                self._pass_by(modules, self.stack.blocks[layer], stage, place, layout, layer)
-                hidden = place.rows_of(self.run.inputs[layer])
-                writes = self._layer_writes(layer, layout)
-                stream[torch.as_tensor(rows, device=self.device)] = self._call(
-                    layer, layout, hidden, _unreachable, writes
-                )
+            layout = _rows_of(within, rows)
+            writes = self._layer_writes(layer, layout)
+            neurons = self.scene.neurons
+            if stage == DOWN and neurons.takes(layer, writes) and self._add_up(layer, _rows_of(within, rows[:4])):
+                out = neurons.stream(layer, writes[0], self._place(layout))
+            else:
+                out = self._call_behind(layer, stage, layout, writes)
+            stream[torch.as_tensor(rows, device=self.device)] = out
+
+    def _add_up(self, layer: int, few: Layout) -> bool:
+        """Say whether a layer's neurons may be written straight into the stream; try it on a few rows if need be."""
+        neurons = self.scene.neurons
+        if not neurons.is_known(layer):
+            writes = self._layer_writes(layer, few)
+            neurons.try_out(layer, writes[0], self._place(few), partial(self._call_behind, layer, DOWN, few))
+        return neurons.is_sum(layer)
+
+    def _call_behind(
+        self, layer: int, stage: int, layout: Layout, writes: Sequence[Write]
+    ) -> Float[Tensor, "row width"]:
+        """Call a layer on rows of the base run, with the modules in front of a stage passed by."""
+        place = self._place(layout)
+        with ExitStack() as modules:
+            self._pass_by(modules, self.stack.blocks[layer], stage, place, layout, layer)
+            return self._call(layer, layout, place.rows_of(self.run.inputs[layer]), _unreachable, writes)
 
     def _pass_by(self, modules: ExitStack, block: Block, stage: int, place: Place, layout: Layout, layer: int) -> None:
         """Replace the modules in front of a stage by what they gave in the base run."""
@@ -299,6 +316,12 @@ class Wave:
         return self._attend(*args)
 
 
+def _rows_of(within: Layout, rows: Int[np.ndarray, " row"]) -> Layout:
+    """Return some rows as a layout of the segments that they belong to."""
+    owners, owner = np.unique(within.owner[rows], return_inverse=True)
+    return Layout(within.segments, within.chosen[owners], owner, within.token[rows])
+
+
 def _unreachable(*_: Any) -> Tensor:
     raise AssertionError("attention ran although its module was passed by")
 
@@ -335,11 +358,14 @@ class _Targets:
         place = np.minimum(np.searchsorted(chosen, numbers), len(chosen) - 1)
         is_here = np.flatnonzero(chosen[place] == numbers)
         owners, rows = [], []
-        for index in is_here.tolist():
-            some = tuple((target, where) for target, where, stage in targets[index] if stage in stages)
+        for index, owner in zip(is_here.tolist(), place[is_here].tolist(), strict=True):
+            row = self.rows[int(numbers[index])]
+            some = [each for each in targets[index] if each[2] in stages]
+            if len(some) < len(row.targets):
+                row = replace(row, targets=tuple((target, where) for target, where, _ in some))
             if some:
-                owners.append(int(place[index]))
-                rows.append(replace(self.rows[int(numbers[index])], targets=some))
+                owners.append(owner)
+                rows.append(row)
         return np.array(owners, dtype=np.int64), rows
 
     def any_at(self, layer: int, chosen: Int[np.ndarray, " segment"], stage: int) -> bool:

@@ -15,6 +15,7 @@ Cost: rows x layers after the entry, instead of prompts x layers x interventions
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,12 +25,14 @@ from torch import Tensor
 from causalpatch.engine.batches import in_batches
 from causalpatch.engine.calibrate import preferred_rows
 from causalpatch.engine.canonical import without_repeats
+from causalpatch.engine.cone import ModelNumbers
 from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.hooks import users_hooks
-from causalpatch.engine.job import BASE, SOURCE, Block, Cost, Job, check_finite, lay_rows
+from causalpatch.engine.job import BASE, SOURCE, Block, Cost, Job, check_finite, lay_rows, portions
 from causalpatch.engine.means import Means
 from causalpatch.engine.memory import (
     budget_bytes,
+    chunk_bytes,
     chunk_rows,
     exhausted,
     is_out_of_memory,
@@ -40,7 +43,7 @@ from causalpatch.engine.planning import numbers_of
 from causalpatch.engine.resolve import Placer, Role, Target
 from causalpatch.engine.scene import Placed, Scene
 from causalpatch.engine.segments import cut
-from causalpatch.engine.stack import Stack
+from causalpatch.engine.stack import Stack, layer_of
 from causalpatch.engine.values import Row
 from causalpatch.engine.wave import Wave
 from causalpatch.models import Model
@@ -48,7 +51,8 @@ from causalpatch.results.status import Status
 
 # Shares of the budget: captured runs, the stream of the rows that move on together, one call of a layer.
 CAPTURED, STREAM, CHUNK = 0.4, 0.125, 0.25
-
+PORTION = 16_384
+"""Runs that are laid out together: enough to fill the calls, few enough to be done, and kept, within seconds."""
 
 _INSIDE = ("z", "head_out", "attn_out", "resid_mid", "mlp_post", "mlp_out", "q", "k", "v")
 
@@ -69,7 +73,7 @@ def why_not_targets(model: Model, targets: Sequence[Target]) -> str | None:
     for target in targets:
         if not target.has_position:
             return f"{target.site} has no positions"
-        if target.site.module is not None and Stack(model).layer_of(target.site.module.path) is None:
+        if target.site.module is not None and layer_of(model, target.site.module.path) is None:
             return f"{target.site} stands outside the layers"
     return None
 
@@ -86,19 +90,19 @@ def measure(job: Job, gauge: Gauge, means: Means, cost: Cost) -> Iterator[Block]
     job, means, copies = without_repeats(job, means)
     for sweep, blocks in in_batches(job, _batches(job), partial(_open, job, gauge, stack, means, cost)):
         yield from blocks
-        rows, lost = lay_rows(job, placer, sweep.scenes[0].indices)
-        if lost:
-            yield from copies.spread(Block.lost(lost, len(gauge.metrics)))
-        for block in sweep.blocks(rows):
-            yield from copies.spread(block)
+        indices = sweep.scenes[0].indices
+        for numbers in portions(job, len(indices), PORTION):
+            rows, lost = lay_rows(job, placer, indices, numbers)
+            if lost:
+                yield from copies.spread(Block.lost(lost, len(gauge.metrics)))
+            for block in sweep.blocks(rows):
+                yield from copies.spread(block)
         del sweep, blocks  # its tensors go before those of the next are made
 
 
 def _batches(job: Job) -> Iterator[np.ndarray]:
     """Yield pairs in batches whose captured runs take their share of the budget."""
-    numbers = numbers_of(job.model)
-    if numbers is None:
-        return
+    numbers = _numbers(job.model)
     targets = [target for group in job.interventions for target in group]
     inside = {(t.site.layer, t.site.name) for t in targets if t.site.name in _INSIDE}
     widths = {"z": numbers.n_heads * numbers.head_width, "mlp_post": numbers.n_neurons, "mlp_out": numbers.n_neurons}
@@ -128,6 +132,10 @@ def _open(
     return sweep, blocks
 
 
+def _numbers(model: Model) -> ModelNumbers:
+    return cast(ModelNumbers, numbers_of(model))  # the stack has refused models without layers
+
+
 class _Sweep:
     """All interventions on a batch of pairs."""
 
@@ -146,9 +154,7 @@ class _Sweep:
     def _limits(self) -> tuple[int, int]:
         """Return the rows of one call of a layer, and of the stream that moves on together."""
         job, model = self.job, self.job.model
-        numbers = numbers_of(model)
-        if numbers is None:
-            return 1, 1
+        numbers = _numbers(model)
         budget = budget_bytes(model.device, job.budget_gib)
         longest = int(job.pairs.lengths(job.base)[self.scenes[0].indices].max())
         preferred = preferred_rows(numbers, model.device, model.dtype)
@@ -166,7 +172,12 @@ class _Sweep:
 
     def blocks(self, rows: Sequence[Row]) -> Iterator[Block]:
         """Measure runs."""
-        placed = [scene.place(rows) for scene in self.scenes]
+        try:
+            placed = [scene.place(rows) for scene in self.scenes]
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise exhausted(self.job.model, self.job.pairs, rows[0].pair) from error
         live = np.unique(np.concatenate([some.numbers for some in placed]))
         derived = np.setdiff1d(np.arange(len(rows)), live)
         if len(derived):
@@ -214,13 +225,29 @@ class _Sweep:
         elif len(part) > 1:
             waiting[:0] = np.array_split(part, 2)
         else:
-            raise exhausted(self.job.model, self.job.pairs, rows[int(part[0])].pair) from error
+            pair = rows[int(part[0])].pair
+            n_keys = int(self.job.pairs.lengths(self.job.base)[pair])
+            numbers = _numbers(self.job.model)
+            raise exhausted(
+                self.job.model, self.job.pairs, pair, chunk_bytes(numbers, int(placed.segments.lengths.max()), n_keys)
+            ) from error
 
     def _measure(
         self, rows: Sequence[Row], placed: Sequence[Placed], part: np.ndarray
     ) -> Float[np.ndarray, "metric run"]:
         """Measure some runs, in the order of ``part``."""
+        token_layers = self.cost.token_layers
+        try:
+            values = self._values_of(rows, placed, part)
+        except Exception:
+            self.cost.token_layers = token_layers  # what did not come to an end is not counted as spent
+            raise
         self.cost.rows += len(part)
+        return values
+
+    def _values_of(
+        self, rows: Sequence[Row], placed: Sequence[Placed], part: np.ndarray
+    ) -> Float[np.ndarray, "metric run"]:
         forks: dict[str, list[Tensor]] = {}
         for scene, some in zip(self.scenes[1:], placed[1:], strict=True):
             columns = [

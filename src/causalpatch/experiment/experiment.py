@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from causalpatch.base.collector import undisturbed
 from causalpatch.base.errors import CausalPatchWarning, SiteUnsupported
 from causalpatch.base.progress import bar
 from causalpatch.engine import (
@@ -237,7 +238,16 @@ class Experiment:
             identity patch, whose largest effect is the noise floor, and for ablations the reference. What a run costs
             is the engine's affair: on the wavefront, the tokens and layers that a patch can change.
         """
-        asked = as_interventions(interventions)
+        with undisturbed():
+            return self._run(as_interventions(interventions), axes, labels, title)
+
+    def _run(
+        self,
+        asked: Sequence[Intervention],
+        axes: Mapping[str, Sequence[Any]] | None,
+        labels: Mapping[str, Sequence[str]] | None,
+        title: str | None,
+    ) -> Effects:
         targets = self._targets(asked)
         axes = {"intervention": [each.label for each in asked]} if axes is None else axes
         check_grid(axes, len(asked))

@@ -3,6 +3,7 @@
 from causalpatch.models.adapter import Model, SiteRow
 from causalpatch.models.families import FAMILIES, Family
 from causalpatch.models.open import open_model
+from causalpatch.models.table import plain_rows
 from causalpatch.models.taps import Port, Tap
 from causalpatch.models.views import Columns, EachColumns, HeadShare, ModuleUnit, PositionAt, Sum, View, Whole
 
@@ -22,4 +23,5 @@ __all__ = [
     "View",
     "Whole",
     "open_model",
+    "plain_rows",
 ]

@@ -129,6 +129,12 @@ def projection_rows(projection: nn.Module) -> Tensor:
     return weight if isinstance(projection, Conv1D) else weight.T
 
 
+def plain_rows(projection: nn.Module) -> Tensor | None:
+    """Return ``projection_rows`` of a module that does nothing but multiply and add a bias, else None."""
+    is_plain = type(projection) in (nn.Linear, Conv1D) and "forward" not in vars(projection)
+    return projection_rows(projection) if is_plain else None
+
+
 def input_width(projection: nn.Module) -> int | None:
     """Return the width of a projection's input, or None where its kind is not known."""
     if isinstance(projection, Conv1D):
