@@ -200,14 +200,37 @@ def test_hooks_that_only_look_see_something_and_are_still_there_afterwards():
     state = state_of(module)
     hooked = run_model("auto", model, PAIRS, PATCHES, metric=list(METRICS))
     assert tier_of(plain) == "wavefront"
-    # Hooks expect whole prompts, so the engine that packs tokens side by side leaves such a model to the others.
-    assert tier_of(hooked) == "restart"
-    assert "hook" in hooked.provenance["engine"]["reason"]
+    # Hooks expect whole prompts of real runs: neither tokens side by side nor layers that are passed by.
+    assert tier_of(hooked) == "rows"
+    reason = hooked.provenance["engine"]["reason"]
+    for layer, why in (("wavefront", "expect whole prompts"), ("restart", "would see streams that are in no run")):
+        assert f"{layer}: hooks stand on 'model.layers.0', and they {why}" in reason
     assert_agree(hooked, plain)
     assert min(seen.values()) > 0
     assert_unchanged(state, module)
     for handle in handles:
         handle.remove()
+
+
+def test_hooks_on_layers_see_the_streams_of_real_runs_alone():
+    module = fresh()
+    model, pairs, seen = cp.open_model(module), PAIRS.take([0]), []
+    run_model("auto", model, pairs, ["resid_pre.1@1"])  # proofs are made before anyone looks
+
+    def look(part, args, output):
+        seen.extend(round(float(row.abs().sum()), 6) for row in output)
+
+    def streams(engine, asked):
+        seen.clear()
+        handle = module.model.layers[0].register_forward_hook(look)
+        run_model(engine, model, pairs, asked)
+        handle.remove()
+        return set(seen)
+
+    asked = ["resid_pre.1@1", "resid_pre.1@0"]
+    wanted = streams("reference", asked)
+    assert streams("auto", asked) <= wanted
+    assert not streams("restart", asked) <= wanted  # as its documentation says
 
 
 def add_to_all(part, args, output):
