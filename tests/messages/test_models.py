@@ -157,3 +157,18 @@ def test_a_forward_that_fails_says_what_it_was_given(refuses, classifier):
         """,
     ):
         cp.Experiment(classifier, pairs).run(["module(0).output"])
+
+
+def test_a_compiled_model_is_refused_in_words(refuses):
+    module = tiny_model("llama", layers=2)
+    for layer in module.model.layers:
+        layer.compile(backend="eager")
+    with refuses(
+        ModelUnsupported,
+        """
+        'LlamaForCausalLM' is compiled: its part 'model.layers.0'
+          compiled  code of torch.compile passes by the modules within, where patches are made
+          fix: open the module as it was before .compile()
+        """,
+    ):
+        cp.open_model(module)

@@ -2,8 +2,9 @@
 
 An engine that replays layers computes attention by another kernel than the model's, so its untouched runs differ by
 rounding. Some base prompts of a job are run once more by the model as it is, each by itself, the shortest first, and
-measured. What was found out about a model may be out of date in ways that cannot be seen from outside, such as a
-number in the closure of a function: then this gap shows it.
+measured. What was found out about a kernel may be out of date in ways that cannot be seen from outside, such as a
+number in the closure of a function: then this gap shows it. (It does not show what layers make of rows that are no
+whole prompts: of that the noise floor tells, from identity patches.)
 """
 
 import numpy as np

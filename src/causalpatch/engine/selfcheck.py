@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from causalpatch.base.errors import MemoryExhausted, ModelUnsupported, NotFinite, RequestError
+from causalpatch.base.errors import CausalPatchError, MemoryExhausted, ModelUnsupported, NotFinite, RequestError
 from causalpatch.base.seeds import generator
 from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.job import BASE, SOURCE, Block, Cost, Job
@@ -104,6 +104,9 @@ def _compare(measure: Measure, job: Job, chosen: Sequence[int], *, with_patches:
         return error.what
     try:
         got = _numbers(measure, check, gauge)
+    except ModelUnsupported as error:
+        # A model that takes no padding at all says so itself when it is run.
+        return _said(error) if with_patches else None
     except Exception as error:
         if is_out_of_memory(error) or isinstance(error, RequestError | MemoryExhausted):
             raise
@@ -113,7 +116,7 @@ def _compare(measure: Measure, job: Job, chosen: Sequence[int], *, with_patches:
 
 def _said(error: Exception) -> str:
     """Say in a line why an engine stopped."""
-    if isinstance(error, ModelUnsupported | NotFinite):
+    if isinstance(error, CausalPatchError):
         return error.what.partition(": ")[2] or error.what
     first = next(iter(str(error).strip().splitlines()), "")[:120]
     return f"a check run stopped with {type(error).__name__}: {first}"

@@ -33,12 +33,12 @@ class _Switched:
     """A configuration that names our kernel, or did so.
 
     Args:
-        config: The configuration.
+        config: The configuration; afterwards what tells when it is gone.
         before: The kernel that it named.
         n_inside: Contexts that are open.
     """
 
-    config: "weakref.ref[Any]"
+    config: Any
     before: str
     n_inside: int = 0
 
@@ -72,7 +72,8 @@ def _mask(*given: Any, config: Any = None, **named: Any) -> Any:
 def _before(config: Any) -> str | None:
     """Return the kernel that a configuration named before it was switched to ours."""
     switched = _SWITCHED.get(id(config))
-    return None if switched is None else switched.before
+    # Where a reader set our name by hand there is none.
+    return None if switched is None or switched.before == OURS else switched.before
 
 
 def _kernel_before(module: nn.Module) -> Callable[..., Any]:
@@ -134,8 +135,9 @@ def _enter(config: Any) -> bool:
         if not name:
             return False
         switched = _SWITCHED.get(id(config))
-        if switched is None or not switched.n_inside:
-            switched = _SWITCHED[id(config)] = _Switched(weakref.ref(config, partial(_forget, id(config))), name)
+        if switched is None or not (switched.n_inside or name == OURS):
+            switched = _SWITCHED[id(config)] = _Switched(config, name)
+        switched.config = config
         switched.n_inside += 1
         _name(config, OURS)
         return True
@@ -147,6 +149,10 @@ def _leave(config: Any) -> None:
         switched.n_inside -= 1
         if not switched.n_inside:
             _name(config, switched.before)
+            try:
+                switched.config = weakref.ref(config, partial(_forget, id(config)))
+            except TypeError:  # it cannot be followed
+                del _SWITCHED[id(config)]
 
 
 def _name(config: Any, kernel: str) -> None:

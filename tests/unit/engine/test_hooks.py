@@ -1,4 +1,5 @@
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -280,3 +281,69 @@ def test_two_threads_on_one_model_give_the_numbers_of_one():
         for values in found[number]:
             np.testing.assert_allclose(values, alone[number], atol=1e-12)
     assert hooks_of(model.module) == before
+
+
+def in_threads(stop, *works):
+    """Run the works over and over in threads of their own until one of them stops all, or fails."""
+
+    def go(work):
+        try:
+            while not stop.is_set():
+                work()
+        finally:
+            stop.set()
+
+    with ThreadPoolExecutor(len(works)) as pool:
+        for future in [pool.submit(go, work) for work in works]:
+            future.result()
+
+
+def test_calls_of_the_model_in_another_thread_pass_our_hooks_by():
+    model = opened(Chain())
+    model.module.eval()
+    wanted = model.module(X)
+    ones = torch.ones(3, 4, dtype=torch.float64)
+    patch = write(model, "module(first).output", ones)
+    port = Port("second", "input")
+    stop, n_runs = threading.Event(), [0]
+    alone, _ = run_with_hooks(model, {"x": X}, [patch], keep=[port])
+
+    def experiment():
+        output, kept = run_with_hooks(model, {"x": X}, [patch], keep=[port])
+        torch.testing.assert_close(output, alone, rtol=0, atol=1e-12)
+        torch.testing.assert_close(kept[port], ones, rtol=0, atol=0)
+        n_runs[0] += 1
+        if n_runs[0] == 300:
+            stop.set()
+
+    def own():
+        torch.testing.assert_close(model.module(X), wanted, rtol=0, atol=1e-12)
+
+    in_threads(stop, experiment, own)
+
+
+@pytest.mark.parametrize("engine", ["restart", "rows", "reference"])
+def test_an_experiment_and_the_users_own_forwards_do_not_meet(engine):
+    model, _ = tiny_world("llama", (2, 4, 2, 0))
+    pairs = prompts(([3, 4, 5, 6], [7, 4, 5, 6]), ([8, 9, 10], [8, 11, 10]))
+    sites, ids = ["z.0.1@-1", "resid_pre.1@0"], torch.tensor([[3, 4, 5]])
+
+    def measured():
+        return cp.Experiment(model, pairs, engine=engine, show_progress=False).run(sites).effect(per_pair=True).values
+
+    alone = measured()
+    with torch.no_grad():
+        wanted = model.module(ids).logits
+    stop, n_runs = threading.Event(), [0]
+
+    def experiment():
+        np.testing.assert_allclose(measured(), alone, atol=1e-12)
+        n_runs[0] += 1
+        if n_runs[0] == 12:
+            stop.set()
+
+    def own():
+        with torch.no_grad():
+            torch.testing.assert_close(model.module(ids).logits, wanted, rtol=0, atol=1e-12)
+
+    in_threads(stop, experiment, own)

@@ -168,3 +168,22 @@ def test_modules_need_no_proof():
     model.module.register_forward_hook(lambda *_: calls.append(1))
     require_proofs(model, ["module"])
     assert calls == []
+
+
+def test_a_trial_that_could_not_be_made_is_made_again():
+    model = doctored(lambda module: None)
+    is_disturbed = [True]
+
+    class Late(LlamaDecoderLayer):
+        """Runs its MLP twice for a while, as another thread's call would have it look."""
+
+        def forward(self, hidden_states, *args, **kwargs):
+            if is_disturbed[0]:
+                self.mlp(hidden_states)
+            return super().forward(hidden_states, *args, **kwargs)
+
+    for layer in model.module.model.layers:
+        layer.__class__ = Late
+    assert "ambiguous" in prove(model, "mlp_out").failure
+    is_disturbed[0] = False
+    assert prove(model, "mlp_out").failure is None

@@ -265,3 +265,20 @@ def test_trained_models_open_with_their_tokenizers(shared, name, family, layers,
     assert (model.shape.n_layers, model.n_heads, model.n_kv_heads) == (layers, heads, kv_heads)
     assert model.tokenizer.encode(text) == ids
     assert model.tap(parse(f"z.{layers - 1}.{heads - 1}")).has_position
+
+
+@pytest.mark.parametrize("part", ["", "model.layers.1", "model.layers.0.mlp"])
+def test_a_model_of_which_a_part_is_compiled_is_refused_in_words(part):
+    module = tiny_model("llama", layers=2)
+    module.get_submodule(part).compile(backend="eager")
+    where = f"its part '{part}'" if part else "the module"
+    with pytest.raises(ModelUnsupported, match=f"'LlamaForCausalLM' is compiled: {where}"):
+        open_model(module)
+
+
+def test_what_torch_compile_returns_is_refused_and_what_is_within_it_opens():
+    compiled = torch.compile(tiny_model("gpt2"), backend="eager")
+    with pytest.raises(ModelUnsupported, match="is compiled") as caught:
+        open_model(compiled)
+    assert caught.value.fix == "open model._orig_mod"
+    assert open_model(compiled._orig_mod).family.name == "gpt2"
