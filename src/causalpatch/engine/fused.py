@@ -1,9 +1,14 @@
-"""Activation functions that a library spells out in Python, replaced by one fused kernel where the two agree."""
+"""GELU by its tanh formula, made faster where the two agree.
 
+Written as five passes over memory, GPT-2's GELU costs more than anything but the matrix products. The one kernel that
+torch has for it is fast on a GPU, but on a CPU its tanh takes 3 to 20 times as long as ``torch.tanh`` (measured; the
+more, the larger the numbers). So there the formula is worked out with ``torch.tanh``, in blocks that stay in the cache.
+"""
+
+import math
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +17,36 @@ from torch.nn import functional
 from causalpatch.engine.hooks import standing_in
 from causalpatch.models import Model
 
-# Written as five passes over memory, GPT-2's GELU costs more than anything but the matrix products.
-_SPELT_OUT = {"NewGELUActivation": partial(functional.gelu, approximate="tanh")}
+BLOCK = 2**18
+"""Numbers that are worked on at once."""
+_FACTOR = math.sqrt(2 / math.pi)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """Return x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 (Hendrycks and Gimpel, arXiv 1606.08415).
+
+    Args:
+        x: Numbers of any shape.
+    """
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or not x.is_contiguous():
+        return functional.gelu(x, approximate="tanh")
+    out = torch.empty_like(x)
+    factor = torch.tensor(_FACTOR, dtype=x.dtype)
+    for given, made in zip(torch.split(x.view(-1), BLOCK), torch.split(out.view(-1), BLOCK), strict=True):
+        torch.addcmul(factor, given, given, value=0.044715 * _FACTOR, out=made)
+        made.mul_(given).tanh_()
+        torch.addcmul(given, given, made, out=made)
+        made.mul_(0.5)
+    return out
+
+
+_SPELT_OUT = {"NewGELUActivation": gelu_tanh, "GELUTanh": gelu_tanh}
 _ALIKE: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
 
 
 @contextmanager
 def fused(model: Model) -> Iterator[None]:
-    """Compute spelt-out activation functions of a model by fused kernels; hooks on them still run.
+    """Compute a model's GELUs by ``gelu_tanh``; hooks on them still run.
 
     Only where the two agree to a few roundings on numbers from -12 to 12, in the model's dtype.
     """
