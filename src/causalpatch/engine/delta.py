@@ -117,11 +117,6 @@ class DeltaLinears:
         self._weights: dict[int, _Weight] = {}
 
     @property
-    def n_calls(self) -> int:
-        """How many linear calls were recorded and will be replayed by differences."""
-        return sum(record.x is not None for each in self._weights.values() for record in each.records)
-
-    @property
     def n_bytes(self) -> int:
         """Memory that the records hold."""
         tensors = [t for each in self._weights.values() for r in each.records for t in (r.x, r.y) if t is not None]

@@ -45,11 +45,6 @@ class ScreenNoise:
         noise: np.ndarray = self.coefficient * np.sqrt(np.abs(effects) + self.scale) + self.floor
         return noise
 
-    @property
-    def miss_rate(self) -> float:
-        """Chance that one more cell differs by more than the sample's largest, before the safety factor."""
-        return 1 / (self.n_cells + 1)
-
 
 def sample_cells(n_cells: int, *, n_sample: int = 64, seed: int = 0) -> Int[np.ndarray, " cell"]:
     """Draw the cells that are measured both ways, without replacement, in ascending order.

@@ -21,6 +21,11 @@ PRODUCTS = ["bf16", "bf16x3", "int8"]
 EVERY = pytest.mark.parametrize("product", PRODUCTS)
 
 
+def n_calls(delta):
+    """Return how many linear calls were recorded and will be replayed by differences."""
+    return sum(record.x is not None for each in delta._weights.values() for record in each.records)
+
+
 @pytest.fixture(autouse=True)
 def _without_gradients():
     with torch.no_grad():
@@ -121,7 +126,7 @@ def test_errors_stay_within_what_the_number_format_allows(product, shape, distan
     x = base[index] + distance * numbers(n_rows, n_in, seed=seed + 1)
     delta, _ = recorded(module, base, product)
     found = replayed(delta, module, x[None], index)
-    assert delta.n_calls == 1
+    assert n_calls(delta) == 1
     assert found.shape == (1, n_rows, n_out)
     weight = module.weight if form in ("linear", "unbiased") else module.weight.T
     exact = scale * x.double() @ weight.double().T
@@ -181,7 +186,7 @@ def test_rows_in_blocks_and_no_rows_at_all(product, monkeypatch):
 def test_maps_of_one_input_share_its_copy():
     layer = filled(Layer())
     delta, _ = recorded(layer, numbers(5, 16))
-    assert delta.n_calls == 5
+    assert n_calls(delta) == 5
     n_inputs, n_outputs = 16 + 16 + 64, 3 * 16 + 64 + 16
     assert delta.n_bytes == 4 * 5 * (n_inputs + n_outputs)
 
@@ -236,7 +241,7 @@ def test_a_weight_used_twice_has_two_records():
     module.order = [module.one, module.one]
     base, x = numbers(2, 8), numbers(2, 8, seed=1)
     delta, _ = recorded(module, base, "bf16x3")
-    assert delta.n_calls == 2
+    assert n_calls(delta) == 2
     torch.testing.assert_close(replayed(delta, module, x, [0, 1]), module(x), atol=1e-3, rtol=0)
 
 
@@ -357,7 +362,7 @@ def test_maps_that_are_not_plain_stay_as_they_are(module):
     filled(module)
     base, x = numbers(6, 8), numbers(6, 8, seed=1)
     delta, _ = recorded(module, base)
-    assert delta.n_calls == 0
+    assert n_calls(delta) == 0
     assert torch.equal(replayed(delta, module, x, torch.arange(6)), module(x))
 
 
@@ -366,7 +371,7 @@ def test_models_in_other_precisions_stay_as_they_are(dtype):
     module = filled(nn.Linear(8, 8)).to(dtype)
     base, x = numbers(3, 8).to(dtype), numbers(3, 8, seed=1).to(dtype)
     delta, _ = recorded(module, base)
-    assert delta.n_calls == 0
+    assert n_calls(delta) == 0
     assert torch.equal(replayed(delta, module, x, [0, 1, 2]), module(x))
 
 
@@ -385,7 +390,7 @@ def test_small_maps_stay_as_they_are_and_are_counted():
     base, x = numbers(2, 16), numbers(2, 16, seed=1)
     with delta.record(2):
         layer(base)
-    assert delta.n_calls == 2
+    assert n_calls(delta) == 2
     assert delta.left == {"small": 3}
     torch.testing.assert_close(replayed(delta, layer, x, [0, 1]), layer(x), atol=0.1, rtol=0)
 
@@ -507,7 +512,7 @@ def test_layers_recorded_in_the_models_own_run_replay_in_every_family(family):
         hook.remove()
     for layer, delta in deltas.items():
         assert "forward" not in layer.__dict__
-        assert delta.n_calls == sum(type(part).__name__ in ("Linear", "Conv1D") for part in layer.modules())
+        assert n_calls(delta) == sum(type(part).__name__ in ("Linear", "Conv1D") for part in layer.modules())
         args, kwargs = calls[layer]
         hidden = args[0] if args else kwargs["hidden_states"]
         change = 1e-2 * numbers(*hidden.shape)
@@ -533,4 +538,4 @@ def test_a_failed_base_run_leaves_layers_as_they_were_and_own_forwards_too():
         chain.two(chain.one(numbers(2, 8))[:, :3])
     assert chain.one.__dict__["forward"] is mine
     assert "forward" not in chain.two.__dict__
-    assert (delta.n_calls, failing.n_calls) == (1, 0)
+    assert (n_calls(delta), n_calls(failing)) == (1, 0)

@@ -109,7 +109,6 @@ def test_the_estimate_is_its_formula():
     noise = estimate_noise(np.array([1.0, -3.0, 8.0]), np.array([1.0, -3.5, 8.0]), factor=2.0, floor=0.01)
     assert noise == ScreenNoise(2 * 0.5 / 6**0.5, 3.0, 0.01, 3)
     np.testing.assert_allclose(noise.of(np.array([-3.0, 0.0])), [1.01, 1 / 2**0.5 + 0.01])
-    assert noise.miss_rate == 0.25
 
 
 def test_cells_that_were_not_measured_both_ways_say_nothing():
