@@ -6,12 +6,14 @@ from typing import Any
 
 from torch import nn
 
+from causalpatch.engine.hooks import standing_in
+
 
 @contextmanager
 def bypassed(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let a module return something else for a while; hooks on it still run."""
+    """Let a module return something else in this thread for a while; hooks on it still run."""
     before = module.__dict__.get("forward")
-    module.forward = forward
+    module.forward = standing_in(module, forward)
     try:
         yield
     finally:

@@ -25,7 +25,7 @@ from causalpatch.engine.capture import inputs_of
 from causalpatch.engine.delta import DeltaLinears, recording
 from causalpatch.engine.few_bits import FewBits
 from causalpatch.engine.fused import fused
-from causalpatch.engine.hooks import hooked, quiet
+from causalpatch.engine.hooks import hooked, in_this_thread, quiet
 from causalpatch.engine.rows import KeysValues, attend_whole
 from causalpatch.engine.segments import DOWN, PROJECTION
 from causalpatch.models import Model, Port
@@ -156,13 +156,14 @@ class Stack:
         with self.running(state.attend), ExitStack() as hooks:
             kept = hooks.enter_context(hooked(model, keep=[*ports, *keep]))
             for block in self.blocks:
-                hooks.callback(block.module.register_forward_pre_hook(state.see_call, with_kwargs=True).remove)
+                see_call = in_this_thread(state.see_call)
+                hooks.callback(block.module.register_forward_pre_hook(see_call, with_kwargs=True).remove)
                 for path in (block.path, block.attention, block.mlp):
                     part = model.module.get_submodule(path)
-                    hooks.callback(part.register_forward_hook(state.see_output(path)).remove)
+                    hooks.callback(part.register_forward_hook(in_this_thread(state.see_output(path))).remove)
             if not self._behind(keep):
                 norm = model.module.get_submodule(self.final_norm.path)
-                hooks.callback(norm.register_forward_pre_hook(_stop).remove)
+                hooks.callback(norm.register_forward_pre_hook(in_this_thread(_stop)).remove)
             with recording(recorded, batch.ids.size), suppress(EnoughError):
                 model.module(**inputs_of(model, batch))
         state.run.inputs = [kept[port] for port in ports]
