@@ -25,7 +25,8 @@ from causalpatch.models.attention import kernels_of
 
 _SIMPLE = (str, int, bool, type(None), bytes)
 _ITEMS = (dict, list, tuple, set, frozenset, deque)
-# What every module keeps about itself: parts, weights and hooks are looked at one by one, modes do not matter.
+# What every module keeps about itself: parts and weights are looked at one by one, modes do not matter, and engines
+# that hooks of the reader's could mislead look for them themselves.
 _OWN = frozenset(vars(nn.Module()))
 _MOST_ITEMS = 10_000  # a container of more, such as a vocabulary, is known by its size
 
@@ -122,8 +123,6 @@ def _facts(module: nn.Module) -> Iterator[tuple[tuple[str, str], Hashable]]:
     for path, part in module.named_modules():
         kind = type(part)
         yield (path, "class"), tuple(_SERIALS.of(each) for each in (part, kind, kind.forward, kind.__call__))
-        hooks = (*part._forward_pre_hooks.values(), *part._forward_hooks.values())
-        yield (path, "hooks"), tuple(_SERIALS.of(hook) for hook in hooks)
         for name, value in vars(part).items():
             if name not in _OWN:
                 yield (path, name), _fact(value, seen)
@@ -155,8 +154,9 @@ def _fact(value: Any, seen: set[int]) -> Hashable:
         seen.add(id(value))
         if len(value) > _MOST_ITEMS:
             return _SERIALS.of(value), len(value)
-        items = value.items() if isinstance(value, dict) else value
-        return type(value).__name__, tuple(_fact(item, seen) for item in items)
+        if isinstance(value, dict):  # item by item: a tuple made on the way would leave its id to the next
+            return type(value).__name__, tuple((_fact(key, seen), _fact(item, seen)) for key, item in value.items())
+        return type(value).__name__, tuple(_fact(item, seen) for item in value)
     settings = getattr(value, "__dict__", None)
     if callable(value) or not isinstance(settings, dict):
         return _SERIALS.of(value)

@@ -50,7 +50,6 @@ CHANGES = {
     "what a plain object holds": lambda m: setattr(m.settings, "scale", 2.0),
     "a part's setting": put("first", "anything"),
     "a part": lambda m: setattr(m, "first", nn.Linear(4, 3).double()),
-    "a hook": lambda m: m.first.register_forward_hook(lambda *_: None),
     "a forward": lambda m: setattr(m.first, "forward", lambda x: x),
     "a buffer": lambda m: m.register_buffer("more", torch.ones(1)),
 }
@@ -72,6 +71,14 @@ def test_weights_that_change_in_place_and_modes_do_not_matter():
         model.module.first.weight.mul_(2)
     model.module.train()
     assert before.is_still(structure_of(model))
+
+
+def test_a_model_of_transformers_that_nobody_touches_stays_the_same():
+    model = cp.open_model(llama())
+    before = structure_of(model)
+    for _ in range(20):
+        assert before.is_still(structure_of(model))
+    assert not before.moving
 
 
 def test_autocast_is_part_of_what_a_model_is():
