@@ -191,8 +191,3 @@ class Placer:
             facts=[("base", f"tokens {base.tolist()}"), ("source", f"tokens {source.tolist()}")],
             fix=f"say how they meet: Patch('{target.site}@{target.position}', align='first'), 'last' or 'mean'",
         )
-
-
-def sites_read_from_source(targets: Sequence[tuple[Target, ...]]) -> list[Site]:
-    """Return the sites whose source values are needed, without repeats, in order."""
-    return list(dict.fromkeys(target.site for group in targets for target in group if target.needs_source))

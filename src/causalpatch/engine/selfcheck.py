@@ -178,10 +178,11 @@ def _precision(model: Model) -> torch.dtype:
 
 def _moved(layer: int, eps: float) -> Function:
     """Return a change by a unit in the last place, up, down or none."""
+    draw = generator(0, "rounding", layer)  # goes on from call to call, as what is random does
 
     def move(current: Tensor, source: Tensor) -> Tensor:
         del source
-        steps = generator(0, "rounding", layer).integers(-1, 2, size=tuple(current.shape))
+        steps = draw.integers(-1, 2, size=tuple(current.shape))
         return current * (1 + eps * torch.as_tensor(steps).to(current))
 
     return Function(move, "rounding", needs_source=False)

@@ -5,7 +5,8 @@ token) are concatenated, and one gather from the captured run gives the values.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from causalpatch.base.errors import PatchError
+from causalpatch.engine.apart import Change, depends_on_others, refuse_mixing
 from causalpatch.engine.capture import Captured
 from causalpatch.engine.hooks import Write
 from causalpatch.engine.means import Means
@@ -51,11 +53,13 @@ class Known:
         source: The source runs of the batch of pairs.
         base: The base runs of the batch of pairs.
         means: Fitted means.
+        tried: Functions that were seen to give each element its value by itself, or at random, by number.
     """
 
     source: Captured
     base: Captured
     means: Means
+    tried: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,8 @@ def writes_at(taps: Taps, known: Known, rows: Sequence[Row], locate: Locate) -> 
             kind = taps.kind(target)
             tap = kind.tap
             # Writes that overlap are made in order: a unit after itself and after the whole, the whole after all.
-            at_port = ranks.setdefault(tap.port, {})
+            # Ports on one side of a module may be spellings of one tensor, such as output and output[0].
+            at_port = ranks.setdefault((tap.port.path, tap.port.side), {})
             unit = tap.view if kind.width else None
             before = [at_port.get(unit, -1), at_port.get(None, -1)] if kind.width else [-1, *at_port.values()]
             rank = at_port[unit] = max(before) + 1
@@ -284,7 +289,8 @@ def _value(known: Known, kind: _Kind, elements: _Elements) -> Shaped[Tensor, "el
             return known.means.at(target.site, mean, elements.placement, len(elements.rows))
         case Function(function=function, needs_source=needs_source):
             source = _gather(known.source, kind, elements) if needs_source else None
-            return lambda current: _call(target, function, current, current if source is None else source)
+            change = partial(_call, target, function)
+            return lambda current: _apart(known, target, change, current, current if source is None else source)
 
 
 def _gather(run: Captured, kind: _Kind, elements: _Elements) -> Shaped[Tensor, "element *axes"]:
@@ -313,6 +319,17 @@ def _broadcast(target: Target, array: np.ndarray, current: Tensor) -> Tensor:
             fix="give a number, or an array over the site's value axes",
         )
     return torch.as_tensor(array, dtype=current.dtype, device=current.device).expand_as(current)
+
+
+def _apart(known: Known, target: Target, change: Change, current: Tensor, source: Tensor) -> Tensor:
+    """Call a function of one's own on elements, after a look at whether it mixes them."""
+    number = id(target.value)
+    if number not in known.tried and len(current) > 1:
+        does = depends_on_others(change, current, source)
+        if does:
+            raise refuse_mixing(target.value, target.site)
+        known.tried.update([] if does is None else [number])
+    return change(current, source)
 
 
 def _call(target: Target, function: Callable[[Tensor, Tensor], Tensor], current: Tensor, source: Tensor) -> Tensor:

@@ -108,7 +108,13 @@ class Constant:
 
 @dataclass(frozen=True)
 class Function:
-    """Any function of the site's current and source values.
+    """Any function of the site's current and source values, element by element.
+
+    An element is one token of one run; of a site without positions, one run. How many elements of how many runs the
+    function is given at once depends on the engine and on memory, so each must get its value from itself and its
+    source alone: ``current * 0.5`` and ``current @ projection`` do, ``current - current.mean(0)`` does not. Two
+    elements are tried together and alone, and an unequal result is an error. A function that is random on purpose
+    cannot be tried so. It may be used, but no two runs or engines then give the same numbers, also with a seed.
 
     Args:
         function: Takes ``current`` and ``source``, both ``[element, *value_axes]``, and returns the new value in the

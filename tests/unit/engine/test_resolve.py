@@ -4,7 +4,6 @@ import pytest
 import causalpatch as cp
 from causalpatch.base.errors import PairError, PatchError, SiteNotFound, SiteUnsupported
 from causalpatch.engine import Placer, targets_of
-from causalpatch.engine.resolve import sites_read_from_source
 from causalpatch.pairs import Pair, Pairs
 from causalpatch.results.status import Status
 from toys import Chain, Pictures, Pooled, opened, prompts, vectors
@@ -100,7 +99,6 @@ def test_a_set_becomes_one_target_per_site_in_order():
     assert [str(target.site) for target in found] == ["z.0.0", "z.0.1", "z.0.2", "z.0.3", "mlp_out.1"]
     assert [target.position for target in found] == [-1, -1, -1, -1, None]
     assert [target.needs_source for target in found] == [True] * 4 + [False]
-    assert [str(site) for site in sites_read_from_source([found, found])] == ["z.0.0", "z.0.1", "z.0.2", "z.0.3"]
 
 
 def test_a_site_that_is_written_twice_in_one_run_is_refused():

@@ -37,3 +37,26 @@ def test_the_stream_out_of_a_layer_and_its_modules_output_are_written_in_the_ord
     values = numbers(wanted)
     assert np.abs(values[:, 0] - values[:, 1]).max() > 1e-3
     assert_agree(run_on(engine, world, asked), wanted)
+
+
+@pytest.mark.parametrize("engine", [*TIERS, "auto"])
+def test_two_spellings_of_one_tensor_are_written_in_the_order_of_each_run(engine):
+    world = world_of("llama", PAIRS, shape=SHAPE)
+    layer = layer_path(world, 1)
+    attention, mlp = f"module({layer}.self_attn)", f"module({layer}.mlp)"
+    spelt = (
+        ("attn_out.1", f"{attention}.output[0]"),
+        (f"{attention}.output", f"{attention}.output[0]"),
+        ("attn_out.1", f"{attention}.output[-2]"),
+        (f"{mlp}.input", f"{mlp}.input[0]"),
+        (f"{attention}.input", f'{attention}.input["hidden_states"]'),
+    )
+    asked = [some for one, other in spelt for some in in_both_orders(cp.Patch(one, "zero"), cp.Patch(other, "source"))]
+    asked += in_both_orders(cp.Patch(spelt[0][0], 0.2), f"{spelt[0][1]}@-1", "z.1.0")
+    asked += [
+        [cp.Patch(one, cp.Mean()), cp.Patch(other, cp.Function(bent, needs_source=False))] for one, other in spelt
+    ]
+    wanted = run_on("reference", world, asked)
+    values = numbers(wanted)
+    assert np.abs(values[:, 0] - values[:, 1]).max() > 1e-3
+    assert_agree(run_on(engine, world, asked), wanted)

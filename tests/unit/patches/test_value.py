@@ -146,4 +146,4 @@ def test_a_function_without_a_source_sees_the_current_value_twice():
         lambda current, source: seen.append(torch.equal(current, source)) or current, "look", needs_source=False
     )
     cp.Experiment(model, prompts(([3, 4, 5], [6, 4, 5]))).run([cp.Patch("z.0.0", look)])
-    assert seen == [True]
+    assert seen == [True] * 4  # three of them are the look at whether it mixes tokens
