@@ -19,7 +19,7 @@ PRODUCTS: Final = frozenset({"aten::addmm", "aten::mm", "mkldnn::_linear_pointwi
 GROUPS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
     {
         "products": PRODUCTS,
-        "activation": frozenset({f"aten::{name}" for name in ("gelu", "silu", "tanh", "tanh_", "pow")}),
+        "activation": frozenset({f"aten::{name}" for name in ("gelu", "silu", "tanh", "tanh_", "addcmul", "pow")}),
         "attention": frozenset(
             {
                 *(f"aten::{name}" for name in ("bmm", "baddbmm", "_softmax", "masked_fill_")),
