@@ -67,8 +67,8 @@ def growth(found: Mapping[str, Any], file: Path) -> None:
         ]
         ends = [0.0, 1.08 * max(row["GFLOP"] for row in rows)]
         line = [{"GFLOP": end, "seconds": pace * end} for end in ends]
-        x = alt.X("GFLOP:Q", scale=alt.Scale(domain=ends, nice=False), axis=alt.Axis(tickCount=5, format=",~g"))
-        y = alt.Y("seconds:Q", axis=alt.Axis(tickCount=5, format="~g"))
+        x = alt.X("GFLOP:Q", scale=alt.Scale(domain=ends, nice=False), axis=alt.Axis(tickCount=5, format=",~r"))
+        y = alt.Y("seconds:Q", axis=alt.Axis(tickCount=5, format="~r"))
         model = alt.Chart(alt.Data(values=line)).mark_line(color=MUTED, strokeDash=[5, 4]).encode(x=x, y=y)
         marks = alt.Chart(alt.Data(values=rows))
         dots = marks.mark_point(filled=True, size=70, color=COLOURS[0]).encode(x=x, y=y)
