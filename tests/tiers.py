@@ -49,6 +49,18 @@ TOGETHER = (
     ("z", "attn_out"),
     ("mlp_post", "resid_post"),
     ("resid_mid", "mlp_post"),
+    ("q_rot", "scores"),
+    ("k_rot", "pattern"),
+    ("k", "pattern"),
+    ("scores", "pattern"),
+    ("pattern", "z"),
+    ("scores", "mlp_pre"),
+    ("z", "mlp_pre"),
+    ("mlp_gate", "mlp_pre"),
+    ("mlp_pre", "mlp_post"),
+    ("attn_bias", "mlp_bias"),
+    ("q_bias", "v_bias"),
+    ("attn_out", "k_rot"),
 )
 REACH = (1.0, -0.7, 0.4)
 
@@ -142,12 +154,14 @@ def quickly(names: Sequence[str], *quick: str) -> list[Any]:
 def some_value(world: World, draw: Any, site: Site | SiteSet, base: str) -> Any:
     """Draw a value of any kind; the source's half the time."""
     sizes = {"width": world.model.width, "head_width": world.model.head_width, "vocab": VOCAB}
-    array = np.random.default_rng(3).normal(size=[sizes[axis] for axis in NAMES[site.name].value_axes])
+    # How many keys there are differs from pair to pair.
+    axes = [] if site.info.has_keys else NAMES[site.name].value_axes
+    array = np.random.default_rng(3).normal(size=[sizes[axis] for axis in axes])
     side = draw(st.sampled_from(["clean", "corrupt"]))
     values = [
         cp.Zero(),
         cp.Mean("pairs", base),
-        cp.Mean("positions", side),
+        cp.Mean("pairs" if site.info.has_keys else "positions", base if site.info.has_keys else side),
         cp.Constant(array),
         cp.Constant(-0.5),
         cp.Function(mixed),
@@ -174,7 +188,8 @@ def some_intervention(world: World, draw: Any, base: str) -> list[Laid]:
         sites = [world.some_site(draw, name) for name in chosen]
         laid = [_anywhere(world, draw, Site(one.name, layer, one.unit), base) for one in sites]
     elif kind == "heads":
-        name = draw(st.sampled_from(["z", "q", "k", "v", "head_out", "mlp_post"]))
+        several = ["z", "q", "k", "v", "head_out", "mlp_post", "q_rot", "k_rot", "scores", "pattern", "mlp_pre"]
+        name = draw(st.sampled_from([each for each in several if each in names]))
         one = world.some_site(draw, name)
         n_units = world.model.shape.units[NAMES[name].unit_axis]
         laid = [_anywhere(world, draw, SiteSet(name, one.layer) if n_units > 1 else one, base)]

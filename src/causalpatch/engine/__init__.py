@@ -7,7 +7,7 @@ from causalpatch.engine.means import Means
 from causalpatch.engine.plan import ModelCost, Plan, make_plan
 from causalpatch.engine.planning import plan_job
 from causalpatch.engine.prove import Proof, prove, require_proofs
-from causalpatch.engine.resolve import Placer, Role, Target, targets_of
+from causalpatch.engine.resolve import Placer, Role, Target, crosses_positions, targets_of
 from causalpatch.engine.screen import Precision, Screen, measure_screened, plan_screen
 from causalpatch.engine.tiers import ENGINES, EngineName, Route, likely_tier, measure
 from causalpatch.engine.untouched import fit_all_means
@@ -35,6 +35,7 @@ __all__ = [
     "Target",
     "capture",
     "check_answers",
+    "crosses_positions",
     "fit_all_means",
     "likely_tier",
     "make_plan",

@@ -3,7 +3,10 @@
 1. Every port that is written, kept or read along the way gets a forward hook on its module (pre-hook for inputs).
 2. When the module runs, writes are applied to a private copy of the tensor, in order, and the copy goes on.
 3. Kept tensors are copied after the writes, so that they are what the rest of the model saw.
-4. After the forward, each port must have run exactly once: a patch that did not fire is an error, never a zero.
+4. Ports inside attention have no module's door: while the model runs, its attention is computed by the arithmetic of
+   ``attention``, which hands every step to the port that stands there. A module that spells attention out by itself
+   is met at its softmax.
+5. After the forward, each port must have run exactly once: a patch that did not fire is an error, never a zero.
 
 Only our own hooks are removed, also after an exception; the user's hooks stay and run. Models are shared objects, so
 one forward of ours at a time runs on each, under a re-entrant lock; hooks act in the thread that set them alone, so
@@ -26,8 +29,10 @@ from torch import Tensor, nn
 
 from causalpatch.base.errors import ModelUnsupported, PatchDidNotFire, SiteUnsupported
 from causalpatch.engine.memory import is_out_of_memory
+from causalpatch.engine.opened import not_met, opened
 from causalpatch.engine.ports import pick_input, pick_output, put_input, put_output
 from causalpatch.models import Model, Port, Tap
+from causalpatch.models.taps import Side
 from causalpatch.models.views import take
 
 _LOCKS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
@@ -117,7 +122,12 @@ def users_hooks(model: Model) -> list[str]:
 
 
 def run_with_hooks(
-    model: Model, inputs: Mapping[str, Any], writes: Sequence[Write] = (), keep: Collection[Port] = ()
+    model: Model,
+    inputs: Mapping[str, Any],
+    writes: Sequence[Write] = (),
+    keep: Collection[Port] = (),
+    *,
+    opens_attention: bool = False,
 ) -> tuple[Any, dict[Port, Tensor]]:
     """Run one forward with writes applied and tensors kept.
 
@@ -126,6 +136,8 @@ def run_with_hooks(
         inputs: Arguments of its forward, by name.
         writes: What to replace; at one port they are applied in order, later ones over earlier ones.
         keep: Ports whose tensors are returned.
+        opens_attention: Whether attention is computed step by step, also where no port stands inside it: base and
+            patched runs must use one kernel.
 
     Returns:
         The model's output, and a private copy of the tensor at each kept port.
@@ -135,19 +147,22 @@ def run_with_hooks(
         PatchDidNotFire: The module of a port did not run, so nothing was replaced or kept there.
         SiteUnsupported: The module ran more than once, or there is no tensor with one row per run at the port.
     """
-    with quiet(model), hooked(model, writes, keep) as kept:
+    with quiet(model), hooked(model, writes, keep, opens_attention=opens_attention) as kept:
         output = _call(model, inputs)
     return output, kept
 
 
 @contextmanager
-def hooked(model: Model, writes: Sequence[Write] = (), keep: Collection[Port] = ()) -> Iterator[dict[Port, Tensor]]:
+def hooked(
+    model: Model, writes: Sequence[Write] = (), keep: Collection[Port] = (), *, opens_attention: bool = False
+) -> Iterator[dict[Port, Tensor]]:
     """Apply writes and keep tensors in whatever of the model runs inside the context; each port must run once.
 
     Args:
         model: The model, already quiet.
         writes: What to replace.
         keep: Ports whose tensors are kept.
+        opens_attention: Whether attention is computed step by step, also where no port stands inside it.
 
     Yields:
         The kept tensors; filled when the context is left.
@@ -165,8 +180,12 @@ def hooked(model: Model, writes: Sequence[Write] = (), keep: Collection[Port] = 
         states[port].is_kept = True
     with ExitStack() as hooks:
         _register(model.module, states, hooks)
+        if opens_attention or any(port.is_inside for port in states):
+            _open_attention(model, states, hooks)
         yield kept
     for each in states.values():
+        if each.port.is_inside and each.times_run == 0:
+            raise not_met(model, each.port)
         _check_ran_once(each)
     kept.update({port: each.tensor for port, each in states.items() if each.tensor is not None})
 
@@ -218,6 +237,8 @@ def _call(model: Model, inputs: Mapping[str, Any]) -> Any:
 def _register(root: nn.Module, states: dict[Port, _PortState], hooks: ExitStack) -> None:
     by_call: dict[tuple[str, str], list[_PortState]] = {}
     for port, state in states.items():
+        if port.is_inside:
+            continue
         by_call.setdefault((port.path, port.side), []).append(state)
     for (path, side), group in by_call.items():
         module = root.get_submodule(path)
@@ -227,6 +248,29 @@ def _register(root: nn.Module, states: dict[Port, _PortState], hooks: ExitStack)
         else:
             handle = module.register_forward_hook(in_this_thread(partial(_on_output, group, states)))
         hooks.callback(handle.remove)
+
+
+def _open_attention(model: Model, states: dict[Port, _PortState], hooks: ExitStack) -> None:
+    """Compute all attention step by step, and let the ports inside it see each step."""
+    inside: dict[nn.Module, dict[Side, list[_PortState]]] = {}
+    for port, state in states.items():
+        if port.is_inside:
+            sides = inside.setdefault(model.module.get_submodule(port.path), {})
+            sides.setdefault(port.side, []).append(state)
+
+    def step(module: nn.Module, side: Side, tensor: Tensor) -> Tensor:
+        return _on_step(inside.get(module, {}).get(side, []), states, tensor)
+
+    hooks.enter_context(opened(model, inside, step))
+
+
+def _on_step(group: list[_PortState], states: dict[Port, _PortState], tensor: Tensor) -> Tensor:
+    """Let ports see, and change, a tensor on its way through attention."""
+    for _, writes in _in_order(group):
+        tensor = _written(writes, tensor, states)
+    for state in group:
+        _pass(state, tensor)
+    return tensor
 
 
 def _on_input(

@@ -11,6 +11,7 @@ from torch import Tensor
 from causalpatch.base.errors import PatchError
 from causalpatch.engine.capture import Captured
 from causalpatch.engine.resolve import Placement
+from causalpatch.models import KeyRow
 from causalpatch.patches import Mean
 from causalpatch.sites import Site
 
@@ -64,6 +65,9 @@ def fit_means(runs: Iterator[Captured], sites: Sequence[tuple[Site, bool]], mean
     for run in runs:
         for site, has_position in sites:
             value = run.value(site).double()
+            view = run.model.tap(site).view
+            if isinstance(view, KeyRow):
+                value = view.fit(value, n_positions)  # batches have keys for their longest prompt
             if not has_position:
                 _add(totals, counts, site, value.sum(0), torch.tensor(float(len(value)), device=value.device))
                 continue

@@ -31,17 +31,31 @@ from causalpatch.sites import Site
 
 _POINTS = {
     "embed": Point.STREAM,
+    "pos_embed": Point.STREAM,
     "resid_pre": Point.STREAM,
     "resid_post": Point.STREAM,
     "final_norm": Point.STREAM,
     "q": Point.QUERY,
     "k": Point.KEY_VALUE,
     "v": Point.KEY_VALUE,
+    "q_bias": Point.QUERY,
+    "k_bias": Point.KEY_VALUE,
+    "v_bias": Point.KEY_VALUE,
+    "q_rot": Point.QUERY,
+    "k_rot": Point.KEY_VALUE,
+    # A row of scores or weights changes what its query attends to, and no more, as another query would.
+    "scores": Point.QUERY,
+    "pattern": Point.QUERY,
     "z": Point.ATTENDED,
     "head_out": Point.MIDDLE,
     "attn_out": Point.MIDDLE,
     "resid_mid": Point.MIDDLE,
+    "attn_bias": Point.MIDDLE,
+    # The activation function is no matrix product, so that what is before it costs what is behind it.
+    "mlp_pre": Point.ACTIVATED,
+    "mlp_gate": Point.ACTIVATED,
     "mlp_post": Point.ACTIVATED,
+    "mlp_bias": Point.ADDED,
     "mlp_out": Point.ADDED,
     "logits": Point.LOGITS,
 }

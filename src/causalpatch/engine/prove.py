@@ -6,7 +6,8 @@ tried on tiny random prompts (two rows of five tokens, base and source), in the 
 1. *identity*: writing its own value back leaves the logits as they are, bit for bit;
 2. *edit*: another value changes the logits;
 3. *whole*: at sites through which everything flows, the source's value at all positions gives the source's logits;
-4. *algebra*: sums and products that the site's definition claims hold in this model.
+4. *algebra*: sums and products that the site's definition claims hold in this model;
+5. *kernel*: for sites inside attention, attention computed step by step gives the logits of the model's own kernel.
 
 A site that fails is refused with the reason. Proofs are kept until the model is made of other things; a trial that
 could not be made proves nothing, and is made again when it is asked for again.
@@ -14,7 +15,7 @@ could not be made proves nothing, and is made again when it is asked for again.
 
 import itertools
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -31,12 +32,17 @@ from causalpatch.engine.memory import is_out_of_memory
 from causalpatch.engine.structure import Findings
 from causalpatch.models import Model, Port
 from causalpatch.models.attention import attending
+from causalpatch.models.views import bound
 from causalpatch.pairs import Batch
 from causalpatch.sites import NAMES, Site
+from causalpatch.sites.names import ATTENTION_SITES
 
 N_ROWS, N_TOKENS = 2, 5
 # Everything that reaches the logits passes through these at every position.
 WHOLE = ("embed", "resid_pre", "resid_mid", "resid_post", "final_norm", "logits")
+
+# What MLPs call their activation function.
+_ACTIVATIONS = ("act", "act_fn", "activation_fn", "activation", "activation_func")
 
 
 @dataclass(frozen=True)
@@ -138,8 +144,12 @@ class _Trial:
             trials.append(("whole", self._whole))
         algebra = {"resid_mid": self._stream, "resid_post": self._stream, "attn_out": self._stream}
         algebra |= {"mlp_out": self._stream, "head_out": self._heads, "z": self._attention, "v": self._attention}
+        algebra |= {"scores": self._weights, "pattern": self._weights}
+        algebra |= {"mlp_pre": self._neuron, "mlp_gate": self._neuron}
         if name in algebra:
             trials.append(("algebra", algebra[name]))
+        if name in ATTENTION_SITES:
+            trials.append(("kernel", self._kernel))
         passed: list[str] = []
         for trial, check in trials:
             try:
@@ -168,7 +178,9 @@ class _Trial:
     def _edit(self, site: Site) -> str | None:
         run = capture(self.model, self.base, [site])
         value = run.value(site)
-        changed = self._write(site, value + value.std().clamp_min(1e-3) * torch.sign(value + 1e-6))
+        # Scores of hidden keys are no numbers, and stay hidden.
+        step = value[value.isfinite()].std().clamp_min(1e-3)
+        changed = self._write(site, value + step * torch.sign(value + 1e-6))
         if torch.equal(changed, self._logits(run.output)):
             return f"changing {site} does not change the logits"
         return None
@@ -238,20 +250,59 @@ class _Trial:
         failures = (self._compare(run.value(part), wanted, f"{part} against attention") for part, wanted in pairs)
         return next((failure for failure in failures if failure), None)
 
+    def _weights(self, site: Site) -> str | None:
+        """Values weighted by the pattern are z, and without sinks the pattern is the softmax of the scores."""
+        shape, layer, head = self.model.shape, site.layer, site.unit or 0
+        if {"v", "z"} & shape.refused.keys():
+            return None
+        kv_head = head * shape.units["kv_head"] // shape.units["head"]
+        parts = [Site("scores", layer, head), Site("pattern", layer, head), Site("v", layer, kv_head)]
+        run = capture(self.model, self.base, [*parts, Site("z", layer, head)])
+        scores, pattern, values = (run.value(part) for part in parts)
+        failure = self._compare(pattern @ values, run.value(Site("z", layer, head)), f"pattern @ v in layer {layer}")
+        softened = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+        totals = pattern.sum(-1, keepdim=True)  # below 1 where a sink has its share
+        return failure or self._compare(pattern, (softened * totals).to(pattern), f"the softmax of scores.{layer}")
+
+    def _neuron(self, site: Site) -> str | None:
+        """The activation function of one projection, times the other in gated MLPs, is what goes into the next."""
+        names = [name for name in ("mlp_gate", "mlp_pre", "mlp_post") if name not in self.model.shape.refused]
+        parts = [Site(name, site.layer, site.unit) for name in names]
+        run = capture(self.model, self.base, parts)
+        *given, post = (run.value(part) for part in parts)
+        mlp = self.model.module.get_submodule(self.model.tap(parts[-1]).port.path.rpartition(".")[0])
+        act = next((found for name in _ACTIVATIONS if callable(found := getattr(mlp, name, None))), None)
+        if act is None:
+            return None
+        made = act(given[0]) * given[1] if len(given) > 1 else act(given[0])
+        return self._compare(made, post, f"{parts[-1]} from {' and '.join(names[:-1])}")
+
+    def _kernel(self, site: Site) -> str | None:
+        """Attention computed step by step gives what the model's own kernel gives."""
+        inputs = inputs_of(self.model, self.base)
+        own, opened = (
+            self._logits(run_with_hooks(self.model, inputs, opens_attention=is_open)[0]) for is_open in (False, True)
+        )
+        # In float64 a kernel may still compute its softmax in float32, as those of transformers do.
+        least = 64 * torch.finfo(torch.float32).eps
+        what = f"attention step by step against the model's own kernel ({self.model.attention})"
+        return self._compare(opened, own, what, max(self.tolerance, least))
+
     def _write(self, site: Site, value: Tensor) -> Float[Tensor, "row position vocab"]:
         rows, columns = np.divmod(np.arange(N_ROWS * N_TOKENS), N_TOKENS)
         index = (torch.as_tensor(rows, device=value.device), torch.as_tensor(columns, device=value.device))
-        write = Write(self.model.tap(site), index, value[index])
+        tap = self.model.tap(site)
+        write = Write(replace(tap, view=bound(tap.view, self.base.start)), index, value[index])
         output, _ = run_with_hooks(self.model, inputs_of(self.model, self.base), [write])
         return self._logits(output)
 
     def _logits(self, output: Any) -> Tensor:
         return self.model.logits(output)
 
-    def _compare(self, got: Tensor, wanted: Tensor, what: str) -> str | None:
+    def _compare(self, got: Tensor, wanted: Tensor, what: str, tolerance: float | None = None) -> str | None:
         scale = wanted.abs().max().clamp_min(1.0)
         difference = float((got - wanted).abs().max() / scale)
-        if not difference <= self.tolerance:
+        if not difference <= (self.tolerance if tolerance is None else tolerance):
             return f"{what} is off by {difference:.1e}"
         return None
 

@@ -15,7 +15,8 @@ from causalpatch.base.errors import PairError, PatchError, SiteNotFound
 from causalpatch.models import Model
 from causalpatch.pairs import Pairs
 from causalpatch.pairs.positions import resolve
-from causalpatch.patches import Function, Intervention, Patch, Source, Value
+from causalpatch.pairs.role import ROLE_WORDS
+from causalpatch.patches import Function, Intervention, Mean, Patch, Source, Value
 from causalpatch.sites import Every, Position, Site, Span, expand
 
 Role = Literal["clean", "corrupt"]
@@ -46,6 +47,11 @@ class Target:
         """Whether the new value is computed from the source run."""
         return isinstance(self.value, Source) or (isinstance(self.value, Function) and self.value.needs_source)
 
+    @property
+    def meets_keys(self) -> bool:
+        """Whether the new value is a row over the source prompt's keys, which must be those of the base prompt."""
+        return self.needs_source and self.site.info.has_keys
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -60,6 +66,28 @@ class Placement:
     base: np.ndarray
     start: np.ndarray
     stop: np.ndarray
+
+
+def crosses_positions(model: Model, pairs: Pairs, base: Role, targets: Sequence[tuple[Target, ...]]) -> Site | None:
+    """Return a rotated site whose source value comes from a token at another place, or None where there is none.
+
+    A rotary embedding turns queries and keys by their place, so that such a value brings its old place along.
+
+    Args:
+        model: The model; one with a position embedding has no rotary embedding.
+        pairs: The pairs.
+        base: Which side is the base run's.
+        targets: What is patched.
+    """
+    if "pos_embed" not in model.shape.refused:
+        return None
+    placer = Placer(pairs, base)
+    for target in (target for group in targets for target in group):
+        if target.needs_source and target.site.name in ("q_rot", "k_rot"):
+            for place in placer.places(target, range(len(pairs))):
+                if place is not None and ((place.start != place.base) | (place.stop != place.base + 1)).any():
+                    return target.site
+    return None
 
 
 def targets_of(model: Model, intervention: Intervention) -> tuple[Target, ...]:
@@ -95,6 +123,12 @@ def _targets_of_patch(model: Model, patch: Patch) -> list[Target]:
                 facts=[("its axes", "are not named" if site.module and not site.module.axes else "have no position")],
                 fix="leave the position out, or name the axes: axes=(position,width)",
             )
+        if site.info.has_keys and isinstance(patch.value, Mean) and patch.value.over == "positions":
+            raise PatchError(
+                f"'{site}' has no mean over positions",
+                facts=[("why not", "each query sees other keys, so that rows of different queries have no mean")],
+                fix='take the mean of each query over prompts: Mean(over="pairs")',
+            )
         targets.append(Target(site.at(None), position, patch.column, patch.value, patch.align, has_position))
     return targets
 
@@ -116,18 +150,20 @@ class Placer:
         """Return where a target lies in a pair; None where the pair has no such aligned column.
 
         Raises:
-            PairError: A position is outside the prompt, a span is missing or empty, the pair needs an alignment, or it
-                holds arrays.
+            PairError: A position is outside the prompt, a span is missing or empty, the pair needs an alignment, it
+                holds arrays, or keys of the source prompt are not those of the base prompt.
         """
         return self.places(target, [pair])[0]
 
     def places(self, target: Target, pairs: Sequence[int]) -> list[Placement | None]:
         """Return where a target lies in each of some pairs; see ``place``."""
-        key = (target.position, target.column, target.align, target.needs_source)
+        key = (target.position, target.column, target.align, target.needs_source, target.meets_keys)
         known = self._known.setdefault(key, {})
         for pair in pairs:
             if pair not in known:
-                known[pair] = self._find(target, pair)
+                place = known[pair] = self._find(target, pair)
+                if place is not None and target.meets_keys:
+                    self._require_keys(target, pair, place)
         return [known[pair] for pair in pairs]
 
     def _find(self, target: Target, pair: int) -> Placement | None:
@@ -148,6 +184,36 @@ class Placer:
         if len(base) == len(source):
             return Placement(base, source, source + 1)
         return self._align(target, pair, base, source)
+
+    def _require_keys(self, target: Target, pair: int, place: Placement) -> None:
+        """Make sure that each query takes the row of the same token of the source prompt, keys of the same tokens.
+
+        A row is over all keys up to its query. Key for key it can be put in place of another row only where both
+        prompts have equally many tokens up to there, and none of these is aligned with a token elsewhere.
+        """
+        crossing = np.flatnonzero((place.start != place.base) | (place.stop != place.base + 1))
+        if len(crossing):
+            base, source = place.base[crossing[0]], place.start[crossing[0]]
+            tokens = f"token {source}" if place.stop[crossing[0]] == source + 1 else "the mean of several tokens"
+            why = f"query {base} takes the row of {tokens}"
+        else:
+            alignment, last = self.pairs.alignment, int(place.base.max(initial=-1))
+            matches = alignment.columns[pair] if alignment is not None else np.zeros((0, 2), dtype=np.int64)
+            inside = (matches >= 0).all(1) & (matches <= last).any(1)
+            moved = matches[inside & (matches[:, 0] != matches[:, 1])]
+            if not len(moved):
+                return
+            base, source = moved[0] if self.base == "clean" else moved[0][::-1]
+            why = f"key {base} is aligned with token {source}"
+        raise PairError(
+            f"the keys of '{target.site}' in pair {pair} of '{self.pairs.name}' are not those of its source",
+            facts=[
+                ("why", f"{why} of the source prompt"),
+                ("rule", "key by key: both prompts must have the same tokens in the same places up to the query"),
+                *[(word, f"{len(self.pairs[pair].input(side))} tokens") for side, word in ROLE_WORDS.items()],
+            ],
+            fix=f"drop it (pairs.drop({pair})), patch earlier queries, or patch z.{target.site.layer}: it has no keys",
+        )
 
     def _refuse_empty_span(self, target: Target, pair: int) -> None:
         """Tell a pair none of whose tokens is aligned, which is no error, from a span that holds no token."""

@@ -273,7 +273,7 @@ def _run_rows(setup: _Setup, batch: Untouched, rows: Sequence[Row]) -> Float[np.
             kept = batch.known.base if fork is None else batch.forks[fork]
             stream = _stream_into(setup.layers.ports[entry], kept, local, inputs, job)
         setup.cost.forwards, setup.cost.rows = setup.cost.forwards + 1, setup.cost.rows + len(rows)
-        logits = _logits_from(setup.layers, entry, stream, inputs, writes, columns)
+        logits = _logits_from(setup.layers, entry, stream, inputs, writes, columns, opens_attention=job.opens_attention)
         tokens = None if columns is None else np.array(columns) - inputs.start[:, None]
         return Run(logits, inputs, pair, tokens=tokens)
 
@@ -301,6 +301,8 @@ def _logits_from(
     inputs: Batch,
     writes: Sequence[Write] = (),
     columns: range | None = None,
+    *,
+    opens_attention: bool = False,
 ) -> Float[Tensor, "row column vocab"]:
     """Run prompts from a layer on; return the logits of all columns, or of some."""
     model = layers.model
@@ -310,7 +312,7 @@ def _logits_from(
     with quiet(model), ExitStack() as left_out:
         if stream is not None:
             left_out.enter_context(entering(layers, entry, stream))
-        output, _ = run_with_hooks(model, call, writes)
+        output, _ = run_with_hooks(model, call, writes, opens_attention=opens_attention)
     return model.logits(output)
 
 

@@ -10,9 +10,10 @@ which a layer's output is not the next layer's input, or in which a token sees l
 lost.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,21 +22,19 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from causalpatch.base.errors import EnoughError, ModelUnsupported
+from causalpatch.engine.attention import unknown_arguments
 from causalpatch.engine.capture import inputs_of
 from causalpatch.engine.delta import DeltaLinears, recording
 from causalpatch.engine.few_bits import FewBits
 from causalpatch.engine.fused import fused
 from causalpatch.engine.hooks import hooked, in_this_thread, quiet
 from causalpatch.engine.rows import KeysValues, attend_whole
-from causalpatch.engine.segments import DOWN, PROJECTION
+from causalpatch.engine.segments import DOWN, PROJECTION, UP
 from causalpatch.models import Model, Port
 from causalpatch.models.attention import Attend, attending
+from causalpatch.models.taps import Side
 from causalpatch.pairs import Batch
 from causalpatch.sites import Site
-
-# Arguments of attention kernels that change nothing in the arithmetic of `rows`, or are in the mask already.
-HARMLESS = frozenset({"dropout", "sliding_window", "is_causal", "use_cache", "position_ids", "output_attentions"})
-KNOWN = frozenset({"scaling", "softcap", "s_aux"}) | HARMLESS
 
 _Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -49,6 +48,7 @@ class Block:
         module: The layer.
         z: Port of what attention hands to its output projection.
         mlp_post: Port of what the MLP hands to its down projection.
+        up: Ports of what the MLP's activation function and product are given.
         attention: Path of the attention module.
         mlp: Path of the MLP module.
     """
@@ -57,6 +57,7 @@ class Block:
     module: nn.Module
     z: Port
     mlp_post: Port
+    up: tuple[Port, ...]
     attention: str
     mlp: str
 
@@ -120,12 +121,16 @@ class Stack:
         path = self.model.tap(Site("resid_pre", layer)).port.path
         z, down = (self.model.tap(Site(name, layer, 0)).port for name in ("z", "mlp_post"))
         attention, mlp = z.path.rpartition(".")[0], down.path.rpartition(".")[0]
-        return Block(path, self.model.module.get_submodule(path), z, down, attention, mlp)
+        given = [name for name in ("mlp_pre", "mlp_gate") if self._has(name)]
+        up = tuple(dict.fromkeys(self.model.tap(Site(name, layer, 0)).port for name in given))
+        return Block(path, self.model.module.get_submodule(path), z, down, up, attention, mlp)
 
     def kept_for(self, block: Block, stage: int) -> list[Port]:
         """Return what a replay needs of the base run that enters a layer at a stage."""
         if stage == PROJECTION:
             return [block.z, *([Port(block.mlp, "output")] if self.is_parallel else [])]
+        if stage == UP:
+            return [*block.up, Port(block.attention, "output")]
         return [block.mlp_post, Port(block.attention, "output")] if stage == DOWN else []
 
     @contextmanager
@@ -150,7 +155,8 @@ class Stack:
         """
         deltas = self.few_bits.deltas(self.n_layers) if self.few_bits else []
         recorded = {block.module: delta for block, delta in zip(self.blocks, deltas, strict=False)}
-        state = _Capture(self, StackRun(batch, deltas=deltas))
+        state = _Capture(self, StackRun(batch, deltas=deltas), {port for port in keep if port.is_inside})
+        keep = [port for port in keep if not port.is_inside]
         ports = [*(Port(block.path, "input") for block in self.blocks), self.final_norm]
         model = self.model
         with self.running(state.attend), ExitStack() as hooks:
@@ -167,7 +173,7 @@ class Stack:
             with recording(recorded, batch.ids.size), suppress(EnoughError):
                 model.module(**inputs_of(model, batch))
         state.run.inputs = [kept[port] for port in ports]
-        state.run.kept = kept
+        state.run.kept = {**kept, **state.inside}
         state.check()
         return state.run
 
@@ -204,9 +210,11 @@ def _stop(module: nn.Module, args: tuple[Any, ...]) -> None:
 class _Capture:
     """Sees one forward go by."""
 
-    def __init__(self, stack: Stack, run: StackRun) -> None:
+    def __init__(self, stack: Stack, run: StackRun, wanted: Set[Port]) -> None:
         self.stack = stack
         self.run = run
+        self.wanted = wanted  # ports inside attention
+        self.inside: dict[Port, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
         self.visible: dict[int, np.ndarray] = {}  # by mask; the run keeps all masks, so that no number is used twice
 
@@ -227,7 +235,7 @@ class _Capture:
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, more: dict[str, Any]
     ) -> Tensor:
-        unknown = [name for name, held in more.items() if name not in KNOWN and held is not None]
+        unknown = unknown_arguments(more)
         if unknown:
             raise self.stack.refusal(f"its attention takes an argument that is not known: {', '.join(unknown)}")
         if mask is None or not mask.is_floating_point() or mask.shape[-2:] != (query.shape[2], key.shape[2]):
@@ -248,7 +256,20 @@ class _Capture:
         self.run.visible.append(visible)
         n_tokens, real = visible.shape[-1], self.run.batch.mask
         is_causal = (visible == np.tri(n_tokens, dtype=bool)) | ~(real[:, :, None] & real[:, None, :])
-        return attend_whole(query, seen, is_causal=bool(is_causal.all()))
+        path = self.stack.blocks[len(self.run.attention) - 1].attention
+        self._keep(path, "query", query)
+        self._keep(path, "key", key)
+        sees = torch.as_tensor(visible, device=query.device)[:, None].expand(len(query), -1, -1, -1)
+        self._keep(path, "visible", sees)
+        is_seen = {Port(path, "scores"), Port(path, "pattern")} & self.wanted
+        step = partial(self._keep, path) if is_seen else None
+        return attend_whole(query, seen, is_causal=bool(is_causal.all()), step=step)
+
+    def _keep(self, path: str, side: Side, tensor: Tensor) -> None:
+        """Keep a tensor inside attention if it is wanted; heads come before positions."""
+        port = Port(path, side)
+        if port in self.wanted:
+            self.inside[port] = tensor.transpose(1, 2).clone()
 
     def check(self) -> None:
         """Make sure that layers follow each other and see nothing but the past."""

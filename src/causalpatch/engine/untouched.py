@@ -94,7 +94,8 @@ def run_untouched(
     forks: dict[Fork, Captured] = {}
 
     def go_on(name: str, fork: Fork, inputs: Batch) -> Run:
-        found = capture(job.model, inputs, fork_sites if name == "base" else ())
+        sites = fork_sites if name == "base" else ()
+        found = capture(job.model, inputs, sites, opens_attention=job.opens_attention)
         cost.forwards, cost.rows = cost.forwards + 1, cost.rows + len(indices)
         if name == "base" and fork_sites:
             forks[fork] = replace(found, output=None)
@@ -121,7 +122,8 @@ def run_role(job: Job, role: Role, indices: Int[np.ndarray, " pair"], sites: Seq
         sites: The sites.
         cost: Counts what is spent.
     """
-    captured = capture(job.model, job.pairs.batch(role, indices, padding_side=job.padding_side), sites)
+    inputs = job.pairs.batch(role, indices, padding_side=job.padding_side)
+    captured = capture(job.model, inputs, sites, opens_attention=job.opens_attention)
     cost.forwards, cost.rows = cost.forwards + 1, cost.rows + len(indices)
     return captured
 

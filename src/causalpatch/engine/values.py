@@ -20,7 +20,8 @@ from causalpatch.engine.hooks import Write
 from causalpatch.engine.means import Means
 from causalpatch.engine.memory import is_out_of_memory
 from causalpatch.engine.resolve import Placement, Target
-from causalpatch.models import Columns, EachColumns, Model, Sum, Tap
+from causalpatch.models import Columns, EachColumns, KeyRow, Model, Sum, Tap
+from causalpatch.models.views import bound
 from causalpatch.pairs import Batch
 from causalpatch.patches import Constant, Function, Identity, Mean, Source, Zero
 
@@ -146,7 +147,8 @@ def writes_of_rows(model: Model, known: Known, rows: Sequence[Row], batch: Batch
     def locate(rows: np.ndarray, tokens: np.ndarray | None) -> tuple[np.ndarray, ...]:
         return (rows,) if tokens is None else (rows, batch.start[rows] + tokens)
 
-    return writes_at(Taps(model), known, rows, locate)
+    writes = writes_at(Taps(model), known, rows, locate)
+    return [replace(write, tap=replace(write.tap, view=bound(write.tap.view, batch.start))) for write in writes]
 
 
 class Taps:
@@ -230,7 +232,10 @@ def _are_same(
     taps: Taps, known: Known, kind: _Kind, entries: Sequence[tuple[Target, int, Placement]]
 ) -> Iterator[Bool[np.ndarray, " element"]]:
     elements = _flatten(kind, [(0, local, place, taps.kind(target).tap) for target, local, place in entries])
-    same = _gather(known.source, kind, elements) == _gather(known.base, kind, _own(elements))
+    source, base = _gather(known.source, kind, elements), _gather(known.base, kind, _own(elements))
+    # Batches have keys for their longest prompt.
+    n_keys = max(source.shape[-1:], base.shape[-1:])
+    same = _meeting(kind.tap, source, n_keys) == _meeting(kind.tap, base, n_keys)
     answer = same.reshape(len(same), -1).all(1).cpu().numpy()
     begin = 0
     for _, _, place in entries:
@@ -290,7 +295,12 @@ def _value(known: Known, kind: _Kind, elements: _Elements) -> Shaped[Tensor, "el
         case Function(function=function, needs_source=needs_source):
             source = _gather(known.source, kind, elements) if needs_source else None
             change = partial(_call, target, function)
-            return lambda current: _apart(known, target, change, current, current if source is None else source)
+
+            def new(current: Tensor) -> Tensor:
+                given = current if source is None else _meeting(kind.tap, source, current.shape[-1:])
+                return _apart(known, target, change, current, given)
+
+            return new
 
 
 def _gather(run: Captured, kind: _Kind, elements: _Elements) -> Shaped[Tensor, "element *axes"]:
@@ -306,6 +316,11 @@ def _gather(run: Captured, kind: _Kind, elements: _Elements) -> Shaped[Tensor, "
     every = elements.repeated(counts)
     values = run.at(every.tap(kind), every.local, np.repeat(place.start, counts) + steps)
     return torch.stack([values[end - count : end].mean(0) for end, count in zip(ends, counts, strict=True)])
+
+
+def _meeting(tap: Tap, value: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return a value over as many keys as another has; of sites without keys the value itself."""
+    return tap.view.fit(value, sizes[-1]) if isinstance(tap.view, KeyRow) else value
 
 
 def _broadcast(target: Target, array: np.ndarray, current: Tensor) -> Tensor:

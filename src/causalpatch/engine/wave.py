@@ -23,9 +23,10 @@ from causalpatch.engine.bypass import bypassed
 from causalpatch.engine.hooks import Write, hooked
 from causalpatch.engine.job import Cost
 from causalpatch.engine.resolve import Placement, Target
+from causalpatch.engine.row_steps import Steps
 from causalpatch.engine.rows import Own, RowAttention
 from causalpatch.engine.scene import Placed, Scene
-from causalpatch.engine.segments import DOWN, INPUT, PROJECTION, Layout, cut
+from causalpatch.engine.segments import DOWN, INPUT, PROJECTION, STAGES, UP, Group, Layout, cut
 from causalpatch.engine.stack import Block, Place, call_layer
 from causalpatch.engine.values import Row, writes_at
 from causalpatch.models import Port
@@ -66,7 +67,7 @@ class Wave:
                     layout = Layout.of(segments, moving[part])
                     rows = self._rows(moving[part])
                     stream[rows] = self._whole_layer(layer, layout, stream[rows])
-                for stage in (PROJECTION, DOWN):
+                for stage in STAGES[1:]:
                     chosen = np.flatnonzero(here & (segments.stage == stage))
                     self._enter(stream, layer + 1, chosen)
                     self._behind(stream, layer, stage, chosen, self.all)
@@ -123,7 +124,7 @@ class Wave:
             layout = Layout.of(segments, moving[part])
             found, values = self._read_rows(layer, layout, stream[self._rows(moving[part])])
             out[self._rows_in_reads(found)] = values
-        for stage in (PROJECTION, DOWN):
+        for stage in STAGES[1:]:
             self._behind(out, layer, stage, np.flatnonzero(here & (segments.stage == stage)), self.reads)
         return out
 
@@ -141,7 +142,8 @@ class Wave:
     def _keys_and_values(self, layer: int, layout: Layout, hidden: Tensor) -> dict[int, Own]:
         found: list[Own] = []
         groups = [group for group in layout.groups() if len(group.tokens)]
-        attention = RowAttention(groups, self.run.attention[layer], self.run.visible[layer])
+        writes, turned = _apart(self._layer_writes(layer, layout, (INPUT,)))
+        attention = RowAttention(groups, self.run.attention[layer], self.run.visible[layer], steps=Steps(turned))
 
         def stop(
             module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, more: dict[str, Any]
@@ -149,7 +151,6 @@ class Wave:
             found.extend(attention.keys_and_values(key, value))
             raise EnoughError
 
-        writes = self._layer_writes(layer, layout, (INPUT,))
         with suppress(EnoughError):
             self._call(layer, layout, hidden, stop, writes)
         numbers = [number for number, group in enumerate(layout.groups()) if len(group.tokens)]
@@ -158,9 +159,19 @@ class Wave:
     def _whole_layer(
         self, layer: int, layout: Layout, hidden: Tensor, earlier: dict[int, Own] | None = None
     ) -> Float[Tensor, "row width"]:
-        seen, visible = self.run.attention[layer], self.run.visible[layer]
-        attention = RowAttention(layout.groups(), seen, visible, earlier or {})
-        return self._call(layer, layout, hidden, attention.attend, self._layer_writes(layer, layout))
+        groups, seen, visible = layout.groups(), self.run.attention[layer], self.run.visible[layer]
+        writes, inside = _apart(self._layer_writes(layer, layout))
+        steps = Steps(inside, partial(self._writes_in, layer, layout, groups) if _are_over_keys(inside) else None)
+        attention = RowAttention(groups, seen, visible, earlier or {}, steps)
+        return self._call(layer, layout, hidden, attention.attend, writes)
+
+    def _writes_in(self, layer: int, layout: Layout, groups: Sequence[Group], number: int) -> list[Write]:
+        """Return what is written inside attention in one group of a layout, by rows of the group."""
+        group, first = groups[number], sum(group.n_segments for group in groups[:number])
+        rows = slice(group.first, group.first + group.n_rows)
+        chosen = layout.chosen[first : first + group.n_segments]
+        own = Layout(layout.segments, chosen, layout.owner[rows] - first, layout.token[rows])
+        return _apart(self._layer_writes(layer, own, (INPUT,)))[1]
 
     def _call(
         self, layer: int, layout: Layout, hidden: Tensor, attend: Callable[..., Tensor], writes: Sequence[Write]
@@ -219,7 +230,7 @@ class Wave:
 
         def giving(path: str, make: Callable[[], Tensor]) -> None:
             def forward(*args: Any, **kwargs: Any) -> Any:
-                return (make(), None) if returns_tuple[path] else make()
+                return (make(), None) if returns_tuple.get(path, False) else make()
 
             modules.enter_context(bypassed(model.get_submodule(path), forward))
 
@@ -232,11 +243,15 @@ class Wave:
         if stage == PROJECTION:
             giving(block.attention, projected(block.z))
             # In parallel blocks the MLP does not see what attention adds.
-            if self.stack.is_parallel and not self.targets.any_at(layer, layout.chosen, DOWN):
+            if self.stack.is_parallel and not self.targets.any_at(layer, layout.chosen, (UP, DOWN)):
                 giving(block.mlp, lambda: known(Port(block.mlp, "output")))
-        else:
-            giving(block.attention, lambda: known(Port(block.attention, "output")))
+            return
+        giving(block.attention, lambda: known(Port(block.attention, "output")))
+        if stage == DOWN:
             giving(block.mlp, projected(block.mlp_post))
+        else:
+            for port in block.up:
+                giving(port.path, partial(known, port))
 
     def _enter(self, stream: Tensor, layer: int, chosen: np.ndarray) -> None:
         """Fill in the base run's stream for segments that begin to differ here."""
@@ -254,9 +269,7 @@ class Wave:
 
         stream[self._rows(layout.chosen)] = self.scene.head.embed(tokens, self._one_token_writes(-1, layout))
 
-    def _layer_writes(
-        self, layer: int, layout: Layout, stages: tuple[int, ...] = (INPUT, PROJECTION, DOWN)
-    ) -> list[Write]:
+    def _layer_writes(self, layer: int, layout: Layout, stages: tuple[int, ...] = STAGES) -> list[Write]:
         def locate(owner: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, ...]:
             found = layout.find(owner, tokens)
             return np.zeros_like(found), found
@@ -268,7 +281,7 @@ class Wave:
         layer: int,
         layout: Layout,
         locate: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, ...]],
-        stages: tuple[int, ...] = (INPUT, PROJECTION, DOWN),
+        stages: tuple[int, ...] = STAGES,
     ) -> list[Write]:
         owners, rows = self.targets.rows_at(layer, layout.chosen, stages)
         if not rows:
@@ -281,7 +294,7 @@ class Wave:
 
     def _written(self, layer: int, chosen: np.ndarray, within: Layout) -> Int[np.ndarray, " row"]:
         """Return the rows of a layout that segments write in a layer."""
-        owners, rows = self.targets.rows_at(layer, chosen, (INPUT, PROJECTION, DOWN))
+        owners, rows = self.targets.rows_at(layer, chosen, STAGES)
         if not rows:
             return np.zeros(0, dtype=np.int64)
         places = [[place.base for _, place in row.targets if place is not None] for row in rows]
@@ -322,6 +335,15 @@ def _rows_of(within: Layout, rows: Int[np.ndarray, " row"]) -> Layout:
     return Layout(within.segments, within.chosen[owners], owner, within.token[rows])
 
 
+def _apart(writes: Sequence[Write]) -> tuple[list[Write], list[Write]]:
+    """Return the writes at modules' doors, and those inside attention."""
+    return [w for w in writes if not w.tap.port.is_inside], [w for w in writes if w.tap.port.is_inside]
+
+
+def _are_over_keys(writes: Sequence[Write]) -> bool:
+    return any(write.tap.port.side in ("scores", "pattern") for write in writes)
+
+
 def _unreachable(*_: Any) -> Tensor:
     raise AssertionError("attention ran although its module was passed by")
 
@@ -338,7 +360,7 @@ class _Targets:
         found: dict[int, dict[int, list[tuple[Target, Placement | None, int]]]] = {}
         for number, (row, entries) in enumerate(zip(placed.segments.rows, placed.entries, strict=True)):
             for (target, place), entry in zip(row.targets, entries, strict=True):
-                layer = -1 if target.site.name == "embed" else entry.layer
+                layer = -1 if target.site.name in ("embed", "pos_embed") else entry.layer
                 found.setdefault(layer, {}).setdefault(number, []).append((target, place, entry.stage))
         self.rows = placed.segments.rows
         self.by_layer = {layer: (np.array(list(segments)), [*segments.values()]) for layer, segments in found.items()}
@@ -368,6 +390,6 @@ class _Targets:
                 rows.append(row)
         return np.array(owners, dtype=np.int64), rows
 
-    def any_at(self, layer: int, chosen: Int[np.ndarray, " segment"], stage: int) -> bool:
-        """Say whether one of the chosen segments has a target at a stage of a layer."""
-        return bool(self.rows_at(layer, chosen, (stage,))[1])
+    def any_at(self, layer: int, chosen: Int[np.ndarray, " segment"], stages: tuple[int, ...]) -> bool:
+        """Say whether one of the chosen segments has a target at some stages of a layer."""
+        return bool(self.rows_at(layer, chosen, stages)[1])

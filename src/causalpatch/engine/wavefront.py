@@ -48,13 +48,15 @@ from causalpatch.engine.values import Row
 from causalpatch.engine.wave import Wave
 from causalpatch.models import Model
 from causalpatch.results.status import Status
+from causalpatch.sites.names import ATTENTION_SITES
 
 # Shares of the budget: captured runs, the stream of the rows that move on together, one call of a layer.
 CAPTURED, STREAM, CHUNK = 0.4, 0.125, 0.25
 PORTION = 16_384
 """Runs that are laid out together: enough to fill the calls, few enough to be done, and kept, within seconds."""
 
-_INSIDE = ("z", "head_out", "attn_out", "resid_mid", "mlp_post", "mlp_out", "q", "k", "v")
+_INSIDE = frozenset({"z", "head_out", "attn_out", "resid_mid", "mlp_pre", "mlp_gate", "mlp_post", "mlp_out"})
+_INSIDE |= {"q", "k", "v", *ATTENTION_SITES}
 
 
 def why_not(job: Job, gauge: Gauge) -> str | None:
@@ -105,7 +107,10 @@ def _batches(job: Job) -> Iterator[np.ndarray]:
     numbers = _numbers(job.model)
     targets = [target for group in job.interventions for target in group]
     inside = {(t.site.layer, t.site.name) for t in targets if t.site.name in _INSIDE}
-    widths = {"z": numbers.n_heads * numbers.head_width, "mlp_post": numbers.n_neurons, "mlp_out": numbers.n_neurons}
+    widths = {"z": numbers.n_heads * numbers.head_width, "mlp_pre": 2 * numbers.n_neurons}
+    widths |= {"mlp_gate": 2 * numbers.n_neurons, "mlp_post": numbers.n_neurons, "mlp_out": numbers.n_neurons}
+    longest = int(max(job.pairs.lengths("clean").max(), job.pairs.lengths("corrupt").max()))
+    widths |= dict.fromkeys(("scores", "pattern"), numbers.n_heads * longest)
     # Of both prompts: each layer's input, keys and values, and what is kept of the patched sites.
     kept = numbers.n_layers * 2 * (numbers.width + numbers.n_kv_heads * numbers.head_width)
     kept += sum(widths.get(name, numbers.width) + numbers.width for _, name in inside)

@@ -35,6 +35,7 @@ from causalpatch.engine import (
     Screen,
     Target,
     check_answers,
+    crosses_positions,
     fit_all_means,
     likely_tier,
     measure,
@@ -252,6 +253,7 @@ class Experiment:
         axes = {"intervention": [each.label for each in asked]} if axes is None else axes
         check_grid(axes, len(asked))
         self._require(targets)
+        warned = self._warn(targets)
         reference = reference_of(targets, self.direction)
         job = self._job(targets, reference)
         tally = Tally.of(job, len(self.metrics))
@@ -281,7 +283,7 @@ class Experiment:
                 "engine": route.describe(),
                 "precision": screen.describe() if screen else describe_precision(self.model, self.precision),
                 "noise_floor": tally.noise_floor([metric.name for metric in self.metrics]),
-                "notes": [*notes_on(self.pairs, self.base, targets), *(screen.notes() if screen else ())],
+                "notes": [*warned, *notes_on(self.pairs, self.base, targets), *(screen.notes() if screen else ())],
                 "complete": is_complete,
                 "cost": {**vars(tally.cost), "seconds": round(time.perf_counter() - started, 3)},
             },
@@ -335,6 +337,15 @@ class Experiment:
         if self.pairs.kind == "tokens":
             by_token = {target.site for target in asked if target.site.module and target.has_position}
             require_positions(self.model, self.pairs, self.base, by_token)
+
+    def _warn(self, targets: Sequence[tuple[Target, ...]]) -> list[str]:
+        """Warn of what the reader should know before anything is measured; return it for the record."""
+        crossing = crosses_positions(self.model, self.pairs, self.base, targets)
+        if crossing is None:
+            return []
+        message = f"'{crossing}' takes values from tokens at other places, whose rotation they keep"
+        warnings.warn(CausalPatchWarning(message), stacklevel=4)
+        return [message]
 
     def _targets(self, interventions: Sequence[Intervention]) -> list[tuple[Target, ...]]:
         return [targets_of(self.model, intervention) for intervention in interventions]

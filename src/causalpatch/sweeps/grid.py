@@ -7,10 +7,11 @@ what is not an axis is patched together: heads ``over=("layer",)`` patches all h
 site                                     axes by default
 =======================================  =========================================================
 ``resid_*``, ``attn_out``, ``mlp_out``   layer, position
-``embed``, ``final_norm``, ``logits``    position
+``embed``, ``final_norm``, ``logits``    position (likewise ``pos_embed``)
 ``q``, ``z``, ``head_out``               layer, head (all positions at once)
-``k``, ``v``                             layer, kv_head
-``mlp_post``                             layer, neuron; needs a position or a budget
+``q_rot``, ``scores``, ``pattern``       layer, head (all queries at once; the position is the query's)
+``k``, ``v``, ``k_rot``                  layer, kv_head
+``mlp_pre``, ``mlp_gate``, ``mlp_post``  layer, neuron; needs a position or a budget
 ``module(PATH).output``                  intervention: one per module
 =======================================  =========================================================
 
@@ -80,7 +81,7 @@ def sweep(
     rows = len(interventions) * len(experiment.pairs)
     if budget is not None and rows > budget:
         _refuse_cost(wanted, len(interventions), rows, f"the budget is {budget:,} rows")
-    if budget is None and wanted.name == "mlp_post" and "neuron" in grid.axes and wanted.position is None:
+    if budget is None and wanted.info.unit_axis == "neuron" and "neuron" in grid.axes and wanted.position is None:
         _refuse_cost(wanted, len(interventions), rows, "at all positions at once")
     return experiment.run(interventions, axes=grid.axes, labels=grid.labels, title=str(wanted))
 

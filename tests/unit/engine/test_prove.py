@@ -70,6 +70,11 @@ def test_every_site_of_every_family_passes_in_every_precision(family, dtype):
             assert proof.passed[:2] == ("identity", "edit")
     assert prove(model, "resid_post").passed == ("identity", "edit", "whole", "algebra")
     assert prove(model, "z").passed == ("identity", "edit", "algebra")
+    for name in ("scores", "pattern"):
+        assert prove(model, name).passed == ("identity", "edit", "algebra", "kernel")
+    for name in ("q_rot", "k_rot"):
+        assert prove(model, name).passed == ("identity", "edit", "kernel")
+    assert prove(model, "mlp_pre").passed == ("identity", "edit", "algebra")
 
 
 @pytest.mark.parametrize(

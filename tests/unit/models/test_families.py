@@ -18,9 +18,22 @@ SECOND_NORM = {  # the norm that reads the stream between attention and MLP
 }
 SITES = (
     *("embed", "resid_pre.1", "resid_mid.1", "resid_post.0", "attn_out.1", "mlp_out.0", "q.1.3", "k.1.1", "v.1.0"),
-    *("z.1.2", "head_out.1.1", "mlp_post.0.5", "final_norm", "logits"),
+    *("z.1.2", "head_out.1.1", "mlp_pre.0.5", "mlp_gate.1.3", "mlp_post.0.5", "final_norm", "logits"),
+    *("pos_embed", "q_bias.1.1", "k_bias.1.0", "v_bias.1.1", "attn_bias.0", "mlp_bias.1"),
 )
-CASES = [(family, site) for family in FAMILY_NAMES for site in SITES if (family, site) != ("gpt_neox", "resid_mid.1")]
+BIASED = {"gpt2": {"q", "k", "v", "attn", "mlp"}, "qwen2": {"q", "k", "v"}}
+BIASED |= dict.fromkeys(("gpt_neox", "gpt_neox_sequential"), BIASED["gpt2"])
+
+
+def has(family, site):
+    name = site.partition(".")[0]
+    if name.endswith("_bias"):
+        return name.removesuffix("_bias") in BIASED.get(family, ())
+    only = {"pos_embed": family == "gpt2", "mlp_gate": "gpt" not in family, "resid_mid": family != "gpt_neox"}
+    return only.get(name, True)
+
+
+CASES = [(family, site) for family in FAMILY_NAMES for site in SITES if has(family, site)]
 
 
 def same(a, b, tolerance=1e-12):
@@ -83,6 +96,46 @@ def test_the_neurons_through_the_down_projection_are_what_the_mlp_adds(probe, fa
         made = down(torch.stack(neurons, -1))
         made = layer.post_feedforward_layernorm(made) if family == "gemma2" else made
     assert same(made, mlp_out)
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_the_activation_function_of_what_is_before_it_gives_the_neurons(probe, family):
+    found = probe(family)
+    mlp = found.module.get_submodule(found.model.tap(parse("mlp_post.1.0")).port.path.rpartition(".")[0])
+    is_gated = "mlp_gate" not in found.model.shape.refused
+    assert is_gated == (family not in ("gpt2", "gpt_neox", "gpt_neox_sequential"))
+    for neuron in (0, 17, found.model.shape.units["neuron"] - 1):
+        names = [f"{name}.1.{neuron}" for name in ("mlp_pre", "mlp_gate", "mlp_post") if is_gated or name != "mlp_gate"]
+        pre, *gate, post, _ = found.read(*names)
+        act = mlp.act_fn if is_gated else mlp.act
+        assert same(act(gate[0]) * pre if is_gated else act(pre), post)
+        assert (pre - post).abs().mean() > 0.05
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen2", "gpt_neox", "gpt_neox_sequential"])
+def test_a_bias_is_what_a_projection_adds_to_its_product(probe, family):
+    found = probe(family)
+    module, ids = found.module, found.ids
+    for name in ("q_bias.1.1", "k_bias.0.1", "v_bias.1.0", "attn_bias.1", "mlp_bias.0"):
+        if name.partition(".")[0] in found.model.shape.refused:
+            continue
+        bias, _ = found.read(name)
+        tap = found.model.tap(parse(name))
+        assert bias.shape[:2] == ids.shape
+        assert (bias == bias[0, 0]).all()
+        assert bias.abs().max() > 0.05
+        projection = module.get_submodule(tap.port.path)
+        made, product = found.tensor(tap.port), found.tensor(Port(tap.port.path, "input"))
+        columns = slice(tap.view.start, tap.view.start + bias.shape[-1])
+        with torch.no_grad():
+            weight = projection.weight if family == "gpt2" else projection.weight.T
+            assert same(made[..., columns] - product @ weight[:, columns], bias)
+
+
+def test_the_position_embedding_is_what_is_added_to_the_embedding(probe):
+    embed, positions, pre, _ = probe("gpt2").read("embed", "pos_embed", "resid_pre.0")
+    assert same(embed + positions, pre)
+    assert all("rotary" in probe(name).model.shape.refused["pos_embed"] for name in FAMILY_NAMES if name != "gpt2")
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
@@ -202,6 +255,11 @@ def test_a_written_value_is_read_back_where_it_was_written_and_nowhere_else(prob
     wanted = torch.where(moved.reshape(*moved.shape, *[1] * (before.dim() - 2)), bend(before), before)
     if site.startswith("head_out"):  # a share is not stored: the sum that it is part of changes by as much
         assert same(after, output + wanted - before)
+    elif "_bias" in site:  # nor is a bias
+        columns = slice(found.model.tap(parse(site)).view.start, None)
+        changed = output.clone()
+        changed[..., columns][..., : before.shape[-1]] += wanted - before
+        assert same(after, changed)
     else:
         assert same(after, wanted)
     change = (written - logits).abs().amax(-1)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Final, Literal
 
 Side = Literal["input", "output"]
 
@@ -78,10 +78,15 @@ class Absent:
 
 Fact = At | Parted | SumOf | ShareOf | Absent
 
+ROTARY: Final = Absent("positions enter inside attention, by rotary embeddings; use q_rot or k_rot")
+
 
 @dataclass(frozen=True)
 class Family:
     """The table of facts of one family of models.
+
+    Sites inside attention (``q_rot``, ``k_rot``, ``scores``, ``pattern``) and biases follow from the others: attention
+    is the module around the projection that ``z`` goes into, and a bias is that of a projection which is named already.
 
     Args:
         name: Name of the family.
