@@ -278,7 +278,7 @@ MUTANTS = (
     Mutant(
         "a stream that changes between two layers goes unseen",
         "engine/stack.py",
-        "if not torch.equal(self.outputs[block.path], run.inputs[layer + 1]):",
+        "if self.output is not None and not torch.equal(self.output, pick_input(self.stack.final_norm, args, kwargs)):",
         "if False:",
         (ODD_MODELS, "-k", "between"),
     ),

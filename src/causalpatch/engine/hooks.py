@@ -65,6 +65,7 @@ class _PortState:
     """What happens at one port during one forward, and what came of it."""
 
     port: Port
+    store: Callable[[Tensor], Tensor]
     writes: list[tuple[int, Write]] = field(default_factory=list)  # with their places in the order of all
     is_kept: bool = False
     times_run: int = 0
@@ -141,13 +142,19 @@ def run_with_hooks(
 
 
 @contextmanager
-def hooked(model: Model, writes: Sequence[Write] = (), keep: Collection[Port] = ()) -> Iterator[dict[Port, Tensor]]:
+def hooked(
+    model: Model,
+    writes: Sequence[Write] = (),
+    keep: Collection[Port] = (),
+    store: Callable[[Tensor], Tensor] | None = None,
+) -> Iterator[dict[Port, Tensor]]:
     """Apply writes and keep tensors in whatever of the model runs inside the context; each port must run once.
 
     Args:
         model: The model, already quiet.
         writes: What to replace.
         keep: Ports whose tensors are kept.
+        store: Makes the private copy of a kept tensor; by default beside the tensor itself.
 
     Yields:
         The kept tensors; filled when the context is left.
@@ -158,7 +165,9 @@ def hooked(model: Model, writes: Sequence[Write] = (), keep: Collection[Port] = 
     """
     kept: dict[Port, Tensor] = {}
     companions = [port for write in writes for port in write.tap.companions]
-    states = {port: _PortState(port) for port in (*companions, *keep, *(write.tap.port for write in writes))}
+    states = {
+        port: _PortState(port, store or _copied) for port in (*companions, *keep, *(write.tap.port for write in writes))
+    }
     for place, write in enumerate(writes):
         states[write.tap.port].writes.append((place, write))
     for port in (*companions, *keep):
@@ -275,7 +284,11 @@ def _pass(state: _PortState, tensor: Tensor) -> None:
     """Note that a port was passed, and keep its tensor if asked."""
     state.times_run += 1
     if state.is_kept:
-        state.tensor = tensor.detach().clone()
+        state.tensor = state.store(tensor)
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
 
 
 def _apply(write: Write, tensor: Tensor, states: dict[Port, _PortState]) -> None:

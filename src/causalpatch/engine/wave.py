@@ -141,7 +141,7 @@ class Wave:
     def _keys_and_values(self, layer: int, layout: Layout, hidden: Tensor) -> dict[int, Own]:
         found: list[Own] = []
         groups = [group for group in layout.groups() if len(group.tokens)]
-        attention = RowAttention(groups, self.run.attention[layer], self.run.visible[layer])
+        attention = RowAttention(groups, self.run.seen(layer), self.run.visible[layer])
 
         def stop(
             module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, more: dict[str, Any]
@@ -158,7 +158,7 @@ class Wave:
     def _whole_layer(
         self, layer: int, layout: Layout, hidden: Tensor, earlier: dict[int, Own] | None = None
     ) -> Float[Tensor, "row width"]:
-        seen, visible = self.run.attention[layer], self.run.visible[layer]
+        seen, visible = self.run.seen(layer), self.run.visible[layer]
         attention = RowAttention(layout.groups(), seen, visible, earlier or {})
         return self._call(layer, layout, hidden, attention.attend, self._layer_writes(layer, layout))
 
