@@ -34,7 +34,8 @@ class Wave:
         token_layers: Tokens that are computed in a layer, summed over layers.
         chunk_rows: Tokens that go through a layer together, at most.
         chunk_bytes: Bytes of a chunk at its peak.
-        base_bytes: Bytes that are kept of the base runs: keys, values and inputs of all layers.
+        base_bytes: Bytes that are kept of the base runs: keys, values and inputs of all layers, and what rows that are
+            patched nowhere take from there.
         front_bytes: Bytes of the patched streams between two layers, were all of the largest batch held at once.
         held_bytes: Bytes of them that are held at once.
         passes: How often the layers' weights are gone through, such that no more is held than the budget allows.

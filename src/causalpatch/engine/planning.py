@@ -24,6 +24,7 @@ from causalpatch.engine.memory import budget_bytes, chunk_bytes, chunk_rows, row
 from causalpatch.engine.plan import ModelCost, Plan, Wave, for_tier, make_plan, passes_of, whole_flops
 from causalpatch.engine.resolve import Placer, Target
 from causalpatch.engine.screen_cost import Pass
+from causalpatch.engine.unchanged_rows import numbers_per_token
 from causalpatch.engine.values import Row
 from causalpatch.models import Model
 from causalpatch.patches import Mean
@@ -331,6 +332,7 @@ def _wave(job: Job, cells: _Cells, made: Cone, numbers: ModelNumbers) -> Wave:
     held = made.held_bytes(numbers) * cells.count
     front = [int(held[np.isin(cells.pair, batch)].sum()) for batch in batches_of_pairs(job)]
     kept = numbers.n_layers * (numbers.width + 2 * numbers.n_kv_heads * numbers.head_width) + numbers.width
+    kept += numbers_per_token(job)
     base = max(int(lengths[batch].sum()) for batch in batches_of_pairs(job)) * kept * numbers.number_bytes
     return Wave(
         token_layers=int((made.rows * cells.count).sum()),

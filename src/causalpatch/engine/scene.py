@@ -24,6 +24,7 @@ from causalpatch.engine.reads import Reads, what_matters
 from causalpatch.engine.resolve import Placement, Role, Target
 from causalpatch.engine.segments import Entry, Segments, entry_of, pack, trim
 from causalpatch.engine.stack import Place, Stack, StackRun, layer_of
+from causalpatch.engine.unchanged_rows import kept_ports
 from causalpatch.engine.values import Known, Row, Taps, unchanged
 from causalpatch.models import Port
 from causalpatch.pairs import Batch
@@ -112,7 +113,7 @@ class Scene:
         sides = {role: self._batch(role) for role in (job.base, job.source)}
         self.prompts = Prompts.of(sides)
         self.slots = self.prompts.slots[job.base]
-        self.run: StackRun = stack.run(self.prompts.batch, _ports_of(job, stack, self.taps))
+        self.run: StackRun = stack.run(self.prompts.batch, _ports_of(job, stack, self.taps), kept_ports(job))
         self.head = Head(stack, self.run.returns_tuple)
         self.neurons = Neurons(stack, self.run)
         runs = {

@@ -25,7 +25,7 @@ from causalpatch.engine.capture import inputs_of
 from causalpatch.engine.delta import DeltaLinears, recording
 from causalpatch.engine.few_bits import FewBits
 from causalpatch.engine.fused import fused
-from causalpatch.engine.hooks import hooked, in_this_thread, quiet
+from causalpatch.engine.hooks import hooked, in_this_thread, kept_if_once, quiet
 from causalpatch.engine.rows import KeysValues, attend_whole
 from causalpatch.engine.segments import DOWN, PROJECTION
 from causalpatch.models import Model, Port
@@ -142,8 +142,13 @@ class Stack:
                 raise self.refusal("the kernel of its attention cannot be switched")
             yield
 
-    def run(self, batch: Batch, keep: Sequence[Port] = ()) -> StackRun:
+    def run(self, batch: Batch, keep: Sequence[Port] = (), projected: Sequence[Port] = ()) -> StackRun:
         """Run a batch up to the final norm and keep what replay needs.
+
+        Args:
+            batch: The prompts.
+            keep: Further ports whose tensors are kept.
+            projected: Outputs of modules that are kept too, of those that run once.
 
         Raises:
             ModelUnsupported: The model's layers cannot be replayed one by one; the message says why.
@@ -155,6 +160,7 @@ class Stack:
         model = self.model
         with self.running(state.attend), ExitStack() as hooks:
             kept = hooks.enter_context(hooked(model, keep=[*ports, *keep]))
+            more = hooks.enter_context(kept_if_once(model, set(projected) - set(keep)))
             for block in self.blocks:
                 see_call = in_this_thread(state.see_call)
                 hooks.callback(block.module.register_forward_pre_hook(see_call, with_kwargs=True).remove)
@@ -167,7 +173,7 @@ class Stack:
             with recording(recorded, batch.ids.size), suppress(EnoughError):
                 model.module(**inputs_of(model, batch))
         state.run.inputs = [kept[port] for port in ports]
-        state.run.kept = kept
+        state.run.kept = kept | more
         state.check()
         return state.run
 

@@ -44,6 +44,7 @@ from causalpatch.engine.resolve import Placer, Role, Target
 from causalpatch.engine.scene import Placed, Scene
 from causalpatch.engine.segments import cut
 from causalpatch.engine.stack import Stack, layer_of
+from causalpatch.engine.unchanged_rows import numbers_per_token
 from causalpatch.engine.values import Row
 from causalpatch.engine.wave import Wave
 from causalpatch.models import Model
@@ -109,6 +110,7 @@ def _batches(job: Job) -> Iterator[np.ndarray]:
     # Of both prompts: each layer's input, keys and values, and what is kept of the patched sites.
     kept = numbers.n_layers * 2 * (numbers.width + numbers.n_kv_heads * numbers.head_width)
     kept += sum(widths.get(name, numbers.width) + numbers.width for _, name in inside)
+    kept += numbers_per_token(job)
     kept += 0 if job.few_bits is None else job.few_bits.numbers_per_token(job.model)
     tokens = int(CAPTURED * budget_bytes(job.model.device, job.budget_gib) / (2 * kept * numbers.number_bytes))
     lengths = np.maximum(job.pairs.lengths("clean"), job.pairs.lengths("corrupt"))

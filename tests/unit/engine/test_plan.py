@@ -310,7 +310,10 @@ def test_what_is_held_is_the_stream_of_all_runs_and_the_base_runs_keys_values_an
     made = plan_of(requests)
     rows = 3 * (4 + 3 + 2) + 3 * (3 + 2 + 1)
     assert made.wave.front_bytes == made.wave.held_bytes == rows * 32 * 8
-    assert made.wave.base_bytes == (4 + 3) * (3 * (32 + 2 * 2 * 8) + 32) * 8
+    projected = 3 * (4 + 2 * 2) * 8  # queries, keys and values of the rows that are not written
+    assert made.wave.base_bytes == (4 + 3) * (3 * (32 + 2 * 2 * 8) + 32 + projected) * 8
+    whole = plan_of([f"resid_pre.{layer}" for layer in range(3)])
+    assert whole.wave.base_bytes == (4 + 3) * (3 * (32 + 2 * 2 * 8) + 32) * 8
     assert made.wave.chunk_rows == rows
     assert made.wave.passes == 1
     narrow = plan_of(requests, budget_gib=rows * 32 * 8 / 3 / 2**30)
