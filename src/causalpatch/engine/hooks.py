@@ -180,6 +180,34 @@ def hooked(
     kept.update({port: each.tensor for port, each in states.items() if each.tensor is not None})
 
 
+@contextmanager
+def kept_if_once(
+    model: Model, ports: Collection[Port], store: Callable[[Tensor], Tensor]
+) -> Iterator[dict[Port, Tensor]]:
+    """Keep what modules return inside the context; those that do not run once, or return no tensor, are left out.
+
+    Args:
+        model: The model, already quiet.
+        ports: Outputs of modules.
+        store: Makes the private copy of a kept tensor.
+
+    Yields:
+        The kept tensors; filled when the context is left.
+    """
+    seen: dict[Port, list[Tensor | None]] = {port: [] for port in ports}
+    kept: dict[Port, Tensor] = {}
+
+    def see(found: list[Tensor | None], module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        found.append(store(output) if isinstance(output, Tensor) and not found else None)
+
+    with ExitStack() as hooks:
+        for port, found in seen.items():
+            hook = in_this_thread(partial(see, found))
+            hooks.callback(model.module.get_submodule(port.path).register_forward_hook(hook).remove)
+        yield kept
+    kept.update({port: found[0] for port, found in seen.items() if len(found) == 1 and found[0] is not None})
+
+
 def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Return a hook that acts in the thread it is made in, and leaves calls in other threads as they are.
 

@@ -38,7 +38,8 @@ class Wave:
         token_layers: Tokens that are computed in a layer, summed over layers.
         chunk_rows: Tokens that go through a layer together, at most.
         chunk_bytes: Bytes of a chunk at its peak.
-        base_bytes: Bytes that are kept of the untouched runs: keys, values and inputs of all layers, and patched sites.
+        base_bytes: Bytes that are kept of the untouched runs: keys, values and inputs of all layers, patched sites, and
+            what rows that are patched nowhere take from there.
         base_place: Where they are kept.
         front_bytes: Bytes of the patched streams between two layers, were all of the largest batch held at once.
         held_bytes: Bytes of them that are held at once.

@@ -25,6 +25,7 @@ from causalpatch.engine.plan import ModelCost, Plan, Wave, for_tier, make_plan, 
 from causalpatch.engine.resolve import Placer, Target
 from causalpatch.engine.screen_cost import Pass
 from causalpatch.engine.shelf import place_for
+from causalpatch.engine.unchanged_rows import numbers_per_token
 from causalpatch.engine.values import Row
 from causalpatch.models import Model
 from causalpatch.patches import Mean
@@ -138,6 +139,7 @@ def bytes_per_token(job: Job, numbers: ModelNumbers) -> int:
     # Each layer's input, keys and values (with the queries, where one projection gives all three), and patched sites.
     kept = numbers.n_layers * 2 * (numbers.width + numbers.n_kv_heads * numbers.head_width)
     kept += sum(widths.get(name, numbers.width) + numbers.width for _, name in inside)
+    kept += numbers_per_token(job)
     kept += 0 if job.few_bits is None else job.few_bits.numbers_per_token(job.model)
     return kept * numbers.number_bytes
 

@@ -25,6 +25,7 @@ from causalpatch.engine.resolve import Placement, Role, Target
 from causalpatch.engine.segments import Entry, Segments, entry_of, pack, trim
 from causalpatch.engine.shelf import Where
 from causalpatch.engine.stack import Place, Stack, StackRun, layer_of
+from causalpatch.engine.unchanged_rows import kept_ports
 from causalpatch.engine.values import Known, Row, Taps, unchanged
 from causalpatch.models import Port
 from causalpatch.pairs import Batch
@@ -122,7 +123,8 @@ class Scene:
         sides = {role: self._batch(role) for role in (job.base, job.source)}
         self.prompts = Prompts.of(sides)
         self.slots = self.prompts.slots[job.base]
-        self.run: StackRun = stack.run(self.prompts.batch, _ports_of(job, stack, self.taps), where)
+        ports = _ports_of(job, stack, self.taps)
+        self.run: StackRun = stack.run(self.prompts.batch, ports, kept_ports(job), where)
         self.head = Head(stack, self.run.returns_tuple)
         self.neurons = Neurons(stack, self.run)
         runs = {

@@ -25,7 +25,7 @@ from causalpatch.engine.capture import inputs_of
 from causalpatch.engine.delta import DeltaLinears, recording
 from causalpatch.engine.few_bits import FewBits
 from causalpatch.engine.fused import fused
-from causalpatch.engine.hooks import hooked, in_this_thread, quiet
+from causalpatch.engine.hooks import hooked, in_this_thread, kept_if_once, quiet
 from causalpatch.engine.ports import pick_input
 from causalpatch.engine.rows import KeysValues, attend_whole
 from causalpatch.engine.segments import DOWN, PROJECTION
@@ -151,12 +151,15 @@ class Stack:
                 raise self.refusal("the kernel of its attention cannot be switched")
             yield
 
-    def run(self, batch: Batch, keep: Sequence[Port] = (), where: Where = "device") -> StackRun:
+    def run(
+        self, batch: Batch, keep: Sequence[Port] = (), projected: Sequence[Port] = (), where: Where = "device"
+    ) -> StackRun:
         """Run a batch up to the final norm and keep what replay needs.
 
         Args:
             batch: The prompts, padded on the right.
-            keep: Ports whose tensors are wanted besides.
+            keep: Further ports whose tensors are kept.
+            projected: Outputs of modules that are kept too, of those that run once.
             where: Where tensors are kept.
 
         Raises:
@@ -171,21 +174,20 @@ class Stack:
         model = self.model
         with self.running(state.attend), ExitStack() as hooks:
             kept = hooks.enter_context(hooked(model, keep=[*ports, *keep], store=shelf.keep))
+            more = hooks.enter_context(kept_if_once(model, set(projected) - set(keep), shelf.keep))
             for block in self.blocks:
                 see_call = in_this_thread(state.see_call)
                 hooks.callback(block.module.register_forward_pre_hook(see_call, with_kwargs=True).remove)
                 for path in (block.path, block.attention, block.mlp):
                     part = model.module.get_submodule(path)
                     hooks.callback(part.register_forward_hook(in_this_thread(state.see_output(path))).remove)
-            norm, see_end = (
-                model.module.get_submodule(self.final_norm.path),
-                state.see_end(stops=not self._behind(keep)),
-            )
-            hooks.callback(norm.register_forward_pre_hook(in_this_thread(see_end), with_kwargs=True).remove)
+            norm = model.module.get_submodule(self.final_norm.path)
+            see_end = in_this_thread(state.see_end(stops=not self._behind(keep)))
+            hooks.callback(norm.register_forward_pre_hook(see_end, with_kwargs=True).remove)
             with recording(recorded, batch.ids.size), suppress(EnoughError):
                 model.module(**inputs_of(model, batch))
         state.run.inputs = OnShelf(shelf, {number: kept[port] for number, port in enumerate(ports)})
-        state.run.kept = OnShelf(shelf, kept)
+        state.run.kept = OnShelf(shelf, kept | more)
         state.check()
         return state.run
 
