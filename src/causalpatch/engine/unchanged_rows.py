@@ -36,10 +36,8 @@ from causalpatch.sites import Site
 
 SHARE = 0.25
 """Share of a call's rows that must be unchanged. By count: of width w, an unchanged row saves 3 w w multiply-adds for
-6 w numbers that are copied, and each changed one beside it has 4 w more copied."""
-APART = 0.25
-"""Unchanged rows, as a share of a full call, for which the segments that enter a layer get calls of their own. Among
-many others, whose rows have all changed, they would be too small a share."""
+6 w numbers that are copied, and each changed one beside it has 4 w more copied. Calls of their own for segments that
+enter a layer lose more by the small products than they gain."""
 
 _PROJECTED = ("q", "k", "v")
 
@@ -111,18 +109,6 @@ class UnchangedRows:
         by_layer = {layer: [port for port in _ports(stack.model, layer) if port in kept] for layer in layers}
         self._known = {layer: ports for layer, ports in by_layer.items() if ports}
         self._owner, self._token = self._written(entries)
-
-    def enter_apart(self, layer: int, n_rows: int) -> bool:
-        """Say whether the segments that enter a layer are worth calls of their own.
-
-        Args:
-            layer: The layer.
-            n_rows: Rows of a full call.
-        """
-        if layer not in self._known:
-            return False
-        entering = Layout.of(self.segments, np.flatnonzero(self.first == layer))
-        return int((~self._changed(layer, entering)).sum()) >= APART * n_rows
 
     @contextmanager
     def gathered(self, layer: int, layout: Layout, place: Place, writes: Sequence[Write]) -> Iterator[None]:

@@ -75,12 +75,9 @@ class Wave:
 
     def _moving(self, layer: int) -> Iterator[Int[np.ndarray, " segment"]]:
         """Yield the segments that go through the whole of a layer, those of one call together."""
-        first = self.segments.first_whole
-        is_apart = self.unchanged.enter_apart(layer, self.chunk_rows)
-        for is_moving in (first < layer, first == layer) if is_apart else (first <= layer,):
-            moving = np.flatnonzero(is_moving)
-            for part in cut(self.segments.lengths[moving], self.chunk_rows):
-                yield moving[part]
+        moving = np.flatnonzero(self.segments.first_whole <= layer)
+        for part in cut(self.segments.lengths[moving], self.chunk_rows):
+            yield moving[part]
 
     def logits(
         self,

@@ -198,17 +198,6 @@ def test_few_unchanged_rows_among_many_are_projected_with_them(rows_of):
     assert rows_of(model, ONE, patches)[queries_of(model, 1)] == LENGTH + LENGTH - 1 + 3
 
 
-def test_segments_that_enter_a_layer_in_great_numbers_have_calls_of_their_own(rows_of, monkeypatch):
-    model, _ = tiny_world("gpt2", SHAPE)
-    pairs = pairs_of(*[8] * 3)
-    # 12 runs enter at layer 0 and 3 at layer 1, of 8 rows each.
-    patches = [*(["resid_pre.0@0", f"mlp_out.2@{token}"] for token in range(4, 8)), "resid_pre.1@0"]
-    monkeypatch.setattr(unchanged_rows, "APART", 0.01)
-    assert rows_of(model, pairs, patches)[queries_of(model, 1)] == 12 * 8 + 3
-    monkeypatch.setattr(unchanged_rows, "APART", np.inf)
-    assert rows_of(model, pairs, patches)[queries_of(model, 1)] == 12 * 8 + 3 * 8
-
-
 @pytest.mark.parametrize(
     ("patches", "layers"),
     [
@@ -252,12 +241,11 @@ def test_what_is_kept_makes_batches_of_pairs_smaller():
     assert 1 < whole < part
 
 
-@pytest.fixture(params=["as it is", "always", "always, apart"])
+@pytest.fixture(params=["as it is", "always"])
 def share(request, monkeypatch):
-    """Set from which share on rows are gathered, and segments run apart."""
+    """Set from which share on rows are gathered."""
     if request.param != "as it is":
         monkeypatch.setattr(unchanged_rows, "SHARE", 0.0)
-        monkeypatch.setattr(unchanged_rows, "APART", 0.0 if request.param == "always, apart" else np.inf)
 
 
 def some_patches(names):
