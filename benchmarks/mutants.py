@@ -146,8 +146,8 @@ MUTANTS = (
     Mutant(
         "the model is left in eval mode",
         "engine/hooks.py",
-        "module.training = training",
-        "module.training = False",
+        "                module.training = True",
+        "                module.training = False",
         (HOOKS, "-k", "eval_mode"),
     ),
     Mutant(
@@ -293,8 +293,8 @@ MUTANTS = (
     Mutant(
         "engines are trusted without a check",
         "engine/selfcheck.py",
-        "if not np.nanmax(drift) <= tolerance or (np.isnan(got) != np.isnan(wanted)).any():",
-        "if False:",
+        "if np.nanmax(excess) <= 1 and (np.isnan(got) == np.isnan(wanted)).all():",
+        "if True:",
         (ODD_MODELS, "-k", "mixes or counts"),
     ),
     Mutant(
@@ -341,7 +341,7 @@ MUTANTS = (
     ),
     Mutant(
         "modules that were passed by stay so",
-        "engine/stack.py",
+        "engine/bypass.py",
         'del module.__dict__["forward"]',
         "pass",
         (CLEAN, "-k", "run_leaves and llama"),

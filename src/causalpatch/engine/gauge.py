@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from causalpatch.base.errors import MetricError
-from causalpatch.metrics import AnswerTable, Metric, Outputs
+from causalpatch.metrics import METRICS, AnswerTable, Metric, Outputs
 from causalpatch.models import Model
 from causalpatch.pairs import Batch, Pairs
 
@@ -170,6 +170,12 @@ class Gauge:
         """
         asked = {metric.position: metric for metric in self.metrics}
         return np.stack([self._token(metric, lengths, rows) for metric in asked.values()], 1)
+
+    @property
+    def keeps_nothing(self) -> bool:
+        """Whether no metric keeps a tensor that it was given; of functions of the user's own nobody knows."""
+        own = {metric.function for metric in METRICS.values()}
+        return all(metric.function in own for metric in self.metrics)
 
     @property
     def needs_vocabulary(self) -> bool:

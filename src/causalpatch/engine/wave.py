@@ -100,8 +100,9 @@ class Wave:
         batch, slot = scene.prompts.batch, layout.slot
         tokens = batch.ids[slot, layout.token], batch.position_ids[slot, layout.token]
         with self.stack.running():
+            writes = self._one_token_writes(self.stack.n_layers, layout)
             computed = scene.head.logits(
-                stream[rows[0] : rows[-1] + 1], tokens, self._one_token_writes(self.stack.n_layers, layout), scene.vocab
+                stream[rows[0] : rows[-1] + 1], tokens, writes, scene.vocab, in_passing=scene.gauge.keeps_nothing
             )
         wanted = scene.tokens[scene.job.base][local]
         found = layout.find(np.repeat(np.arange(len(some)), wanted.shape[1]), wanted.reshape(-1))
