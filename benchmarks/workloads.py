@@ -31,7 +31,8 @@ class Workload:
         n_cells: Cells that peers are measured on, a random part of all; as many more as full batches of 8 need.
         most_repeats: Repeats at most, where one takes long.
         only_ours: Whether it is measured in a process of its own, hooks by hand only checking a few numbers.
-        is_profiled: Whether it is run once more under the profiler, whose records of a long sweep fill the memory.
+        is_profiled: Whether it is run once more under the profiler, which takes as long again and whose
+            records of a long sweep fill the memory.
     """
 
     name: str
@@ -129,6 +130,7 @@ _LONG = (
         n_cells=8,
         most_repeats=2,
         only_ours=True,
+        is_profiled=False,
     ),
 )
 _FAMILIES = tuple(
