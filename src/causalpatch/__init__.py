@@ -103,10 +103,19 @@ if TYPE_CHECKING:
         Constant as Constant,
     )
     from causalpatch.patches import (
+        Fitted as Fitted,
+    )
+    from causalpatch.patches import (
+        FittedOn as FittedOn,
+    )
+    from causalpatch.patches import (
         Function as Function,
     )
     from causalpatch.patches import (
         Identity as Identity,
+    )
+    from causalpatch.patches import (
+        Interpolate as Interpolate,
     )
     from causalpatch.patches import (
         Intervention as Intervention,
@@ -115,10 +124,22 @@ if TYPE_CHECKING:
         Mean as Mean,
     )
     from causalpatch.patches import (
+        Noise as Noise,
+    )
+    from causalpatch.patches import (
         Patch as Patch,
     )
     from causalpatch.patches import (
+        ProjectOut as ProjectOut,
+    )
+    from causalpatch.patches import (
+        Resample as Resample,
+    )
+    from causalpatch.patches import (
         Source as Source,
+    )
+    from causalpatch.patches import (
+        Steer as Steer,
     )
     from causalpatch.patches import (
         Zero as Zero,
@@ -165,7 +186,23 @@ _ROOMS = {
     ),
     "models": ("Model", "open_model"),
     "pairs": ("Pair", "Pairs", "load_pairs"),
-    "patches": ("Constant", "Function", "Identity", "Intervention", "Mean", "Patch", "Source", "Zero"),
+    "patches": (
+        "Constant",
+        "Fitted",
+        "FittedOn",
+        "Function",
+        "Identity",
+        "Interpolate",
+        "Intervention",
+        "Mean",
+        "Noise",
+        "Patch",
+        "ProjectOut",
+        "Resample",
+        "Source",
+        "Steer",
+        "Zero",
+    ),
     "results.effects": ("Effects",),
     "sites": ("Site", "SiteSet", "parse"),
     "sweeps": ("plan_sweep", "sweep"),

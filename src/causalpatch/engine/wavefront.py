@@ -41,7 +41,7 @@ from causalpatch.engine.memory import (
 )
 from causalpatch.engine.planning import numbers_of
 from causalpatch.engine.resolve import Placer, Role, Target
-from causalpatch.engine.scene import Placed, Scene
+from causalpatch.engine.scene import Placed, Scene, donated_in
 from causalpatch.engine.segments import cut
 from causalpatch.engine.stack import Stack, layer_of
 from causalpatch.engine.values import Row
@@ -110,7 +110,8 @@ def _batches(job: Job) -> Iterator[np.ndarray]:
     kept = numbers.n_layers * 2 * (numbers.width + numbers.n_kv_heads * numbers.head_width)
     kept += sum(widths.get(name, numbers.width) + numbers.width for _, name in inside)
     kept += 0 if job.few_bits is None else job.few_bits.numbers_per_token(job.model)
-    tokens = int(CAPTURED * budget_bytes(job.model.device, job.budget_gib) / (2 * kept * numbers.number_bytes))
+    n_prompts = 2 + len(donated_in(job))
+    tokens = int(CAPTURED * budget_bytes(job.model.device, job.budget_gib) / (n_prompts * kept * numbers.number_bytes))
     lengths = np.maximum(job.pairs.lengths("clean"), job.pairs.lengths("corrupt"))
     order = np.argsort(lengths, kind="stable")
     for part in cut(lengths[order], max(1, tokens)):

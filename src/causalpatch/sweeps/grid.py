@@ -19,14 +19,14 @@ With a position in the site (``z@-1``) there is no position axis.
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from causalpatch.base.errors import SettingError
 from causalpatch.base.suggest import closest
 from causalpatch.engine import Plan
 from causalpatch.experiment import Experiment
-from causalpatch.patches import Intervention, Patch, Value
+from causalpatch.patches import Intervention, Noise, Patch, Resample, Value
 from causalpatch.patches.patch import Alignment
 from causalpatch.patches.value import as_value
 from causalpatch.results.effects import Effects
@@ -41,6 +41,7 @@ def sweep(
     value: Value | str | float | None = None,
     align: Alignment | None = None,
     budget: int | None = None,
+    draws: int | None = None,
 ) -> Effects:
     """Patch every cell of a grid, each in a run of its own, on every pair.
 
@@ -53,14 +54,16 @@ def sweep(
         value: The new value, the source run's by default; see ``Patch``.
         align: How spans of unequal lengths meet; see ``Patch``.
         budget: Most runs of the model, counted in rows (one intervention on one pair); a larger grid is refused.
+        draws: Number of draws of a value that is drawn (``Noise``, ``Resample``), each the same in all cells.
 
     Returns:
-        Effects with the axes asked for, then ``pair``. Position coordinates are aligned columns, labelled by tokens.
+        Effects with the axes asked for, ``draw`` where several draws were asked for, then ``pair``. Position
+        coordinates are aligned columns, labelled by tokens.
 
     Raises:
         SiteNotFound: A layer, unit or module is not in the model.
         SiteUnsupported: The model does not have the site.
-        SettingError: The site has no such axis, or the grid is larger than the budget.
+        SettingError: The site has no such axis, the grid is larger than the budget, or the value is not drawn.
         PairError: Positions are walked along, but pairs of unequal lengths have no alignment.
 
     Examples:
@@ -76,13 +79,44 @@ def sweep(
     """
     wanted = parse(site)
     grid = _grid_of(experiment, wanted, over)
-    interventions = grid.interventions(as_value(value) if value is not None else None, align)
-    rows = len(interventions) * len(experiment.pairs)
+    wanted_value = as_value(value) if value is not None else None
+    interventions = grid.interventions(wanted_value, align)
+    rows = len(interventions) * len(experiment.pairs) * (draws or 1)
     if budget is not None and rows > budget:
         _refuse_cost(wanted, len(interventions), rows, f"the budget is {budget:,} rows")
     if budget is None and wanted.name == "mlp_post" and "neuron" in grid.axes and wanted.position is None:
         _refuse_cost(wanted, len(interventions), rows, "at all positions at once")
-    return experiment.run(interventions, axes=grid.axes, labels=grid.labels, title=str(wanted))
+    if draws is None:
+        return experiment.run(interventions, axes=grid.axes, labels=grid.labels, title=str(wanted))
+    made: list[Effects] = []
+    numbers = draw_numbers(wanted_value, draws)
+    for drawn in numbers:
+        interventions = grid.interventions(drawn, align)
+        made.append(experiment.run(interventions, axes=grid.axes, labels=grid.labels, title=str(wanted)))
+        if not made[-1].is_complete:
+            break
+    return stack_draws(made, [drawn.draw for drawn in numbers])
+
+
+def draw_numbers(value: Value | None, draws: int) -> list[Noise | Resample]:
+    """Return a value that is drawn, once for each of several draws.
+
+    Raises:
+        SettingError: It is not drawn, or there is to be no draw.
+    """
+    if draws < 1 or not isinstance(value, Noise | Resample):
+        raise SettingError(
+            f"{draws} draws of the value {value or 'source'} cannot be made",
+            facts=[("drawn", "Noise(…), Resample(…)"), ("needed", "one draw or more")],
+            fix='sweep(…, value="noise", draws=5), or leave draws= out',
+        )
+    return [replace(value, draw=value.draw + number) for number in range(draws)]
+
+
+def stack_draws(made: Sequence[Effects], numbers: Sequence[int]) -> Effects:
+    """Return effects of several draws with the axis ``draw``; a draw that was stopped counts only where it is alone."""
+    whole = [one for one in made if one.is_complete] or list(made[:1])
+    return Effects.of_draws(whole, numbers[: len(whole)])
 
 
 def plan_sweep(
