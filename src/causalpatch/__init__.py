@@ -127,6 +127,9 @@ if TYPE_CHECKING:
         Noise as Noise,
     )
     from causalpatch.patches import (
+        Optimal as Optimal,
+    )
+    from causalpatch.patches import (
         Patch as Patch,
     )
     from causalpatch.patches import (
@@ -144,6 +147,12 @@ if TYPE_CHECKING:
     from causalpatch.patches import (
         Zero as Zero,
     )
+    from causalpatch.patches import (
+        load_interventions as load_interventions,
+    )
+    from causalpatch.patches import (
+        save_interventions as save_interventions,
+    )
     from causalpatch.results.effects import (
         Effects as Effects,
     )
@@ -157,10 +166,34 @@ if TYPE_CHECKING:
         parse as parse,
     )
     from causalpatch.sweeps import (
+        Tracing as Tracing,
+    )
+    from causalpatch.sweeps import (
+        everything_but as everything_but,
+    )
+    from causalpatch.sweeps import (
+        joint as joint,
+    )
+    from causalpatch.sweeps import (
         plan_sweep as plan_sweep,
     )
     from causalpatch.sweeps import (
+        sites_of as sites_of,
+    )
+    from causalpatch.sweeps import (
         sweep as sweep,
+    )
+    from causalpatch.sweeps import (
+        sweep_windows as sweep_windows,
+    )
+    from causalpatch.sweeps import (
+        together as together,
+    )
+    from causalpatch.sweeps import (
+        trace as trace,
+    )
+    from causalpatch.sweeps import (
+        window as window,
     )
 
 _ROOMS = {
@@ -196,16 +229,30 @@ _ROOMS = {
         "Intervention",
         "Mean",
         "Noise",
+        "Optimal",
         "Patch",
         "ProjectOut",
         "Resample",
         "Source",
         "Steer",
         "Zero",
+        "load_interventions",
+        "save_interventions",
     ),
     "results.effects": ("Effects",),
     "sites": ("Site", "SiteSet", "parse"),
-    "sweeps": ("plan_sweep", "sweep"),
+    "sweeps": (
+        "Tracing",
+        "everything_but",
+        "joint",
+        "plan_sweep",
+        "sites_of",
+        "sweep",
+        "sweep_windows",
+        "together",
+        "trace",
+        "window",
+    ),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -29,6 +29,7 @@ from causalpatch.patches import (
     Interpolate,
     Mean,
     Noise,
+    Optimal,
     ProjectOut,
     Resample,
     Source,
@@ -336,7 +337,7 @@ def _changed(known: Known, target: Target, elements: _Elements, current: Tensor)
             return current + known.draws.at(noise, elements.local, None if place is None else place.base, current)
         case Fitted() as fitted:
             return from_fit(target, fitted, place, known.groups_of(elements.local), current)
-        case Noise() | Resample() as asked:
+        case Noise() | Resample() | Optimal() as asked:
             raise AssertionError(f"{asked} was not drawn before the runs: fit_values")
     raise AssertionError(f"no new value is known for {target.value}")
 

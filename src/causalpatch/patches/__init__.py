@@ -1,9 +1,10 @@
 """What to do to a run: patches as plain data that prints, hashes, saves and travels."""
 
 from causalpatch.patches.direction import ProjectOut, Steer
+from causalpatch.patches.files import load_interventions, save_interventions
 from causalpatch.patches.fixed import Constant, Function, Identity, Interpolate, Source, Zero
 from causalpatch.patches.patch import Intervention, Patch
-from causalpatch.patches.sampled import Fitted, FittedOn, Mean, Noise, Resample
+from causalpatch.patches.sampled import Fitted, FittedOn, Mean, Noise, Optimal, Resample
 from causalpatch.patches.value import Value
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Intervention",
     "Mean",
     "Noise",
+    "Optimal",
     "Patch",
     "ProjectOut",
     "Resample",
@@ -23,4 +25,6 @@ __all__ = [
     "Steer",
     "Value",
     "Zero",
+    "load_interventions",
+    "save_interventions",
 ]

@@ -6,6 +6,7 @@ value          the site's new value
 ``Mean``       its mean over the prompts of one side, pads excluded, summed in float64
 ``Resample``   its value in the prompt of another pair, drawn with a seed
 ``Noise``      its current value and Gaussian noise as wide as the data's own values are spread
+``Optimal``    the constant that harms the model least, learnt by gradient descent
 ``Fitted``     what was fitted beforehand: a mean over discovery pairs, an optimal constant
 =============  ==========================================================================================
 
@@ -134,6 +135,42 @@ class Noise:
     def __str__(self) -> str:
         width = f"{self.multiple:g} standard deviations" if self.sigma is None else f"sigma {self.sigma:.4g}"
         return f"Gaussian noise of {width}{_numbered(self.seed, self.draw)}"
+
+
+@dataclass(frozen=True)
+class Optimal:
+    """Optimal ablation: the constant of each component that harms the model least, learnt on the pairs.
+
+    A component that matters little under its best constant matters little; zero and mean ablation also count what a
+    value that the model never sees does to it. The constant is the same at all patched tokens. It starts at the site's
+    mean, and its loss on the pairs that it was learnt on is never above that of the mean. Learn it on discovery pairs
+    (``Experiment.fit``) and measure on others.
+
+    Args:
+        objective: Name of the metric that is made small, or large where that is better: by default how far the next
+            token's distribution is from the base run's.
+        steps: Steps of gradient descent.
+        rate: Size of the first steps, in standard deviations of the site.
+
+    References:
+        Li & Janson 2024, "Optimal ablation for interpretability", 2409.09951.
+    """
+
+    objective: str = "kl_from_base"
+    steps: int = 100
+    rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rate", finite(self.rate, "the rate of learning", "Optimal(rate=0.1)"))
+        if self.steps < 1 or self.rate <= 0:
+            raise PatchError(
+                f"nothing is learnt in {self.steps} steps of {self.rate:g}",
+                facts=[("needed", "one step or more, of more than 0")],
+                fix="Optimal(steps=100, rate=0.1)",
+            )
+
+    def __str__(self) -> str:
+        return f"optimal constant by {self.objective}"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Where a patched site's new value comes from: plain data, computed by the engine, and its spelling as text.
 
 The classes stand in ``fixed`` (source, identity, interpolation, zero, constant, function), ``sampled`` (mean, resample,
-noise, fitted) and ``direction`` (steering, projection). Most can be written as text, wherever a value is asked for:
+noise, optimal, fitted) and ``direction`` (steering, projection). Most can be written as text wherever a value is asked
+for:
 
 ==============================  =========================================================
 text                            value
@@ -13,6 +14,7 @@ text                            value
 ``mean(per_group=true)``        ``Mean(per_group=True)``
 ``noise`` ``noise(draw=3)``     ``Noise()``, ``Noise(draw=3)``
 ``resample(seed=1)``            ``Resample(seed=1)``
+``optimal(steps=50)``           ``Optimal(steps=50)``
 ``constant(FILE.npz:NAME)``     ``Constant(array)``, the array read from the file
 ``steer(FILE.npz:NAME, -2)``    ``Steer(array, -2)``
 ``project_out(FILE.npz:NAME)``  ``ProjectOut(array)``
@@ -32,10 +34,22 @@ from causalpatch.base.errors import PatchError
 from causalpatch.base.suggest import closest
 from causalpatch.patches.direction import ProjectOut, Steer
 from causalpatch.patches.fixed import Constant, Function, Identity, Interpolate, Source, Zero
-from causalpatch.patches.sampled import Fitted, Mean, Noise, Resample
+from causalpatch.patches.sampled import Fitted, Mean, Noise, Optimal, Resample
 
 Value = (
-    Source | Identity | Interpolate | Zero | Constant | Function | Mean | Resample | Noise | Fitted | Steer | ProjectOut
+    Source
+    | Identity
+    | Interpolate
+    | Zero
+    | Constant
+    | Function
+    | Mean
+    | Resample
+    | Noise
+    | Optimal
+    | Fitted
+    | Steer
+    | ProjectOut
 )
 NAMED: dict[str, Callable[..., Value]] = {
     "source": Source,
@@ -45,13 +59,14 @@ NAMED: dict[str, Callable[..., Value]] = {
     "mean": Mean,
     "resample": Resample,
     "noise": Noise,
+    "optimal": Optimal,
     "constant": Constant,
     "steer": Steer,
     "project_out": ProjectOut,
 }
 """Values by the name under which they are spelt."""
 
-_BARE = ("source", "identity", "zero", "mean", "resample", "noise")
+_BARE = ("source", "identity", "zero", "mean", "resample", "noise", "optimal")
 _SPELT = re.compile(r"\s*(?P<name>[a-z_]+)\s*(?:\((?P<arguments>.*)\))?\s*", re.DOTALL)
 _ARRAY = re.compile(r"(?P<file>.+\.npz):(?P<name>[^:]+)")
 _WORDS = {"true": True, "false": False, "none": None}

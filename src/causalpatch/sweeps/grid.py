@@ -78,7 +78,7 @@ def sweep(
         a run is the tokens and layers that the patch can change; ``plan_sweep`` says how much that is.
     """
     wanted = parse(site)
-    grid = _grid_of(experiment, wanted, over)
+    grid = grid_of(experiment, wanted, over)
     wanted_value = as_value(value) if value is not None else None
     interventions = grid.interventions(wanted_value, align)
     rows = len(interventions) * len(experiment.pairs) * (draws or 1)
@@ -86,13 +86,38 @@ def sweep(
         _refuse_cost(wanted, len(interventions), rows, f"the budget is {budget:,} rows")
     if budget is None and wanted.name == "mlp_post" and "neuron" in grid.axes and wanted.position is None:
         _refuse_cost(wanted, len(interventions), rows, "at all positions at once")
+    return run_grid(experiment, grid, str(wanted), wanted_value, align=align, draws=draws)
+
+
+def run_grid(
+    experiment: Experiment,
+    grid: "Grid",
+    title: str,
+    value: Value | None,
+    *,
+    align: Alignment | None = None,
+    draws: int | None = None,
+) -> Effects:
+    """Patch every cell of a grid, for each draw where there are several.
+
+    Args:
+        experiment: Model, pairs, metrics and direction.
+        grid: The cells.
+        title: What results call the patched sites.
+        value: The new value, or None for the source run's.
+        align: How spans of unequal lengths meet.
+        draws: Number of draws of a value that is drawn.
+
+    Raises:
+        SettingError: Several draws are asked for of a value that is not drawn.
+    """
     if draws is None:
-        return experiment.run(interventions, axes=grid.axes, labels=grid.labels, title=str(wanted))
+        return experiment.run(grid.interventions(value, align), axes=grid.axes, labels=grid.labels, title=title)
     made: list[Effects] = []
-    numbers = draw_numbers(wanted_value, draws)
+    numbers = draw_numbers(value, draws)
     for drawn in numbers:
         interventions = grid.interventions(drawn, align)
-        made.append(experiment.run(interventions, axes=grid.axes, labels=grid.labels, title=str(wanted)))
+        made.append(experiment.run(interventions, axes=grid.axes, labels=grid.labels, title=title))
         if not made[-1].is_complete:
             break
     return stack_draws(made, [drawn.draw for drawn in numbers])
@@ -137,12 +162,12 @@ def plan_sweep(
     Returns:
         Rows, forwards, FLOPs and memory; it prints as a table.
     """
-    grid = _grid_of(experiment, parse(site), over)
+    grid = grid_of(experiment, parse(site), over)
     return experiment.plan(grid.interventions(as_value(value) if value is not None else None, None))
 
 
 @dataclass(frozen=True)
-class _Grid:
+class Grid:
     """The cells of a sweep.
 
     Args:
@@ -173,7 +198,18 @@ class _Grid:
         return made
 
 
-def _grid_of(experiment: Experiment, wanted: Site | SiteSet, over: str | Sequence[str] | None) -> _Grid:
+def grid_of(experiment: Experiment, wanted: Site | SiteSet, over: str | Sequence[str] | None) -> Grid:
+    """Return the cells of a sweep.
+
+    Args:
+        experiment: Model and pairs.
+        wanted: What is patched.
+        over: Axes, in order; by default those of the table above.
+
+    Raises:
+        SettingError: The site has no such axis.
+        PairError: Positions are walked along, but pairs of unequal lengths have no alignment.
+    """
     members = _members(experiment, wanted, over)
     possible: dict[str, list[Any]] = {}
     if wanted.info.has_layer:
@@ -194,16 +230,14 @@ def _grid_of(experiment: Experiment, wanted: Site | SiteSet, over: str | Sequenc
     if "position" in axes:
         possible["position"] = list(range(experiment.pairs.aligned().n_columns))
     if not axes:
-        return _Grid({"intervention": [str(wanted)]}, {}, lambda cell: list(members))
+        return Grid({"intervention": [str(wanted)]}, {}, lambda cell: list(members))
 
     fixed = [axis for axis in axes if axis != "position"]
     at: dict[tuple[Any, ...], list[Site]] = {}
     for site in members:
         at.setdefault(tuple(_coordinate(site, axis) for axis in fixed), []).append(site)
     chosen = {axis: possible[axis] for axis in axes}
-    return _Grid(
-        dict(chosen), _labels(experiment, chosen), lambda cell: at.get(tuple(cell[axis] for axis in fixed), [])
-    )
+    return Grid(dict(chosen), _labels(experiment, chosen), lambda cell: at.get(tuple(cell[axis] for axis in fixed), []))
 
 
 def _members(experiment: Experiment, wanted: Site | SiteSet, over: str | Sequence[str] | None) -> list[Site]:
