@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from causalpatch.experiment import (
         Experiment as Experiment,
     )
+    from causalpatch.experiment import (
+        off_distribution as off_distribution,
+    )
     from causalpatch.metrics import (
         METRICS as METRICS,
     )
@@ -184,9 +187,6 @@ if TYPE_CHECKING:
         sweep as sweep,
     )
     from causalpatch.sweeps import (
-        sweep_windows as sweep_windows,
-    )
-    from causalpatch.sweeps import (
         together as together,
     )
     from causalpatch.sweeps import (
@@ -198,7 +198,7 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "base.errors": ("CausalPatchError", "IntegrityError", "RequestError", "UnsupportedError"),
-    "experiment": ("Baseline", "Experiment"),
+    "experiment": ("Baseline", "Experiment", "off_distribution"),
     "metrics": (
         "METRICS",
         "Metric",
@@ -248,7 +248,6 @@ _ROOMS = {
         "plan_sweep",
         "sites_of",
         "sweep",
-        "sweep_windows",
         "together",
         "trace",
         "window",

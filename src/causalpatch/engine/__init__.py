@@ -1,6 +1,7 @@
 """The one room that runs models: hooks, captured values, patched forwards, their cost and their proofs."""
 
 from causalpatch.engine.capture import Captured, capture, probe, require_positions
+from causalpatch.engine.distance import Distance, measure_distance, without_controls
 from causalpatch.engine.fit import Fit, fit_all_means, fit_patches, fit_values
 from causalpatch.engine.gauge import Gauge, Run, check_answers
 from causalpatch.engine.job import BASE, SOURCE, Block, Cost, Job
@@ -19,6 +20,7 @@ __all__ = [
     "Block",
     "Captured",
     "Cost",
+    "Distance",
     "EngineName",
     "Fit",
     "Gauge",
@@ -42,6 +44,7 @@ __all__ = [
     "likely_tier",
     "make_plan",
     "measure",
+    "measure_distance",
     "measure_screened",
     "plan_job",
     "plan_screen",
@@ -50,4 +53,5 @@ __all__ = [
     "require_positions",
     "require_proofs",
     "targets_of",
+    "without_controls",
 ]

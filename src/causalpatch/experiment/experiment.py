@@ -145,7 +145,7 @@ class Experiment:
         self.show_progress = show_progress
         if model.vocab_size and model.kind == "tokens":
             check_answers(pairs, model.vocab_size, model.name)
-        self._gauge = Gauge(self.metrics, pairs, model)
+        self.gauge = Gauge(self.metrics, pairs, model)
 
     def __repr__(self) -> str:
         names = ", ".join(metric.name for metric in self.metrics)
@@ -195,9 +195,9 @@ class Experiment:
         targets = self._targets(as_interventions(interventions))
         job = self._job(targets, reference_of(targets, self.direction))
         if self.precision == "screen":
-            return plan_screen(job, self._gauge, Screen(self.recheck_top, self.seed))
-        tier = likely_tier(job, self._gauge, self.engine)
-        return plan_job(job, len(self._gauge.forks), gauge=self._gauge, tier=tier)
+            return plan_screen(job, self.gauge, Screen(self.recheck_top, self.seed))
+        tier = likely_tier(job, self.gauge, self.engine)
+        return plan_job(job, len(self.gauge.forks), gauge=self.gauge, tier=tier)
 
     def run(
         self,
@@ -318,9 +318,13 @@ class Experiment:
             One run per prompt for each different mean, and one for all widths of a side.
         """
         asked = as_interventions(interventions)
-        targets = self._targets(asked)
+        return fit_patches(self.job(asked), asked)
+
+    def job(self, interventions: Sequence[Intervention]) -> Job:
+        """Return what the engine is asked for by some interventions, their sites proven."""
+        targets = self._targets(interventions)
         self._require(targets)
-        return fit_patches(self._job(targets), asked)
+        return self._job(targets)
 
     def count_units(self, site: Site) -> int:
         """Count the entries of a module's unit axis, such as its channels, in a run of the first clean input.
@@ -345,7 +349,7 @@ class Experiment:
 
     def _measure(self, job: Job, means: Means, tally: Tally, route: Route, screen: Screen | None) -> bool:
         """Fill the tally; return False where the user stopped it in between."""
-        asked = (job, self._gauge, means, tally.cost)
+        asked = (job, self.gauge, means, tally.cost)
         blocks = measure_screened(*asked, route=route, screen=screen) if screen else measure(*asked, route=route)
         total = max(1, len(job.interventions) * len(job.pairs))
         try:

@@ -6,7 +6,7 @@ that colours can be compared between them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,8 @@ def panels(
     title: str,
     lines: Sequence[str] = (),
     quantity: str = "recovered",
+    starred: Collection[int] = (),
+    base: str | None = None,
 ) -> Picture:
     """Draw effects over two axes beside and below each other.
 
@@ -40,6 +42,8 @@ def panels(
         title: What stands above the figure.
         lines: Smaller lines below the title.
         quantity: ``"recovered"``, or ``"effect"`` in the metric's unit.
+        starred: Positions whose tokens are marked with a star.
+        base: Whose prompt the tokens are from, where it is not the base run's of the first panel.
 
     Raises:
         SettingError: Effects do not have two axes that a heat map can show.
@@ -57,6 +61,9 @@ def panels(
             )
         axes[place] = fitting
         frames[place] = tables.effects_only(each._data, each._inference) if quantity == "effect" else each.summary()
+        if starred and "token" in frames[place]:
+            stars = frames[place]["position"].isin(list(starred)).map({True: "*", False: ""})
+            frames[place]["token"] = frames[place]["token"].astype(str) + stars
     everything = np.concatenate([frame[quantity].to_numpy() for frame in frames.values()])
     limit = charts.symmetric_limit(everything)
     first = next(iter(shown.values()))
@@ -78,7 +85,7 @@ def panels(
     frame = pd.concat([one.assign(row=place[0], column=place[1]) for place, one in frames.items()], ignore_index=True)
     said = [
         *lines,
-        *on_labels(next(iter(axes.values()))[1], frame, caption.base),
+        *on_labels(next(iter(axes.values()))[1], frame, base or caption.base),
         *on_marks(frame, outlined=_has_outlines(frame), value=quantity),
     ]
     return Picture(charts.finished(whole, Caption(title), said, width), frame, sheet)

@@ -2,7 +2,7 @@
 
 from causalpatch.sweeps.grid import plan_sweep, sweep
 from causalpatch.sweeps.tracing import Tracing, trace
-from causalpatch.sweeps.windows import everything_but, joint, sites_of, sweep_windows, together, window
+from causalpatch.sweeps.windows import everything_but, joint, sites_of, together, window
 
 __all__ = [
     "Tracing",
@@ -11,7 +11,6 @@ __all__ = [
     "plan_sweep",
     "sites_of",
     "sweep",
-    "sweep_windows",
     "together",
     "trace",
     "window",

@@ -33,7 +33,7 @@ from causalpatch.results.effects import Effects
 from causalpatch.sites import Every, Site, SiteSet, expand, parse
 
 
-def sweep(
+def sweep(  # noqa: PLR0913 - what, over which axes, with what; each has a default
     experiment: Experiment,
     site: str | Site | SiteSet,
     over: str | Sequence[str] | None = None,
@@ -42,6 +42,7 @@ def sweep(
     align: Alignment | None = None,
     budget: int | None = None,
     draws: int | None = None,
+    window: int | None = None,
 ) -> Effects:
     """Patch every cell of a grid, each in a run of its own, on every pair.
 
@@ -55,6 +56,8 @@ def sweep(
         align: How spans of unequal lengths meet; see ``Patch``.
         budget: Most runs of the model, counted in rows (one intervention on one pair); a larger grid is refused.
         draws: Number of draws of a value that is drawn (``Noise``, ``Resample``), each the same in all cells.
+        window: Layers that are patched together: a window slides over the layers, cut off at the first and the last,
+            and ``layer`` is its middle.
 
     Returns:
         Effects with the axes asked for, ``draw`` where several draws were asked for, then ``pair``. Position
@@ -78,7 +81,7 @@ def sweep(
         a run is the tokens and layers that the patch can change; ``plan_sweep`` says how much that is.
     """
     wanted = parse(site)
-    grid = grid_of(experiment, wanted, over)
+    grid = windows_of(grid_of(experiment, wanted, over), window, wanted)
     wanted_value = as_value(value) if value is not None else None
     interventions = grid.interventions(wanted_value, align)
     rows = len(interventions) * len(experiment.pairs) * (draws or 1)
@@ -86,7 +89,8 @@ def sweep(
         _refuse_cost(wanted, len(interventions), rows, f"the budget is {budget:,} rows")
     if budget is None and wanted.name == "mlp_post" and "neuron" in grid.axes and wanted.position is None:
         _refuse_cost(wanted, len(interventions), rows, "at all positions at once")
-    return run_grid(experiment, grid, str(wanted), wanted_value, align=align, draws=draws)
+    title = str(wanted) if window is None else f"{wanted} in windows of {window}"
+    return run_grid(experiment, grid, title, wanted_value, align=align, draws=draws)
 
 
 def run_grid(
@@ -123,6 +127,48 @@ def run_grid(
     return stack_draws(made, [drawn.draw for drawn in numbers])
 
 
+def windows_of(grid: "Grid", size: int | None, wanted: Site | SiteSet) -> "Grid":
+    """Return a grid whose cells hold the sites of all layers of a window; None leaves it as it is.
+
+    Raises:
+        SettingError: The grid has no layers, or the window no size.
+    """
+    if size is None:
+        return grid
+    if "layer" not in grid.axes:
+        raise SettingError(
+            f"windows of '{wanted}' need the axis 'layer'",
+            facts=[("axes", ", ".join(grid.axes))],
+            fix='name a site of every layer, such as "mlp_out", and over="layer"',
+        )
+    layers_around(0, size)
+    known = set(grid.axes["layer"])
+
+    def sites(cell: dict[str, Any]) -> list[Site]:
+        around = (layer for layer in layers_around(cell["layer"], size) if layer in known)
+        return [site for layer in around for site in grid.sites({**cell, "layer": layer})]
+
+    return replace(grid, sites=sites)
+
+
+def layers_around(layer: int, size: int) -> range:
+    """Return the layers of a window, not cut off.
+
+    Args:
+        layer: The middle.
+        size: Number of layers.
+
+    Raises:
+        SettingError: There are to be none.
+
+    References:
+        Meng et al. 2022, 2202.05262: ``range(layer - window // 2, layer - (-window // 2))`` in their code.
+    """
+    if size < 1:
+        raise SettingError(f"a window of {size} layers holds nothing", fix="give 1 or more, such as 10")
+    return range(layer - size // 2, layer - (-size // 2))
+
+
 def draw_numbers(value: Value | None, draws: int) -> list[Noise | Resample]:
     """Return a value that is drawn, once for each of several draws.
 
@@ -150,6 +196,7 @@ def plan_sweep(
     over: str | Sequence[str] | None = None,
     *,
     value: Value | str | float | None = None,
+    window: int | None = None,
 ) -> Plan:
     """Say what a sweep would cost; nothing is patched.
 
@@ -158,11 +205,13 @@ def plan_sweep(
         site: What to patch.
         over: Axes of the grid.
         value: The new value.
+        window: Layers that are patched together.
 
     Returns:
         Rows, forwards, FLOPs and memory; it prints as a table.
     """
-    grid = grid_of(experiment, parse(site), over)
+    wanted = parse(site)
+    grid = windows_of(grid_of(experiment, wanted, over), window, wanted)
     return experiment.plan(grid.interventions(as_value(value) if value is not None else None, None))
 
 

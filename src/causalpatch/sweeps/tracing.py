@@ -33,8 +33,7 @@ from causalpatch.results.effects import Effects
 from causalpatch.results.panels import panels
 from causalpatch.results.pictures import Picture
 from causalpatch.sites import parse
-from causalpatch.sweeps.grid import Grid, draw_numbers, grid_of, run_grid, stack_draws
-from causalpatch.sweeps.windows import windows_of
+from causalpatch.sweeps.grid import Grid, draw_numbers, grid_of, run_grid, stack_draws, windows_of
 
 By = Literal["noise", "pairs"]
 Kind = Literal["resid", "attn", "mlp"]
@@ -52,11 +51,13 @@ class Tracing:
         effects: The effects of each protocol and kind.
         span: What was corrupted by noise.
         window: Layers in a window of sublayers.
+        columns: Positions at which a pair has a token of the span.
     """
 
     effects: Mapping[tuple[By, Kind], Effects]
     span: str
     window: int
+    columns: tuple[int, ...] = ()
 
     def __getitem__(self, place: tuple[By, Kind]) -> Effects:
         """Return the effects of a protocol and kind, such as ``("noise", "mlp")``."""
@@ -76,8 +77,13 @@ class Tracing:
         model, pairs = (first.provenance[key]["name"] for key in ("model", "pairs"))
         lines = [f"{model} · {pairs}, {len(first.pair_ids)} pairs · metric {first.metrics[0]}"]
         lines += [f"{_ROWS[by]}: {self._gap(by)}" for by in dict.fromkeys(by for by, _ in self.effects)]
+        lines += [f"*: token of the span '{self.span}' in some pair"] if self.columns else []
         what = "share of the gap restored" if quantity == "recovered" else "change"
-        return panels(drawn, title=f"Causal trace: {what} by clean states", lines=lines, quantity=quantity)
+        title = f"Causal trace: {what} by clean states"
+        protocols = [by for by, _ in self.effects]
+        both = {"noise", "pairs"} <= set(protocols)
+        base = "clean (by noise) and the corrupted (by pairs)" if both else _PROMPT[protocols[0]]
+        return panels(drawn, title=title, lines=lines, quantity=quantity, starred=self.columns, base=base)
 
     def save(self, folder: str | Path) -> Path:
         """Write the effects, each into a folder of its own, and the figure; return the folder."""
@@ -99,11 +105,15 @@ class Tracing:
     def _gap(self, by: By) -> str:
         data = next(each for (one, _), each in self.effects.items() if one == by).to_xarray()
         clean, corrupt = (float(data[f"baseline_{role}"].mean()) for role in ("clean", "reference"))
-        record = next(each for (one, _), each in self.effects.items() if one == by).provenance
-        how = f", {record['noise']}" if by == "noise" else ""
-        return f"clean run {clean:.3g}, corrupted run {corrupt:.3g}{how}"
+        if by == "pairs":
+            return f"clean run {clean:.3g}, corrupted run {corrupt:.3g}"
+        record = next(each for (one, _), each in self.effects.items() if one == by).over_draws().provenance
+        said = f"clean run {clean:.3g}, noised run {corrupt:.3g}; {record['noise']}, {record['draws']['n']} draws"
+        spread = record["draws"].get("largest_spread")
+        return said if spread is None else f"{said} (standard deviation of an effect over them: up to {spread:.2g})"
 
 
+_PROMPT: Final[Mapping[By, str]] = MappingProxyType({"noise": "clean", "pairs": "corrupted"})
 _ROWS: Final[Mapping[By, str]] = MappingProxyType({"noise": "by noise", "pairs": "by pairs"})
 
 
@@ -168,7 +178,16 @@ def trace(
             else:
                 drawn = Noise(side="clean") if noise is None else noise
                 made[protocol, each] = _by_noise(experiment.turned("noise"), grid, title, span, drawn, draws)
-    return Tracing(made, span, window)
+    return Tracing(made, span, window, _columns(experiment.pairs, span))
+
+
+def _columns(pairs: Pairs, span: str) -> tuple[int, ...]:
+    """Return the aligned columns in which a pair has a token of the span."""
+    places = pairs.aligned().columns[:, :, 0]
+    inside = [
+        (places[n] >= pair.spans[span][0][0]) & (places[n] < pair.spans[span][0][1]) for n, pair in enumerate(pairs)
+    ]
+    return tuple(np.flatnonzero(np.any(inside, axis=0)).tolist())
 
 
 def _by_noise(experiment: Experiment, grid: Grid, title: str, span: str, noise: Noise, draws: int) -> Effects:

@@ -3,24 +3,20 @@
 One site at a time misses what several do together: a layer restores little where the next ones undo it, and two heads
 that stand in for each other both look unimportant. So
 
-- ``window`` names the sites of neighbouring layers, and ``sweep_windows`` slides it over the layers;
+- ``window`` names the sites of neighbouring layers, and ``sweep(…, window=10)`` slides it over the layers;
 - ``together`` makes one intervention of a set, ``everything_but`` names its complement, and ``joint`` measures a found
   set alone, together, and everything but it.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
 from causalpatch.base.errors import SettingError
 from causalpatch.experiment import Experiment
 from causalpatch.models import Model
 from causalpatch.patches import Intervention, Patch, Value
-from causalpatch.patches.patch import Alignment
-from causalpatch.patches.value import as_value
 from causalpatch.results.effects import Effects
 from causalpatch.sites import Site, SiteSet, expand, parse
-from causalpatch.sweeps.grid import Grid, grid_of, run_grid
+from causalpatch.sweeps.grid import layers_around
 
 
 def window(model: Model, site: str | Site | SiteSet, layer: int, size: int) -> list[Site]:
@@ -57,90 +53,6 @@ def window(model: Model, site: str | Site | SiteSet, layer: int, size: int) -> l
         )
     chosen = layers_around(layer, size)
     return [each for each in members if each.layer in chosen]
-
-
-def layers_around(layer: int, size: int) -> range:
-    """Return the layers of a window, not cut off.
-
-    Args:
-        layer: The middle.
-        size: Number of layers.
-
-    Raises:
-        SettingError: There are to be none.
-
-    References:
-        Meng et al. 2022, 2202.05262: ``range(layer - window // 2, layer - (-window // 2))`` in their code.
-    """
-    if size < 1:
-        raise SettingError(f"a window of {size} layers holds nothing", fix="give 1 or more, such as 10")
-    return range(layer - size // 2, layer - (-size // 2))
-
-
-def sweep_windows(
-    experiment: Experiment,
-    site: str | Site | SiteSet,
-    size: int,
-    over: str | Sequence[str] | None = None,
-    *,
-    value: Value | str | float | None = None,
-    align: Alignment | None = None,
-    draws: int | None = None,
-) -> Effects:
-    """Patch sliding windows of layers, each in a run of its own, on every pair.
-
-    Args:
-        experiment: Model, pairs, metrics and direction.
-        site: A site of every layer; see ``sweep``.
-        size: Layers in a window; it is cut off at the first and the last layer.
-        over: Axes of the grid, ``layer`` among them; as in ``sweep``. What is no axis is patched together.
-        value: The new value, the source run's by default; see ``Patch``.
-        align: How spans of unequal lengths meet; see ``Patch``.
-        draws: Number of draws of a value that is drawn.
-
-    Returns:
-        Effects like those of ``sweep``; ``layer`` is the middle of the window.
-
-    Raises:
-        SettingError: The site has no layers, or the window no size.
-
-    Examples:
-        >>> import causalpatch as cp
-        >>> model = cp.open_model("zoo:stories")
-        >>> experiment = cp.Experiment(model, cp.load_pairs("ioi", model))
-        >>> cp.sweep_windows(experiment, "mlp_out@-1", 3).dims
-        ('layer', 'pair')
-
-    Cost:
-        As ``sweep``: one run per cell and pair, which begins at the first layer of its window.
-    """
-    wanted = parse(site)
-    grid = windows_of(grid_of(experiment, wanted, over), size, wanted)
-    made = as_value(value) if value is not None else None
-    title = f"{wanted} in windows of {size}"
-    return run_grid(experiment, grid, title, made, align=align, draws=draws)
-
-
-def windows_of(grid: Grid, size: int, wanted: Site | SiteSet) -> Grid:
-    """Return a grid whose cells hold the sites of all layers of a window.
-
-    Raises:
-        SettingError: The grid has no layers, or the window no size.
-    """
-    if "layer" not in grid.axes:
-        raise SettingError(
-            f"windows of '{wanted}' need the axis 'layer'",
-            facts=[("axes", ", ".join(grid.axes))],
-            fix='name a site of every layer, such as "mlp_out", and over="layer"',
-        )
-    layers_around(0, size)
-    known = set(grid.axes["layer"])
-
-    def sites(cell: dict[str, Any]) -> list[Site]:
-        around = (layer for layer in layers_around(cell["layer"], size) if layer in known)
-        return [site for layer in around for site in grid.sites({**cell, "layer": layer})]
-
-    return replace(grid, sites=sites)
 
 
 def together(
