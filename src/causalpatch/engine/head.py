@@ -21,7 +21,7 @@ from causalpatch.engine.hooks import Write, hooked
 from causalpatch.engine.stack import Stack
 
 # Bytes of logits that are computed at once.
-LOGITS_BYTES = 192 * 2**20
+LOGITS_BYTES = 384 * 2**20
 
 
 class Head:

@@ -65,6 +65,7 @@ class _PortState:
     """What happens at one port during one forward, and what came of it."""
 
     port: Port
+    store: Callable[[Tensor], Tensor]
     writes: list[tuple[int, Write]] = field(default_factory=list)  # with their places in the order of all
     is_kept: bool = False
     times_run: int = 0
@@ -147,13 +148,19 @@ def run_with_hooks(
 
 
 @contextmanager
-def hooked(model: Model, writes: Sequence[Write] = (), keep: Collection[Port] = ()) -> Iterator[dict[Port, Tensor]]:
+def hooked(
+    model: Model,
+    writes: Sequence[Write] = (),
+    keep: Collection[Port] = (),
+    store: Callable[[Tensor], Tensor] | None = None,
+) -> Iterator[dict[Port, Tensor]]:
     """Apply writes and keep tensors in whatever of the model runs inside the context; each port must run once.
 
     Args:
         model: The model, already quiet.
         writes: What to replace.
         keep: Ports whose tensors are kept.
+        store: Makes the private copy of a kept tensor; by default beside the tensor itself.
 
     Yields:
         The kept tensors; filled when the context is left.
@@ -164,7 +171,9 @@ def hooked(model: Model, writes: Sequence[Write] = (), keep: Collection[Port] = 
     """
     kept: dict[Port, Tensor] = {}
     companions = [port for write in writes for port in write.tap.companions]
-    states = {port: _PortState(port) for port in (*companions, *keep, *(write.tap.port for write in writes))}
+    states = {
+        port: _PortState(port, store or _copied) for port in (*companions, *keep, *(write.tap.port for write in writes))
+    }
     for place, write in enumerate(writes):
         states[write.tap.port].writes.append((place, write))
     for port in (*companions, *keep):
@@ -175,6 +184,34 @@ def hooked(model: Model, writes: Sequence[Write] = (), keep: Collection[Port] = 
     for each in states.values():
         _check_ran_once(each)
     kept.update({port: each.tensor for port, each in states.items() if each.tensor is not None})
+
+
+@contextmanager
+def kept_if_once(
+    model: Model, ports: Collection[Port], store: Callable[[Tensor], Tensor]
+) -> Iterator[dict[Port, Tensor]]:
+    """Keep what modules return inside the context; those that do not run once, or return no tensor, are left out.
+
+    Args:
+        model: The model, already quiet.
+        ports: Outputs of modules.
+        store: Makes the private copy of a kept tensor.
+
+    Yields:
+        The kept tensors; filled when the context is left.
+    """
+    seen: dict[Port, list[Tensor | None]] = {port: [] for port in ports}
+    kept: dict[Port, Tensor] = {}
+
+    def see(found: list[Tensor | None], module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        found.append(store(output) if isinstance(output, Tensor) and not found else None)
+
+    with ExitStack() as hooks:
+        for port, found in seen.items():
+            hook = in_this_thread(partial(see, found))
+            hooks.callback(model.module.get_submodule(port.path).register_forward_hook(hook).remove)
+        yield kept
+    kept.update({port: found[0] for port, found in seen.items() if len(found) == 1 and found[0] is not None})
 
 
 def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -281,7 +318,11 @@ def _pass(state: _PortState, tensor: Tensor) -> None:
     """Note that a port was passed, and keep its tensor if asked."""
     state.times_run += 1
     if state.is_kept:
-        state.tensor = tensor.clone()
+        state.tensor = state.store(tensor)
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.clone()
 
 
 def _apply(write: Write, tensor: Tensor, states: dict[Port, _PortState]) -> None:

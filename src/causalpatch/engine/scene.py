@@ -24,7 +24,9 @@ from causalpatch.engine.neurons import Neurons
 from causalpatch.engine.reads import Reads, what_matters
 from causalpatch.engine.resolve import Placement, Role, Target
 from causalpatch.engine.segments import Entry, Segments, entry_of, pack, trim
+from causalpatch.engine.shelf import Where
 from causalpatch.engine.stack import Place, Stack, StackRun, layer_of
+from causalpatch.engine.unchanged_rows import kept_ports
 from causalpatch.engine.values import Known, Row, Taps, unchanged
 from causalpatch.models import Port
 from causalpatch.pairs import Batch
@@ -103,17 +105,27 @@ class Scene:
         indices: The pairs.
         means: Fitted means.
         fork: The side and number of the answer that is spelt out, or None.
+        where: Where the tensors of the runs are kept.
     """
 
     def __init__(
-        self, job: Job, gauge: Gauge, stack: Stack, indices: np.ndarray, means: Means, *, fork: Fork | None = None
+        self,
+        job: Job,
+        gauge: Gauge,
+        stack: Stack,
+        indices: np.ndarray,
+        means: Means,
+        *,
+        fork: Fork | None = None,
+        where: Where = "device",
     ) -> None:
         self.job, self.gauge, self.stack, self.indices, self.fork = job, gauge, stack, indices, fork
         self.taps = Taps(stack.model)
         sides: dict[Role | Donated, Batch] = {role: self._batch(role) for role in (job.base, job.source)}
         self.prompts = Prompts.of(sides | {value: self._donors(value) for value in donated_in(job)})
         self.slots = self.prompts.slots[job.base]
-        self.run: StackRun = stack.run(self.prompts.batch, _ports_of(job, stack, self.taps))
+        ports = _ports_of(job, stack, self.taps)
+        self.run: StackRun = stack.run(self.prompts.batch, ports, kept_ports(job), where)
         self.head = Head(stack, self.run.returns_tuple)
         self.neurons = Neurons(stack, self.run)
         runs = {
@@ -157,7 +169,7 @@ class Scene:
         """Return the vocabulary entries to compute; None, all of them, where these come out otherwise by themselves."""
         batch, most = self.prompts.batch, 16
         slot, token = (index[:most] for index in np.nonzero(batch.mask))
-        stream = Place.of(slot, token, self.stack.model.device).rows_of(self.run.inputs[-1])
+        stream = Place.of(slot, token, self.stack.model.device).rows_of(self.run.inputs[self.stack.n_layers])
         tokens = batch.ids[slot, token], batch.position_ids[slot, token]
         with self.stack.running():
             return wanted if self.head.stand_alone(wanted, stream, tokens) else None
@@ -190,7 +202,7 @@ class Scene:
         (slot, token), back = np.unique(flat, axis=1, return_inverse=True)
         batch, device, most = self.prompts.batch, self.stack.model.device, self.rows_at_once
         ids, positions = batch.ids[slot, token], batch.position_ids[slot, token]
-        stream = Place.of(slot, token, device).rows_of(self.run.inputs[-1])
+        stream = Place.of(slot, token, device).rows_of(self.run.inputs[self.stack.n_layers])
         with self.stack.running():
             parts = [
                 self.head.logits(stream[i : i + most], (ids[i : i + most], positions[i : i + most]), (), self.vocab)
