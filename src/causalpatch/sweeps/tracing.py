@@ -166,6 +166,8 @@ def trace(
     """
     protocols, kinds = _several("by", by, get_args(By)), _several("kind", kind, get_args(Kind))
     _check_span(experiment.pairs, span)
+    if "noise" in protocols:
+        _check_metrics(experiment)
     made: dict[tuple[By, Kind], Effects] = {}
     for protocol in protocols:
         for each in kinds:
@@ -264,6 +266,17 @@ def _several(name: str, asked: Any, known: Sequence[Any]) -> list[Any]:
             fix=f'{name}="{known[0]}"',
         )
     return listed
+
+
+def _check_metrics(experiment: Experiment) -> None:
+    """Make sure that no metric compares with the corrupted prompts' runs, which have no part in a trace by noise."""
+    for metric in experiment.metrics:
+        if "source" in metric.compares:
+            raise SettingError(
+                f"a trace by noise has no source run, with which {metric.name!r} compares",
+                facts=[("by noise", "clean states go into the noised clean prompt")],
+                fix='by="pairs", or a metric of the answer, such as metric="probability"',
+            )
 
 
 def _check_span(pairs: Pairs, span: str) -> None:

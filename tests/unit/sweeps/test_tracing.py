@@ -77,23 +77,20 @@ def test_a_trace_by_pairs_restores_clean_states_in_the_corrupted_prompt(world, k
                 assert got == pytest.approx(answer_logit(plain, pair, pair.corrupt, edits), abs=1e-9)
 
 
-def test_restoring_the_last_stream_at_the_last_token_restores_everything(world):
-    found = traced(world, kind="resid", draws=2, metric="kl_divergence")
-    lengths = [len(pair.clean) for pair in world[2]]
-    for effects in found.effects.values():
+@pytest.mark.parametrize("metric", ["answer_logit", "kl_from_base"])
+def test_restoring_the_last_stream_at_the_last_token_restores_everything(world, metric):
+    for effects in traced(world, kind="resid", draws=2, metric=metric).effects.values():
         assert effects.direction == "denoise"
-        effects = effects.over_draws()
-        data = effects.to_xarray()
-        for number, length in enumerate(lengths):
-            restored = data["metric"].values[2, length - 1, number]
-            if "noise" not in effects.provenance:
-                assert restored == pytest.approx(data["baseline_clean"].values[number], abs=1e-9)
-    logit = traced(world, kind="resid", draws=2)
-    for effects in logit.effects.values():
         data = effects.over_draws().to_xarray()
-        for number, length in enumerate(lengths):
-            restored = data["metric"].values[2, length - 1, number]
+        for number, pair in enumerate(world[2]):
+            restored = data["metric"].values[2, len(pair.clean) - 1, number]
             assert restored == pytest.approx(data["baseline_clean"].values[number], abs=1e-9)
+
+
+def test_a_metric_that_compares_with_the_source_has_nothing_to_compare_with_by_noise(world):
+    with pytest.raises(SettingError, match="has no source run"):
+        traced(world, metric="kl_divergence")
+    assert traced(world, metric="kl_divergence", by="pairs", kind="mlp")
 
 
 def test_states_before_the_subject_restore_nothing_by_noise(world):
