@@ -118,7 +118,12 @@ def users_hooks(model: Model) -> list[str]:
 
 
 def run_with_hooks(
-    model: Model, inputs: Mapping[str, Any], writes: Sequence[Write] = (), keep: Collection[Port] = ()
+    model: Model,
+    inputs: Mapping[str, Any],
+    writes: Sequence[Write] = (),
+    keep: Collection[Port] = (),
+    *,
+    with_gradient: bool = False,
 ) -> tuple[Any, dict[Port, Tensor]]:
     """Run one forward with writes applied and tensors kept.
 
@@ -127,6 +132,7 @@ def run_with_hooks(
         inputs: Arguments of its forward, by name.
         writes: What to replace; at one port they are applied in order, later ones over earlier ones.
         keep: Ports whose tensors are returned.
+        with_gradient: Whether what is written can be differentiated; see ``gradient``.
 
     Returns:
         The model's output, and a private copy of the tensor at each kept port.
@@ -136,7 +142,7 @@ def run_with_hooks(
         PatchDidNotFire: The module of a port did not run, so nothing was replaced or kept there.
         SiteUnsupported: The module ran more than once, or there is no tensor with one row per run at the port.
     """
-    with quiet(model), hooked(model, writes, keep) as kept:
+    with quiet(model), torch.set_grad_enabled(with_gradient), hooked(model, writes, keep) as kept:
         output = _call(model, inputs)
     return output, kept
 
@@ -316,7 +322,7 @@ def _pass(state: _PortState, tensor: Tensor) -> None:
 
 
 def _copied(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone()
+    return tensor.clone()
 
 
 def _apply(write: Write, tensor: Tensor, states: dict[Port, _PortState]) -> None:

@@ -28,7 +28,7 @@ from causalpatch.engine.shelf import place_for
 from causalpatch.engine.unchanged_rows import numbers_per_token
 from causalpatch.engine.values import Row
 from causalpatch.models import Model
-from causalpatch.patches import Mean
+from causalpatch.patches import Mean, Noise, Resample
 from causalpatch.sites import Site
 
 _POINTS = {
@@ -70,7 +70,10 @@ def plan_job(job: Job, n_forks: int, *, gauge: Gauge | None = None, tier: str = 
     pairs = job.pairs
     placer = Placer(pairs, job.base)
     laid = [lay_rows(job, placer, np.array([pair]))[0] for pair in range(len(pairs))]
-    n_means = len({target.value for group in job.interventions for target in group if isinstance(target.value, Mean)})
+    # Each mean, each width of noise and each resampled value takes a run of every prompt.
+    n_means = len(
+        {t.value for group in job.interventions for t in group if isinstance(t.value, Mean | Noise | Resample)}
+    )
     lengths = np.maximum(pairs.lengths("clean"), pairs.lengths("corrupt"))
     cost = _cost_of(job, int(lengths.max()))
     sites = dict.fromkeys(str(target.site) for group in job.interventions for target in group)

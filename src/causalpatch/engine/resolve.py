@@ -12,10 +12,12 @@ from typing import Literal
 import numpy as np
 
 from causalpatch.base.errors import PairError, PatchError, SiteNotFound
+from causalpatch.engine.drawn import Donated, Scattered
 from causalpatch.models import Model
 from causalpatch.pairs import Pairs
 from causalpatch.pairs.positions import resolve
-from causalpatch.patches import Function, Intervention, Patch, Source, Value
+from causalpatch.patches import Function, Identity, Interpolate, Intervention, Patch, Source, Value
+from causalpatch.patches.patch import Alignment
 from causalpatch.sites import Every, Position, Site, Span, expand
 
 Role = Literal["clean", "corrupt"]
@@ -29,7 +31,7 @@ class Target:
         site: The site without its position.
         position: Where in each prompt; None for all positions.
         column: The aligned column instead, or None.
-        value: Its new value.
+        value: Its new value; what is drawn is made ready before the runs.
         align: How spans of unequal lengths meet.
         has_position: Whether the site's tensor has a position axis.
     """
@@ -37,14 +39,20 @@ class Target:
     site: Site
     position: Position | None
     column: int | None
-    value: Value
-    align: str | None
+    value: Value | Donated | Scattered
+    align: Alignment | None
     has_position: bool
 
     @property
     def needs_source(self) -> bool:
         """Whether the new value is computed from the source run."""
-        return isinstance(self.value, Source) or (isinstance(self.value, Function) and self.value.needs_source)
+        is_function = isinstance(self.value, Function) and self.value.needs_source
+        return is_function or isinstance(self.value, Source | Interpolate)
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the new value is computed from what the base run has there."""
+        return isinstance(self.value, Identity | Interpolate)
 
 
 @dataclass(frozen=True)
@@ -123,7 +131,8 @@ class Placer:
 
     def places(self, target: Target, pairs: Sequence[int]) -> list[Placement | None]:
         """Return where a target lies in each of some pairs; see ``place``."""
-        key = (target.position, target.column, target.align, target.needs_source)
+        donated = target.value if isinstance(target.value, Donated) else None
+        key = (target.position, target.column, target.align, target.needs_source, donated)
         known = self._known.setdefault(key, {})
         for pair in pairs:
             if pair not in known:
@@ -138,7 +147,9 @@ class Placer:
             )
         if target.column is not None:
             return self._find_column(target, target.column, pair)
-        if target.needs_source:
+        if isinstance(target.value, Donated):
+            base, source = self._meet_donor(target, target.value, pair)
+        elif target.needs_source:
             base, source = self.pairs.positions(pair, target.position, self.base)
         else:
             base = source = self._base_tokens(pair, target.position)
@@ -168,7 +179,10 @@ class Placer:
             )
         side = 0 if self.base == "clean" else 1
         base, source = columns[pair, column, side], columns[pair, column, 1 - side]
-        if base < 0 or (source < 0 and target.needs_source):
+        if isinstance(target.value, Donated):
+            of_donor = target.value.columns(self.pairs[pair])
+            source = -1 if of_donor is None else of_donor[column]
+        if base < 0 or (source < 0 and (target.needs_source or isinstance(target.value, Donated))):
             return None
         return Placement(np.array([base]), np.array([source]), np.array([source + 1]))
 
@@ -177,6 +191,27 @@ class Placer:
         if position is None or isinstance(position, Every):
             return np.arange(len(self.pairs[pair].input(self.base)))
         return resolve(self.pairs[pair], position, self.base, f"pair {pair} of '{self.pairs.name}'")
+
+    def _meet_donor(self, target: Target, value: Donated, pair: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the base's tokens, and those of the donor's prompt that they take their values from."""
+        own, number = self.pairs[pair], value.donor(self.pairs[pair])
+        donor, side = value.pool[number], value.value.side
+        if target.position is not None and not isinstance(target.position, Every):
+            where = f"pair {number} of '{value.pool.name}', from which pair {pair} is resampled,"
+            return self._base_tokens(pair, target.position), resolve(donor, target.position, side, where)
+        n_own, n_donor = len(own.input(self.base)), len(donor.input(side))
+        if n_own == n_donor:
+            return np.arange(n_own), np.arange(n_donor)
+        alignment, theirs = self.pairs.alignment, value.columns(own)
+        if alignment is None or alignment.how == "position" or theirs is None:
+            raise PairError(
+                f"pair {pair} of '{self.pairs.name}' cannot be resampled at all positions: no other prompt is as long",
+                facts=[("its prompt", f"{n_own} tokens"), ("drawn", f"pair {number} of {n_donor} tokens")],
+                fix=f"name where, such as '{target.site}@-1' or a span, or align the pairs: pairs.align(\"spans\")",
+            )
+        mine = alignment.columns[pair, :, 0 if self.base == "clean" else 1]
+        both = (mine >= 0) & (theirs >= 0)
+        return mine[both], theirs[both]
 
     def _align(self, target: Target, pair: int, base: np.ndarray, source: np.ndarray) -> Placement:
         if target.align == "mean":

@@ -41,7 +41,7 @@ from causalpatch.engine.memory import (
 )
 from causalpatch.engine.planning import bytes_per_token, captured_bytes, numbers_of
 from causalpatch.engine.resolve import Placer, Role, Target
-from causalpatch.engine.scene import Placed, Scene
+from causalpatch.engine.scene import Placed, Scene, donated_in
 from causalpatch.engine.segments import cut
 from causalpatch.engine.shelf import place_for
 from causalpatch.engine.stack import Stack, layer_of
@@ -102,7 +102,8 @@ def measure(job: Job, gauge: Gauge, means: Means, cost: Cost) -> Iterator[Block]
 
 def _batches(job: Job) -> Iterator[np.ndarray]:
     """Yield pairs in batches whose captured runs take their share of the budget."""
-    tokens = captured_bytes(job) // (2 * bytes_per_token(job, _numbers(job.model)))
+    n_prompts = 2 + len(donated_in(job))
+    tokens = captured_bytes(job) // (n_prompts * bytes_per_token(job, _numbers(job.model)))
     lengths = np.maximum(job.pairs.lengths("clean"), job.pairs.lengths("corrupt"))
     order = np.argsort(lengths, kind="stable")
     for part in cut(lengths[order], max(1, tokens)):
