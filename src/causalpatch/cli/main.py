@@ -191,12 +191,8 @@ def trace(  # noqa: PLR0913 - each argument is an option that a person types
     pairs: Annotated[str, typer.Argument(help="A task's name, or a .jsonl, .csv or .parquet file.")],
     span: Annotated[str, typer.Option("--span", help="The span of every pair that noise is put on.")] = "subject",
     window: Annotated[int, typer.Option("--window", min=1, help="Layers of attn and mlp restored together.")] = 10,
-    by: Annotated[
-        list[Literal["noise", "pairs"]] | None, typer.Option("--by", help="How runs are corrupted; both by default.")
-    ] = None,
-    kind: Annotated[
-        list[Literal["resid", "attn", "mlp"]] | None, typer.Option("--kind", help="What is restored; all by default.")
-    ] = None,
+    by: Annotated[list[str] | None, typer.Option("--by", help="noise or pairs; both by default.")] = None,
+    kind: Annotated[list[str] | None, typer.Option("--kind", help="resid, attn or mlp; all by default.")] = None,
     draws: Annotated[int, typer.Option("--draws", min=1, help="Draws of noise per pair.")] = 10,
     metric: Annotated[str | None, typer.Option("--metric", help="What to measure; by default the task's.")] = None,
     where: Annotated[list[str] | None, typer.Option("--where", help="Keep pairs with COLUMN=VALUE.")] = None,
@@ -210,9 +206,8 @@ def trace(  # noqa: PLR0913 - each argument is an option that a person types
     opened = cp.open_model(model, device=device)
     loaded = _selected(cp.load_pairs(pairs, opened), where, first)
     experiment = cp.Experiment(opened, loaded, metric=metric or _metric_of_task(pairs))
-    found = cp.trace(
-        experiment, span, window, by=by or ("noise", "pairs"), kind=kind or ("resid", "attn", "mlp"), draws=draws
-    )
+    asked: dict[str, Any] = {**({"by": by} if by else {}), **({"kind": kind} if kind else {})}
+    found = cp.trace(experiment, span, window, draws=draws, **asked)
     named = {f"{by}-{kind}": effects for (by, kind), effects in found.effects.items()}
     if out:
         path = found.plot().save(out / "trace.svg")

@@ -16,6 +16,7 @@ of a sweep, in every engine, and whichever pairs run beside it.
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -220,7 +221,7 @@ class Fitted:
             plain_array(array, f"the {self.how}", "fit it again")
         object.__setattr__(self, "array", array)
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Hash of the array: its shape and its numbers."""
         return hash_of(self.array)
