@@ -151,8 +151,8 @@ def quickly(names: Sequence[str], *quick: str) -> list[Any]:
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-def some_value(world: World, draw: Any, site: Site | SiteSet, base: str) -> Any:
-    """Draw a value of any kind; the source's half the time."""
+def some_value(world: World, draw: Any, site: Site | SiteSet, base: str, *, can_donate: bool = True) -> Any:
+    """Draw a value of any kind, resampled ones only where they can be; the source's half the time."""
     sizes = {"width": world.model.width, "head_width": world.model.head_width, "vocab": VOCAB}
     # How many keys there are differs from pair to pair.
     axes = [] if site.info.has_keys else NAMES[site.name].value_axes
@@ -168,6 +168,17 @@ def some_value(world: World, draw: Any, site: Site | SiteSet, base: str) -> Any:
         cp.Function(bent, needs_source=False),
         cp.Identity(),
     ]
+    drawn = [
+        cp.Mean("pairs", base, per_group=True),
+        cp.Interpolate(draw(st.sampled_from([0.0, 0.3, 1.0, 1.7]))),
+        cp.Steer(array, -0.5),
+        cp.ProjectOut(array) if array.ndim else cp.Steer(2.0),
+        cp.Noise(0.4, draw=draw(st.integers(0, 2))),
+        cp.Resample(draw=draw(st.integers(0, 2)), side=side),
+    ]
+    # Rows over keys are not noise, directions or rows of other prompts.
+    drawn = drawn[:2] if site.info.has_keys else drawn
+    values += [value for value in drawn if can_donate or not isinstance(value, cp.Resample)]
     return draw(st.sampled_from([*values, *[None] * len(values)]))
 
 
@@ -205,7 +216,7 @@ def _anywhere(world: World, draw: Any, site: Site | SiteSet, base: str) -> Laid:
 
 
 def _at_token(world: World, draw: Any, site: Site, token: int, base: str) -> Laid:
-    patch = cp.Patch(site.at(token), some_value(world, draw, site, base))
+    patch = cp.Patch(site.at(token), some_value(world, draw, site, base, can_donate=False))
     return Laid(patch, lambda number: ([token], [[token]]))
 
 

@@ -70,6 +70,7 @@ class _PortState:
     """What happens at one port during one forward, and what came of it."""
 
     port: Port
+    store: Callable[[Tensor], Tensor]
     writes: list[tuple[int, Write]] = field(default_factory=list)  # with their places in the order of all
     is_kept: bool = False
     times_run: int = 0
@@ -128,6 +129,7 @@ def run_with_hooks(
     keep: Collection[Port] = (),
     *,
     opens_attention: bool = False,
+    with_gradient: bool = False,
 ) -> tuple[Any, dict[Port, Tensor]]:
     """Run one forward with writes applied and tensors kept.
 
@@ -138,6 +140,7 @@ def run_with_hooks(
         keep: Ports whose tensors are returned.
         opens_attention: Whether attention is computed step by step, also where no port stands inside it: base and
             patched runs must use one kernel.
+        with_gradient: Whether what is written can be differentiated; see ``gradient``.
 
     Returns:
         The model's output, and a private copy of the tensor at each kept port.
@@ -147,14 +150,23 @@ def run_with_hooks(
         PatchDidNotFire: The module of a port did not run, so nothing was replaced or kept there.
         SiteUnsupported: The module ran more than once, or there is no tensor with one row per run at the port.
     """
-    with quiet(model), hooked(model, writes, keep, opens_attention=opens_attention) as kept:
+    with (
+        quiet(model),
+        torch.set_grad_enabled(with_gradient),
+        hooked(model, writes, keep, opens_attention=opens_attention) as kept,
+    ):
         output = _call(model, inputs)
     return output, kept
 
 
 @contextmanager
 def hooked(
-    model: Model, writes: Sequence[Write] = (), keep: Collection[Port] = (), *, opens_attention: bool = False
+    model: Model,
+    writes: Sequence[Write] = (),
+    keep: Collection[Port] = (),
+    store: Callable[[Tensor], Tensor] | None = None,
+    *,
+    opens_attention: bool = False,
 ) -> Iterator[dict[Port, Tensor]]:
     """Apply writes and keep tensors in whatever of the model runs inside the context; each port must run once.
 
@@ -162,6 +174,7 @@ def hooked(
         model: The model, already quiet.
         writes: What to replace.
         keep: Ports whose tensors are kept.
+        store: Makes the private copy of a kept tensor; by default beside the tensor itself.
         opens_attention: Whether attention is computed step by step, also where no port stands inside it.
 
     Yields:
@@ -173,7 +186,9 @@ def hooked(
     """
     kept: dict[Port, Tensor] = {}
     companions = [port for write in writes for port in write.tap.companions]
-    states = {port: _PortState(port) for port in (*companions, *keep, *(write.tap.port for write in writes))}
+    states = {
+        port: _PortState(port, store or _copied) for port in (*companions, *keep, *(write.tap.port for write in writes))
+    }
     for place, write in enumerate(writes):
         states[write.tap.port].writes.append((place, write))
     for port in (*companions, *keep):
@@ -188,6 +203,34 @@ def hooked(
             raise not_met(model, each.port)
         _check_ran_once(each)
     kept.update({port: each.tensor for port, each in states.items() if each.tensor is not None})
+
+
+@contextmanager
+def kept_if_once(
+    model: Model, ports: Collection[Port], store: Callable[[Tensor], Tensor]
+) -> Iterator[dict[Port, Tensor]]:
+    """Keep what modules return inside the context; those that do not run once, or return no tensor, are left out.
+
+    Args:
+        model: The model, already quiet.
+        ports: Outputs of modules.
+        store: Makes the private copy of a kept tensor.
+
+    Yields:
+        The kept tensors; filled when the context is left.
+    """
+    seen: dict[Port, list[Tensor | None]] = {port: [] for port in ports}
+    kept: dict[Port, Tensor] = {}
+
+    def see(found: list[Tensor | None], module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        found.append(store(output) if isinstance(output, Tensor) and not found else None)
+
+    with ExitStack() as hooks:
+        for port, found in seen.items():
+            hook = in_this_thread(partial(see, found))
+            hooks.callback(model.module.get_submodule(port.path).register_forward_hook(hook).remove)
+        yield kept
+    kept.update({port: found[0] for port, found in seen.items() if len(found) == 1 and found[0] is not None})
 
 
 def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -319,7 +362,11 @@ def _pass(state: _PortState, tensor: Tensor) -> None:
     """Note that a port was passed, and keep its tensor if asked."""
     state.times_run += 1
     if state.is_kept:
-        state.tensor = tensor.detach().clone()
+        state.tensor = state.store(tensor)
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.clone()
 
 
 def _apply(write: Write, tensor: Tensor, states: dict[Port, _PortState]) -> None:

@@ -219,7 +219,7 @@ def _enter_late(job: Job, means: Means, layers: Layers) -> tuple[Job, Means]:
             found.append(replace(target, site=site))
         return tuple(found)
 
-    return replace(job, interventions=[late(targets) for targets in job.interventions]), Means(fitted)
+    return replace(job, interventions=[late(targets) for targets in job.interventions]), replace(means, of=fitted)
 
 
 def _entry(layers: Layers, target: Target) -> int:

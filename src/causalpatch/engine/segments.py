@@ -91,6 +91,12 @@ class Segments:
         lengths: np.ndarray = self.stop - self.start
         return lengths
 
+    @property
+    def first_whole(self) -> Int[np.ndarray, " segment"]:
+        """First layer that each segment passes whole."""
+        layers: np.ndarray = self.entry + (self.stage != INPUT)
+        return layers
+
     def take(self, chosen: np.ndarray) -> "Segments":
         """Return some of the segments, in the order given."""
         arrays = (self.start, self.stop, self.kind, self.slot, self.entry, self.stage)

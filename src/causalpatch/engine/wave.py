@@ -1,13 +1,14 @@
 """One wave: segments move on together, layer by layer, and each layer's own module runs on the rows that changed.
 
 Where a segment enters behind attention, or behind the MLP's activation, only its written tokens are rows of that layer,
-and the modules in front are replaced for the call by what they gave in the base run. In the last layer tokens that
-nothing reads go as far as their keys and values.
+and the modules in front are replaced for the call by what they gave in the base run. In the first layer that it passes
+whole, a segment's unwritten tokens take their queries, keys and values from the base run (``unchanged_rows``). In the
+last layer tokens that nothing reads go as far as their keys and values.
 
 Symbols: R rows (a token of a segment each), L layers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -28,6 +29,7 @@ from causalpatch.engine.rows import Own, RowAttention
 from causalpatch.engine.scene import Placed, Scene
 from causalpatch.engine.segments import DOWN, INPUT, PROJECTION, STAGES, UP, Group, Layout, cut
 from causalpatch.engine.stack import Block, Place, call_layer
+from causalpatch.engine.unchanged_rows import UnchangedRows
 from causalpatch.engine.values import Row, writes_at
 from causalpatch.models import Port
 
@@ -49,6 +51,7 @@ class Wave:
         self.cost = cost
         self.device = self.stack.model.device
         self.targets = _Targets(placed, self.stack.n_layers)
+        self.unchanged = UnchangedRows(self.stack, self.run, self.segments, placed.entries)
         self.all = Layout.of(self.segments, np.arange(len(self.segments)))
         self.offset = np.cumsum(self.segments.lengths) - self.segments.lengths
         self.reads = self.all.where(self._is_read(self.all))
@@ -62,16 +65,20 @@ class Wave:
             for layer in range(last):
                 here = segments.entry == layer
                 self._enter(stream, layer, np.flatnonzero(here & (segments.stage == INPUT)))
-                moving = np.flatnonzero((segments.entry < layer) | (here & (segments.stage == INPUT)))
-                for part in cut(segments.lengths[moving], self.chunk_rows):
-                    layout = Layout.of(segments, moving[part])
-                    rows = self._rows(moving[part])
-                    stream[rows] = self._whole_layer(layer, layout, stream[rows])
+                for moving in self._moving(layer):
+                    rows = self._rows(moving)
+                    stream[rows] = self._whole_layer(layer, Layout.of(segments, moving), stream[rows])
                 for stage in STAGES[1:]:
                     chosen = np.flatnonzero(here & (segments.stage == stage))
                     self._enter(stream, layer + 1, chosen)
                     self._behind(stream, layer, stage, chosen, self.all)
             return self._last_layer(stream, last)
+
+    def _moving(self, layer: int) -> Iterator[Int[np.ndarray, " segment"]]:
+        """Yield the segments that go through the whole of a layer, those of one call together."""
+        moving = np.flatnonzero(self.segments.first_whole <= layer)
+        for part in cut(self.segments.lengths[moving], self.chunk_rows):
+            yield moving[part]
 
     def logits(
         self,
@@ -94,11 +101,14 @@ class Wave:
         batch, slot = scene.prompts.batch, layout.slot
         tokens = batch.ids[slot, layout.token], batch.position_ids[slot, layout.token]
         with self.stack.running():
+            writes = self._one_token_writes(self.stack.n_layers, layout)
             computed = scene.head.logits(
-                stream[rows[0] : rows[-1] + 1], tokens, self._one_token_writes(self.stack.n_layers, layout), scene.vocab
+                stream[rows[0] : rows[-1] + 1], tokens, writes, scene.vocab, in_passing=scene.gauge.keeps_nothing
             )
         wanted = scene.tokens[scene.job.base][local]
         found = layout.find(np.repeat(np.arange(len(some)), wanted.shape[1]), wanted.reshape(-1))
+        if np.array_equal(found, np.arange(len(layout))):
+            return computed.reshape(*wanted.shape, -1)  # all of it, in order: copies of a vocabulary are dear
         logits = base[torch.as_tensor(local, device=device)]
         flat = logits.view(-1, logits.shape[-1])
         is_here = torch.as_tensor(found >= 0, device=device)
@@ -119,10 +129,8 @@ class Wave:
         here = segments.entry == layer
         self._enter(stream, layer, np.flatnonzero(here & (segments.stage == INPUT)))
         out = self._place(self.reads).rows_of(self.run.inputs[layer + 1])
-        moving = np.flatnonzero((segments.entry < layer) | (here & (segments.stage == INPUT)))
-        for part in cut(segments.lengths[moving], self.chunk_rows):
-            layout = Layout.of(segments, moving[part])
-            found, values = self._read_rows(layer, layout, stream[self._rows(moving[part])])
+        for moving in self._moving(layer):
+            found, values = self._read_rows(layer, Layout.of(segments, moving), stream[self._rows(moving)])
             out[self._rows_in_reads(found)] = values
         for stage in STAGES[1:]:
             self._behind(out, layer, stage, np.flatnonzero(here & (segments.stage == stage)), self.reads)
@@ -143,7 +151,7 @@ class Wave:
         found: list[Own] = []
         groups = [group for group in layout.groups() if len(group.tokens)]
         writes, turned = _apart(self._layer_writes(layer, layout, (INPUT,)))
-        attention = RowAttention(groups, self.run.attention[layer], self.run.visible[layer], steps=Steps(turned))
+        attention = RowAttention(groups, self.run.seen(layer), self.run.visible[layer], steps=Steps(turned))
 
         def stop(
             module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, more: dict[str, Any]
@@ -159,7 +167,7 @@ class Wave:
     def _whole_layer(
         self, layer: int, layout: Layout, hidden: Tensor, earlier: dict[int, Own] | None = None
     ) -> Float[Tensor, "row width"]:
-        groups, seen, visible = layout.groups(), self.run.attention[layer], self.run.visible[layer]
+        groups, seen, visible = layout.groups(), self.run.seen(layer), self.run.visible[layer]
         writes, inside = _apart(self._layer_writes(layer, layout))
         steps = Steps(inside, partial(self._writes_in, layer, layout, groups) if _are_over_keys(inside) else None)
         attention = RowAttention(groups, seen, visible, earlier or {}, steps)
@@ -180,9 +188,11 @@ class Wave:
         is_partial = attend is _unreachable  # attention was passed by
         self.cost.token_layers += len(layout)
         place = self._place(layout)
-        if not writes:
-            return call_layer(self.stack, self.run, layer, hidden, place, is_partial=is_partial)
-        with hooked(self.stack.model, writes):
+        with ExitStack() as around:
+            if not is_partial:
+                around.enter_context(self.unchanged.gathered(layer, layout, place, writes))
+            if writes:
+                around.enter_context(hooked(self.stack.model, writes))
             return call_layer(self.stack, self.run, layer, hidden, place, is_partial=is_partial)
 
     def _behind(self, stream: Tensor, layer: int, stage: int, chosen: np.ndarray, within: Layout) -> None:
