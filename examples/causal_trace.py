@@ -16,7 +16,7 @@ from causalpatch.pairs.tasks import generate
 def main(folder: Path) -> None:
     model = cp.open_model("zoo:stories")
     # One template: a position then means the same in every pair.
-    rows = generate("agreement", n=12, templates=["near"])
+    rows = generate("agreement", n=40, templates=["near"])
     pairs = cp.load_pairs(rows, model, name="agreement, one template")
     experiment = cp.Experiment(model, pairs, metric=cp.probability)
     traced = cp.trace(experiment, span="subject", window=2, draws=3)

@@ -32,8 +32,12 @@ def donor_of(pairs: Pairs, number: int, value: cp.Resample, base: str) -> int:
 
 
 def noise_of(value: cp.Noise, site: Site, prompt: np.ndarray, shape: Sequence[int]) -> torch.Tensor:
-    """Return standard normal numbers for the tokens of a prompt: their stream goes by seed, draw, site and prompt."""
-    name = f"resid_pre.{site.layer + 1}" if site.name == "resid_post" else str(site)
+    """Return standard normal numbers for the tokens of a prompt: their stream goes by seed, draw, site and prompt.
+
+    The site is named without its tokens: a token's noise is the same alone and among others.
+    """
+    whole = Site(site.name, site.layer, site.unit)
+    name = f"resid_pre.{site.layer + 1}" if site.name == "resid_post" else str(whole)
     digest = hashlib.sha256(np.asarray(prompt, dtype=np.int64).tobytes()).hexdigest()
     stream = generator(value.seed, "noise", value.draw, name, digest)
     return torch.as_tensor(stream.standard_normal((len(prompt), *shape)))

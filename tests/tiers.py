@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -337,7 +338,7 @@ def with_answers(pairs: Pairs, seed: int) -> Pairs:
     def some_answers() -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(rng.integers(0, VOCAB, rng.integers(1, 4)).tolist()) for _ in range(rng.integers(1, 4)))
 
-    made = [Pair(pair.clean, pair.corrupt, some_answers(), some_answers(), pair.id, spans=pair.spans) for pair in pairs]
+    made = [replace(pair, answer=some_answers(), wrong_answer=some_answers()) for pair in pairs]
     if pairs.alignment is None or pairs.alignment.how == "position":
         return Pairs(made, name="answers")
     mapping = [[(a, b) for a, b in columns.tolist() if a >= 0] for columns in pairs.alignment.columns]

@@ -230,6 +230,7 @@ def test_a_trace_names_the_spans_that_there_are(capsys):
     assert "has no span 'subject'" in err
 
 
+@pytest.mark.filterwarnings("default::causalpatch.base.errors.CausalPatchWarning")
 def test_stopping_keeps_what_was_measured_and_leaves_with_130(capsys, folder, pairs_file, monkeypatch):
     made = []
 
