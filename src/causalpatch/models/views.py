@@ -148,9 +148,15 @@ class Sum:
         index: Index,
         value: Float[Tensor, " n *value"],
     ) -> None:
-        """Change the tensor such that the sum is the value at the index; the companion stays."""
-        here = x[index]
-        x[index] = here + (value - (here + companions[0][index]))
+        """Change the tensor such that the sum is the value at the index; the companion stays.
+
+        What is the value already stays bit for bit. Elsewhere the rounding of the new sum is taken back once: where the
+        stream is set to zero it is zero, and no rounding is left for the norms behind it to blow up.
+        """
+        here, other = x[index], companions[0][index]
+        total = here + other
+        new = value - other
+        x[index] = torch.where(value == total, here + (value - total), new + (value - (new + other)))
 
 
 @dataclass(frozen=True, eq=False)

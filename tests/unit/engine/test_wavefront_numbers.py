@@ -243,6 +243,14 @@ def test_many_interventions_of_every_kind_at_once_give_what_each_gives_alone():
         assert_same(numbers(run_on("wavefront", world, [patches[number]]))[:, 0], together[:, number])
 
 
+@pytest.mark.parametrize("engine", ["wavefront", "restart", "rows", "reference"])
+@pytest.mark.parametrize("name", ["resid_pre", "resid_mid", "resid_post"])
+def test_a_stream_that_is_set_to_zero_stays_zero_through_norms_that_would_blow_up_rounding(engine, name):
+    model = cp.open_model(tiny_model("llama", dtype=torch.float32, seed=3))
+    effects = run_model(engine, model, random_pairs(3, 4), [cp.Patch(f"{name}.0@0", cp.Zero())], metric=projection.at(0))
+    assert (numbers(effects) == 0).all()
+
+
 def test_running_again_gives_the_same_bits_in_float32():
     model = cp.open_model(tiny_model("llama", dtype=torch.float32, layers=3, heads=8))
     pairs = long_pairs(4, 16)

@@ -43,6 +43,17 @@ def test_a_sum_is_written_through_its_first_term_alone():
     assert torch.equal(kept, torch.full_like(X, 10.0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_sum_is_zero_where_zero_is_written_and_the_same_where_it_is_written_back(dtype):
+    torch.manual_seed(0)
+    kept, x = (torch.randn(3, 4096).to(dtype) for _ in range(2))
+    view, before, everywhere = Sum(), x.clone(), (torch.arange(3),)
+    view.write(x, (kept,), everywhere, view.read(x, (kept,)))
+    assert torch.equal(x, before)
+    view.write(x, (kept,), everywhere, torch.zeros_like(x))
+    assert (view.read(x, (kept,)) == 0).all()
+
+
 def test_a_share_of_a_projection_is_written_into_the_sum_of_all_shares():
     heads, weight = torch.rand(2, 3, 6, dtype=torch.float64), torch.rand(6, 4, dtype=torch.float64)
     output = heads @ weight + 1
