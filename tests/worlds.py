@@ -28,7 +28,7 @@ from oracle_values import donor_of, key, new_value, other
 
 torch.set_num_threads(1)
 
-QUICK, MANY = 2, 50
+QUICK, MANY = 2, 12  # worlds of a law and family; each has several interventions of several pairs
 TOLERANCE = 1e-10
 # (layers, heads, kv_heads, seed); hypothesis tries the first ones most.
 FEW_SHAPES = ((2, 4, 2, 0), (3, 3, 1, 1), (1, 2, 2, 2))

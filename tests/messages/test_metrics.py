@@ -1,5 +1,7 @@
 """Refusals of metrics: what is none, and what returns something else than one number per pair."""
 
+from dataclasses import replace
+
 import torch
 
 import causalpatch as cp
@@ -85,3 +87,38 @@ def test_class_logits_are_needed_where_classes_are_read(refuses):
         """,
     ):
         cp.Experiment(model, pairs).run(["module(0).output"])
+
+
+def test_whole_answers_are_read_by_a_metric_that_says_so(refuses, llama, pairs):
+    answers = [replace(pair, answer=((3, 4, 5),), wrong_answer=()) for pair in pairs]
+    long = cp.Pairs(answers, name="long")
+
+    def whole(outputs, pairs):
+        return outputs.answer_log_probs("answer").logsumexp(1)
+
+    with refuses(
+        MetricError,
+        """
+        a metric reads whole answers with 3 tokens, and does not say so
+          side    answer
+          needed  runs that go on through the answers
+          fix: declare it: metric(…, answers=("answer",), position=-1)
+        """,
+    ):
+        cp.Experiment(llama, long, metric=[cp.metric(whole, position=-1), "log_probability"]).run(["z.0.1"])
+    told = cp.metric(whole, answers=("answer",), position=-1)
+    got = cp.Experiment(llama, long, metric=[told, "log_probability"]).run(["z.0.1"]).to_xarray()["metric"].values
+    assert (got[0] == got[1]).all()
+
+
+def test_a_metric_reads_answers_that_are_there(refuses, llama, pairs):
+    none = cp.Pairs([replace(pair, wrong_answer=()) for pair in pairs], name="none")
+    wrong = cp.metric(lambda outputs, pairs: outputs.answer_logits("wrong_answer").sum(1), name="wrong", position=-1)
+    with refuses(
+        MetricError,
+        """
+        a metric reads the wrong_answer of pairs of which none has one
+          fix: add a column 'wrong_answer' to the pairs, or measure something else
+        """,
+    ):
+        cp.Experiment(llama, none, metric=wrong).run(["z.0.1"])

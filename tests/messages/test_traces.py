@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 import causalpatch as cp
 from causalpatch.base.errors import PairError, PatchError, ResultsNotFound, SettingError, StoreCorrupt
@@ -191,6 +192,23 @@ def test_constants_are_learnt_by_what_has_a_gradient(refuses, llama, pairs, obje
     ):
         experiment = cp.Experiment(llama, pairs, direction="noise", show_progress=False)
         experiment.run([cp.Patch("z.0.1", cp.Optimal(objective))])
+
+
+def test_nothing_is_learnt_where_nothing_has_a_gradient(refuses, llama, pairs):
+    experiment = cp.Experiment(llama, pairs, direction="noise", show_progress=False)
+    with (
+        refuses(
+            SettingError,
+            """
+            constants cannot be learnt inside torch.inference_mode(), where nothing has a gradient
+              fix: leave it for this call; inside torch.no_grad() they can be learnt
+            """,
+        ),
+        torch.inference_mode(),
+    ):
+        experiment.run([cp.Patch("z.0.1", cp.Optimal(steps=1))])
+    with torch.no_grad():
+        experiment.run([cp.Patch("z.0.1", cp.Optimal(steps=1))])
 
 
 def test_nothing_is_learnt_in_no_steps(refuses):

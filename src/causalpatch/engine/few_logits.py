@@ -12,10 +12,8 @@ import numpy as np
 from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.layers import Layers
 from causalpatch.engine.resolve import Target
-from causalpatch.metrics import METRICS
+from causalpatch.metrics import is_built_in
 from causalpatch.pairs import Batch
-
-_KNOWN = frozenset(metric.function for metric in METRICS.values())
 
 
 def may_take_few(layers: Layers, gauge: Gauge) -> bool:
@@ -28,7 +26,7 @@ def may_take_few(layers: Layers, gauge: Gauge) -> bool:
     module = layers.model.module
     if "logits_to_keep" not in inspect.signature(module.forward).parameters:
         return False
-    if any(metric.function not in _KNOWN or metric.position == "all" for metric in gauge.metrics):
+    if any(not is_built_in(metric) or metric.position == "all" for metric in gauge.metrics):
         return False
     # A reader's own hook outside of the layers may read the logits of any token.
     outside = [part for path, part in module.named_modules() if layers.holding(path) is None]

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from causalpatch.base.errors import MetricError
-from causalpatch.metrics import METRICS, AnswerTable, Metric, Outputs
+from causalpatch.metrics import AnswerTable, Metric, Outputs, is_built_in
 from causalpatch.models import Model
 from causalpatch.pairs import Batch, Pairs
 
@@ -48,16 +48,21 @@ class Gauge:
         metrics: The metrics, checked against the pairs.
         pairs: The pairs.
         model: The model, for its device and vocabulary.
+        keeps_nothing: Whether no metric keeps a tensor that it was given; by default whether all are built in, since
+            of functions of the user's own nobody knows.
 
     Raises:
         AnswerError: A pair lacks an answer that a metric needs, or it is outside the vocabulary.
         MetricError: A metric that reads text is asked of a model that is not text.
     """
 
-    def __init__(self, metrics: Sequence[Metric], pairs: Pairs, model: Model) -> None:
+    def __init__(
+        self, metrics: Sequence[Metric], pairs: Pairs, model: Model, *, keeps_nothing: bool | None = None
+    ) -> None:
         for metric in metrics:
             metric.check(pairs)
         self.metrics = tuple(metrics)
+        self.keeps_nothing = all(map(is_built_in, metrics)) if keeps_nothing is None else keeps_nothing
         self.pairs = pairs
         self.answers = AnswerTable.of(pairs, model.device)
 
@@ -144,7 +149,7 @@ class Gauge:
             self.answers,
             run.pair,
             self._column(run, metric) if is_text else None,
-            run.forks,
+            run.forks if metric.spells_answers else {},
             references,
             run.vocab,
             is_whole,
@@ -176,12 +181,6 @@ class Gauge:
         """
         asked = {metric.position: metric for metric in self.metrics}
         return np.stack([self._token(metric, lengths, rows) for metric in asked.values()], 1)
-
-    @property
-    def keeps_nothing(self) -> bool:
-        """Whether no metric keeps a tensor that it was given; of functions of the user's own nobody knows."""
-        own = {metric.function for metric in METRICS.values()}
-        return all(metric.function in own for metric in self.metrics)
 
     @property
     def needs_vocabulary(self) -> bool:

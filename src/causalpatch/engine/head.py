@@ -115,7 +115,8 @@ class Head:
     def _has_room(self) -> bool:
         """Whether the unembedding is one product on a CPU; elsewhere memory is kept for the next product anyway."""
         found = self.unembedding
-        return found is not None and found.bias is None and found.weight.device.type == "cpu"
+        is_there = found is not None and found.bias is None and found.weight.device.type == "cpu"
+        return is_there and not torch.is_autocast_enabled("cpu")
 
     def _unembed_in_room(self, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocab"]:
         weight, flat = cast(nn.Linear, self.unembedding).weight, x.reshape(-1, x.shape[-1])
@@ -154,7 +155,8 @@ def _unembedding(module: nn.Module) -> nn.Linear | None:
     """Return the model's last linear map, where it has a plain one."""
     get = getattr(module, "get_output_embeddings", None)
     found = get() if callable(get) else None
-    return found if isinstance(found, nn.Linear) and type(found) is nn.Linear else None
+    is_plain = type(found) is nn.Linear and type(found.weight) is nn.Parameter and "forward" not in vars(found)
+    return cast(nn.Linear, found) if is_plain else None
 
 
 @contextmanager

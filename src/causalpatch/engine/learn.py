@@ -82,10 +82,16 @@ def learn_constants(job: Job, value: Optimal, starts: dict[Place, Start], means:
         means: Means that other patches of the interventions put in.
 
     Raises:
-        SettingError: The objective spells out answers of several tokens, or has no gradient.
+        SettingError: The objective spells out answers of several tokens, or has no gradient; or gradients are off for
+            good (``torch.inference_mode``).
         NotFinite: The loss is not a number.
         MemoryExhausted: One row does not fit into memory.
     """
+    if torch.is_inference_mode_enabled():
+        raise SettingError(
+            "constants cannot be learnt inside torch.inference_mode(), where nothing has a gradient",
+            fix="leave it for this call; inside torch.no_grad() they can be learnt",
+        )
     metric = named_metric(value.objective)
     gauge = Gauge([metric], job.pairs, job.model)
     if gauge.forks:

@@ -158,19 +158,20 @@ def exhausted(model: Model, pairs: Pairs, pair: int, n_bytes: int | None = None)
     """
     n_tokens = max(int(pairs.lengths(role)[pair]) for role in ROLES)
     cost = row_cost(model, n_tokens)
-    of_logits = f", {_shown(cost.logits)} of them for logits" if n_bytes is None else ""
+    of_logits = f", {shown_bytes(cost.logits)} of them for logits" if n_bytes is None else ""
     return MemoryExhausted(
         f"one run of pair {pair} of '{pairs.name}' does not fit into memory",
         facts=[
             ("tokens", n_tokens),
-            ("needs", f"about {_shown(cost.total if n_bytes is None else n_bytes)}{of_logits}"),
+            ("needs", f"about {shown_bytes(cost.total if n_bytes is None else n_bytes)}{of_logits}"),
             ("device", model.device),
         ],
         fix="shorten the prompts, open the model in bfloat16, or use a device with more memory",
     )
 
 
-def _shown(n_bytes: int) -> str:
+def shown_bytes(n_bytes: int) -> str:
+    """Say a number of bytes in a unit that a reader can take in."""
     return f"{n_bytes / 2**20:,.0f} MiB" if n_bytes >= 2**20 else f"{n_bytes / 2**10:,.0f} KiB"
 
 

@@ -96,7 +96,7 @@ def _compare(measure: Measure, job: Job, chosen: Sequence[int], *, with_patches:
     check = replace(
         job, pairs=pairs, interventions=runs, reference=None, n_controls=len(runs[-1:]), max_rows=None, few_bits=None
     )
-    gauge = Gauge(_metrics(check), check.pairs, job.model)
+    gauge = Gauge(_metrics(check), check.pairs, job.model, keeps_nothing=True)
     try:
         wanted = _numbers(measure_reference, check, gauge)
         noise = _rounding(check, gauge, wanted)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from causalpatch.base.errors import MemoryExhausted
+from causalpatch.engine.memory import shown_bytes
 
 Where = Literal["device", "host", "disk"]
 Key = TypeVar("Key")
@@ -120,8 +121,9 @@ def _mapped(tensor: Tensor) -> Tensor:
     raw = tensor.contiguous().cpu().reshape(-1).view(torch.uint8)
     if not len(raw):
         return tensor.cpu().clone()
-    descriptor, name = tempfile.mkstemp(prefix="causalpatch-")
+    name = ""
     try:
+        descriptor, name = tempfile.mkstemp(prefix="causalpatch-")
         # Written, not filled through the mapping: there a full disk would end the process without a word.
         with os.fdopen(descriptor, "wb") as file:
             raw.numpy().tofile(file)
@@ -129,9 +131,15 @@ def _mapped(tensor: Tensor) -> Tensor:
     except OSError as error:
         raise MemoryExhausted(
             "activations fit neither into memory nor on the disk",
-            facts=[("wanted", f"{len(raw) / 2**20:,.0f} MiB"), ("folder", Path(name).parent), ("error", error)],
+            facts=[("wanted", shown_bytes(len(raw))), ("folder", _folder(name)), ("error", error)],
             fix="set TMPDIR to a folder with more room, or raise budget_gib",
         ) from error
     finally:
-        Path(name).unlink(missing_ok=True)  # the mapping lives on, and the room is given back with it
+        if name:
+            Path(name).unlink(missing_ok=True)  # the mapping lives on, and the room is given back with it
     return kept.view(tensor.dtype).reshape(tensor.shape)
+
+
+def _folder(name: str) -> str:
+    """Return the folder of a file; of none, where the system was told to put it."""
+    return str(Path(name).parent) if name else os.environ.get("TMPDIR", "the system's folder for temporary files")

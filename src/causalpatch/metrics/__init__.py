@@ -11,7 +11,7 @@ from causalpatch.metrics.loss import (
     probability_difference,
 )
 from causalpatch.metrics.metric import Metric
-from causalpatch.metrics.named import METRICS, named_metric
+from causalpatch.metrics.named import METRICS, is_built_in, named_metric
 from causalpatch.metrics.outputs import AnswerTable, Outputs
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "answer_logit",
     "cosine",
     "cross_entropy",
+    "is_built_in",
     "kl_divergence",
     "kl_from_base",
     "log_probability",

@@ -17,6 +17,7 @@ def metric(
     name: str = "",
     position: int | Literal["all"] = "all",
     higher_is_better: bool = True,
+    answers: tuple[Literal["answer", "wrong_answer"], ...] = (),
     compares: tuple[Literal["base", "source"], ...] = (),
     bounds: tuple[float, float] | None = None,
 ) -> Metric:
@@ -28,6 +29,8 @@ def metric(
         name: How results call it; the function's own name by default.
         position: The real token it reads, or ``"all"``.
         higher_is_better: Whether the clean run is expected to have the higher value.
+        answers: Which answers every pair must have. Those of several tokens are spelt out by runs that go on through
+            them, so that ``outputs.answer_log_probs`` gives whole answers; the position must then be ``-1``.
         compares: Which untouched runs it compares with, through ``outputs.reference("base")`` or ``("source")``.
         bounds: Smallest and largest possible value where there are any.
 
@@ -52,6 +55,8 @@ def metric(
         columns="all",
         needs_normaliser=True,
         higher_is_better=higher_is_better,
+        answers=answers,
         compares=compares,
+        spells_answers=bool(answers),
         bounds=bounds,
     )

@@ -37,6 +37,15 @@ METRICS = MappingProxyType(
 """All built-in metrics by name."""
 
 
+def is_built_in(metric: Metric) -> bool:
+    """Say whether a metric measures by one of our functions: these keep nothing, and what they read is known.
+
+    Args:
+        metric: The metric, at whatever position.
+    """
+    return any(metric.function is own.function for own in METRICS.values())
+
+
 def named_metric(name: str) -> Metric:
     """Return the built-in metric of this name; ``NAME@POSITION`` reads it at another real token.
 

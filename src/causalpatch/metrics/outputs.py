@@ -139,7 +139,12 @@ class Outputs:
         return self.answers.lengths[side][self.pair] > 0
 
     def answer_logits(self, side: Side) -> Float[Tensor, "row answer"]:
-        """Return the logits of the (first tokens of the) answers; minus infinity where a pair has fewer answers."""
+        """Return the logits of the (first tokens of the) answers; minus infinity where a pair has fewer answers.
+
+        Raises:
+            MetricError: No pair has answers on this side.
+        """
+        self._require_answers(side)
         first = self.answers.ids[side][self.pair][:, :, 0]
         if self.vocab is not None:
             # A pair with fewer answers than others is filled up with 0, which need not be among the columns.
@@ -147,10 +152,29 @@ class Outputs:
         return self._computed_here.gather(1, first).masked_fill(~self.present(side), -torch.inf)
 
     def answer_log_probs(self, side: Side) -> Float[Tensor, "row answer"]:
-        """Return the log-probabilities of whole answers, summed over their tokens; minus infinity where absent."""
+        """Return the log-probabilities of whole answers, summed over their tokens; minus infinity where absent.
+
+        Raises:
+            MetricError: No pair has answers on this side; or an answer has several tokens, and the metric does not say
+                that it reads whole answers.
+        """
         if side in self.forks:
             return self.forks[side]
+        self._require_answers(side)
+        if self.answers.longest(side) > 1:
+            raise MetricError(
+                f"a metric reads whole answers with {self.answers.longest(side)} tokens, and does not say so",
+                facts=[("side", side), ("needed", "runs that go on through the answers")],
+                fix=f'declare it: metric(…, answers=("{side}",), position=-1)',
+            )
         return self.answer_logits(side) - _log_normaliser(self.distribution)
+
+    def _require_answers(self, side: Side) -> None:
+        if self.answers.longest(side) == 0:
+            raise MetricError(
+                f"a metric reads the {side} of pairs of which none has one",
+                fix=f"add a column '{side}' to the pairs, or measure something else",
+            )
 
     def reference(self, run: Literal["base", "source"]) -> Float[Tensor, "row ..."]:
         """Return what the same pair gave in the untouched run.

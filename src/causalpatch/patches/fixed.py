@@ -122,6 +122,15 @@ class Function:
         if not self.name:
             object.__setattr__(self, "name", getattr(self.function, "__qualname__", "function"))
 
+    def __eq__(self, other: object) -> bool:
+        """Functions are one only if they are the same object: what another one gives cannot be known."""
+        if not isinstance(other, Function):
+            return NotImplemented
+        return self.function is other.function and (self.name, self.needs_source) == (other.name, other.needs_source)
+
+    def __hash__(self) -> int:
+        return hash((id(self.function), self.name, self.needs_source))
+
     def __str__(self) -> str:
         return f"function {self.name}"
 

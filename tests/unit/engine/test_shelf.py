@@ -13,8 +13,8 @@ from causalpatch.base.errors import MemoryExhausted
 from causalpatch.engine import shelf as shelves
 from causalpatch.engine import wavefront
 from causalpatch.engine.shelf import NEAR, OnShelf, Shelf, place_for
-from causalpatch.testing.tiny import FAMILY_NAMES
-from tiers import assert_agree, run_model
+from causalpatch.testing.tiny import FAMILY_NAMES, tiny_model
+from tiers import assert_agree, run_model, tier_of
 from worlds import random_pairs, tiny_world
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -121,6 +121,17 @@ def test_a_full_disk_is_said_in_words(folder):
             Shelf(CPU, "disk").keep(torch.ones(100_000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert dict(caught.value.facts)["folder"] == folder
+    assert dict(caught.value.facts)["folder"] == str(folder)
     assert "TMPDIR" in caught.value.fix
     assert not os.listdir(folder)
+
+
+def test_a_folder_that_is_not_there_is_said_in_words_and_not_held_against_the_model(monkeypatch, tmp_path):
+    monkeypatch.setattr(wavefront, "place_for", lambda *_: "disk")
+    model = cp.open_model(tiny_model("llama", kv_heads=2, seed=4))
+    pairs = random_pairs(3, 3)
+    with monkeypatch.context() as there:
+        there.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+        with pytest.raises(MemoryExhausted, match="neither into memory nor on the disk"):
+            run_model("auto", model, pairs, SITES)
+    assert tier_of(run_model("auto", model, pairs, SITES)) == "wavefront"

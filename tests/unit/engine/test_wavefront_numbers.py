@@ -247,7 +247,8 @@ def test_many_interventions_of_every_kind_at_once_give_what_each_gives_alone():
 @pytest.mark.parametrize("name", ["resid_pre", "resid_mid", "resid_post"])
 def test_a_stream_that_is_set_to_zero_stays_zero_through_norms_that_would_blow_up_rounding(engine, name):
     model = cp.open_model(tiny_model("llama", dtype=torch.float32, seed=3))
-    effects = run_model(engine, model, random_pairs(3, 4), [cp.Patch(f"{name}.0@0", cp.Zero())], metric=projection.at(0))
+    patches = [cp.Patch(f"{name}.0@0", cp.Zero())]
+    effects = run_model(engine, model, random_pairs(3, 4), patches, metric=projection.at(0))
     assert (numbers(effects) == 0).all()
 
 
