@@ -49,8 +49,8 @@ class Hypothesis:
         align: How spans of unequal lengths meet; see ``Patch``.
 
     Raises:
-        AlgorithmError: The mapping is empty, names an unknown variable, maps the output's inputs to nothing, or two
-            variables to one place.
+        AlgorithmError: The mapping is empty, names a variable that is unknown or that the output does not depend on, or
+            says of one place that it holds two variables.
         SiteSyntaxError: A text is not a site.
         SettingError: ``read`` is unknown.
 
@@ -78,7 +78,7 @@ class Hypothesis:
                 fix=f'mapping={{"{self.algorithm.order[0]}": "resid_post.2@-1"}}',
             )
         for name in self.mapping:
-            self.algorithm.require(name)
+            self._require_use(name)
         if self.read not in get_args(Read):
             raise SettingError(
                 f"read cannot be {self.read!r}", facts=[("known", ", ".join(get_args(Read)))], fix='read="answers"'
@@ -160,6 +160,17 @@ class Hypothesis:
                 f"the hypothesis does not say where {name!r} is",
                 facts=[("mapped", ", ".join(self.variables))],
                 fix=f'add it to the mapping: {{"{name}": "resid_post.2@-1"}}',
+            )
+
+    def _require_use(self, name: str) -> None:
+        """Make sure that a variable exists and that the output depends on it."""
+        model = self.algorithm
+        model.require(name)
+        if name != model.output and name not in model.depends_on(model.output, (name,)):
+            raise AlgorithmError(
+                f"the output of '{model.name}' does not depend on {name!r}, so that nothing can be said of its place",
+                facts=[("output", f"{model.output}({', '.join(model.parents[model.output])})")],
+                fix="leave it out of the mapping",
             )
 
     def describe(self) -> dict[str, Any]:

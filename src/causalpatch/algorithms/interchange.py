@@ -73,7 +73,8 @@ class Interchange(Findings):
         record = self.provenance
         return [
             f"hypothesis: {record['text']}",
-            f"answer: {record['answer']}; unit: {record['unit']}; seed {record['seed']}",
+            f"answer: {record['answer']}; seed {record['seed']}",
+            f"unit: {record['unit']}",
         ]
 
     def shown(self) -> "pd.DataFrame":
@@ -83,7 +84,7 @@ class Interchange(Findings):
             {
                 "variable": [row["variable"] for row in rows],
                 "changing": [percent(row["changing"]) for row in rows],
-                "95 % interval": [interval_text(row["low"], row["high"]) for row in rows],
+                f"{self.provenance['level']:.0%} interval": [interval_text(row["low"], row["high"]) for row in rows],
                 "whole": [percent(row["whole"]) for row in rows],
                 "chance": [percent(row["chance"]) for row in rows],
                 "random sites (most)": [
