@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from causalpatch.base.errors import AlgorithmError, ResultsNotFound, StoreCorrupt
 from causalpatch.base.extras import lazy
@@ -25,6 +25,7 @@ RECORD = "record.json"
 FORMAT = "causalpatch findings"
 SCHEMA = 1
 _TABLES = ("table", "samples")
+_Found = TypeVar("_Found", bound="Findings")
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +106,7 @@ class Findings:
         return folder
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls: type[_Found], folder: str | Path) -> _Found:
         """Read findings of this kind back.
 
         Raises:
