@@ -18,6 +18,30 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from causalpatch.algorithms.causal_model import (
+        CausalModel as CausalModel,
+    )
+    from causalpatch.algorithms.hypothesis import (
+        Hypothesis as Hypothesis,
+    )
+    from causalpatch.algorithms.interchange import (
+        Interchange as Interchange,
+    )
+    from causalpatch.algorithms.interchange import (
+        interchange_accuracy as interchange_accuracy,
+    )
+    from causalpatch.algorithms.scrubbing import (
+        Scrubbing as Scrubbing,
+    )
+    from causalpatch.algorithms.scrubbing import (
+        causal_scrubbing as causal_scrubbing,
+    )
+    from causalpatch.algorithms.strict import (
+        StrictTest as StrictTest,
+    )
+    from causalpatch.algorithms.strict import (
+        strict_test as strict_test,
+    )
     from causalpatch.base.errors import (
         CausalPatchError as CausalPatchError,
     )
@@ -197,6 +221,11 @@ if TYPE_CHECKING:
     )
 
 _ROOMS = {
+    "algorithms.causal_model": ("CausalModel",),
+    "algorithms.hypothesis": ("Hypothesis",),
+    "algorithms.interchange": ("Interchange", "interchange_accuracy"),
+    "algorithms.scrubbing": ("Scrubbing", "causal_scrubbing"),
+    "algorithms.strict": ("StrictTest", "strict_test"),
     "base.errors": ("CausalPatchError", "IntegrityError", "RequestError", "UnsupportedError"),
     "experiment": ("Baseline", "Experiment", "off_distribution"),
     "metrics": (

@@ -72,3 +72,16 @@ def test_causal_trace_draws_both_protocols(run, tmp_path):
     picture = (tmp_path / "causal_trace.svg").read_text()
     assert "by noise, resid_post" in picture
     assert "by pairs, mlp_out, windows of 2 layers" in picture
+
+
+def test_how_not_only_where_tells_two_algorithms_apart(run, tmp_path):
+    said = run("how_not_only_where.py", tmp_path / "numbers")
+    (_, name, recovered), (_, slot, lost) = re.findall(
+        r"(\w+): interchange accuracy (\S+), scrubbing recovers (\S+)", said
+    )
+    assert (float(name), float(recovered)) == (1.0, 1.0)
+    assert float(slot) < 0.6
+    assert float(lost) < 0.3
+    assert "worst node that the hypothesis does not name: z." in said
+    for variable in ("name", "slot"):
+        assert (tmp_path / "numbers" / variable / "samples.parquet").is_file()

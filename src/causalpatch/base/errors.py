@@ -102,6 +102,10 @@ class MetricError(RequestError):
     """A metric does not fit the outputs or returned something that is not one number per pair."""
 
 
+class AlgorithmError(RequestError):
+    """A causal model, or a hypothesis of where its variables are, is not well formed."""
+
+
 class SettingError(RequestError):
     """An argument or option has a value that is not allowed."""
 

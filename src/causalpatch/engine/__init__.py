@@ -9,6 +9,7 @@ from causalpatch.engine.means import Means
 from causalpatch.engine.plan import ModelCost, Plan, make_plan
 from causalpatch.engine.planning import plan_job
 from causalpatch.engine.prove import Proof, prove, require_proofs
+from causalpatch.engine.reading import read_patched
 from causalpatch.engine.resolve import Placer, Role, Target, crosses_positions, targets_of
 from causalpatch.engine.screen import Precision, Screen, measure_screened, plan_screen
 from causalpatch.engine.tiers import ENGINES, EngineName, Route, likely_tier, measure
@@ -51,6 +52,7 @@ __all__ = [
     "plan_screen",
     "probe",
     "prove",
+    "read_patched",
     "require_positions",
     "require_proofs",
     "targets_of",

@@ -1,6 +1,7 @@
 """Inference with independent groups of pairs as the unit: intervals, sign-flip tests, families of tests, agreement."""
 
 from causalpatch.statistics.agreement import sign_agreement
+from causalpatch.statistics.binomial import clopper_pearson, share_interval
 from causalpatch.statistics.coverage import effective_groups, simulated_coverage
 from causalpatch.statistics.families import benjamini_hochberg, holm
 from causalpatch.statistics.intervals import Interval, bca_interval, mean_interval, ratio_interval, ratio_intervals
@@ -11,6 +12,7 @@ __all__ = [
     "Interval",
     "bca_interval",
     "benjamini_hochberg",
+    "clopper_pearson",
     "effective_groups",
     "group_skewness",
     "holm",
@@ -18,6 +20,7 @@ __all__ = [
     "mean_interval",
     "ratio_interval",
     "ratio_intervals",
+    "share_interval",
     "sign_agreement",
     "sign_flip",
     "simulated_coverage",
