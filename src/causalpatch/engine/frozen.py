@@ -201,7 +201,9 @@ class Frozen:
     def _enter(self, layer: int, hidden: Tensor, rows: _Rows, branches: Sequence[Branch]) -> None:
         """Write what is sent by embeddings, or as the stream itself, into the stream into a layer."""
         for number, branch in enumerate(branches):
-            embedded = [(site, told) for site, told in branch.told if site.name in _EMBEDDED and layer == 0]
+            embedded = [
+                (site, told) for site, told in branch.told if layer == 0 and site.name in _EMBEDDED and len(told.token)
+            ]
             if embedded:
                 self._embed(hidden, rows, number, embedded)
             for site, told in branch.told:

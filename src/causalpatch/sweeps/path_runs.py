@@ -175,6 +175,7 @@ def _record(asked: Asked, made: Sequence[Effects], *, recompute_mlps: bool) -> d
     mlps = "computed again" if recompute_mlps else "frozen"
     return {
         **record,
+        "value": "source",
         "engine": engine,
         "cost": _summed([one.provenance["cost"] for one in made]),
         "noise_floor": {
