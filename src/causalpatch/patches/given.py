@@ -76,9 +76,11 @@ class Given:
         """
         listed = [np.asarray(array) for array in arrays]
         shapes = {array.shape[1:] for array in listed if array.ndim}
-        if len(listed) != len(pairs) or len(shapes) != 1 or any(not array.ndim for array in listed):
+        is_alike = len(shapes) == 1 and all(array.ndim for array in listed)
+        if len(listed) != len(pairs) or not is_alike:
+            n_arrays = f"{len(listed)} arrays are no values for {len(pairs)} pairs"
             raise PatchError(
-                f"{len(listed)} arrays are no values for {len(pairs)} pairs",
+                "arrays of different axes are no values of one site" if len(listed) == len(pairs) else n_arrays,
                 facts=[("shapes", ", ".join(str(array.shape) for array in listed[:4]) or "none")],
                 fix="give one array over (token, *value_axes) for each pair",
             )

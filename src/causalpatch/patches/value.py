@@ -172,7 +172,7 @@ def _unknown(value: object) -> PatchError:
     near = closest(value.partition("(")[0].strip(), NAMED, 1) if isinstance(value, str) else []
     return PatchError(
         f"{value!r} is not a value to patch in",
-        facts=[("known", ", ".join([*names, "Function(…)", "Fitted(…)"]))],
+        facts=[("known", ", ".join([*names, "Function(…)", "Fitted(…)", "Given(…)"]))],
         fix=f'write for example Patch("z.9.6", "{_example(near[0] if near else "zero")}")',
     )
 
