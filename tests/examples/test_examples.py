@@ -72,3 +72,12 @@ def test_causal_trace_draws_both_protocols(run, tmp_path):
     picture = (tmp_path / "causal_trace.svg").read_text()
     assert "by noise, resid_post" in picture
     assert "by pairs, mlp_out, windows of 2 layers" in picture
+
+
+def test_follow_the_paths_finds_the_way_through_values(run):
+    said = run("follow_the_paths.py")
+    assert "head_out.0.2 recovers 0.8" in said
+    assert "head_out.3.2 writes the answer: 0.5" in said
+    assert "it is told by v.3.2" in said
+    assert len(re.findall(r"head_out\.1\.\d 0\.\d\d", said)) == 4
+    assert re.search(r"-> v.3.2 -> logits: 0\.[34]", said)
