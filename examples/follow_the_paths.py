@@ -17,13 +17,13 @@ def main() -> None:
     experiment = cp.Experiment(model, pairs, metric=cp.logit_difference, direction="denoise")
     heads = cp.sweep(experiment, "z").recovered()
     direct = cp.direct_effect(experiment, "head_out").recovered()
-    early, late = "head_out.0.2", str(direct["sender"].values[direct.argmax()])
+    early, late = "head_out.0.2", str(direct["sender"].values[direct.values.argmax()])
     print(f"{early} recovers {float(heads[0, 2]):.2f} of the gap, {float(direct.sel(sender=early)):.2f} of it directly")
     print(f"{late} writes the answer: {float(direct.max()):.2f} directly")
 
     last = late.removeprefix("head_out.")
     told = cp.path_patch(experiment, "resid_pre.3", [f"{name}.{last}" for name in "qkv"]).recovered()
-    by = str(told["receiver"].values[told[0].argmax()])
+    by = str(told["receiver"].values[told.values[0].argmax()])
     print(f"it is told by {by}: {float(told.max()):.2f}")
 
     senders = cp.path_patch(experiment, "head_out", by).recovered()
