@@ -139,6 +139,9 @@ if TYPE_CHECKING:
         Function as Function,
     )
     from causalpatch.patches import (
+        Given as Given,
+    )
+    from causalpatch.patches import (
         Identity as Identity,
     )
     from causalpatch.patches import (
@@ -184,6 +187,15 @@ if TYPE_CHECKING:
         Effects as Effects,
     )
     from causalpatch.sites import (
+        Edge as Edge,
+    )
+    from causalpatch.sites import (
+        Path as Path,
+    )
+    from causalpatch.sites import (
+        Receiver as Receiver,
+    )
+    from causalpatch.sites import (
         Site as Site,
     )
     from causalpatch.sites import (
@@ -196,10 +208,16 @@ if TYPE_CHECKING:
         Tracing as Tracing,
     )
     from causalpatch.sweeps import (
+        direct_effect as direct_effect,
+    )
+    from causalpatch.sweeps import (
         everything_but as everything_but,
     )
     from causalpatch.sweeps import (
         joint as joint,
+    )
+    from causalpatch.sweeps import (
+        path_patch as path_patch,
     )
     from causalpatch.sweeps import (
         plan_sweep as plan_sweep,
@@ -253,6 +271,7 @@ _ROOMS = {
         "Fitted",
         "FittedOn",
         "Function",
+        "Given",
         "Identity",
         "Interpolate",
         "Intervention",
@@ -269,11 +288,13 @@ _ROOMS = {
         "save_interventions",
     ),
     "results.effects": ("Effects",),
-    "sites": ("Site", "SiteSet", "parse"),
+    "sites": ("Edge", "Path", "Receiver", "Site", "SiteSet", "parse"),
     "sweeps": (
         "Tracing",
+        "direct_effect",
         "everything_but",
         "joint",
+        "path_patch",
         "plan_sweep",
         "sites_of",
         "sweep",

@@ -85,3 +85,12 @@ def test_how_not_only_where_tells_two_algorithms_apart(run, tmp_path):
     assert "worst node that the hypothesis does not name: z." in said
     for variable in ("name", "slot"):
         assert (tmp_path / "numbers" / variable / "samples.parquet").is_file()
+
+
+def test_follow_the_paths_finds_the_way_through_values(run):
+    said = run("follow_the_paths.py")
+    assert "head_out.0.2 recovers 0.8" in said
+    assert "head_out.3.2 writes the answer: 0.5" in said
+    assert "it is told by v.3.2" in said
+    assert len(re.findall(r"head_out\.1\.\d 0\.\d\d", said)) == 4
+    assert re.search(r"-> v.3.2 -> logits: 0\.[34]", said)

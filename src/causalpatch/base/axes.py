@@ -16,6 +16,8 @@ AXES: Final[tuple[str, ...]] = (
     "key_position",
     "vocab",
     "intervention",
+    "sender",
+    "receiver",
     "draw",
     "seed",
     "channel",

@@ -98,6 +98,10 @@ class PatchError(RequestError):
     """A patch or an intervention is not well formed."""
 
 
+class PathError(RequestError):
+    """A path is not well formed, or nothing can go along it."""
+
+
 class MetricError(RequestError):
     """A metric does not fit the outputs or returned something that is not one number per pair."""
 

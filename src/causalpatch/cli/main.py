@@ -220,6 +220,62 @@ def trace(  # noqa: PLR0913 - each argument is an option that a person types
 
 
 @app.command()
+def paths(  # noqa: PLR0913 - each argument is an option that a person types
+    model: Annotated[str, typer.Argument(help="zoo:NAME, a folder, or a name on the hub.")],
+    pairs: Annotated[str, typer.Argument(help="A task's name, or a .jsonl, .csv or .parquet file.")],
+    senders: Annotated[
+        list[str] | None, typer.Option("--senders", help="What sends, such as head_out or mlp_out.2; may be repeated.")
+    ] = None,
+    receivers: Annotated[
+        list[str] | None,
+        typer.Option("--receivers", help="What receives, such as q.3.1, k, mlp_in, logits; with + in one run."),
+    ] = None,
+    path: Annotated[
+        list[str] | None,
+        typer.Option("--path", help="A path instead, such as 'embed -> q.1.0 -> logits'; with + in one run."),
+    ] = None,
+    recompute_mlps: Annotated[
+        bool, typer.Option("--recompute-mlps", help="Let MLPs in between see the change; frozen by default.")
+    ] = False,
+    each_position: Annotated[bool, typer.Option("--each-position", help="Token by token, along an axis.")] = False,
+    metric: Annotated[list[str] | None, typer.Option("--metric", help="What to measure; may be repeated.")] = None,
+    direction: Annotated[
+        Literal["denoise", "noise"],
+        typer.Option("--direction", help="denoise: into the corrupted run; noise: into the clean one."),
+    ] = "denoise",
+    align: Annotated[
+        Literal["position", "difference", "spans"] | None,
+        typer.Option("--align", help="How prompts of different lengths meet."),
+    ] = None,
+    where: Annotated[list[str] | None, typer.Option("--where", help="Keep pairs with COLUMN=VALUE.")] = None,
+    first: Annotated[int | None, typer.Option("--first", min=1, help="Use the first N pairs only.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; a GPU where there is one.")] = None,
+    out: Out = None,
+    top: Top = 10,
+    as_json: Json = False,
+) -> None:
+    """Patch paths: what one component sends to another one, all else frozen, and what that does."""
+    opened = cp.open_model(model, device=device)
+    loaded = _selected(cp.load_pairs(pairs, opened), where, first)
+    loaded = loaded.align(align) if align else loaded
+    experiment = cp.Experiment(opened, loaded, metric=metric or [_metric_of_task(pairs)], direction=direction)
+    asked: dict[str, Any] = {"recompute_mlps": recompute_mlps}
+    if each_position:
+        asked["positions"] = "each"
+    if path:
+        asked["paths"] = [_joined_by_plus(text) for text in path]
+    if senders or receivers or not path:
+        asked |= {
+            "senders": senders or ["head_out"],
+            "receivers": [_joined_by_plus(t) for t in receivers or ["logits"]],
+        }
+    found = _run_until_stopped({"paths": partial(cp.path_patch, experiment, **asked)})
+    if not as_json:
+        view.text(str(experiment.baseline))
+    _finish(found, out, top, as_json)
+
+
+@app.command()
 def doctor(
     model: Annotated[str, typer.Argument(help="zoo:NAME, a folder, or a name on the hub.")],
     dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, …; the checkpoint's own.")] = None,
@@ -287,6 +343,12 @@ def show(
     view.text(repr(effects))
     view.text("")
     view.summary(effects) if everything else view.top_table(effects.over_draws().top(top))
+
+
+def _joined_by_plus(text: str) -> str | list[str]:
+    """Return what stands between pluses as a list, to be patched in one run."""
+    parts = [part.strip() for part in text.split("+")]
+    return parts if len(parts) > 1 else text
 
 
 def _finish(found: dict[str, Any], out: Path | None, top: int, as_json: bool) -> None:

@@ -14,7 +14,7 @@ from causalpatch.engine.apart import Change, depends_on_others, refuse_mixing
 from causalpatch.engine.means import Table
 from causalpatch.engine.memory import is_out_of_memory
 from causalpatch.engine.resolve import Placement, Target
-from causalpatch.patches import Fitted, ProjectOut
+from causalpatch.patches import Fitted, Given, ProjectOut
 
 
 def spread(target: Target, array: np.ndarray, current: Tensor, what: str = "constant") -> Tensor:
@@ -89,6 +89,28 @@ def from_fit(
     table = torch.as_tensor(value.array, dtype=current.dtype, device=current.device)
     what = f"{value.how} of '{target.site}'"
     return Table(table, what, by_position=value.by_position, groups=value.groups).at(placement, groups)
+
+
+def given_at(target: Target, value: Given, numbers: np.ndarray, current: Tensor) -> Tensor:
+    """Return the given value of each element.
+
+    Args:
+        target: What is written, for the error.
+        value: The values.
+        numbers: Number of each element among them.
+        current: Current values.
+
+    Raises:
+        PatchError: The values do not have the site's axes.
+    """
+    sizes, shape = tuple(current.shape[1:]), value.array.shape[1:]
+    if shape != sizes:
+        raise PatchError(
+            f"the {value.how} for '{target.site}' do not fit",
+            facts=[("given", f"shape {shape} per token"), ("site", f"shape {sizes} per token")],
+            fix="give values over the site's value axes",
+        )
+    return torch.as_tensor(value.array[numbers], dtype=current.dtype, device=current.device)
 
 
 def called(target: Target, function: Callable[[Tensor, Tensor], Tensor], current: Tensor, source: Tensor) -> Tensor:

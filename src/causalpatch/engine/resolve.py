@@ -6,7 +6,7 @@ but for spans of unequal lengths aligned by their mean). Tokens are counted in r
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from causalpatch.pairs.role import ROLE_WORDS
 from causalpatch.patches import (
     Constant,
     Function,
+    Given,
     Identity,
     Interpolate,
     Intervention,
@@ -64,6 +65,11 @@ class Target:
         return is_function or isinstance(self.value, Source | Interpolate)
 
     @property
+    def moves_to_source(self) -> bool:
+        """Whether the new value moves the base run towards the source run, which shares then refer to."""
+        return self.needs_source or (isinstance(self.value, Given) and self.value.is_from_source)
+
+    @property
     def needs_base(self) -> bool:
         """Whether the new value is computed from what the base run has there."""
         return isinstance(self.value, Identity | Interpolate)
@@ -82,6 +88,8 @@ class Placement:
         base: Base tokens that are written, ``(element,)``.
         start: First source token of each element, ``(element,)``.
         stop: One past the last source token of each element, ``(element,)``.
+
+    Of given values the source tokens are the numbers of their elements.
     """
 
     base: np.ndarray
@@ -144,6 +152,12 @@ def _targets_of_patch(model: Model, patch: Patch) -> list[Target]:
                 facts=[("its axes", "are not named" if site.module and not site.module.axes else "have no position")],
                 fix="leave the position out, or name the axes: axes=(position,width)",
             )
+        if isinstance(patch.value, Given) and not has_position:
+            raise PatchError(
+                f"'{site}' has no tokens to be given values",
+                facts=[("given", str(patch.value))],
+                fix="name its axes, such as axes=(position,width), or give a Constant",
+            )
         if site.info.has_keys:
             _require_row(site, patch.value)
         targets.append(Target(site.at(None), position, patch.column, patch.value, patch.align, has_position))
@@ -193,8 +207,9 @@ class Placer:
 
     def places(self, target: Target, pairs: Sequence[int]) -> list[Placement | None]:
         """Return where a target lies in each of some pairs; see ``place``."""
-        donated = target.value if isinstance(target.value, Donated) else None
-        key = (target.position, target.column, target.align, target.needs_source, target.meets_keys, donated)
+        # What says by itself where it lies.
+        own = target.value if isinstance(target.value, Donated | Given) else None
+        key = (target.position, target.column, target.align, target.needs_source, target.meets_keys, own)
         known = self._known.setdefault(key, {})
         for pair in pairs:
             if pair not in known:
@@ -209,6 +224,8 @@ class Placer:
                 f"'{target.site}' has positions, but '{self.pairs.name}' holds arrays",
                 fix="name that axis otherwise, such as axes=(channel,column): the whole tensor is then patched",
             )
+        if isinstance(target.value, Given):
+            return self._find_given(target, target.value, pair)
         if target.column is not None:
             return self._find_column(target, target.column, pair)
         if isinstance(target.value, Donated):
@@ -281,6 +298,28 @@ class Placer:
         if base < 0 or (source < 0 and (target.needs_source or isinstance(target.value, Donated))):
             return None
         return Placement(np.array([base]), np.array([source]), np.array([source + 1]))
+
+    def _find_given(self, target: Target, value: Given, pair: int) -> Placement | None:
+        """Return the tokens for which there is a value; there may be none. None where there is nothing for the pair."""
+        found = value.elements(self.pairs[pair].content_hash)
+        if found is None:
+            return None
+        tokens, first = found
+        n_tokens = len(self.pairs[pair].input(self.base))
+        if len(tokens) and tokens.max() >= n_tokens:
+            raise PairError(
+                f"the {value.how} for '{target.site}' do not fit pair {pair} of '{self.pairs.name}'",
+                facts=[("values", f"up to token {tokens.max()}"), ("its base prompt", f"{n_tokens} tokens")],
+                fix="compute them for the prompts of the run that is changed, or turn the direction",
+            )
+        numbers = np.arange(first, first + len(tokens))
+        if target.column is not None:
+            place = self._find_column(replace(target, value=Zero()), target.column, pair)
+            wanted = np.zeros(0, dtype=np.int64) if place is None else place.base
+        else:
+            wanted = self._base_tokens(pair, target.position)
+        keep = np.isin(tokens, wanted)
+        return Placement(tokens[keep], numbers[keep], numbers[keep] + 1)
 
     def _base_tokens(self, pair: int, position: Position | None) -> np.ndarray:
         """Return the base prompt's tokens at a position, whatever the source prompt looks like."""

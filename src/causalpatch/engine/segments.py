@@ -245,6 +245,6 @@ def cut(lengths: Int[np.ndarray, " item"], most: int) -> Iterator[slice]:
 
 def trim(place: Placement, keep: Bool[np.ndarray, " element"]) -> Placement | None:
     """Return the elements of a placement that are kept, or None if there are none."""
-    if keep.all():
-        return place
-    return Placement(place.base[keep], place.start[keep], place.stop[keep]) if keep.any() else None
+    if not keep.any():
+        return None
+    return place if keep.all() else Placement(place.base[keep], place.start[keep], place.stop[keep])

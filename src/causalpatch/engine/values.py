@@ -14,7 +14,7 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from causalpatch.engine.capture import Captured
-from causalpatch.engine.changes import apart, called, from_fit, projected, spread
+from causalpatch.engine.changes import apart, called, from_fit, given_at, projected, spread
 from causalpatch.engine.drawn import Donated, Draws, Scattered
 from causalpatch.engine.hooks import Write
 from causalpatch.engine.means import Means
@@ -26,6 +26,7 @@ from causalpatch.patches import (
     Constant,
     Fitted,
     Function,
+    Given,
     Identity,
     Interpolate,
     Mean,
@@ -272,6 +273,8 @@ def _are_same(
 
 def _write(model: Model, known: Known, kind: _Kind, entries: Sequence[_Entry], locate: Locate) -> Write | None:
     elements = _flatten(kind, entries)
+    if not len(elements.rows):
+        return None  # nothing is given for these runs
     places = locate(elements.rows, None if elements.placement is None else elements.placement.base)
     is_here = places[-1] >= 0
     if not is_here.all():
@@ -348,6 +351,8 @@ def _changed(known: Known, target: Target, elements: _Elements, current: Tensor)
             return current + known.draws.at(noise, elements.local, None if place is None else place.base, current)
         case Fitted() as fitted:
             return from_fit(target, fitted, place, known.groups_of(elements.local), current)
+        case Given() as given if place is not None:
+            return given_at(target, given, place.start, current)
         case Noise() | Resample() | Optimal() as asked:
             raise AssertionError(f"{asked} was not drawn before the runs: fit_values")
     raise AssertionError(f"no new value is known for {target.value}")

@@ -48,12 +48,12 @@ def notes_on(pairs: Pairs, base: Role, targets: Sequence[tuple[Target, ...]]) ->
         base: Which side was changed.
         targets: What was patched.
     """
-    from_source = [target for group in targets for target in group if target.needs_source]
+    from_source = [target for group in targets for target in group if target.moves_to_source]
     notes = []
     mirrored = pairs.check().mirrored_share if from_source else 0.0
     if mirrored > MIRRORED:
         notes.append(f"{mirrored:.0%} of the pairs are mirrored: the other direction is redundant by construction")
-    walks_all = any(t.has_position and t.position is None for t in from_source)
+    walks_all = any(t.has_position and t.position is None for t in from_source if t.needs_source)
     if walks_all and pairs.kind == "tokens" and pairs.alignment is not None:
         unmatched = [len(tokens) for tokens in pairs.alignment.unmatched(base)]
         if any(unmatched):

@@ -36,7 +36,7 @@ def reference_of(interventions: Sequence[tuple[Target, ...]], direction: str) ->
         direction: Denoise or noise.
     """
     used = [target for group in interventions for target in group if not isinstance(target.value, Identity)]
-    ablated = [target for target in used if not target.needs_source]
+    ablated = [target for target in used if not target.moves_to_source]
     if not ablated:
         return Reference((), "corrupted run")
     kinds = sorted({str(target.value) for target in ablated})

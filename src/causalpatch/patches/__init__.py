@@ -3,6 +3,7 @@
 from causalpatch.patches.direction import ProjectOut, Steer
 from causalpatch.patches.files import load_interventions, save_interventions
 from causalpatch.patches.fixed import Constant, Function, Identity, Interpolate, Source, Zero
+from causalpatch.patches.given import Given
 from causalpatch.patches.patch import Intervention, Patch
 from causalpatch.patches.sampled import Fitted, FittedOn, Mean, Noise, Optimal, Resample
 from causalpatch.patches.value import Value
@@ -12,6 +13,7 @@ __all__ = [
     "Fitted",
     "FittedOn",
     "Function",
+    "Given",
     "Identity",
     "Interpolate",
     "Intervention",

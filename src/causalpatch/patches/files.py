@@ -17,6 +17,7 @@ import numpy as np
 from causalpatch.base.errors import CausalPatchError, PatchError, ResultsNotFound, StoreCorrupt
 from causalpatch.patches.direction import ProjectOut, Steer
 from causalpatch.patches.fixed import Constant, Identity, Interpolate, Source, Zero
+from causalpatch.patches.given import Given
 from causalpatch.patches.patch import Intervention, Patch
 from causalpatch.patches.sampled import Fitted, FittedOn, Mean, Noise, Optimal, Resample, hash_of
 from causalpatch.patches.value import Value
@@ -28,7 +29,7 @@ _KINDS: Mapping[str, type] = {
     kind.__name__: kind
     for kind in (
         *(Source, Identity, Interpolate, Zero, Constant, Mean, Resample, Noise, Optimal),
-        *(Fitted, FittedOn, Steer, ProjectOut),
+        *(Fitted, FittedOn, Given, Steer, ProjectOut),
     )
 }
 

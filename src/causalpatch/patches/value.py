@@ -1,8 +1,8 @@
 """Where a patched site's new value comes from: plain data, computed by the engine, and its spelling as text.
 
 The classes stand in ``fixed`` (source, identity, interpolation, zero, constant, function), ``sampled`` (mean, resample,
-noise, optimal, fitted) and ``direction`` (steering, projection). Most can be written as text wherever a value is asked
-for:
+noise, optimal, fitted), ``direction`` (steering, projection) and ``given`` (computed beforehand). Most can be written
+as text wherever a value is asked for:
 
 ==============================  =========================================================
 text                            value
@@ -34,6 +34,7 @@ from causalpatch.base.errors import PatchError
 from causalpatch.base.suggest import closest
 from causalpatch.patches.direction import ProjectOut, Steer
 from causalpatch.patches.fixed import Constant, Function, Identity, Interpolate, Source, Zero
+from causalpatch.patches.given import Given
 from causalpatch.patches.sampled import Fitted, Mean, Noise, Optimal, Resample
 
 Value = (
@@ -48,6 +49,7 @@ Value = (
     | Noise
     | Optimal
     | Fitted
+    | Given
     | Steer
     | ProjectOut
 )
@@ -170,7 +172,7 @@ def _unknown(value: object) -> PatchError:
     near = closest(value.partition("(")[0].strip(), NAMED, 1) if isinstance(value, str) else []
     return PatchError(
         f"{value!r} is not a value to patch in",
-        facts=[("known", ", ".join([*names, "Function(…)", "Fitted(…)"]))],
+        facts=[("known", ", ".join([*names, "Function(…)", "Fitted(…)", "Given(…)"]))],
         fix=f'write for example Patch("z.9.6", "{_example(near[0] if near else "zero")}")',
     )
 

@@ -20,7 +20,7 @@ class Status(IntEnum):
     UNALIGNED = 3
     """The pair has no token at this position."""
     SKIPPED = 4
-    """Not run: the sweep was stopped, or a budget was spent."""
+    """Not run: the sweep was stopped, a budget was spent, or no path leads there."""
     FAILED = 5
     """The run was tried and gave no number."""
 
