@@ -22,6 +22,9 @@ if TYPE_CHECKING:
         CausalPatchError as CausalPatchError,
     )
     from causalpatch.base.errors import (
+        IllusionWarning as IllusionWarning,
+    )
+    from causalpatch.base.errors import (
         IntegrityError as IntegrityError,
     )
     from causalpatch.base.errors import (
@@ -148,6 +151,9 @@ if TYPE_CHECKING:
         Steer as Steer,
     )
     from causalpatch.patches import (
+        Subspace as Subspace,
+    )
+    from causalpatch.patches import (
         Zero as Zero,
     )
     from causalpatch.patches import (
@@ -167,6 +173,27 @@ if TYPE_CHECKING:
     )
     from causalpatch.sites import (
         parse as parse,
+    )
+    from causalpatch.subspaces import (
+        Alignment as Alignment,
+    )
+    from causalpatch.subspaces import (
+        RotationSearch as RotationSearch,
+    )
+    from causalpatch.subspaces import (
+        SubspaceControls as SubspaceControls,
+    )
+    from causalpatch.subspaces import (
+        interchange_accuracy as interchange_accuracy,
+    )
+    from causalpatch.subspaces import (
+        learn_subspace as learn_subspace,
+    )
+    from causalpatch.subspaces import (
+        load_subspace as load_subspace,
+    )
+    from causalpatch.subspaces import (
+        subspace_parts as subspace_parts,
     )
     from causalpatch.sweeps import (
         Tracing as Tracing,
@@ -197,7 +224,7 @@ if TYPE_CHECKING:
     )
 
 _ROOMS = {
-    "base.errors": ("CausalPatchError", "IntegrityError", "RequestError", "UnsupportedError"),
+    "base.errors": ("CausalPatchError", "IllusionWarning", "IntegrityError", "RequestError", "UnsupportedError"),
     "experiment": ("Baseline", "Experiment", "off_distribution"),
     "metrics": (
         "METRICS",
@@ -235,12 +262,22 @@ _ROOMS = {
         "Resample",
         "Source",
         "Steer",
+        "Subspace",
         "Zero",
         "load_interventions",
         "save_interventions",
     ),
     "results.effects": ("Effects",),
     "sites": ("Site", "SiteSet", "parse"),
+    "subspaces": (
+        "Alignment",
+        "SubspaceControls",
+        "RotationSearch",
+        "interchange_accuracy",
+        "learn_subspace",
+        "load_subspace",
+        "subspace_parts",
+    ),
     "sweeps": (
         "Tracing",
         "everything_but",

@@ -72,3 +72,12 @@ def test_causal_trace_draws_both_protocols(run, tmp_path):
     picture = (tmp_path / "causal_trace.svg").read_text()
     assert "by noise, resid_post" in picture
     assert "by pairs, mlp_out, windows of 2 layers" in picture
+
+
+def test_a_subspace_is_learnt_held_to_other_sentences_and_read_again(run, tmp_path):
+    said = run("learn_subspace.py", tmp_path)
+    assert float(re.search(r"interchange accuracy (\S+)", said)[1]) >= 0.95
+    assert float(re.search(r"best random +(\S+)", said)[1]) <= 0.2
+    assert "its part in the null space" in said
+    assert (tmp_path / "number.safetensors").is_file()
+    assert float(re.search(r"restores (\S+) of the gap", said)[1]) > 0.8

@@ -5,6 +5,7 @@ from causalpatch.patches.files import load_interventions, save_interventions
 from causalpatch.patches.fixed import Constant, Function, Identity, Interpolate, Source, Zero
 from causalpatch.patches.patch import Intervention, Patch
 from causalpatch.patches.sampled import Fitted, FittedOn, Mean, Noise, Optimal, Resample
+from causalpatch.patches.subspace import Subspace
 from causalpatch.patches.value import Value
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Resample",
     "Source",
     "Steer",
+    "Subspace",
     "Value",
     "Zero",
     "load_interventions",

@@ -5,12 +5,14 @@ from causalpatch.statistics.coverage import effective_groups, simulated_coverage
 from causalpatch.statistics.families import benjamini_hochberg, holm
 from causalpatch.statistics.intervals import Interval, bca_interval, mean_interval, ratio_interval, ratio_intervals
 from causalpatch.statistics.permutation import max_t, sign_flip, smallest_p
+from causalpatch.statistics.proportions import commonest_share, share_interval
 from causalpatch.statistics.together import group_skewness, simulated_family_coverage
 
 __all__ = [
     "Interval",
     "bca_interval",
     "benjamini_hochberg",
+    "commonest_share",
     "effective_groups",
     "group_skewness",
     "holm",
@@ -18,6 +20,7 @@ __all__ = [
     "mean_interval",
     "ratio_interval",
     "ratio_intervals",
+    "share_interval",
     "sign_agreement",
     "sign_flip",
     "simulated_coverage",

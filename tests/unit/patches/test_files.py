@@ -27,6 +27,7 @@ EVERY = [
     cp.Fitted(RNG.normal(size=(2, 8)), "mean", ON, groups=("a", "b")),
     cp.Steer(RNG.normal(size=8), -2.0),
     cp.ProjectOut(RNG.normal(size=8)),
+    cp.Subspace(RNG.normal(size=(3, 8)), cp.Steer(RNG.normal(size=8)), ON),
 ]
 
 
