@@ -90,7 +90,7 @@ class RotationSearch:
             raise SettingError(
                 f"no subspace can be searched for with {name}={number:g}",
                 facts=[("needed", "counts of 1 or more, rates above 0, a cost of 0 or more, all finite")],
-                fix="Search(epochs=60, batch=32, rate=0.02)",
+                fix="RotationSearch(epochs=60, batch=32, rate=0.02)",
             )
 
 
@@ -215,9 +215,7 @@ class _Turn:
         self.is_bounded = dimension is not None
         self.temperature: float | None = None if self.is_bounded else min(SOFTEST, width / 8)
         self._softest = self.temperature or 0.0
-        self.layer = nn.Linear(width, len(start), bias=False, dtype=start.dtype, device=start.device)
-        orthogonal(self.layer)
-        self.layer.weight = start
+        self.layer = _Rows(start)
         self.boundary = torch.full((), 0.5, dtype=start.dtype, device=start.device, requires_grad=True)
 
     def __call__(self, current: Tensor, source: Tensor) -> Tensor:
@@ -256,6 +254,21 @@ class _Turn:
     def _mask(self) -> Float[Tensor, " dimension"]:
         places = torch.arange(self.width, dtype=self.boundary.dtype, device=self.boundary.device) + 0.5
         return torch.sigmoid((self.boundary * self.width - places) / (self.temperature or HARDEST))
+
+
+class _Rows(nn.Module):
+    """Rows that stay orthonormal whatever is added to them.
+
+    Args:
+        start: The rows at first, orthonormal, ``[dimension, width]``.
+    """
+
+    def __init__(self, start: Float[Tensor, "dimension width"]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(start.clone())
+        # Around a base, torch fills few rows up to a square matrix, at random; Householder's product needs no base.
+        is_square = start.shape[0] == start.shape[1]
+        orthogonal(self, "weight", None if is_square else "householder", use_trivialization=is_square)
 
 
 class _Runs:

@@ -109,7 +109,8 @@ class Alignment:
             f"  {'unpatched':16}  {self.accuracy.unpatched:.3f}  the base run gives the wanted answer",
         ]
         n = self.settings.get("n_random", 0)
-        lines += [f"  {name:16}  {value:.3f}  {_CONTROLS[name].format(n=n)}" for name, value in self.controls.items()]
+        there = [(name, words, self.controls[name]) for name, words in _CONTROLS.items() if name in self.controls]
+        lines += [f"  {name:16}  {share:.3f}  {words.format(n=n)}" for name, words, share in there]
         return "\n".join([*lines, str(self.parts), f"{len(self.epochs) - 1} epochs; {losses}"])
 
     def save(self, path: str | Path) -> Path:
