@@ -23,6 +23,7 @@ from causalpatch.subspaces.parts import Part, Parts
 
 FORMAT = "causalpatch subspace"
 SCHEMA = "1"
+_ENTRY = "causalpatch"
 _CONTROLS = {
     "whole site": "the whole site is interchanged",
     "random subspaces": "mean of {n}, of the same dimension",
@@ -133,8 +134,10 @@ class Alignment:
         content = json.dumps(plain, sort_keys=True)
         tensors = {"basis": np.ascontiguousarray(self.value.basis), "marks": np.ascontiguousarray(self.marks)}
         about = {"format": FORMAT, "schema": SCHEMA, "content": content, "sha256": _digest(content, tensors)}
+        # One entry: safetensors writes several in any order, and equal subspaces are to be equal files.
+        entry = {_ENTRY: json.dumps(about, sort_keys=True)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path, metadata=about)
+        save_file(tensors, path, metadata=entry)
         return path
 
 
@@ -150,7 +153,7 @@ def load_subspace(path: str | Path) -> Alignment:
         raise ResultsNotFound(f"no saved subspace in '{path}'", fix="name the file that Alignment.save wrote")
     try:
         with safe_open(path, framework="numpy") as file:
-            about = file.metadata() or {}
+            about = json.loads((file.metadata() or {}).get(_ENTRY, "{}"))
             if about.get("format") != FORMAT or about.get("schema") != SCHEMA:
                 raise _corrupt(path, f"it is no file of the format {FORMAT!r}, schema {SCHEMA}")
             tensors = {name: file.get_tensor(name) for name in ("basis", "marks")}
