@@ -97,6 +97,11 @@ def new_value(
             )
         case cp.Fitted(array=array, by_position=by_position):
             return torch.as_tensor(array)[list(here)] if by_position else lambda x: torch.as_tensor(array).expand_as(x)
+        case cp.Subspace(basis=basis, of=of):
+            put = new_value(plain, pairs, of, site, number, base, here, there)
+            flat = basis.reshape(len(basis), -1)
+            onto = torch.as_tensor(np.linalg.pinv(flat) @ flat)
+            return lambda current: current + ((put(current) if callable(put) else put) - current) @ onto
         case cp.Resample(side=side):
             source = pairs[donor_of(pairs, number, value, base)].input(side)
     whole = plain.value(source, key(site))

@@ -27,6 +27,7 @@ from worlds import (
     numbers,
     plain_edits,
     projection,
+    put_in,
     some_patch,
     tiny_world,
     unchecked,
@@ -179,7 +180,10 @@ def some_value(world: World, draw: Any, site: Site | SiteSet, base: str, *, can_
     ]
     # Rows over keys are not noise, directions or rows of other prompts.
     drawn = drawn[:2] if site.info.has_keys else drawn
-    values += [value for value in drawn if can_donate or not isinstance(value, cp.Resample)]
+    if array.ndim:
+        basis = np.random.default_rng(5).normal(size=(draw(st.integers(1, min(3, len(array)))), *array.shape))
+        drawn += [cp.Subspace(basis), cp.Subspace(basis, draw(st.sampled_from([*values, *drawn])))]
+    values += [value for value in drawn if can_donate or not isinstance(put_in(value), cp.Resample)]
     return draw(st.sampled_from([*values, *[None] * len(values)]))
 
 

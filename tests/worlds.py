@@ -230,17 +230,18 @@ def unchecked(is_off: bool = True) -> Iterator[None]:
 
 def some_patch(world: World, draw: Draw, site: Site, value: Any = None, base: str = "corrupt") -> Laid:
     """Draw where a site is patched, in any of the ways that there are to say it."""
-    needs_source = value is None or (isinstance(value, cp.Function) and value.needs_source)
-    needs_source |= isinstance(value, cp.Interpolate)
+    put = put_in(value)
+    needs_source = put is None or (isinstance(put, cp.Function) and put.needs_source)
+    needs_source |= isinstance(put, cp.Interpolate | cp.Source)
     # Prompts differ in length, so that others cannot stand in for all their tokens. The spans of a pair may stand at
     # different places, from where no row over keys can be taken.
     ways = ["token", "everywhere", "column", "range", *([] if site.info.has_keys and needs_source else ["span"])]
-    where = draw(st.sampled_from(["token"] if isinstance(value, cp.Resample) else ways))
+    where = draw(st.sampled_from(["token"] if isinstance(put, cp.Resample) else ways))
     lengths = [(len(pair.input(base)), len(pair.input(other(base)))) for pair in world.pairs]
     if where == "token":
         token = draw(st.integers(-SHORTEST, SHORTEST - 1))
-        if isinstance(value, cp.Resample):
-            return Laid(cp.Patch(site.at(token), value), lambda n: _from_donor(world.pairs, value, base, token, n))
+        if isinstance(put, cp.Resample):
+            return Laid(cp.Patch(site.at(token), value), lambda n: _from_donor(world.pairs, put, base, token, n))
         return Laid(cp.Patch(site.at(token), value), lambda n: ([token % lengths[n][0]], [[token % lengths[n][1]]]))
     if where == "range":
         part = slice(*draw(st.sampled_from([(-2, None), (None, 2), (1, 3), (-3, -1)])))
@@ -262,6 +263,11 @@ def some_patch(world: World, draw: Draw, site: Site, value: Any = None, base: st
     if needs_source:
         return Laid(cp.Patch(site, value), lambda n: _apart(matches[n]))
     return Laid(cp.Patch(site, value), lambda n: (range(lengths[n][0]), _singly(range(lengths[n][0]))))
+
+
+def put_in(value: Any) -> Any:
+    """Return what is put in, whole or inside a subspace."""
+    return value.of if isinstance(value, cp.Subspace) else value
 
 
 def _matches(pairs: Pairs, number: int, base: str) -> list[tuple[int, int]]:

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
         CausalPatchError as CausalPatchError,
     )
     from causalpatch.base.errors import (
+        IllusionWarning as IllusionWarning,
+    )
+    from causalpatch.base.errors import (
         IntegrityError as IntegrityError,
     )
     from causalpatch.base.errors import (
@@ -175,6 +178,9 @@ if TYPE_CHECKING:
         Steer as Steer,
     )
     from causalpatch.patches import (
+        Subspace as Subspace,
+    )
+    from causalpatch.patches import (
         Zero as Zero,
     )
     from causalpatch.patches import (
@@ -203,6 +209,27 @@ if TYPE_CHECKING:
     )
     from causalpatch.sites import (
         parse as parse,
+    )
+    from causalpatch.subspaces import (
+        Alignment as Alignment,
+    )
+    from causalpatch.subspaces import (
+        RotationSearch as RotationSearch,
+    )
+    from causalpatch.subspaces import (
+        SubspaceControls as SubspaceControls,
+    )
+    from causalpatch.subspaces import (
+        learn_subspace as learn_subspace,
+    )
+    from causalpatch.subspaces import (
+        load_subspace as load_subspace,
+    )
+    from causalpatch.subspaces import (
+        patch_accuracy as patch_accuracy,
+    )
+    from causalpatch.subspaces import (
+        subspace_parts as subspace_parts,
     )
     from causalpatch.sweeps import (
         Tracing as Tracing,
@@ -244,7 +271,7 @@ _ROOMS = {
     "algorithms.interchange": ("Interchange", "interchange_accuracy"),
     "algorithms.scrubbing": ("Scrubbing", "causal_scrubbing"),
     "algorithms.strict": ("StrictTest", "strict_test"),
-    "base.errors": ("CausalPatchError", "IntegrityError", "RequestError", "UnsupportedError"),
+    "base.errors": ("CausalPatchError", "IllusionWarning", "IntegrityError", "RequestError", "UnsupportedError"),
     "experiment": ("Baseline", "Experiment", "off_distribution"),
     "metrics": (
         "METRICS",
@@ -283,12 +310,22 @@ _ROOMS = {
         "Resample",
         "Source",
         "Steer",
+        "Subspace",
         "Zero",
         "load_interventions",
         "save_interventions",
     ),
     "results.effects": ("Effects",),
     "sites": ("Edge", "Path", "Receiver", "Site", "SiteSet", "parse"),
+    "subspaces": (
+        "Alignment",
+        "SubspaceControls",
+        "RotationSearch",
+        "learn_subspace",
+        "load_subspace",
+        "patch_accuracy",
+        "subspace_parts",
+    ),
     "sweeps": (
         "Tracing",
         "direct_effect",

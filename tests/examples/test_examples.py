@@ -94,3 +94,12 @@ def test_follow_the_paths_finds_the_way_through_values(run):
     assert "it is told by v.3.2" in said
     assert len(re.findall(r"head_out\.1\.\d 0\.\d\d", said)) == 4
     assert re.search(r"-> v.3.2 -> logits: 0\.[34]", said)
+
+
+def test_a_subspace_is_learnt_held_to_other_sentences_and_read_again(run, tmp_path):
+    said = run("learn_subspace.py", tmp_path)
+    assert float(re.search(r"interchange accuracy (\S+)", said)[1]) >= 0.95
+    assert float(re.search(r"best random +(\S+)", said)[1]) <= 0.2
+    assert "its part in the null space" in said
+    assert (tmp_path / "number.safetensors").is_file()
+    assert float(re.search(r"restores (\S+) of the gap", said)[1]) > 0.8

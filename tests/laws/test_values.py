@@ -5,7 +5,7 @@ import torch
 from hypothesis import strategies as st
 
 import causalpatch as cp
-from causalpatch.sites import NAMES, Range
+from causalpatch.sites import NAMES, Range, SiteSet
 from worlds import assert_same, by_plain_hooks, law, run_all, some_patch
 
 
@@ -103,3 +103,43 @@ def test_steering_back_at_a_token_leaves_the_others_steered(world, draw):
         ],
     ).swapaxes(0, 1)
     assert_same(back, rest)
+
+
+@law(lengths="equal")
+def test_the_whole_space_is_the_source_and_two_halves_make_a_whole(world, draw):
+    names = [name for name in world.site_names if len(NAMES[name].value_axes) == 1 and not NAMES[name].has_keys]
+    site = world.some_site(draw, draw(st.sampled_from([name for name in names if name != "logits"])))
+    sizes = {"width": world.model.width, "head_width": world.model.head_width}
+    n = sizes[NAMES[site.name].value_axes[0]]
+    rows = np.linalg.qr(np.random.default_rng(draw(st.integers(0, 99))).normal(size=(n, n)))[0]
+    half = draw(st.integers(1, n - 1))
+    first, rest = cp.Subspace(3.0 * rows[:half]), cp.Subspace(rows[half:])
+    whole, source, both, constant, wanted = run_all(
+        world.experiment(direction=draw(st.sampled_from(["denoise", "noise"]))),
+        [
+            cp.Patch(site, cp.Subspace(rows)),
+            cp.Patch(site),
+            [cp.Patch(site, first), cp.Patch(site.at(Range(0, None)), rest)],
+            cp.Patch(site, cp.Subspace(rows, cp.Constant(0.75))),
+            cp.Patch(site, 0.75),
+        ],
+    ).swapaxes(0, 1)
+    assert_same(whole, source)
+    assert_same(both, source)
+    assert_same(constant, wanted)
+
+
+@law
+def test_a_subspace_across_the_units_of_a_layer_is_one_of_each_where_it_lies_in_one(world, draw):
+    name = draw(st.sampled_from(["z", "mlp_post"]))
+    one = world.some_site(draw, name)
+    shape = [world.model.shape.units[NAMES[name].unit_axis]]
+    shape += [world.model.head_width] if name == "z" else []
+    basis = np.zeros((1, *shape))
+    basis[0, one.unit] = np.random.default_rng(2).normal(size=shape[1:])
+    of = draw(st.sampled_from([cp.Source(), cp.Zero()]))
+    token = draw(st.integers(-3, 2))
+    across = cp.Patch(SiteSet(name, one.layer).at(token), cp.Subspace(basis, of))
+    alone = cp.Patch(one.at(token), cp.Subspace(basis[0, one.unit], of) if name == "z" else of)
+    joined, single = run_all(world.experiment(), [across, alone]).swapaxes(0, 1)
+    assert_same(joined, single)

@@ -94,6 +94,13 @@ def test_a_wrong_type_raises_in_sweeps():
         cp.sweep("experiment", "z")
 
 
+def test_a_wrong_shape_raises_in_subspaces():
+    with pytest.raises(TypeCheckError):
+        cp.subspaces.interchange.refuse_shared(np.zeros((2, 7), dtype=np.uint8), "one", PAIRS)
+    with pytest.raises(TypeCheckError):
+        cp.learn_subspace("experiment", "z", PAIRS)
+
+
 def test_a_whole_number_may_stand_for_any_number():
     assert cp.Constant(2) == cp.Constant(2.0)
     assert cp.Experiment(tiny_world("gpt2", (1, 2, 2, 2))[0], PAIRS, budget_gib=1).budget_gib == 1

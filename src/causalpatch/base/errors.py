@@ -158,5 +158,9 @@ class CausalPatchWarning(UserWarning):
     """Something the reader should know, though the numbers are right."""
 
 
+class IllusionWarning(CausalPatchWarning):
+    """A subspace has its effect by way of something that the model itself does not use."""
+
+
 class EnoughError(Exception):
     """What was wanted of a call is known; a signal inside the engine that never reaches a user."""

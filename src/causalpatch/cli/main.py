@@ -162,7 +162,8 @@ def sweep(  # noqa: PLR0913 - each argument is an option that a person types
     loaded = loaded.align(align) if align else loaded
     metrics = metric or [_metric_of_task(pairs)]
     wanted = values.as_value(value)
-    moves = isinstance(wanted, cp.Source | cp.Identity | cp.Interpolate)
+    put = wanted.of if isinstance(wanted, cp.Subspace) else wanted
+    moves = isinstance(put, cp.Source | cp.Identity | cp.Interpolate)
     experiment = cp.Experiment(
         opened,
         loaded,

@@ -5,12 +5,15 @@ from causalpatch.engine.distance import Distance, measure_distance, without_cont
 from causalpatch.engine.fit import Fit, fit_all_means, fit_patches, fit_values
 from causalpatch.engine.gauge import Gauge, Run, check_answers
 from causalpatch.engine.job import BASE, SOURCE, Block, Cost, Job
+from causalpatch.engine.joined import joined_site
 from causalpatch.engine.means import Means
 from causalpatch.engine.plan import ModelCost, Plan, make_plan
 from causalpatch.engine.planning import plan_job
 from causalpatch.engine.prove import Proof, prove, require_proofs
+from causalpatch.engine.readers import moves_of, paths_that_read
 from causalpatch.engine.reading import read_patched
 from causalpatch.engine.resolve import Placer, Role, Target, crosses_positions, targets_of
+from causalpatch.engine.rotate import Epoch, Rotation, RotationSearch, learn_rotation
 from causalpatch.engine.screen import Precision, Screen, measure_screened, plan_screen
 from causalpatch.engine.tiers import ENGINES, EngineName, Route, likely_tier, measure
 
@@ -23,6 +26,7 @@ __all__ = [
     "Cost",
     "Distance",
     "EngineName",
+    "Epoch",
     "Fit",
     "Gauge",
     "Job",
@@ -33,6 +37,8 @@ __all__ = [
     "Precision",
     "Proof",
     "Role",
+    "Rotation",
+    "RotationSearch",
     "Route",
     "Run",
     "Screen",
@@ -43,11 +49,15 @@ __all__ = [
     "fit_all_means",
     "fit_patches",
     "fit_values",
+    "joined_site",
+    "learn_rotation",
     "likely_tier",
     "make_plan",
     "measure",
     "measure_distance",
     "measure_screened",
+    "moves_of",
+    "paths_that_read",
     "plan_job",
     "plan_screen",
     "probe",

@@ -112,4 +112,5 @@ def _key(target: Target) -> object:
     # Values with arrays or functions are one only if they are the same object.
     value = target.value
     by_value = type(value).__name__ in ("Source", "Zero", "Identity", "Interpolate", "Mean", "Scattered")
-    return (target.site, target.position, target.column, target.align, value if by_value else id(value))
+    place = (target.site, target.position, target.column, target.align)
+    return (*place, value if by_value else id(value), target.inside)

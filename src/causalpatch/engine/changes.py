@@ -14,7 +14,7 @@ from causalpatch.engine.apart import Change, depends_on_others, refuse_mixing
 from causalpatch.engine.means import Table
 from causalpatch.engine.memory import is_out_of_memory
 from causalpatch.engine.resolve import Placement, Target
-from causalpatch.patches import Fitted, Given, ProjectOut
+from causalpatch.patches import Fitted, Given, ProjectOut, Subspace
 
 
 def spread(target: Target, array: np.ndarray, current: Tensor, what: str = "constant") -> Tensor:
@@ -57,6 +57,35 @@ def projected(target: Target, value: ProjectOut, current: Tensor) -> Tensor:
     flat = current.reshape(len(current), -1)
     along = torch.as_tensor(unit, dtype=current.dtype, device=current.device).reshape(-1)
     return (flat - (flat @ along)[:, None] * along).reshape(current.shape)
+
+
+def moved_inside(
+    target: Target, subspace: Subspace, new: Tensor | Callable[[Tensor], Tensor], current: Tensor
+) -> Tensor:
+    """Return the current values with their part inside a subspace replaced: ``current + P (new - current)``.
+
+    Args:
+        target: What is written, for the error.
+        subspace: The subspace.
+        new: The values whose part inside it is put in, or how they follow from the current ones.
+        current: Current values.
+
+    Raises:
+        PatchError: The basis does not have the site's value axes, or there are none.
+    """
+    sizes, basis = tuple(current.shape[1:]), subspace.basis
+    if not sizes or basis.shape[1:] != sizes:
+        raise PatchError(
+            f"the subspace for '{target.site}' does not fit",
+            facts=[("basis", f"shape {basis.shape}"), ("site", f"shape {sizes} per token")],
+            fix="give directions over the site's value axes" if sizes else "patch a single number whole",
+        )
+    given = new(current) if callable(new) else new
+    # Few bits would lose the part inside where the part outside is long.
+    wide = torch.promote_types(current.dtype, torch.float32)
+    rows = torch.as_tensor(subspace.rows, dtype=wide, device=current.device)
+    moves = (given.to(current).to(wide) - current.to(wide)).reshape(len(current), -1)
+    return (current.to(wide) + ((moves @ rows.T) @ rows).reshape(current.shape)).to(current.dtype)
 
 
 def from_fit(

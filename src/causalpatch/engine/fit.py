@@ -28,7 +28,7 @@ from causalpatch.engine.learn import Learnt, Place, Start, learn_constants
 from causalpatch.engine.means import Means, fit_means
 from causalpatch.engine.resolve import Target
 from causalpatch.engine.widths import deviations, run_with_pairs
-from causalpatch.patches import Fitted, FittedOn, Intervention, Mean, Noise, Optimal, Patch, Resample, Value
+from causalpatch.patches import Fitted, FittedOn, Intervention, Mean, Noise, Optimal, Patch, Resample, Subspace, Value
 from causalpatch.patches.sampled import hash_of
 from causalpatch.sites import Site
 
@@ -100,9 +100,15 @@ def fit_patches(job: Job, asked: Sequence[Intervention]) -> list[Intervention]:
             return replace(value.value, sigma=value.sigma)
         return value.value if isinstance(value, Donated) else value
 
+    def whole(target: Target) -> Value:
+        found = plain(target)
+        if target.inside is None or isinstance(found, Subspace):
+            return found
+        return replace(target.inside, of=found)
+
     made = []
     for intervention, targets in zip(asked, fit.job.interventions, strict=False):
-        patches = [Patch(t.site.at(t.position), plain(t), t.align, t.column) for t in targets]
+        patches = [Patch(t.site.at(t.position), whole(t), t.align, t.column) for t in targets]
         made.append(Intervention(tuple(patches), intervention.label))
     return made
 
@@ -264,13 +270,15 @@ def _record_learnt(value: Optimal, on: FittedOn, found: Learnt) -> dict[str, Any
 
 def _record_given(job: Job) -> list[dict[str, Any]]:
     """Return what was fitted beforehand, on which pairs, and its hash."""
-    found: dict[tuple[object, ...], dict[Fitted, None]] = {}
+    found: dict[tuple[str, FittedOn], dict[Fitted | Subspace, None]] = {}
     for target in _targets(job):
         if isinstance(target.value, Fitted):
             found.setdefault((target.value.how, target.value.on), {})[target.value] = None
+        if target.inside is not None and target.inside.on is not None:
+            how = f"subspace of dimension {target.inside.dimension}"
+            found.setdefault((how, target.inside.on), {})[target.inside] = None
     record = []
-    for some in map(list, found.values()):
-        how, on = some[0].how, some[0].on
+    for (how, on), some in ((key, list(each)) for key, each in found.items()):
         digest = some[0].hash if len(some) == 1 else hash_of(np.array([each.hash for each in some]))
         record.append({"value": how, **_said(on), "n_sites": len(some), "hash": digest})
     return record

@@ -232,7 +232,8 @@ class _Replayer:
         derived: list[Row] = []
         asked: list[Row] = []
         for row in rows:
-            is_source = row.intervention < self.job.n_asked and all(isinstance(t.value, Source) for t, _ in row.targets)
+            is_source = all(isinstance(target.value, Source) and target.inside is None for target, _ in row.targets)
+            is_source = is_source and row.intervention < self.job.n_asked
             (asked if is_source else rest).append(row)
         for some in _chunks(asked, most_rows(self.job, int(self.job.pairs.lengths(self.job.base).max()))):
             changed = self._changed(started, some)

@@ -13,6 +13,7 @@ import numpy as np
 
 from causalpatch.base.errors import PairError, PatchError, SiteNotFound
 from causalpatch.engine.drawn import Donated, Scattered
+from causalpatch.engine.joined import is_joined, joined_patch
 from causalpatch.models import Model
 from causalpatch.pairs import Pairs
 from causalpatch.pairs.positions import resolve
@@ -28,6 +29,7 @@ from causalpatch.patches import (
     Patch,
     Resample,
     Source,
+    Subspace,
     Value,
     Zero,
 )
@@ -49,6 +51,7 @@ class Target:
         value: Its new value; what is drawn is made ready before the runs.
         align: How spans of unequal lengths meet.
         has_position: Whether the site's tensor has a position axis.
+        inside: The subspace inside which the value is put in, or None for the whole site.
     """
 
     site: Site
@@ -57,6 +60,12 @@ class Target:
     value: Value | Donated | Scattered
     align: Alignment | None
     has_position: bool
+    inside: Subspace | None = None
+
+    @property
+    def described(self) -> str:
+        """The new value in words."""
+        return str(self.value) if self.inside is None else self.inside.describe(self.value)
 
     @property
     def needs_source(self) -> bool:
@@ -143,6 +152,8 @@ def targets_of(model: Model, intervention: Intervention) -> tuple[Target, ...]:
 
 def _targets_of_patch(model: Model, patch: Patch) -> list[Target]:
     targets = []
+    if isinstance(patch.value, Subspace) and is_joined(patch.site, patch.value):
+        patch = joined_patch(model, patch, patch.value)
     for site in expand(patch.site, model.shape):
         has_position = site.module is None or model.tap(site).has_position
         position = None if isinstance(site.position, Every) else site.position
@@ -160,7 +171,9 @@ def _targets_of_patch(model: Model, patch: Patch) -> list[Target]:
             )
         if site.info.has_keys:
             _require_row(site, patch.value)
-        targets.append(Target(site.at(None), position, patch.column, patch.value, patch.align, has_position))
+        inside = patch.value if isinstance(patch.value, Subspace) else None
+        value = patch.value.of if isinstance(patch.value, Subspace) else patch.value
+        targets.append(Target(site.at(None), position, patch.column, value, patch.align, has_position, inside))
     return targets
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from causalpatch.engine.capture import Captured
-from causalpatch.engine.changes import apart, called, from_fit, given_at, projected, spread
+from causalpatch.engine.changes import apart, called, from_fit, given_at, moved_inside, projected, spread
 from causalpatch.engine.drawn import Donated, Draws, Scattered
 from causalpatch.engine.hooks import Write
 from causalpatch.engine.means import Means
@@ -107,7 +107,7 @@ class _Kind:
     @classmethod
     def of(cls, tap: Tap, target: Target) -> "_Kind":
         """Return the kind of a target."""
-        bare = Target(target.site, None, None, target.value, None, target.has_position)
+        bare = Target(target.site, None, None, target.value, None, target.has_position, target.inside)
         is_known = isinstance(target.value, Source | Identity | Interpolate | Zero | Donated)
         if isinstance(tap.view, Columns) and is_known and target.has_position:
             return cls(tap, bare, tap.view.width)
@@ -117,7 +117,7 @@ class _Kind:
     def key(self) -> tuple[object, ...]:
         """What must be equal for targets to be written together."""
         if self.width:
-            return (self.tap.port, self.width, self.target.value)
+            return (self.tap.port, self.width, self.target.value, self.target.inside)
         return (self.target,)
 
 
@@ -282,7 +282,9 @@ def _write(model: Model, known: Known, kind: _Kind, entries: Sequence[_Entry], l
             return None
         elements, places = elements.where(is_here), tuple(place[is_here] for place in places)
     index = tuple(torch.as_tensor(place, device=model.device) for place in places)
-    return Write(elements.tap(kind), index, _value(known, kind, elements))
+    value, inside = _value(known, kind, elements), kind.target.inside
+    new = value if inside is None else partial(moved_inside, kind.target, inside, value)
+    return Write(elements.tap(kind), index, new)
 
 
 def _flatten(kind: _Kind, entries: Sequence[_Entry]) -> _Elements:

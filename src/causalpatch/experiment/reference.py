@@ -39,7 +39,7 @@ def reference_of(interventions: Sequence[tuple[Target, ...]], direction: str) ->
     ablated = [target for target in used if not target.moves_to_source]
     if not ablated:
         return Reference((), "corrupted run")
-    kinds = sorted({str(target.value) for target in ablated})
+    kinds = sorted({target.described for target in ablated})
     if len(ablated) < len(used):
         return Reference((), "none", "patches from the source and ablations have different references")
     if direction == "denoise":
@@ -49,7 +49,7 @@ def reference_of(interventions: Sequence[tuple[Target, ...]], direction: str) ->
         return Reference((), "none", f"ablations of different kinds have different references: {', '.join(kinds)}")
     places: dict[tuple[object, ...], set[object]] = {}
     for target in ablated:
-        places.setdefault((target.site, target.position, target.column), set()).add(target.value)
+        places.setdefault((target.site, target.position, target.column), set()).add((target.value, target.inside))
     if any(len(values) > 1 for values in places.values()):
         return Reference((), "none", "several values for one place have no reference in common")
     together = tuple({(t.site, t.position, t.column): t for t in ablated}.values())

@@ -3,7 +3,8 @@
 from causalpatch.models.adapter import Model, SiteRow
 from causalpatch.models.families import FAMILIES, Family
 from causalpatch.models.open import open_model
-from causalpatch.models.table import plain_rows
+from causalpatch.models.readers import Reader, named_reader, reader_of
+from causalpatch.models.table import input_width, output_width, plain_rows
 from causalpatch.models.taps import Port, Tap
 from causalpatch.models.views import (
     BiasTerm,
@@ -30,11 +31,16 @@ __all__ = [
     "ModuleUnit",
     "Port",
     "PositionAt",
+    "Reader",
     "SiteRow",
     "Sum",
     "Tap",
     "View",
     "Whole",
+    "input_width",
+    "named_reader",
     "open_model",
+    "output_width",
     "plain_rows",
+    "reader_of",
 ]

@@ -21,7 +21,7 @@ from causalpatch.pairs import align, batch, check, components, positions, split
 from causalpatch.pairs.align import Alignment, Mapped
 from causalpatch.pairs.batch import Batch, PaddingSide
 from causalpatch.pairs.check import PairReport
-from causalpatch.pairs.pair import Array, Pair, as_numbers, digest
+from causalpatch.pairs.pair import Answers, Array, Pair, as_numbers, digest
 from causalpatch.pairs.role import ROLES, Role, as_role, other
 from causalpatch.sites.site import Every, Position
 
@@ -220,6 +220,12 @@ class Pairs(Sequence[Pair]):
         """Return the pairs with clean and corrupted inputs exchanged, and with them texts and spans; answers stay."""
         alignment = None if self._alignment is None else self._alignment.swapped()
         return self._with([pair.swapped() for pair in self.pairs], alignment)
+
+    def with_answers(self, answers: Sequence[Answers]) -> "Pairs":
+        """Return the pairs with other sets of answers, one per pair, and no wrong ones."""
+        both = zip(self.pairs, answers, strict=True)
+        made = [dataclasses.replace(pair, answer=tuple(one), wrong_answer=()) for pair, one in both]
+        return self._with(made, self._alignment)
 
     def transformed(self, function: Callable[[Array], Any]) -> "Pairs":
         """Return pairs of arrays with a function applied to every input, such as the scaling of images.

@@ -6,6 +6,7 @@ from causalpatch.patches.fixed import Constant, Function, Identity, Interpolate,
 from causalpatch.patches.given import Given
 from causalpatch.patches.patch import Intervention, Patch
 from causalpatch.patches.sampled import Fitted, FittedOn, Mean, Noise, Optimal, Resample
+from causalpatch.patches.subspace import Subspace
 from causalpatch.patches.value import Value
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Resample",
     "Source",
     "Steer",
+    "Subspace",
     "Value",
     "Zero",
     "load_interventions",

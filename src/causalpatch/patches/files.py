@@ -20,6 +20,7 @@ from causalpatch.patches.fixed import Constant, Identity, Interpolate, Source, Z
 from causalpatch.patches.given import Given
 from causalpatch.patches.patch import Intervention, Patch
 from causalpatch.patches.sampled import Fitted, FittedOn, Mean, Noise, Optimal, Resample, hash_of
+from causalpatch.patches.subspace import Subspace
 from causalpatch.patches.value import Value
 from causalpatch.sites import Site, SiteSet
 
@@ -29,7 +30,7 @@ _KINDS: Mapping[str, type] = {
     kind.__name__: kind
     for kind in (
         *(Source, Identity, Interpolate, Zero, Constant, Mean, Resample, Noise, Optimal),
-        *(Fitted, FittedOn, Given, Steer, ProjectOut),
+        *(Fitted, FittedOn, Given, Steer, ProjectOut, Subspace),
     )
 }
 

@@ -1,8 +1,8 @@
 """Where a patched site's new value comes from: plain data, computed by the engine, and its spelling as text.
 
 The classes stand in ``fixed`` (source, identity, interpolation, zero, constant, function), ``sampled`` (mean, resample,
-noise, optimal, fitted), ``direction`` (steering, projection) and ``given`` (computed beforehand). Most can be written
-as text wherever a value is asked for:
+noise, optimal, fitted), ``direction`` (steering, projection), ``given`` (known before) and ``subspace``. Most can
+be written as text wherever a value is asked for:
 
 ==============================  =========================================================
 text                            value
@@ -18,6 +18,7 @@ text                            value
 ``constant(FILE.npz:NAME)``     ``Constant(array)``, the array read from the file
 ``steer(FILE.npz:NAME, -2)``    ``Steer(array, -2)``
 ``project_out(FILE.npz:NAME)``  ``ProjectOut(array)``
+``subspace(FILE.npz:NAME)``     ``Subspace(array)``, of the source
 ==============================  =========================================================
 """
 
@@ -33,26 +34,11 @@ import numpy as np
 from causalpatch.base.errors import PatchError
 from causalpatch.base.suggest import closest
 from causalpatch.patches.direction import ProjectOut, Steer
-from causalpatch.patches.fixed import Constant, Function, Identity, Interpolate, Source, Zero
-from causalpatch.patches.given import Given
-from causalpatch.patches.sampled import Fitted, Mean, Noise, Optimal, Resample
+from causalpatch.patches.fixed import Constant, Identity, Interpolate, Source, Zero
+from causalpatch.patches.sampled import Mean, Noise, Optimal, Resample
+from causalpatch.patches.subspace import Subspace, Whole
 
-Value = (
-    Source
-    | Identity
-    | Interpolate
-    | Zero
-    | Constant
-    | Function
-    | Mean
-    | Resample
-    | Noise
-    | Optimal
-    | Fitted
-    | Given
-    | Steer
-    | ProjectOut
-)
+Value = Whole | Subspace
 NAMED: dict[str, Callable[..., Value]] = {
     "source": Source,
     "identity": Identity,
@@ -65,6 +51,7 @@ NAMED: dict[str, Callable[..., Value]] = {
     "constant": Constant,
     "steer": Steer,
     "project_out": ProjectOut,
+    "subspace": Subspace,
 }
 """Values by the name under which they are spelt."""
 
@@ -121,6 +108,8 @@ def _make(text: str, name: str, make: Callable[..., Value], given: list[Any], na
             facts=[(name, ", ".join(fields) or "takes nothing")],
             fix=f"{near[0]}=…" if near else f"write for example {_example(name)}",
         )
+    if isinstance(named.get("of"), str):
+        named["of"] = as_value(named["of"])
     try:
         return make(*given, **named)
     except (TypeError, ValueError) as error:
@@ -169,6 +158,7 @@ def _load(path: Path, name: str) -> np.ndarray:
 
 def _unknown(value: object) -> PatchError:
     names = [*_BARE, "interpolate(0.5)", "a number", "Constant(array)", "Steer(array)", "ProjectOut(array)"]
+    names += ["Subspace(basis)"]
     near = closest(value.partition("(")[0].strip(), NAMED, 1) if isinstance(value, str) else []
     return PatchError(
         f"{value!r} is not a value to patch in",
@@ -179,4 +169,4 @@ def _unknown(value: object) -> PatchError:
 
 def _example(name: str) -> str:
     arguments = {"interpolate": "(0.5)", "steer": "(vectors.npz:name, 2)"}
-    return name + arguments.get(name, "(vectors.npz:name)" if name in ("constant", "project_out") else "")
+    return name + arguments.get(name, "(vectors.npz:name)" if name in ("constant", "project_out", "subspace") else "")

@@ -1,7 +1,7 @@
 """Inference with independent groups of pairs as the unit: intervals, sign-flip tests, families of tests, agreement."""
 
 from causalpatch.statistics.agreement import sign_agreement
-from causalpatch.statistics.binomial import clopper_pearson, share_interval
+from causalpatch.statistics.binomial import clopper_pearson, commonest_share, share_interval
 from causalpatch.statistics.coverage import effective_groups, simulated_coverage
 from causalpatch.statistics.families import benjamini_hochberg, holm
 from causalpatch.statistics.intervals import Interval, bca_interval, mean_interval, ratio_interval, ratio_intervals
@@ -13,6 +13,7 @@ __all__ = [
     "bca_interval",
     "benjamini_hochberg",
     "clopper_pearson",
+    "commonest_share",
     "effective_groups",
     "group_skewness",
     "holm",

@@ -76,3 +76,13 @@ def clopper_pearson(n_so: int, n: int, level: float = 0.95) -> tuple[float, floa
     low = 0.0 if n_so == 0 else float(special.betaincinv(n_so, n - n_so + 1, tail))
     high = 1.0 if n_so == n else float(special.betaincinv(n_so + 1, n - n_so, 1 - tail))
     return low, high
+
+
+def commonest_share(values: npt.ArrayLike) -> float:
+    """Return the share of the commonest of some values: what always giving one and the same answer gets.
+
+    Examples:
+        >>> commonest_share([3, 5, 3, 8])
+        0.5
+    """
+    return float(np.unique(np.asarray(values), return_counts=True)[1].max() / np.size(values))

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from causalpatch.base.errors import SettingError
-from causalpatch.statistics import mean_interval, share_interval
+from causalpatch.statistics import commonest_share, mean_interval, share_interval
 
 
 @pytest.mark.parametrize(("n_so", "n"), [(0, 12), (3, 20), (50, 50), (199, 200)])
@@ -40,3 +40,8 @@ def test_too_few_groups_have_no_interval_and_what_is_missing_is_left_out():
 def test_anything_but_yes_and_no_is_refused():
     with pytest.raises(SettingError, match=r"0\.5 says neither"):
         share_interval([0.5] * 20, range(20))
+
+
+def test_the_commonest_value_is_chance():
+    assert commonest_share([4]) == 1.0
+    assert commonest_share(np.array([1, 2, 2, 3])) == 0.5
