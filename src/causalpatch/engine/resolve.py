@@ -48,6 +48,7 @@ class Target:
         value: Its new value; what is drawn is made ready before the runs.
         align: How spans of unequal lengths meet.
         has_position: Whether the site's tensor has a position axis.
+        anchor: The name of the site in whose tensor a feature is written; "" for all but features.
     """
 
     site: Site
@@ -56,6 +57,13 @@ class Target:
     value: Value | Donated | Scattered
     align: Alignment | None
     has_position: bool
+    anchor: str = ""
+
+    @property
+    def provable(self) -> str:
+        """The name by which the site is proven: each layer of a dictionary by itself."""
+        site = self.site
+        return site.name if site.dictionary is None else f"{site.name}({site.dictionary}).{site.layer}"
 
     @property
     def needs_source(self) -> bool:
@@ -146,7 +154,8 @@ def _targets_of_patch(model: Model, patch: Patch) -> list[Target]:
             )
         if site.info.has_keys:
             _require_row(site, patch.value)
-        targets.append(Target(site.at(None), position, patch.column, patch.value, patch.align, has_position))
+        anchor = "" if site.dictionary is None else model.anchor(site)
+        targets.append(Target(site.at(None), position, patch.column, patch.value, patch.align, has_position, anchor))
     return targets
 
 
