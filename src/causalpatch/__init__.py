@@ -88,6 +88,9 @@ if TYPE_CHECKING:
         top1 as top1,
     )
     from causalpatch.models import (
+        Dictionary as Dictionary,
+    )
+    from causalpatch.models import (
         Model as Model,
     )
     from causalpatch.models import (
@@ -169,6 +172,9 @@ if TYPE_CHECKING:
         parse as parse,
     )
     from causalpatch.sweeps import (
+        TopFeatures as TopFeatures,
+    )
+    from causalpatch.sweeps import (
         Tracing as Tracing,
     )
     from causalpatch.sweeps import (
@@ -188,6 +194,9 @@ if TYPE_CHECKING:
     )
     from causalpatch.sweeps import (
         together as together,
+    )
+    from causalpatch.sweeps import (
+        top_features as top_features,
     )
     from causalpatch.sweeps import (
         trace as trace,
@@ -217,7 +226,7 @@ _ROOMS = {
         "rank",
         "top1",
     ),
-    "models": ("Model", "open_model"),
+    "models": ("Dictionary", "Model", "open_model"),
     "pairs": ("Pair", "Pairs", "load_pairs"),
     "patches": (
         "Constant",
@@ -242,6 +251,7 @@ _ROOMS = {
     "results.effects": ("Effects",),
     "sites": ("Site", "SiteSet", "parse"),
     "sweeps": (
+        "TopFeatures",
         "Tracing",
         "everything_but",
         "joint",
@@ -249,6 +259,7 @@ _ROOMS = {
         "sites_of",
         "sweep",
         "together",
+        "top_features",
         "trace",
         "window",
     ),

@@ -1,10 +1,12 @@
 """Methods: which interventions to ask for. None of them runs a model."""
 
+from causalpatch.sweeps.features import TopFeatures, top_features
 from causalpatch.sweeps.grid import plan_sweep, sweep
 from causalpatch.sweeps.tracing import Tracing, trace
 from causalpatch.sweeps.windows import everything_but, joint, sites_of, together, window
 
 __all__ = [
+    "TopFeatures",
     "Tracing",
     "everything_but",
     "joint",
@@ -12,6 +14,7 @@ __all__ = [
     "sites_of",
     "sweep",
     "together",
+    "top_features",
     "trace",
     "window",
 ]
