@@ -115,6 +115,9 @@ if TYPE_CHECKING:
         top1 as top1,
     )
     from causalpatch.models import (
+        Dictionary as Dictionary,
+    )
+    from causalpatch.models import (
         Model as Model,
     )
     from causalpatch.models import (
@@ -232,6 +235,9 @@ if TYPE_CHECKING:
         subspace_parts as subspace_parts,
     )
     from causalpatch.sweeps import (
+        TopFeatures as TopFeatures,
+    )
+    from causalpatch.sweeps import (
         Tracing as Tracing,
     )
     from causalpatch.sweeps import (
@@ -257,6 +263,9 @@ if TYPE_CHECKING:
     )
     from causalpatch.sweeps import (
         together as together,
+    )
+    from causalpatch.sweeps import (
+        top_features as top_features,
     )
     from causalpatch.sweeps import (
         trace as trace,
@@ -291,7 +300,7 @@ _ROOMS = {
         "rank",
         "top1",
     ),
-    "models": ("Model", "open_model"),
+    "models": ("Dictionary", "Model", "open_model"),
     "pairs": ("Pair", "Pairs", "load_pairs"),
     "patches": (
         "Constant",
@@ -327,6 +336,7 @@ _ROOMS = {
         "subspace_parts",
     ),
     "sweeps": (
+        "TopFeatures",
         "Tracing",
         "direct_effect",
         "everything_but",
@@ -336,6 +346,7 @@ _ROOMS = {
         "sites_of",
         "sweep",
         "together",
+        "top_features",
         "trace",
         "window",
     ),

@@ -36,6 +36,10 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the numbers and pictures; made where missing.")]
+Dictionary = Annotated[
+    list[str] | None,
+    typer.Option("--dictionary", help="NAME=FOLDER of an SAE or transcoder, or NAME:SITE=FOLDER; may be repeated."),
+]
 Top = Annotated[int, typer.Option("--top", min=1, help="How many of the largest cells to print.")]
 
 
@@ -150,13 +154,14 @@ def sweep(  # noqa: PLR0913 - each argument is an option that a person types
         float | None, typer.Option("--budget-gib", min=0.0, help="Memory for activations in GiB.")
     ] = None,
     budget: Annotated[int | None, typer.Option("--budget", min=1, help="Refuse more than N runs of the model.")] = None,
+    dictionary: Dictionary = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print what it would cost, and stop.")] = False,
     out: Out = None,
     top: Top = 10,
     as_json: Json = False,
 ) -> None:
     """Patch every cell of a grid and measure what changes."""
-    opened = cp.open_model(model, dtype=dtype, device=device)
+    opened = _with_dictionaries(cp.open_model(model, dtype=dtype, device=device), dictionary)
     loaded = cp.load_pairs(pairs, opened, first_token=first_token)
     loaded = _selected(loaded, where, first)
     loaded = loaded.align(align) if align else loaded
@@ -277,14 +282,51 @@ def paths(  # noqa: PLR0913 - each argument is an option that a person types
 
 
 @app.command()
+def features(  # noqa: PLR0913 - each argument is an option that a person types
+    model: Annotated[str, typer.Argument(help="zoo:NAME, a folder, or a name on the hub.")],
+    pairs: Annotated[str, typer.Argument(help="A task's name, or a .jsonl, .csv or .parquet file.")],
+    dictionary: Dictionary = None,
+    layer: Annotated[list[int] | None, typer.Option("--layer", min=0, help="Which layers; all by default.")] = None,
+    position: Annotated[str | None, typer.Option("--position", help="Such as -1 or subject; all by default.")] = None,
+    metric: Annotated[str | None, typer.Option("--metric", help="What to measure; by default the task's.")] = None,
+    value: Annotated[Literal["source", "zero"], typer.Option("--value", help="The features' new value.")] = "source",
+    where: Annotated[list[str] | None, typer.Option("--where", help="Keep pairs with COLUMN=VALUE.")] = None,
+    first: Annotated[int | None, typer.Option("--first", min=1, help="Use the first N pairs only.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; a GPU where there is one.")] = None,
+    budget: Annotated[int | None, typer.Option("--budget", min=1, help="Refuse more than N runs of the model.")] = None,
+    out: Out = None,
+    top: Top = 10,
+    as_json: Json = False,
+) -> None:
+    """Find the features of a dictionary with the largest effects: zeroed in the clean run, or taken from it."""
+    opened = _with_dictionaries(cp.open_model(model, device=device), dictionary)
+    loaded = _selected(cp.load_pairs(pairs, opened), where, first)
+    experiment = cp.Experiment(opened, loaded, metric=metric or _metric_of_task(pairs))
+    experiment = experiment if value == "source" else experiment.turned("noise")
+    names = list(opened.shape.dictionaries)
+    if not names:
+        raise SettingError("no dictionary was named, whose features could be patched", fix="--dictionary NAME=FOLDER")
+    asked: dict[str, Any] = {"position": position, "k": top, "value": value, "budget": budget}
+    found = {name: cp.top_features(experiment, name, layer, **asked) for name in names}
+    named = {f"{name}-{n}": each for name, one in found.items() for n, each in one.effects.items()}
+    files = {name: view.save(each, out, name, alone=len(named) == 1) for name, each in named.items() if out}
+    if as_json:
+        view.json_object({"features": {name: view.features_object(one) for name, one in found.items()}, "files": files})
+        return
+    for one in found.values():
+        view.text(repr(one))
+
+
+@app.command()
 def doctor(
     model: Annotated[str, typer.Argument(help="zoo:NAME, a folder, or a name on the hub.")],
     dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, …; the checkpoint's own.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; a GPU where there is one.")] = None,
+    dictionary: Dictionary = None,
     as_json: Json = False,
 ) -> None:
     """List a model's sites with their shapes, and prove that each means what it says."""
-    opened = cp.open_model(model, dtype=dtype, device=device)
+    opened = _with_dictionaries(cp.open_model(model, dtype=dtype, device=device), dictionary)
     rows = []
     for row in opened.site_rows():
         proof = None if row.refused or row.name.startswith("module") else engine.prove(opened, row.name)
@@ -402,6 +444,17 @@ def _selected(pairs: Any, where: list[str] | None, first: int | None) -> Any:
             raise SettingError(f"--where {condition!r} is not COLUMN=VALUE", fix="--where behaviour=pronoun")
         pairs = pairs.where(**{column: wanted})
     return pairs.take(range(min(first, len(pairs)))) if first else pairs
+
+
+def _with_dictionaries(model: Any, named: list[str] | None) -> Any:
+    """Return a model with the dictionaries that options name."""
+    for text in named or []:
+        name, equals, place = text.partition("=")
+        name, _, site = name.partition(":")
+        if not equals or not name:
+            raise SettingError(f"--dictionary {text!r} is not NAME=FOLDER", fix="--dictionary sae=FOLDER")
+        model.add_dictionary(name, place, site or None)
+    return model
 
 
 def _metric_of_task(pairs: str) -> str:

@@ -157,6 +157,21 @@ def effects_object(effects: Any, top: int, *, everything: bool = False) -> dict[
     }
 
 
+def features_object(found: Any) -> dict[str, Any]:
+    """Return the top features of a dictionary as plain data."""
+    kinds = ("whole", "all features", "not explained")
+    layers = {
+        str(layer): {
+            "features": len(activity.base),
+            "explained": _finite(activity.explained),
+            "totals": {what: found.total(layer, what) for what in kinds},
+        }
+        for layer, activity in found.activities.items()
+    }
+    rows = [{name: _plain(value) for name, value in row.items()} for row in found.table().to_dict("records")]
+    return {"layers": layers, "top": rows}
+
+
 def save(effects: Any, folder: Path, name: str, *, alone: bool) -> list[str]:
     """Write effects, their table and their pictures; return the files' paths.
 

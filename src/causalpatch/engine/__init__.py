@@ -1,5 +1,6 @@
 """The one room that runs models: hooks, captured values, patched forwards, their cost and their proofs."""
 
+from causalpatch.engine.activity import Activity, read_activity
 from causalpatch.engine.capture import Captured, capture, probe, require_positions
 from causalpatch.engine.distance import Distance, measure_distance, without_controls
 from causalpatch.engine.fit import Fit, fit_all_means, fit_patches, fit_values
@@ -21,6 +22,7 @@ __all__ = [
     "BASE",
     "ENGINES",
     "SOURCE",
+    "Activity",
     "Block",
     "Captured",
     "Cost",
@@ -62,6 +64,7 @@ __all__ = [
     "plan_screen",
     "probe",
     "prove",
+    "read_activity",
     "read_patched",
     "require_positions",
     "require_proofs",

@@ -94,7 +94,7 @@ def _as_module(site: Site, model: Model) -> Site:
 
 
 def shared_outputs(model: Model, targets: Sequence[Target]) -> set[int]:
-    """Return the layers at whose output a module's own name stands beside ``resid_post``.
+    """Return the layers at whose output a module's own name, or a feature, stands beside ``resid_post``.
 
     The two are one tensor and are written there in the order in which they were named, so that neither may be written
     elsewhere.
@@ -105,6 +105,7 @@ def shared_outputs(model: Model, targets: Sequence[Target]) -> set[int]:
     """
     streams = {t.site.layer: model.tap(t.site).port for t in targets if t.site.name == "resid_post"}
     named = {t.site.module.path for t in targets if t.site.module is not None and t.site.module.side == "output"}
+    named |= {model.tap(t.site).port.path for t in targets if t.anchor == "resid_post"}
     return {layer for layer, port in streams.items() if layer is not None and port.path in named}
 
 

@@ -84,6 +84,9 @@ def why_not(job: Job, gauge: Gauge) -> str | None:
 def why_not_targets(model: Model, targets: Sequence[Target]) -> str | None:
     """Say why a run with some targets cannot be made on a graph, or None."""
     del model
+    features = [str(target.site) for target in targets if target.anchor]
+    if features:
+        return f"{features[0]} is computed by a dictionary, which is no part of the graph"
     inside = [str(target.site) for target in targets if target.site.name in ATTENTION_SITES]
     return f"{inside[0]} stands inside attention, where a graph has no marks" if inside else None
 

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from causalpatch.base.errors import ModelUnsupported, PatchDidNotFire, SiteUnsupported
+from causalpatch.engine.before import Before
 from causalpatch.engine.memory import is_out_of_memory
 from causalpatch.engine.opened import not_met, opened
 from causalpatch.engine.ports import pick_input, pick_output, put_input, put_output
@@ -187,7 +188,8 @@ def hooked(
     kept: dict[Port, Tensor] = {}
     companions = [port for write in writes for port in write.tap.companions]
     states = {
-        port: _PortState(port, store or _copied) for port in (*companions, *keep, *(write.tap.port for write in writes))
+        port: _PortState(port, store or torch.clone)
+        for port in (*companions, *keep, *(write.tap.port for write in writes))
     }
     for place, write in enumerate(writes):
         states[write.tap.port].writes.append((place, write))
@@ -352,9 +354,10 @@ def _in_order(group: list[_PortState]) -> Iterator[tuple[Port, list[Write]]]:
 
 def _written(writes: list[Write], tensor: Tensor, states: dict[Port, _PortState]) -> Tensor:
     """Apply writes of a port to a copy of its tensor."""
-    written = tensor.clone()
+    written, before = tensor.clone(), None
     for write in writes:
-        _apply(write, written, states)
+        before = Before.of(written, write.tap.view, before)
+        _apply(write, written, states, before)
     return written
 
 
@@ -365,23 +368,20 @@ def _pass(state: _PortState, tensor: Tensor) -> None:
         state.tensor = state.store(tensor)
 
 
-def _copied(tensor: Tensor) -> Tensor:
-    return tensor.clone()
-
-
-def _apply(write: Write, tensor: Tensor, states: dict[Port, _PortState]) -> None:
+def _apply(write: Write, tensor: Tensor, states: dict[Port, _PortState], before: Before | None) -> None:
     companions = tuple(_tensor_of(states[port], write) for port in write.tap.companions)
-    rows = write.index[0]
+    rows, value = write.index[0], write.value
     if tensor.shape[0] <= int(rows.max()):
         raise SiteUnsupported(
             f"site '{write.tap.site}' has no row for each run in this model",
             facts=[("its tensor", f"shape {tuple(tensor.shape)}"), ("rows", int(rows.max()) + 1)],
             fix="patch a site further down, whose first axis is the batch",
         )
-    value = write.value
-    if not isinstance(value, Tensor):
-        value = value(take(write.tap.view, tensor, companions, write.index))
-    write.tap.view.write(tensor, companions, write.index, value.to(tensor))
+    if before is None:
+        new = value if isinstance(value, Tensor) else value(take(write.tap.view, tensor, companions, write.index))
+        write.tap.view.write(tensor, companions, write.index, new.to(tensor))
+    else:
+        before.write(write.tap.view, tensor, companions, write.index, value)
 
 
 def _tensor_of(state: _PortState, write: Write) -> Tensor:

@@ -153,7 +153,8 @@ def captured_bytes(job: Job) -> int:
 def bytes_per_token(job: Job, numbers: ModelNumbers) -> int:
     """Return the bytes that a captured run of the wavefront takes for each token."""
     targets = [target for group in job.interventions for target in group]
-    inside = {(t.site.layer, t.site.name) for t in targets if t.site.name in _INSIDE}
+    sites = {(t.site.layer, t.anchor or t.site.name) for t in targets}
+    inside = {(layer, name) for layer, name in sites if name in _INSIDE}
     widths = {"z": numbers.n_heads * numbers.head_width, "mlp_pre": 2 * numbers.n_neurons}
     widths |= {"mlp_gate": 2 * numbers.n_neurons, "mlp_post": numbers.n_neurons, "mlp_out": numbers.n_neurons}
     longest = int(max(job.pairs.lengths("clean").max(), job.pairs.lengths("corrupt").max()))
@@ -273,7 +274,7 @@ class _Layers:
 
     def entry(self, targets: Sequence[Target]) -> tuple[int, int, int]:
         """Return the first layer that targets write in, where in it, and how many columns, or 0 for all."""
-        places = [self._place(target.site) for target in targets]
+        places = [self._place(target.site, target.anchor) for target in targets]
         first = min(places)
         sites = {target.site for target, place in zip(targets, places, strict=True) if place == first}
         numbers, (layer, point) = self.numbers, first
@@ -288,15 +289,17 @@ class _Layers:
         full = numbers.n_neurons if point == Point.ACTIVATED else numbers.n_heads * numbers.head_width
         # Where further points of the layer are written too, whole rows are the safe count.
         is_alone = all(place == first or place[0] != layer for place in places)
+        is_alone = is_alone and not any(target.anchor for target in targets)  # a feature moves all columns
         columns = width * len(units)
         return layer, point, columns if is_alone and columns < full else 0
 
-    def _place(self, site: Site) -> tuple[int, int]:
+    def _place(self, site: Site, anchor: str) -> tuple[int, int]:
         if site.module is not None:
             path = site.module.path
             inside = (n for n, own in enumerate(self.paths) if path == own or path.startswith(f"{own}."))
             return next(inside, 0), int(Point.STREAM)
-        point = _POINTS[site.name]
+        # What leaves a layer is written by its features where it leaves, so that the whole layer is run.
+        point = Point.STREAM if anchor == "resid_post" else _POINTS[anchor or site.name]
         if site.name in ("final_norm", "logits"):
             return self.numbers.n_layers, int(point)
         layer = site.layer if isinstance(site.layer, int) else 0

@@ -17,7 +17,7 @@ import itertools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,14 +30,15 @@ from causalpatch.engine.capture import capture, inputs_of
 from causalpatch.engine.hooks import Write, quiet, run_with_hooks
 from causalpatch.engine.memory import is_out_of_memory
 from causalpatch.engine.structure import Findings
-from causalpatch.models import Model, Port
+from causalpatch.models import FeatureView, Model, Port
 from causalpatch.models.attention import attending
 from causalpatch.models.views import bound
 from causalpatch.pairs import Batch
-from causalpatch.sites import NAMES, Site
+from causalpatch.sites import NAMES, Site, SiteSet, parse
 from causalpatch.sites.names import ATTENTION_SITES
 
 N_ROWS, N_TOKENS = 2, 5
+MOST_FEATURES = 256  # of a dictionary, that are tried
 # Everything that reaches the logits passes through these at every position.
 WHOLE = ("embed", "resid_pre", "resid_mid", "resid_post", "final_norm", "logits")
 
@@ -70,7 +71,7 @@ def prove(model: Model, name: str) -> Proof:
 
     Args:
         model: The model.
-        name: A site's name, such as ``"resid_pre"``.
+        name: A site's name, such as ``"resid_pre"``; of a dictionary ``"feature(NAME)"`` or ``"feature(NAME).3"``.
 
     Returns:
         What passed, and what failed.
@@ -79,7 +80,8 @@ def prove(model: Model, name: str) -> Proof:
         NotFinite: The model gives NaN or infinite logits, so that nothing can be proven.
         MemoryExhausted: Not even the tiny prompts of the proof fit into memory.
     """
-    return _KNOWN.of(model, name, partial(_try, model, name), lambda proof: proof.is_verdict)
+    key = (name, *(one for one in model.dictionaries if f"({one.name})" in name))
+    return _KNOWN.of(model, key, partial(_try, model, name), lambda proof: proof.is_verdict)
 
 
 def _try(model: Model, name: str) -> Proof:
@@ -146,8 +148,10 @@ class _Trial:
         algebra |= {"mlp_out": self._stream, "head_out": self._heads, "z": self._attention, "v": self._attention}
         algebra |= {"scores": self._weights, "pattern": self._weights}
         algebra |= {"mlp_pre": self._neuron, "mlp_gate": self._neuron}
-        if name in algebra:
-            trials.append(("algebra", algebra[name]))
+        algebra |= {"feature": self._dictionary, "feature_error": self._dictionary}
+        kind = name.partition("(")[0]
+        if kind in algebra:
+            trials.append(("algebra", algebra[kind]))
         if name in ATTENTION_SITES:
             trials.append(("kernel", self._kernel))
         passed: list[str] = []
@@ -162,7 +166,9 @@ class _Trial:
         return Proof(name, tuple(passed))
 
     def _samples(self, name: str) -> list[Site]:
-        """Return the site in the first and last layer, of the first and last unit."""
+        """Return the site in the first and last layer, of the first and last unit; of dictionaries the most active."""
+        if "(" in name:
+            return self._features(parse(name))
         info, shape = NAMES[name], self.model.shape
         layers = sorted({0, shape.n_layers - 1}) if info.has_layer else [None]
         units = sorted({0, shape.units[info.unit_axis] - 1}) if info.unit_axis else [None]
@@ -179,7 +185,8 @@ class _Trial:
         run = capture(self.model, self.base, [site])
         value = run.value(site)
         # Scores of hidden keys are no numbers, and stay hidden.
-        step = value[value.isfinite()].std().clamp_min(1e-3)
+        # A feature that is silent here would hardly move.
+        step = value[value.isfinite()].std().clamp_min(1e-3 if site.dictionary is None else 1.0)
         changed = self._write(site, value + step * torch.sign(value + 1e-6))
         if torch.equal(changed, self._logits(run.output)):
             return f"changing {site} does not change the logits"
@@ -276,6 +283,45 @@ class _Trial:
             return None
         made = act(given[0]) * given[1] if len(given) > 1 else act(given[0])
         return self._compare(made, post, f"{parts[-1]} from {' and '.join(names[:-1])}")
+
+    def _features(self, asked: Site | SiteSet) -> list[Site]:
+        """Return the most active feature of each layer of a dictionary that is asked for, or what is not explained."""
+        sizes = self.model.shape.dictionaries[asked.dictionary or ""]
+        layers = [asked.layer] if isinstance(asked.layer, int) else sorted({min(sizes), max(sizes)})
+        errors = [Site("feature_error", layer, dictionary=asked.dictionary) for layer in layers]
+        if asked.name == "feature_error":
+            return errors
+        units = [int(self._coded(site)[1].amax(0).argmax()) for site in errors]
+        return [Site("feature", s.layer, unit, dictionary=s.dictionary) for s, unit in zip(errors, units, strict=True)]
+
+    def _coded(self, site: Site) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what a dictionary is given at all tokens, its features, and what it describes."""
+        tap = self.model.tap(site)
+        run, coded = capture(self.model, self.base, [site]), cast(FeatureView, tap.view).coded
+        companions = tuple(run.tensors[port] for port in tap.companions)
+        given, described = (
+            read(run.tensors[tap.port], companions).flatten(0, -2) for read in (coded.encoded, coded.described)
+        )
+        return given, coded.coder.encode(given), described
+
+    def _dictionary(self, site: Site) -> str | None:
+        """Features add up to what is explained, each along its direction; the rest is what is not."""
+        coder = cast(FeatureView, self.model.tap(site).view).coded.coder
+        given, features, described = self._coded(site)
+        tokens, units = (index[:MOST_FEATURES] for index in features.nonzero(as_tuple=True))
+        few = torch.zeros_like(features).index_put((tokens, units), features[tokens, units])
+        steps = features[tokens, units][:, None] * coder.directions(given, tokens, units)
+        nothing = coder.decode(torch.zeros_like(features), given)
+        added = nothing.index_add(0, tokens, steps.to(nothing))
+        error = replace(site, name="feature_error", unit=None)
+        rest = capture(self.model, self.base, [error]).value(error).flatten(0, -2)
+        explained = coder.decode(features, given)
+        name = f"{site.dictionary}.{site.layer}"
+        return (
+            self._compare(coder.at(given, tokens, units), features[tokens, units], f"single features of {name}")
+            or self._compare(added, coder.decode(few, given), f"the sum of the features of {name}")
+            or self._compare(explained.to(described) + rest, described, f"{name} with what it does not explain")
+        )
 
     def _kernel(self, site: Site) -> str | None:
         """Attention computed step by step gives what the model's own kernel gives."""

@@ -52,6 +52,7 @@ class Target:
         align: How spans of unequal lengths meet.
         has_position: Whether the site's tensor has a position axis.
         inside: The subspace inside which the value is put in, or None for the whole site.
+        anchor: The name of the site in whose tensor a feature is written; "" for all but features.
     """
 
     site: Site
@@ -61,11 +62,18 @@ class Target:
     align: Alignment | None
     has_position: bool
     inside: Subspace | None = None
+    anchor: str = ""
 
     @property
     def described(self) -> str:
         """The new value in words."""
         return str(self.value) if self.inside is None else self.inside.describe(self.value)
+
+    @property
+    def provable(self) -> str:
+        """The name by which the site is proven: each layer of a dictionary by itself."""
+        site = self.site
+        return site.name if site.dictionary is None else f"{site.name}({site.dictionary}).{site.layer}"
 
     @property
     def needs_source(self) -> bool:
@@ -173,7 +181,8 @@ def _targets_of_patch(model: Model, patch: Patch) -> list[Target]:
             _require_row(site, patch.value)
         inside = patch.value if isinstance(patch.value, Subspace) else None
         value = patch.value.of if isinstance(patch.value, Subspace) else patch.value
-        targets.append(Target(site.at(None), position, patch.column, value, patch.align, has_position, inside))
+        anchor = "" if site.dictionary is None else model.anchor(site)
+        targets.append(Target(site.at(None), position, patch.column, value, patch.align, has_position, inside, anchor))
     return targets
 
 

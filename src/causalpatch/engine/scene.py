@@ -309,7 +309,8 @@ class Scene:
 
 def _stand_apart(row: Row) -> bool:
     """Say whether patches of a run are of one kind of site in one layer, none at a place where another is."""
-    kinds = {(target.site.name, target.site.layer, target.site.module) for target, _ in row.targets}
+    sites = [target.site for target, _ in row.targets]
+    kinds = {(site.name, site.layer, site.module, site.dictionary) for site in sites}
     units = {target.site.unit for target, _ in row.targets}
     taken: set[tuple[int | None, int]] = set()
     for target, place in row.targets:

@@ -56,7 +56,7 @@ def entry_of(target: Target, layer: int | None, n_layers: int) -> Entry:
         return Entry(0, INPUT, 0)
     if name == "resid_post":
         return Entry(layer + 1, INPUT, layer + 1)
-    stage = _STAGES.get(name, INPUT)
+    stage = _STAGES.get(target.anchor or name, INPUT)
     return Entry(layer, stage, layer if stage == INPUT else layer + 1)
 
 

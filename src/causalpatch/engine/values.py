@@ -19,7 +19,7 @@ from causalpatch.engine.drawn import Donated, Draws, Scattered
 from causalpatch.engine.hooks import Write
 from causalpatch.engine.means import Means
 from causalpatch.engine.resolve import Placement, Target
-from causalpatch.models import Columns, EachColumns, KeyRow, Model, Sum, Tap
+from causalpatch.models import Columns, Feature, FeatureView, KeyRow, Model, Sum, Tap, View
 from causalpatch.models.views import bound
 from causalpatch.pairs import Batch
 from causalpatch.patches import (
@@ -97,27 +97,27 @@ class _Kind:
     Args:
         tap: The tap; of units side by side in one tensor that of the first of them.
         target: The target without its place.
-        width: Columns of a unit where units of one tensor are written together, else 0.
+        shared: What units have in common that are written together, else None.
     """
 
     tap: Tap
     target: Target
-    width: int = 0
+    shared: object = None
 
     @classmethod
     def of(cls, tap: Tap, target: Target) -> "_Kind":
         """Return the kind of a target."""
         bare = Target(target.site, None, None, target.value, None, target.has_position, target.inside)
         is_known = isinstance(target.value, Source | Identity | Interpolate | Zero | Donated)
-        if isinstance(tap.view, Columns) and is_known and target.has_position:
-            return cls(tap, bare, tap.view.width)
+        if isinstance(tap.view, Columns | Feature) and is_known and target.has_position:
+            return cls(tap, bare, tap.view.kind)
         return cls(tap, bare)
 
     @property
     def key(self) -> tuple[object, ...]:
         """What must be equal for targets to be written together."""
-        if self.width:
-            return (self.tap.port, self.width, self.target.value, self.target.inside)
+        if self.shared is not None:
+            return (self.tap.port, self.shared, self.target.value, self.target.inside)
         return (self.target,)
 
 
@@ -129,7 +129,7 @@ class _Elements:
         rows: Numbers of the rows.
         local: Their pairs in the batch.
         placement: Base tokens, and the source tokens that they take their value from.
-        columns: First column of each element's unit, where units of one tensor are written together.
+        columns: The place of each element's unit, where units of one tensor are written together.
     """
 
     rows: np.ndarray
@@ -140,9 +140,9 @@ class _Elements:
     def tap(self, kind: _Kind) -> Tap:
         """Return the tap through which these elements are read and written."""
         view = kind.tap.view
-        if self.columns is None or not isinstance(view, Columns):
+        if self.columns is None or not isinstance(view, Columns | Feature):
             return kind.tap
-        return replace(kind.tap, view=EachColumns(self.columns, view.width, view.squeeze))
+        return replace(kind.tap, view=view.each(self.columns))
 
     def where(self, keep: Bool[np.ndarray, " element"]) -> "_Elements":
         """Return some of the elements."""
@@ -217,15 +217,25 @@ def writes_at(taps: Taps, known: Known, rows: Sequence[Row], locate: Locate) -> 
             # Writes that overlap are made in order: a unit after itself and after the whole, the whole after all.
             # Ports on one side of a module may be spellings of one tensor, such as output and output[0].
             at_port = ranks.setdefault((tap.port.path, tap.port.side), {})
-            unit = tap.view if kind.width else None
-            before = [at_port.get(unit, -1), at_port.get(None, -1)] if kind.width else [-1, *at_port.values()]
+            unit = None if kind.shared is None else tap.view
+            before = [-1, *at_port.values()] if unit is None else [at_port.get(unit, -1), at_port.get(None, -1)]
             rank = at_port[unit] = max(before) + 1
-            # The middle of a block is a sum over this tensor, so it is written after the tensor itself.
-            key = (int(isinstance(tap.view, Sum)), rank, *kind.key)
+            key = (_turn(tap.view), rank, *kind.key)
             groups.setdefault(key, (kind, []))[1].append((number, row.local, placement, tap))
     ordered = sorted(groups.items(), key=lambda item: item[0][:2])
     writes = [_write(taps.model, known, kind, entries, locate) for _, (kind, entries) in ordered]
     return [write for write in writes if write is not None]
+
+
+def _turn(view: View) -> int:
+    """Return when a site is written among those at one tensor.
+
+    Features are read from what is there when all else is written. The middle of a block is a sum over the tensor, so
+    that it comes after the tensor itself.
+    """
+    is_feature = isinstance(view, FeatureView)
+    is_sum = isinstance(view.coded.written if isinstance(view, FeatureView) else view, Sum)
+    return 2 * is_sum + is_feature
 
 
 def unchanged(
@@ -298,8 +308,9 @@ def _flatten(kind: _Kind, entries: Sequence[_Entry]) -> _Elements:
         *(np.concatenate([getattr(place, name) for place in places]) for name in ("base", "start", "stop"))
     )
     columns = None
-    if kind.width:
-        columns = np.repeat([tap.view.start for _, _, _, tap in entries if isinstance(tap.view, Columns)], counts)
+    if kind.shared is not None:
+        units = [tap.view for _, _, _, tap in entries]
+        columns = np.repeat([unit.place for unit in units if isinstance(unit, Columns | Feature)], counts)
     return _Elements(rows, local, joined, columns)
 
 

@@ -281,7 +281,7 @@ class Experiment:
             provenance={
                 **describe_program(),
                 **describe_setup(self.model, self.pairs, self.metrics, self.direction, self.seed),
-                **describe_request(asked, targets, reference, self.direction),
+                **describe_request(asked, targets, reference, self.direction, self.model),
                 **({"site": title} if title else {}),
                 **({"fitted": list(fitted.record)} if fitted.record else {}),
                 "engine": route.describe(),
@@ -372,7 +372,7 @@ class Experiment:
     def _require(self, targets: Sequence[tuple[Target, ...]]) -> None:
         """Make sure that all sites are what their names say, before anything is measured."""
         asked = [target for group in targets for target in group]
-        require_proofs(self.model, {target.site.name for target in asked})
+        require_proofs(self.model, {target.provable for target in asked})
         if self.pairs.kind == "tokens":
             by_token = {target.site for target in asked if target.site.module and target.has_position}
             require_positions(self.model, self.pairs, self.base, by_token)

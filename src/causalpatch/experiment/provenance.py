@@ -65,7 +65,11 @@ def notes_on(pairs: Pairs, base: Role, targets: Sequence[tuple[Target, ...]]) ->
 
 
 def describe_request(
-    asked: Sequence[Intervention], targets: Sequence[tuple[Target, ...]], reference: Reference, direction: str
+    asked: Sequence[Intervention],
+    targets: Sequence[tuple[Target, ...]],
+    reference: Reference,
+    direction: str,
+    model: Model,
 ) -> dict[str, Any]:
     """Return what was patched, with the six facts that every number needs, as plain data.
 
@@ -74,6 +78,7 @@ def describe_request(
         targets: Their sites.
         reference: The run that shares refer to.
         direction: Denoise or noise.
+        model: The model, for the dictionaries whose features are patched.
 
     References:
         Miller et al. 2024, "Transformer Circuit Faithfulness Metrics are not Robust", 2407.08734.
@@ -86,6 +91,7 @@ def describe_request(
         "value": values,
         "reference": reference.text,
         "no_share": reference.no_share,
+        **_dictionaries(model, targets),
         "facts": {
             "granularity": ", ".join(kinds),
             "kind": "node",
@@ -95,6 +101,13 @@ def describe_request(
             "circuit": "single interventions, the rest of the run intact",
         },
     }
+
+
+def _dictionaries(model: Model, targets: Sequence[tuple[Target, ...]]) -> dict[str, Any]:
+    """Return the dictionaries whose features are patched, as plain data; nothing where there are none."""
+    sites = (target.site for group in targets for target in group)
+    used = sorted({(site.dictionary, site.layer or 0) for site in sites if site.dictionary is not None})
+    return {"dictionaries": [model.dictionaries.of(*each).describe() for each in used]} if used else {}
 
 
 def _positions_text(interventions: Sequence[Intervention]) -> str:

@@ -1,6 +1,14 @@
 """Models: opening them, naming their activations, and saying where each is tapped."""
 
 from causalpatch.models.adapter import Model, SiteRow
+from causalpatch.models.dictionaries import (
+    Coded,
+    Dictionary,
+    EachFeature,
+    Feature,
+    FeatureError,
+    FeatureView,
+)
 from causalpatch.models.families import FAMILIES, Family
 from causalpatch.models.open import open_model
 from causalpatch.models.readers import Reader, named_reader, reader_of
@@ -22,9 +30,15 @@ from causalpatch.models.views import (
 __all__ = [
     "FAMILIES",
     "BiasTerm",
+    "Coded",
     "Columns",
+    "Dictionary",
     "EachColumns",
+    "EachFeature",
     "Family",
+    "Feature",
+    "FeatureError",
+    "FeatureView",
     "HeadShare",
     "KeyRow",
     "Model",

@@ -7,6 +7,7 @@ A ``Model`` wraps an unmodified module. It never runs it and registers no hook: 
 import hashlib
 import inspect
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 from causalpatch.base.errors import ModelUnsupported
 from causalpatch.base.tokens import Tokenizer
 from causalpatch.models.detect import find_family
+from causalpatch.models.dictionaries import Anatomy, Dictionary, Registry, Wanted
 from causalpatch.models.families import Family
 from causalpatch.models.generic import module_tap
 from causalpatch.models.taps import Port, Tap
 from causalpatch.models.views import View
-from causalpatch.sites.names import NAMES
+from causalpatch.sites.names import FEATURE_SITES, NAMES
 from causalpatch.sites.select import ModelShape, check
 from causalpatch.sites.site import Site
 
@@ -65,6 +67,7 @@ class Model:
         self._table = finding.table
         self.family_source = finding.source
         self.family_note = finding.note
+        self.dictionaries = Registry()
         self.shape = self._make_shape()
         self.kind = "tokens" if self._table or tokenizer or self._has_embedding else "arrays"
 
@@ -157,7 +160,72 @@ class Model:
             return module_tap(site, site.module, counts_positions=self.kind == "tokens")
         if self._table is None:
             raise LookupError(site.name)  # `check` has refused every named site of a generic model
+        if site.dictionary is not None:
+            return self.dictionaries.of(site.dictionary, site.layer or 0).tap(site)
         return self._table.tap(site)
+
+    def add_dictionary(
+        self,
+        name: str,
+        source: str | Path | nn.Module,
+        site: str | None = None,
+        *,
+        reads: str | None = None,
+        processed: bool | None = None,
+        scale: float | None = None,
+    ) -> list[Dictionary]:
+        """Add a sparse dictionary, so that ``feature(NAME).LAYER.FEATURE`` and ``feature_error(NAME).LAYER`` are sites.
+
+        Args:
+            name: The name that its features go by. Further layers, each with a file of its own, go by one name.
+            source: A folder or file as SAELens, sparsify, circuit-tracer or Gemma Scope publish it, a folder of such
+                folders, or a module with ``encode`` and ``decode``. Weights are loaded when they are first used.
+            site: The site that it describes, such as ``"resid_pre.3"``; by default what its files say.
+            reads: What it encodes, where that is another site: ``"mlp_in"`` is what goes into the MLP. By default what
+                its files say, and the MLP's input for transcoders.
+            processed: Whether it was trained on weights that TransformerLens had processed (its default), so that the
+                mean over the width was taken from the stream. By default what its files say.
+            scale: What vectors were multiplied by in training (``expected_average_only_in``).
+
+        Returns:
+            What was added, one for each layer.
+
+        Raises:
+            SettingError: The site is missing or is not what the files say, a width does not fit, or the name is taken.
+            ModelNotFound: There is no dictionary of a known layout.
+            ModelUnsupported: A setting of it is not applied here, or the model's layers are not known by name.
+
+        Cost:
+            Reads shapes alone; in a run, the weights of the layers that are patched.
+        """
+        if self._table is None:
+            raise ModelUnsupported(
+                f"'{self.name}' takes no dictionaries",
+                facts=[("reason", self.family_note)],
+                fix="patch its modules: module(PATH).output",
+            )
+        wanted = Wanted(site, reads, processed, scale)
+        made = self.dictionaries.add(name, source, wanted, self._anatomy())
+        self.shape = self._make_shape()
+        return made
+
+    def remove_dictionary(self, name: str) -> None:
+        """Forget a dictionary.
+
+        Raises:
+            SettingError: There is none of this name.
+        """
+        self.dictionaries.remove(name)
+        self.shape = self._make_shape()
+
+    def anchor(self, site: Site) -> str:
+        """Return the name of the site in whose tensor a site is written: for a feature that of its dictionary.
+
+        Args:
+            site: The site.
+        """
+        is_feature = site.dictionary is not None
+        return self.dictionaries.of(site.dictionary or "", site.layer or 0).writes if is_feature else site.name
 
     def inputs(self, ids: Ids, mask: Mask | None = None, position_ids: Ids | None = None) -> dict[str, Any]:
         """Return the keyword arguments to call the module with on token ids.
@@ -235,7 +303,17 @@ class Model:
 
     def site_rows(self) -> list[SiteRow]:
         """Return the table of sites: every name with its axes and sizes, or why the model does not have it."""
-        return [self._row(name) for name in NAMES]
+        named = [self._row(name) for name in NAMES if name not in FEATURE_SITES or name in self.shape.refused]
+        features = ((name, of) for of in self.shape.dictionaries for name in sorted(FEATURE_SITES))
+        return [*named, *(self._feature_row(name, of) for name, of in features)]
+
+    def _feature_row(self, name: str, dictionary: str) -> SiteRow:
+        sizes = self.shape.dictionaries[dictionary]
+        layers = f"layers {', '.join(map(str, sorted(sizes)))}"
+        counts = " or ".join(map(str, sorted(set(sizes.values()))))
+        is_error = name == "feature_error"
+        axes = "layer position width" if is_error else "layer feature position"
+        return SiteRow(f"{name}({dictionary})", axes, layers if is_error else f"{layers} x {counts} x position", None)
 
     def _row(self, name: str) -> SiteRow:
         info = NAMES[name]
@@ -255,12 +333,23 @@ class Model:
         # A model that was given as a module has its class's name, which no command can look up.
         listing = "model.site_rows()" if self.name == type(self.module).__name__ else ""
         if self._table:
-            table = self._table
-            return ModelShape(self.name, table.numbers.n_layers, table.units, table.refused, paths, listing=listing)
+            table, sizes = self._table, self.dictionaries.sizes
+            lacking = {} if sizes else dict.fromkeys(sorted(FEATURE_SITES), "no dictionary was added to the model")
+            refused, n_layers = {**table.refused, **lacking}, table.numbers.n_layers
+            return ModelShape(self.name, n_layers, table.units, refused, paths, dictionaries=sizes, listing=listing)
         reason = f"{self.family_note}; use module(PATH).output, such as module({paths[min(1, len(paths) - 1)]}).output"
         return ModelShape(
             self.name, 0, {}, {name: reason for name in NAMES if name != "module"}, paths, listing=listing
         )
+
+    def _anatomy(self) -> Anatomy:
+        """Return what dictionaries must know of the model."""
+        units, refused = self.shape.units, self.shape.refused
+        widths = dict.fromkeys(("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "mlp_in"), self.width)
+        widths |= {"z": units.get("head", 0) * self.head_width, "mlp_post": units.get("neuron", 0)}
+        norm = self.module.get_submodule(self.tap(Site("final_norm")).port.path)
+        is_centered = isinstance(norm, nn.LayerNorm)
+        return Anatomy(self.name, self.tap, widths, self._first, is_centered, "v_bias" not in refused)
 
     @cached_property
     def _first(self) -> Tensor:

@@ -9,6 +9,7 @@ middle of a block is the sum of two tensors (``Sum``), and what one head adds to
 product (``HeadShare``). Writing back the value that was read adds an exact zero.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -67,6 +68,20 @@ class Whole:
         x[index] = value
 
 
+class ElementView(ABC):
+    """A view that reads elements by themselves, without reading all."""
+
+    @abstractmethod
+    def at(self, x: Shaped[Tensor, " row *axes"], companions: Companions, index: Index) -> Shaped[Tensor, " n *value"]:
+        """Return the value of each element.
+
+        Args:
+            x: The tensor at the tap's port.
+            companions: The tensors at the tap's other ports.
+            index: Places over the leading axes.
+        """
+
+
 @dataclass(frozen=True)
 class Columns:
     """One unit's columns of the last axis: a head in q, k, v and z, or a neuron.
@@ -92,9 +107,23 @@ class Columns:
         """Put the value into the unit's columns at the index."""
         self.read(x, companions)[index] = value
 
+    @property
+    def place(self) -> int:
+        """First column."""
+        return self.start
+
+    @property
+    def kind(self) -> object:
+        """What units that are read and written together have in common."""
+        return (self.width, self.squeeze)
+
+    def each(self, places: np.ndarray) -> "EachColumns":
+        """Return the view of another unit for each element."""
+        return EachColumns(places, self.width, self.squeeze)
+
 
 @dataclass(frozen=True, eq=False)
-class EachColumns:
+class EachColumns(ElementView):
     """Columns of the last axis, of another unit for each element; its value has no axis where a unit is one column.
 
     Args:
@@ -112,8 +141,9 @@ class EachColumns:
         del companions
         return x
 
-    def at(self, x: Shaped[Tensor, " row *axes"], index: Index) -> Shaped[Tensor, " n *value"]:
+    def at(self, x: Shaped[Tensor, " row *axes"], companions: Companions, index: Index) -> Shaped[Tensor, " n *value"]:
         """Return each element's columns."""
+        del companions
         return x[self._places(index)]
 
     def write(
@@ -224,7 +254,7 @@ class BiasTerm:
 
 
 @dataclass(frozen=True, eq=False)
-class KeyRow:
+class KeyRow(ElementView):
     """One head's rows of scores or weights, each over the keys of a query.
 
     The tensor holds ``[row, query_position, head, key_position]`` in the columns of a padded batch; values hold the
@@ -359,6 +389,4 @@ def take(
         companions: The tensors at the tap's other ports.
         index: Places over the leading axes.
     """
-    if isinstance(view, KeyRow):
-        return view.at(x, companions, index)
-    return view.at(x, index) if isinstance(view, EachColumns) else view.read(x, companions)[index]
+    return view.at(x, companions, index) if isinstance(view, ElementView) else view.read(x, companions)[index]

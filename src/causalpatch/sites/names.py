@@ -67,6 +67,8 @@ _ROWS: tuple[tuple[str, bool, str | None, tuple[str, ...], str], ...] = (
     ("mlp_bias", True, None, ("width",), "bias of the MLP's down projection, at each token"),
     ("final_norm", False, None, ("width",), "output of the last norm"),
     ("logits", False, None, ("vocab",), "the model's output"),
+    ("feature", True, "feature", (), "feature(NAME): activation of a feature of a dictionary, such as an SAE's"),
+    ("feature_error", True, None, ("width",), "feature_error(NAME): what a dictionary does not explain"),
     ("module", False, None, (), "module(PATH).output or .input: any module's tensors, with their own axes"),
 )
 
@@ -75,14 +77,15 @@ NAMES: Final[Mapping[str, SiteName]] = MappingProxyType({row[0]: SiteName(*row) 
 ATTENTION_SITES: Final = frozenset({"q_rot", "k_rot", "scores", "pattern"})
 """Sites on the way through attention, between what its modules give and what they take."""
 
+FEATURE_SITES: Final = frozenset({"feature", "feature_error"})
+"""Sites of a dictionary, whose name stands in parentheses."""
+
 # Names kept for activations that no model offers yet: what each is, and the closest site that exists.
 PLANNED: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
     {
         "router": ("the weights that a layer gives its experts", "mlp_out"),
         "expert_out": ("what one expert adds to the stream", "mlp_out"),
         "cross_z": ("input of cross-attention's output projection", "z"),
-        "feature": ("a feature of a dictionary, such as an SAE's", "resid_post"),
-        "feature_error": ("what a dictionary does not explain", "resid_post"),
     }
 )
 _PLANNED_TEXT = re.compile(

@@ -22,6 +22,7 @@ class ModelShape:
         refused: Names of sites that this model cannot offer, each with the reason.
         module_paths: Paths of all modules in the order of ``named_modules()``.
         streams: ``("encoder", "decoder")`` for a model that has both, else empty.
+        dictionaries: For each dictionary by its name, the number of features in each layer that it covers.
         listing: What to type to see all sites; by default the command that looks the model up by its name.
     """
 
@@ -31,6 +32,7 @@ class ModelShape:
     refused: Mapping[str, str] = field(default_factory=dict)
     module_paths: tuple[str, ...] = ()
     streams: tuple[str, ...] = ()
+    dictionaries: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     listing: str = ""
 
     def __post_init__(self) -> None:
@@ -49,13 +51,15 @@ def check(site: Site, shape: ModelShape) -> None:
         SiteUnsupported: The model cannot offer this kind of site; the message says why.
         SiteNotFound: A layer, unit or module path is not there; the message says what is.
     """
-    if site.name in shape.refused:
-        _unsupported(site, shape, shape.refused[site.name])
+    _check_refused(site, shape)
     _check_hook(site, shape)
     if site.stream is not None and site.stream not in shape.streams:
         _unsupported(site, shape, f"the model has no stream {site.stream!r}")
     if site.module is not None:
         _check_module(site, shape)
+        return
+    if site.dictionary is not None:
+        _check_feature(site, site.dictionary, shape)
         return
     if site.layer is not None and site.layer >= shape.n_layers:
         if shape.n_layers == 0:
@@ -101,8 +105,7 @@ def expand(site: Site | SiteSet, shape: ModelShape) -> tuple[Site, ...]:
     if isinstance(site, Site):
         check(site, shape)
         return (site,)
-    if site.name in shape.refused:
-        _unsupported(site, shape, shape.refused[site.name])
+    _check_refused(site, shape)
     _check_hook(site, shape)
     members = []
     for member in _members(site, shape):
@@ -129,10 +132,22 @@ def _members(site: SiteSet, shape: ModelShape) -> Iterator[Site]:
             for unit in _numbers(site.unit, 0):
                 yield Site("module", unit=unit, position=site.position, module=module)
         return
+    if site.dictionary is not None:
+        yield from _features(site, site.dictionary, shape)
+        return
     n_units = shape.units.get(site.unit_axis, 0) if site.unit_axis else 0
     for layer in _numbers(site.layer, shape.n_layers):
         for unit in _numbers(site.unit, n_units):
             yield Site(site.name, layer, unit, site.position, site.stream)
+
+
+def _features(site: SiteSet, dictionary: str, shape: ModelShape) -> Iterator[Site]:
+    """Yield the members of a set of features; a star stands for the layers that the dictionary covers."""
+    covered = _covered(site, dictionary, shape)
+    named = [layer for layer in _numbers(site.layer, shape.n_layers) if layer is not None]
+    for layer in sorted(set(named) & set(covered)) if _is_open(site.layer) else named:
+        for unit in _numbers(site.unit, covered.get(layer, 1)):
+            yield Site(site.name, layer, unit, site.position, site.stream, dictionary=dictionary)
 
 
 def _numbers(index: Index, count: int) -> Iterable[int | None]:
@@ -167,6 +182,36 @@ def _check_hook(site: Site | SiteSet, shape: ModelShape) -> None:
         _unsupported(site, shape, reason, fix=f"write {gate!r}")
 
 
+def _check_refused(site: Site | SiteSet, shape: ModelShape) -> None:
+    if site.name in shape.refused:
+        adds = site.dictionary is not None and shape.n_layers > 0
+        fix = f'model.add_dictionary("{site.dictionary}", FOLDER)' if adds else ""
+        _unsupported(site, shape, shape.refused[site.name], fix)
+
+
+def _covered(site: Site | SiteSet, dictionary: str, shape: ModelShape) -> Mapping[int, int]:
+    """Return the number of features in each layer of a dictionary."""
+    if dictionary not in shape.dictionaries:
+        near = closest(dictionary, shape.dictionaries)
+        known = list(dict.fromkeys([*near, *shape.dictionaries]))
+        fix = f"did you mean {site.name}({near[0]})?" if near else f'model.add_dictionary("{dictionary}", FOLDER)'
+        _not_found(site, shape, [("dictionary", f"none is named {dictionary!r}"), ("known", " ".join(known))], fix)
+    return shape.dictionaries[dictionary]
+
+
+def _check_feature(site: Site, dictionary: str, shape: ModelShape) -> None:
+    covered = _covered(site, dictionary, shape)
+    layer = site.layer or 0
+    if layer not in covered:
+        layers = ", ".join(map(str, sorted(covered)))
+        facts = [("layer", f"{layer} was asked for; {dictionary!r} covers {layers}")]
+        _not_found(site, shape, facts, f'model.add_dictionary("{dictionary}", FOLDER) with the file of that layer')
+    count = covered[layer]
+    if site.unit is not None and site.unit >= count:
+        asked = f"{site.unit} was asked for; {dictionary!r} has features 0 to {count - 1} in layer {layer}"
+        _not_found(site, shape, [("feature", asked)], f"write {site.name}({dictionary}).{layer}.{count - 1} or below")
+
+
 def _check_module(site: Site, shape: ModelShape) -> None:
     module = site.module
     if module is None:
@@ -195,6 +240,9 @@ def _empty_facts(site: SiteSet, shape: ModelShape) -> list[tuple[str, str]]:
             ("modules", shown + ("  …" * (len(shape.module_paths) > 8))),
         ]
     facts = [("selected", "nothing"), ("layers", f"0 to {shape.n_layers - 1}")]
+    if site.dictionary is not None:
+        covered = shape.dictionaries[site.dictionary]
+        return [facts[0], ("covered", ", ".join(f"layer {n}: 0 to {covered[n] - 1}" for n in sorted(covered)))]
     if site.unit_axis:
         facts.append((f"{site.unit_axis}s", f"0 to {shape.units.get(site.unit_axis, 0) - 1}"))
     return facts

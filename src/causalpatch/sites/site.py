@@ -3,6 +3,7 @@
 One grammar names every activation::
 
     site     = [STREAM "/"] NAME ["." LAYER ["." UNIT]] ["@" POSITION]      STREAM = encoder | decoder
+             | feature(DICTIONARY)|feature_error(DICTIONARY) ["." LAYER ["." UNIT]] ["@" POSITION]
              | module(PATH).output|input [items] [" axes=(...)"] ["#" UNIT] ["@" POSITION]
     LAYER, UNIT = 3 | 2:5 (half open) | 1,4,7 | *                           POSITION = 3 | -1 | 2:5 | span | *
 
@@ -13,6 +14,7 @@ hash, compare and travel, and ``parse(str(site)) == site`` holds for every one o
 
 import copy
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any, NoReturn, Self
 
@@ -32,12 +34,13 @@ from causalpatch.sites.index import (
     settle_position,
 )
 from causalpatch.sites.module_ref import ModuleRef, parse_module
-from causalpatch.sites.names import SiteName, describe, refuse_planned
+from causalpatch.sites.names import FEATURE_SITES, SiteName, describe, refuse_planned
 
 __all__ = ["EVERY", "Every", "Index", "ModuleRef", "Position", "Range", "Site", "SiteSet", "Span", "parse"]
 
 STREAMS = ("encoder", "decoder")
 _GRAMMAR = "[STREAM/]NAME[.LAYER[.UNIT]][@POSITION]"
+_OF_DICTIONARY = re.compile(rf"(?P<name>{'|'.join(sorted(FEATURE_SITES))})\((?P<dictionary>[^()\s@/]+)\)(?P<rest>.*)")
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,6 +54,7 @@ class _Named:
     stream: str | None = None
     module: ModuleRef | None = None
     hook: str | None = dataclasses.field(default=None, compare=False)
+    dictionary: str | None = None
 
     @property
     def info(self) -> SiteName:
@@ -92,6 +96,7 @@ class Site(_Named):
         stream: ``"encoder"`` or ``"decoder"`` in models that have both.
         module: The module, for the name ``"module"`` alone.
         hook: The hook name that it was translated from, where such a name means another site in other models.
+        dictionary: The name of a dictionary, for ``"feature"`` and ``"feature_error"`` alone.
 
     Raises:
         SiteNotFound: No site has this name.
@@ -153,6 +158,7 @@ class SiteSet(_Named):
         stream: ``"encoder"`` or ``"decoder"`` in models that have both.
         module: The module, for the name ``"module"`` alone; its path may hold ``*``.
         hook: The hook name that it was translated from, where such a name means another site in other models.
+        dictionary: The name of a dictionary, for ``"feature"`` and ``"feature_error"`` alone.
 
     Raises:
         SiteNotFound: No site has this name.
@@ -223,13 +229,15 @@ def _read(text: str, original: str) -> dict[str, Any]:
         module, rest = parse_module(text)
         before, at, position_text = rest.partition("@")
         unit = parse_index(before[1:], module.unit_axis or "unit") if before else None
-        layer, name, stream = None, "module", None
+        layer, name, stream, dictionary = None, "module", None, None
     else:
         module = None
         before, at, position_text = text.partition("@")
         head, slash, body = before.rpartition("/")
         stream = head if slash else None
-        name, *indices = body.split(".")
+        found = _OF_DICTIONARY.fullmatch(body)
+        dictionary = found["dictionary"] if found else None
+        name, *indices = (f"{found['name']}{found['rest']}" if found else body).split(".")
         if name == "module":
             parse_module(text)
         if not name:
@@ -245,7 +253,8 @@ def _read(text: str, original: str) -> dict[str, Any]:
         layer = parse_index(indices[0], "layer") if indices else None
         unit = parse_index(indices[1], info.unit_axis or "unit") if len(indices) > 1 else None
     position = parse_position(position_text) if at else None
-    return {"name": name, "layer": layer, "unit": unit, "position": position, "stream": stream, "module": module}
+    indices_of = {"layer": layer, "unit": unit, "position": position}
+    return {"name": name, **indices_of, "stream": stream, "module": module, "dictionary": dictionary}
 
 
 def _is_one(layer: Index, unit: Index, module: ModuleRef | None) -> bool:
@@ -269,6 +278,9 @@ def _settle(site: _Named) -> None:
     object.__setattr__(site, "position", settle_position(site.position))
     if (info.name == "module") != isinstance(site.module, ModuleRef):
         _refuse(site.name, "the name 'module', and no other, comes with a module", "write module(PATH).output")
+    if (info.name in FEATURE_SITES) != (site.dictionary is not None):
+        needed = "the name of a dictionary in parentheses" if site.dictionary is None else "no dictionary"
+        _refuse(site.name, f"{site.name} takes {needed}", f"write {sorted(FEATURE_SITES)[0]}(NAME).LAYER.FEATURE")
     if site.stream is not None and site.stream not in STREAMS:
         _refuse(f"{site.stream}/{site.name}", f"{site.stream!r} is not a stream", f"streams: {' '.join(STREAMS)}")
     if site.stream is not None and site.module is not None:
@@ -289,7 +301,8 @@ def _text(site: _Named) -> str:
     else:
         stream = [] if site.stream is None else [f"{site.stream}/"]
         indices = [f".{index_text(index)}" for index in (site.layer, site.unit) if index is not None]
-        text = "".join([*stream, site.name, *indices])
+        dictionary = [] if site.dictionary is None else [f"({site.dictionary})"]
+        text = "".join([*stream, site.name, *dictionary, *indices])
     return text if site.position is None else f"{text}@{site.position}"
 
 

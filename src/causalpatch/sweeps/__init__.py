@@ -1,11 +1,13 @@
 """Methods: which interventions to ask for. None of them runs a model."""
 
+from causalpatch.sweeps.features import TopFeatures, top_features
 from causalpatch.sweeps.grid import plan_sweep, sweep
 from causalpatch.sweeps.paths import direct_effect, path_patch
 from causalpatch.sweeps.tracing import Tracing, trace
 from causalpatch.sweeps.windows import everything_but, joint, sites_of, together, window
 
 __all__ = [
+    "TopFeatures",
     "Tracing",
     "direct_effect",
     "everything_but",
@@ -15,6 +17,7 @@ __all__ = [
     "sites_of",
     "sweep",
     "together",
+    "top_features",
     "trace",
     "window",
 ]

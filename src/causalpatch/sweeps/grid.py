@@ -12,6 +12,7 @@ site                                     axes by default
 ``q_rot``, ``scores``, ``pattern``       layer, head (all queries at once; the position is the query's)
 ``k``, ``v``, ``k_rot``                  layer, kv_head
 ``mlp_pre``, ``mlp_gate``, ``mlp_post``  layer, neuron; needs a position or a budget
+``feature(NAME)``                        layer, feature; needs a position or a budget
 ``module(PATH).output``                  intervention: one per module
 =======================================  =========================================================
 
@@ -88,7 +89,8 @@ def sweep(  # noqa: PLR0913 - what, over which axes, with what; each has a defau
     rows = len(interventions) * len(experiment.pairs) * (draws or 1)
     if budget is not None and rows > budget:
         _refuse_cost(wanted, len(interventions), rows, f"the budget is {budget:,} rows")
-    if budget is None and wanted.info.unit_axis == "neuron" and "neuron" in grid.axes and wanted.position is None:
+    many = {"neuron", "feature"} & {wanted.info.unit_axis} & set(grid.axes)
+    if budget is None and many and wanted.position is None:
         _refuse_cost(wanted, len(interventions), rows, "at all positions at once")
     title = str(wanted) if window is None else f"{wanted} in windows of {window}"
     return run_grid(experiment, grid, title, wanted_value, align=align, draws=draws)
@@ -352,8 +354,9 @@ def _labels(experiment: Experiment, axes: dict[str, list[Any]]) -> dict[str, Seq
 
 
 def _refuse_cost(wanted: Site | SiteSet, n_cells: int, rows: int, why: str) -> None:
+    name = wanted.name if wanted.dictionary is None else f"{wanted.name}({wanted.dictionary})"
     raise SettingError(
         f"sweeping '{wanted}' takes {n_cells:,} interventions, {rows:,} runs of the model: {why}",
         facts=[("cells", f"{n_cells:,}")],
-        fix=f"narrow it, such as '{wanted.name}.0:2@-1', or say what it may cost: sweep(…, budget={rows})",
+        fix=f"narrow it, such as '{name}.0:2@-1', or say what it may cost: sweep(…, budget={rows})",
     )

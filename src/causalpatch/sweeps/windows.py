@@ -197,7 +197,8 @@ def sites_of(effects: Effects, k: int) -> list[Site]:
             fix='sweep layers and units, such as sweep(experiment, "z@-1")',
         )
     rows = effects.top(k).to_dataframe().to_dict("records")
-    return [Site(swept.name, int(row["layer"]), int(row[unit[0]]) if unit else None, swept.position) for row in rows]
+    places = [(int(row["layer"]), int(row[unit[0]]) if unit else None) for row in rows]
+    return [Site(swept.name, *place, swept.position, dictionary=swept.dictionary) for place in places]
 
 
 def _parsed(site: str | Site | SiteSet) -> Site | SiteSet:

@@ -4,7 +4,7 @@ import pytest
 
 from causalpatch.base.errors import SiteNotFound, SiteUnsupported
 from causalpatch.sites.aliases import ALIASES, translate
-from causalpatch.sites.names import NAMES
+from causalpatch.sites.names import FEATURE_SITES, NAMES
 from causalpatch.sites.select import ModelShape, check, expand
 from causalpatch.sites.site import parse
 
@@ -44,7 +44,7 @@ def test_a_hook_name_is_translated(hook, site):
     assert str(parse(hook)) == site
 
 
-@pytest.mark.parametrize("text", [str(parse(name)) for name in NAMES if name != "module"])
+@pytest.mark.parametrize("text", [str(parse(name)) for name in NAMES if name not in ("module", *FEATURE_SITES)])
 def test_a_site_is_not_taken_for_a_hook_name(text):
     assert translate(text) == text
 

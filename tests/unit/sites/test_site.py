@@ -11,7 +11,7 @@ from causalpatch.base.axes import AXES
 from causalpatch.base.errors import SiteNotFound, SiteSyntaxError
 from causalpatch.sites.index import EVERY, Range, Span
 from causalpatch.sites.module_ref import ModuleRef
-from causalpatch.sites.names import NAMES, PLANNED
+from causalpatch.sites.names import FEATURE_SITES, NAMES, PLANNED
 from causalpatch.sites.site import Site, SiteSet, parse
 
 small = st.integers(0, 4000)
@@ -30,6 +30,7 @@ positions = st.one_of(
 axis_names = st.lists(st.sampled_from([axis for axis in AXES if axis != "pair"]), unique=True, max_size=3).map(tuple)
 path_characters = st.characters(exclude_characters="()*", exclude_categories=["Z", "C"])
 paths = st.text(path_characters, max_size=12)
+dictionaries = st.sampled_from(["sae", "res-jb.v1", "gpt2_8x", "a:b*", "módulo"])
 items = st.lists(st.one_of(signed, st.text(max_size=5)), max_size=3).map(tuple)
 
 
@@ -51,6 +52,7 @@ def sites(draw):
         unit=draw(small) if info.unit_axis else None,
         position=draw(positions),
         stream=draw(st.sampled_from([None, "encoder", "decoder"])),
+        dictionary=draw(dictionaries) if info.name in FEATURE_SITES else None,
     )
 
 
@@ -66,7 +68,9 @@ def site_sets(draw):
         layer = EVERY
     if isinstance(layer, int) and (info.unit_axis is None or isinstance(unit, int | tuple)):
         layer = Range(layer, None)
-    return SiteSet(info.name, layer, unit, draw(positions), draw(st.sampled_from([None, "encoder", "decoder"])))
+    dictionary = draw(dictionaries) if info.name in FEATURE_SITES else None
+    stream = draw(st.sampled_from([None, "encoder", "decoder"]))
+    return SiteSet(info.name, layer, unit, draw(positions), stream, dictionary=dictionary)
 
 
 @given(sites())
@@ -173,7 +177,7 @@ def test_an_unknown_name_lists_the_names_that_exist_the_closest_first():
         "  name   'resid_prev'\n"
         "  names  resid_pre resid_post resid_mid embed pos_embed attn_out mlp_out q k v q_rot k_rot scores\n"
         "         pattern z head_out mlp_pre mlp_gate mlp_post q_bias k_bias v_bias attn_bias mlp_bias\n"
-        "         final_norm logits module\n"
+        "         final_norm logits feature feature_error module\n"
         "  fix: did you mean 'resid_pre'?"
     )
 
@@ -205,7 +209,7 @@ def test_a_planned_name_is_answered_with_a_site_that_exists(name):
     [
         ("decoder/cross_z.0:4.7", "decoder/z.0:4.7"),
         ("expert_out.3.5@who", "mlp_out.3@who"),
-        ("feature(sae.v1).3.9021@who", "resid_post.3@who"),
+        ("router.3.5@who", "mlp_out.3@who"),
     ],
 )
 def test_the_indices_of_a_planned_site_are_carried_over_as_far_as_they_fit(text, instead):
