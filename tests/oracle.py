@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from parts import PARTS
+
 Change = Callable[[Tensor], Tensor]
-SECOND_NORM = {"gpt2": "ln_2", "gemma2": "pre_feedforward_layernorm"}
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,15 @@ class Plain:
     """A tiny model of a family, as its author's own attributes name it."""
 
     def __init__(self, module: nn.Module, family: str) -> None:
-        self.module, self.family, self.config = module, family, module.config
-        body = {"gpt2": "transformer", "gpt_neox": "gpt_neox", "gpt_neox_sequential": "gpt_neox"}.get(family, "model")
-        self.body = getattr(module, body)
-        self.layers = self.body.h if family == "gpt2" else self.body.layers
-        self.n_heads = self.config.num_attention_heads
+        self.module, self.family, self.config, self.parts = module, family, module.config, PARTS[family]
+        self.body = module.get_submodule(self.parts.body)
+        self.layers = getattr(self.body, self.parts.layers)
+        self.n_heads = getattr(self.config, "num_attention_heads", 0)
         self.n_kv_heads = getattr(self.config, "num_key_value_heads", self.n_heads)
+        if family.startswith("falcon"):
+            self.n_kv_heads = self.config.num_kv_heads
+        if family in ("falcon", "gpt_bigcode"):
+            self.n_kv_heads = 1
 
     @torch.no_grad()
     def logits(self, ids: Sequence[int], edits: Sequence[Edit] = ()) -> Tensor:
@@ -83,13 +87,9 @@ class Plain:
 
     def _hook(self, site: tuple[str, int | None, int | None], change: Change) -> list:
         name, layer, unit = site
-        block = None if layer is None else self.layers[layer]
+        block, parts = None if layer is None else self.layers[layer], self.parts
         if name in ("embed", "final_norm"):
-            end = {"gpt2": ("wte", "ln_f"), "gpt_neox": ("embed_in", "final_layer_norm")}
-            end["gpt_neox_sequential"] = end["gpt_neox"]
-            return [
-                on_output(getattr(self.body, end.get(self.family, ("embed_tokens", "norm"))[name != "embed"]), change)
-            ]
+            return [on_output(getattr(self.body, parts.embed if name == "embed" else parts.final), change)]
         if name == "resid_pre":
             return [on_input(block, change)]
         if name == "resid_post":
@@ -97,58 +97,60 @@ class Plain:
         if name == "resid_mid":
             return self._middle(block, change)
         if name in ("attn_out", "mlp_out"):
-            return [on_output(self._sublayer(block, name), change)]
+            return [self._added(block, parts.attn_out if name == "attn_out" else parts.mlp_out, change)]
         if name in ("q", "k", "v"):
             return [self._projection(block, name, unit, change)]
-        attention = self._attention(block)
+        heads = block.get_submodule(parts.heads)
         if name == "z":
-            heads = self._heads(attention)
             return [on_input(heads, change, lambda x: x.view(len(x), self.n_heads, -1)[:, unit])]
         if name == "head_out":
-            return [self._share(self._heads(attention), unit, change)]
+            return [self._share(heads, unit, change)]
         if name == "mlp_post":
-            down = {"gpt2": "c_proj"}.get(self.family, "dense_4h_to_h" if "neox" in self.family else "down_proj")
-            return [on_input(getattr(block.mlp, down), change, lambda x: x[:, unit])]
+            is_folded = parts.down in parts.folded
+            return [on_input(block.get_submodule(parts.down), change, lambda x: x[:, unit], is_folded=is_folded)]
         raise AssertionError(name)
 
-    def _attention(self, block: nn.Module) -> nn.Module:
-        name = {"gpt2": "attn"}.get(self.family, "attention" if "neox" in self.family else "self_attn")
-        return getattr(block, name)
-
-    def _heads(self, attention: nn.Module) -> nn.Module:
-        return getattr(attention, {"gpt2": "c_proj"}.get(self.family, "dense" if "neox" in self.family else "o_proj"))
-
-    def _sublayer(self, block: nn.Module, name: str) -> nn.Module:
-        if self.family == "gemma2":
-            return block.post_attention_layernorm if name == "attn_out" else block.post_feedforward_layernorm
-        return self._attention(block) if name == "attn_out" else block.mlp
+    def _added(self, block: nn.Module, path: str, change: Change):
+        factor = getattr(block, self.parts.times) if self.parts.times else None
+        multiplied = change if factor is None else (lambda x: change(x * factor) / factor)
+        return on_output(block.get_submodule(path), multiplied, is_folded=path in self.parts.folded)
 
     def _projection(self, block: nn.Module, name: str, unit: int, change: Change):
-        part = "qkv".index(name)
-        attention = self._attention(block)
-        if self.family == "gpt2":
-            return on_output(attention.c_attn, change, lambda x: x.view(len(x), 3, self.n_heads, -1)[:, part, unit])
-        if "neox" in self.family:
-            fused = attention.query_key_value
-            return on_output(fused, change, lambda x: x.view(len(x), self.n_heads, 3, -1)[:, unit, part])
-        heads = self.n_heads if name == "q" else self.n_kv_heads
-        return on_output(getattr(attention, f"{name}_proj"), change, lambda x: x.view(len(x), heads, -1)[:, unit])
+        parts, part = self.parts, "qkv".index(name)
+        own, shared = self.n_heads, self.n_kv_heads
+        if parts.fused == "side by side":
+            place = (0, own, own + shared)[part] + unit
+            fused = block.get_submodule(parts.qkv)
+            return on_output(fused, change, lambda x: x.view(len(x), own + 2 * shared, -1)[:, place])
+        if parts.fused == "by group":
+            n_group = own // shared
+            group, place = divmod(unit, n_group) if name == "q" else (unit, n_group + part - 1)
+            fused = block.get_submodule(parts.qkv)
+            return on_output(fused, change, lambda x: x.view(len(x), shared, n_group + 2, -1)[:, group, place])
+        module = block.get_submodule(getattr(parts, name))
+        if "kv_b_proj" in parts.v and name == "v":
+            width = self.config.v_head_dim
+            return on_output(module, change, lambda x: x[0].view(x.shape[1], own, -1)[:, unit, -width:])
+        return on_output(module, change, lambda x: x.view(len(x), own if name == "q" else shared, -1)[:, unit])
 
     def _middle(self, block: nn.Module, change: Change) -> list:
-        norm = getattr(block, SECOND_NORM.get(self.family, "post_attention_layernorm"))
+        if self.parts.middle:
+            return [on_output(block.get_submodule(self.parts.middle), change)]
         shift: list[Tensor] = []
 
-        def into_norm(module, args):
-            new = change(args[0][0].clone())[None]
-            shift.append(new - args[0])
-            return (new, *args[1:])
+        def into_reader(module, args):
+            whole = args[0] if args[0].ndim == 3 else args[0][None]
+            new = change(whole[0].clone())[None]
+            shift.append(new - whole)
+            return (new.view_as(args[0]), *args[1:])
 
         def out_of_block(module, args, output):
             whole = output[0] if isinstance(output, tuple) else output
             whole = whole + shift[-1]
             return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
-        return [norm.register_forward_pre_hook(into_norm), block.register_forward_hook(out_of_block)]
+        reader = block.get_submodule(self.parts.reader)
+        return [reader.register_forward_pre_hook(into_reader), block.register_forward_hook(out_of_block)]
 
     def _share(self, projection: nn.Module, head: int, change: Change):
         weight = projection.weight if isinstance(projection, Conv1D) else projection.weight.T
@@ -161,30 +163,30 @@ class Plain:
         return projection.register_forward_hook(hook)
 
 
-def on_output(module: nn.Module, change: Change, pick: Callable[[Tensor], Tensor] = lambda x: x):
+def on_output(module: nn.Module, change: Change, pick: Callable[[Tensor], Tensor] = lambda x: x, *, is_folded=False):
     """Pass a part of what a module returns for one prompt through ``change``."""
 
     def hook(module, args, output):
         whole = output[0] if isinstance(output, tuple) else output
-        whole = _changed(whole, change, pick)
+        whole = _changed(whole, change, pick, is_folded)
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
     return module.register_forward_hook(hook)
 
 
-def on_input(module: nn.Module, change: Change, pick: Callable[[Tensor], Tensor] = lambda x: x):
+def on_input(module: nn.Module, change: Change, pick: Callable[[Tensor], Tensor] = lambda x: x, *, is_folded=False):
     """Pass a part of what a module is given for one prompt through ``change``."""
 
     def hook(module, args, kwargs):
         if args:
-            return (_changed(args[0], change, pick), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": _changed(kwargs["hidden_states"], change, pick)}
+            return (_changed(args[0], change, pick, is_folded), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": _changed(kwargs["hidden_states"], change, pick, is_folded)}
 
     return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def _changed(whole: Tensor, change: Change, pick: Callable[[Tensor], Tensor]) -> Tensor:
+def _changed(whole: Tensor, change: Change, pick: Callable[[Tensor], Tensor], is_folded: bool) -> Tensor:
     copy = whole.clone()
-    part = pick(copy[0])
+    part = pick(copy if is_folded else copy[0])
     part.copy_(change(part.clone()))
     return copy

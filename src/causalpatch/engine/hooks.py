@@ -158,10 +158,12 @@ def hooked(model: Model, writes: Sequence[Write] = (), keep: Collection[Port] = 
     """
     kept: dict[Port, Tensor] = {}
     companions = [port for write in writes for port in write.tap.companions]
-    states = {port: _PortState(port) for port in (*companions, *keep, *(write.tap.port for write in writes))}
+    asked = [*companions, *keep, *(write.tap.port for write in writes)]
+    likes = [port.like for port in asked if port.like is not None]
+    states = {port: _PortState(port) for port in (*likes, *asked)}
     for place, write in enumerate(writes):
         states[write.tap.port].writes.append((place, write))
-    for port in (*companions, *keep):
+    for port in (*likes, *companions, *keep):
         states[port].is_kept = True
     with ExitStack() as hooks:
         _register(model.module, states, hooks)
@@ -237,9 +239,11 @@ def _on_input(
     kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     for port, writes in _in_order(group):
-        args, kwargs = put_input(port, args, kwargs, _written(writes, pick_input(port, args, kwargs), states))
+        tensor = pick_input(port, args, kwargs)
+        written = _written(writes, _apart(port, tensor, states), states)
+        args, kwargs = put_input(port, args, kwargs, written.reshape(tensor.shape))
     for state in group:
-        _pass(state, pick_input(state.port, args, kwargs))
+        _pass(state, _apart(state.port, pick_input(state.port, args, kwargs), states))
     return args, kwargs
 
 
@@ -247,10 +251,26 @@ def _on_output(
     group: list[_PortState], states: dict[Port, _PortState], module: nn.Module, args: tuple[Any, ...], output: Any
 ) -> Any:
     for port, writes in _in_order(group):
-        output = put_output(port, output, _written(writes, pick_output(port, output), states))
+        tensor = pick_output(port, output)
+        written = _written(writes, _apart(port, tensor, states), states)
+        output = put_output(port, output, written.reshape(tensor.shape))
     for state in group:
-        _pass(state, pick_output(state.port, output))
+        _pass(state, _apart(state.port, pick_output(state.port, output), states))
     return output
+
+
+def _apart(port: Port, tensor: Tensor, states: dict[Port, _PortState]) -> Tensor:
+    """Return a port's tensor with rows and positions as its first two axes, where another port shows how many."""
+    if port.like is None:
+        return tensor
+    like = states[port.like].tensor
+    if like is None:
+        raise PatchDidNotFire(
+            f"a site at {port.side} of '{port.path}' needs a tensor that was not there in time",
+            facts=[("needed", f"{port.like.side} of {port.like.path}")],
+            fix="its modules do not run in the order that its family says; patch module(PATH).output",
+        )
+    return tensor.reshape(*like.shape[:2], tensor.shape[-1])
 
 
 def _in_order(group: list[_PortState]) -> Iterator[tuple[Port, list[Write]]]:

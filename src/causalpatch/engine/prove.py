@@ -23,12 +23,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from causalpatch.base.errors import CausalPatchError, MemoryExhausted, NotFinite, SiteUnsupported
+from causalpatch.base.errors import CausalPatchError, EnoughError, MemoryExhausted, NotFinite, SiteUnsupported
 from causalpatch.base.seeds import generator
 from causalpatch.engine.capture import capture, inputs_of
 from causalpatch.engine.hooks import Write, quiet, run_with_hooks
 from causalpatch.engine.memory import is_out_of_memory
 from causalpatch.engine.structure import Findings
+from causalpatch.engine.sums import Where, claims_about
 from causalpatch.models import Model, Port
 from causalpatch.models.attention import attending
 from causalpatch.pairs import Batch
@@ -134,11 +135,11 @@ class _Trial:
         if name in self.model.shape.refused:
             return Proof(name, (), self.model.shape.refused[name])
         trials: list[tuple[str, Callable[[Site], str | None]]] = [("identity", self._identity), ("edit", self._edit)]
-        if name in WHOLE:
+        if name in WHOLE and not self._is_passed_by(name):
             trials.append(("whole", self._whole))
         algebra = {"resid_mid": self._stream, "resid_post": self._stream, "attn_out": self._stream}
         algebra |= {"mlp_out": self._stream, "head_out": self._heads, "z": self._attention, "v": self._attention}
-        if name in algebra:
+        if name in algebra and (algebra[name] != self._stream or claims_about(self.model, Site(name, 0))):
             trials.append(("algebra", algebra[name]))
         passed: list[str] = []
         for trial, check in trials:
@@ -179,27 +180,29 @@ class _Trial:
             self._write(site, source.value(site)), self._logits(source.output), f"{site} from the source"
         )
 
-    def _stream(self, site: Site) -> str | None:
-        """The stream is the sum of what the blocks add to it."""
-        refused = self.model.shape.refused
-        layer = site.layer
-        parts = [Site(n, layer) for n in ("resid_pre", "attn_out", "mlp_out", "resid_post") if n not in refused]
-        run = capture(self.model, self.base, parts)
-        pre, attn, mlp, post = (run.value(part) for part in parts)
-        failure = self._compare(pre + attn + mlp, post, f"resid_pre + attn_out + mlp_out in layer {layer}")
-        if failure is None and site.name == "resid_mid":
-            failure = self._read_by_a_norm(site, pre + attn)
-        return failure
+    def _is_passed_by(self, name: str) -> bool:
+        """Say whether something reaches the layers behind a site in another way."""
+        family = self.model.family
+        return family is not None and family.reads_ids and name not in ("final_norm", "logits")
 
-    def _read_by_a_norm(self, site: Site, stream: Tensor) -> str | None:
-        """One of the layer's norms takes this stream as its input."""
-        failures: list[str | None] = []
-        path = self.model.tap(Site("resid_post", site.layer)).port.path
-        for norm in self.model.family.norms if self.model.family else ():
-            port = Port(f"{path}.{norm}", "input")
-            _, tensors = run_with_hooks(self.model, inputs_of(self.model, self.base), keep=[port])
-            failures.append(self._compare(tensors[port], stream, f"the input of {port.path} against {site}"))
-        return None if None in failures else failures[0]
+    def _stream(self, site: Site) -> str | None:
+        """The stream is the sum that the family says."""
+        claims = claims_about(self.model, site)
+        needed = dict.fromkeys(where for claim in claims for where in (*claim.parts, *claim.totals))
+        run = capture(self.model, self.base, [where for where in needed if isinstance(where, Site)])
+        ports = [where for where in needed if isinstance(where, Port)]
+        _, tensors = run_with_hooks(self.model, inputs_of(self.model, self.base), keep=ports)
+
+        def value(where: Where) -> Tensor:
+            return run.value(where) if isinstance(where, Site) else tensors[where]
+
+        for claim in claims:
+            total = sum((value(part) for part in claim.parts[1:]), value(claim.parts[0]))
+            what = f"{claim.words} in layer {site.layer}"
+            failures = [self._compare(total, value(each), what) for each in claim.totals]
+            if None not in failures:
+                return failures[0]
+        return None
 
     def _heads(self, site: Site) -> str | None:
         """The heads' outputs and the bias are the output projection's output."""
@@ -214,8 +217,8 @@ class _Trial:
 
     def _attention(self, site: Site) -> str | None:
         """What attention is given as values are the values, and what it returns is handed to the projection."""
-        units = self.model.shape.units
-        values = [Site("v", site.layer, head) for head in range(units["kv_head"])]
+        units, refused = self.model.shape.units, self.model.shape.refused
+        values = [Site("v", site.layer, head) for head in range(units["kv_head"]) if "v" not in refused]
         heads = [Site("z", site.layer, head) for head in range(units["head"])]
         seen: list[tuple[Tensor, Tensor]] = []
 
@@ -230,6 +233,8 @@ class _Trial:
         # Quiet first: no other thread may run the model while its kernel is another.
         with quiet(self.model), attending(self.model.module, attend):
             run = capture(self.model, self.base, [*values, *heads])
+        if not seen:
+            return self._mixture(values, heads)
         if len(seen) != self.model.shape.n_layers or site.layer is None:
             return None
         given, returned = seen[site.layer]
@@ -237,6 +242,20 @@ class _Trial:
         pairs += [(part, returned[:, number]) for number, part in enumerate(heads)]
         failures = (self._compare(run.value(part), wanted, f"{part} against attention") for part, wanted in pairs)
         return next((failure for failure in failures if failure), None)
+
+    def _mixture(self, values: list[Site], heads: list[Site]) -> str | None:
+        """The weights that attention returns, times the values, are handed to the projection."""
+        port = Port(self.model.tap(heads[0]).port.path.rpartition(".")[0], "output", (1,))
+        with quiet(self.model), attending(self.model.module, _unasked):
+            run = capture(self.model, self.base, [*values, *heads])
+            _, tensors = run_with_hooks(self.model, inputs_of(self.model, self.base), keep=[port])
+        n_group = len(heads) // len(values)
+        for number, head in enumerate(heads):
+            mixed = tensors[port][:, number].to(self.model.dtype) @ run.value(values[number // n_group])
+            failure = self._compare(run.value(head), mixed, f"{head} against attention")
+            if failure:
+                return failure
+        return None
 
     def _write(self, site: Site, value: Tensor) -> Float[Tensor, "row position vocab"]:
         rows, columns = np.divmod(np.arange(N_ROWS * N_TOKENS), N_TOKENS)
@@ -254,6 +273,11 @@ class _Trial:
         if not difference <= self.tolerance:
             return f"{what} is off by {difference:.1e}"
         return None
+
+
+def _unasked(*_: Any) -> Tensor:
+    """Stand for a kernel that the model's attention does not look up."""
+    raise EnoughError
 
 
 def _batch(ids: np.ndarray) -> Batch:

@@ -50,7 +50,7 @@ class Block:
         z: Port of what attention hands to its output projection.
         mlp_post: Port of what the MLP hands to its down projection.
         attention: Path of the attention module.
-        mlp: Path of the MLP module.
+        mlp: Path of the MLP module; the layer's own where its projections stand in the layer itself.
     """
 
     path: str

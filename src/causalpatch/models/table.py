@@ -8,7 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from causalpatch.models.families import Absent, At, Fact, Family, Parted, ShareOf, SumOf
 from causalpatch.models.taps import Port, Tap
-from causalpatch.models.views import Columns, HeadShare, Sum, Whole
+from causalpatch.models.views import Columns, HeadShare, Scaled, Sum, View, Whole
 from causalpatch.sites.site import Site
 
 _UNIT_OF = {"q": "head", "k": "kv_head", "v": "kv_head", "z": "head", "head_out": "head", "mlp_post": "neuron"}
@@ -34,10 +34,12 @@ class Numbers:
     Args:
         n_layers: Number of layers.
         width: Width of the stream.
-        n_heads: Number of query heads.
+        n_heads: Number of query heads; 0 where there are none that are known by name, as of all that follow.
         n_kv_heads: Number of key and value heads.
         head_width: Width of a head, as the output projection takes it.
         n_neurons: Width of the MLP, as the down projection takes it.
+        query_width: Width of a head's query, and of the key that it meets.
+        embed_width: Width of the token embedding.
     """
 
     n_layers: int
@@ -46,6 +48,17 @@ class Numbers:
     n_kv_heads: int
     head_width: int
     n_neurons: int
+    query_width: int
+    embed_width: int
+
+    def sizes(self, name: str) -> dict[str, int]:
+        """Return the sizes of the axes of a site's value.
+
+        Args:
+            name: The site's name.
+        """
+        width = self.embed_width if name == "embed" else self.width
+        return {"width": width, "head_width": self.query_width if name in ("q", "k") else self.head_width}
 
 
 class FamilyTable:
@@ -67,8 +80,9 @@ class FamilyTable:
 
     @property
     def units(self) -> dict[str, int]:
-        """Units in a layer by axis."""
-        return {"head": self.numbers.n_heads, "kv_head": self.numbers.n_kv_heads, "neuron": self.numbers.n_neurons}
+        """Units in a layer by axis, so far as there are any."""
+        found = {"head": self.numbers.n_heads, "kv_head": self.numbers.n_kv_heads, "neuron": self.numbers.n_neurons}
+        return {axis: count for axis, count in found.items() if count}
 
     def layer_path(self, layer: int) -> str:
         """Return the path of a layer."""
@@ -82,13 +96,15 @@ class FamilyTable:
         parent = self.place.base if site.layer is None else self.layer_path(site.layer)
         match fact:
             case At():
-                return Tap(site, _port(parent, fact), Whole())
+                view: View = Scaled(self._factor(parent, fact)) if fact.times else Whole()
+                return Tap(site, _port(parent, fact), view)
             case SumOf():
-                return Tap(site, _port(parent, fact.changed), Sum(), (_port(parent, fact.kept),))
+                total = Sum(self._factor(parent, fact.changed))
+                return Tap(site, _port(parent, fact.changed), total, (_port(parent, fact.kept),))
             case Parted():
-                width = 1 if site.name == "mlp_post" else self.numbers.head_width
-                view = Columns(self._start(site, fact, width), width, squeeze=site.name == "mlp_post")
-                return Tap(site, Port(join(parent, fact.module), fact.side), view)
+                width = 1 if site.name == "mlp_post" else self.numbers.sizes(site.name)["head_width"]
+                columns = Columns(self._start(site, fact, width), width, squeeze=site.name == "mlp_post")
+                return Tap(site, _port(parent, fact), columns)
             case ShareOf():
                 path = join(parent, fact.module)
                 width = self.numbers.head_width
@@ -100,10 +116,18 @@ class FamilyTable:
 
     def _start(self, site: Site, fact: Parted, width: int) -> int:
         """Return a unit's first column."""
-        unit = site.unit or 0
+        unit, n_units = site.unit or 0, self.units[_UNIT_OF[site.name]]
+        if fact.parts == 3 and self.numbers.n_kv_heads:
+            return _start_of_three(fact, unit, self.numbers.n_heads, self.numbers.n_kv_heads) * width
         if fact.by_unit:
-            return (unit * fact.parts + fact.part) * width
-        return (fact.part * self.units[_UNIT_OF[site.name]] + unit) * width
+            # The parts of a unit may differ in width: a part is as far from the end of its unit as others come behind.
+            stretch = (output_width(self._modules[join(self.layer_path(0), fact.module)]) or 0) // n_units
+            return unit * stretch + (stretch - width if fact.part == fact.parts - 1 else fact.part * width)
+        return (fact.part * n_units + unit) * width
+
+    def _factor(self, layer: str, fact: At) -> float:
+        """Return what the model multiplies a tensor by before it adds it to the stream."""
+        return float(getattr(self._modules[layer], fact.times)) if fact.times else 1.0
 
     def _refusals(self) -> list[tuple[str, str]]:
         found = [(name, fact.reason) for name, fact in self.family.sites.items() if isinstance(fact, Absent)]
@@ -162,8 +186,19 @@ def fact_modules(fact: Fact) -> tuple[str, ...]:
             return (fact.module,)
 
 
-def _port(parent: str, place: At) -> Port:
-    return Port(join(parent, place.module), place.side)
+def _port(layer: str, place: At | Parted) -> Port:
+    return Port(join(layer, place.module), place.side, like=Port(layer, "input") if place.is_folded else None)
+
+
+def _start_of_three(fact: Parted, unit: int, n_heads: int, n_kv_heads: int) -> int:
+    """Return where a head's queries, keys or values begin in a tensor of all three, in heads."""
+    if not fact.by_unit:
+        return (0, n_heads, n_heads + n_kv_heads)[fact.part] + unit
+    n_group = n_heads // n_kv_heads
+    if fact.part == 0:
+        group, member = divmod(unit, n_group)
+        return group * (n_group + 2) + member
+    return unit * (n_group + 2) + n_group + fact.part - 1
 
 
 def _is_plain(projection: nn.Module) -> bool:
