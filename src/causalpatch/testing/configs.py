@@ -229,7 +229,7 @@ def _special(family: str, layers: int, heads: int, kv_heads: int) -> dict[str, A
             "mamba_d_state": 4,
             "mamba_dt_rank": 3,
             "attn_layer_period": 2,
-            "attn_layer_offset": 1,
+            "attn_layer_offset": min(1, layers - 1),
             "num_experts": 4,
             "use_mamba_kernels": False,
             **experts,
