@@ -31,6 +31,8 @@ class Workload:
         n_cells: Cells that peers are measured on, a random part of all; as many more as full batches of 8 need.
         most_repeats: Repeats at most, where one takes long.
         only_ours: Whether it is measured in a process of its own, hooks by hand only checking a few numbers.
+        is_profiled: Whether it is run once more under the profiler, which takes as long again and whose
+            records of a long sweep fill the memory.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Workload:
     n_cells: int = 24
     most_repeats: int = 99
     only_ours: bool = False
+    is_profiled: bool = True
 
     @property
     def title(self) -> str:
@@ -95,7 +98,13 @@ _SHORT = (
     Workload("screen", settings=MappingProxyType({"precision": "screen"}), ratios=_against(20)),
     Workload("neurons", kind="neuron", share=0.75, ratios=_against(80, 50), most_repeats=3),
     Workload(
-        "neurons-logprob", kind="neuron", metric="log_probability", share=0.65, ratios=_against(40), most_repeats=3
+        "neurons-logprob",
+        kind="neuron",
+        metric="log_probability",
+        share=0.65,
+        ratios=_against(40),
+        most_repeats=3,
+        is_profiled=False,
     ),
 )
 _LONG = (
@@ -121,6 +130,7 @@ _LONG = (
         n_cells=8,
         most_repeats=2,
         only_ours=True,
+        is_profiled=False,
     ),
 )
 _FAMILIES = tuple(

@@ -1,16 +1,21 @@
 """The oracle of the laws: one prompt, one intervention, raw hooks on the modules of transformers.
 
-Nothing here comes from the library. Prompts are run alone and unpadded, without mask or position ids, and every site
+Nothing here comes from the library; attention is computed by a kernel of its own where something inside it is read or
+changed. Prompts are run alone and unpadded, without mask or position ids, and every site
 is found by the attribute names of its family and by reshaping, not by the library's tables and columns. Two sites that
 are stored nowhere are changed in other ways than the engine's: the middle of a block through the input of its second
 norm and the block's output, a head's share through the terms of the product, head by head.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
 from transformers.pytorch_utils import Conv1D
 
 from parts import PARTS
@@ -34,6 +39,71 @@ class Edit:
         return value
 
 
+@dataclass
+class Inside:
+    """What is changed inside attention: (attention module, site's name, unit, change), in order."""
+
+    steps: list[tuple[nn.Module, str, int, Change]] = field(default_factory=list)
+
+    def add(self, *step):
+        self.steps.append(step)
+        return self
+
+    def remove(self):
+        self.steps.clear()
+
+    def change(self, module: nn.Module, name: str, heads: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Return heads (row, head, position, …) of one prompt with what is changed there; hidden keys stay."""
+        heads = heads.clone()
+        for where, what, unit, change in self.steps:
+            if where is module and what == name:
+                row = heads[0, unit]
+                hidden = {"scores": -torch.inf, "pattern": 0.0}.get(name)
+                given = row.clone() if hidden is None else torch.where(visible, row, hidden)
+                new = change(given)
+                heads[0, unit] = new if hidden is None else torch.where(visible, new, row)
+        return heads
+
+    def attend(self, module, query, key, value, mask, scaling=None, softcap=None, s_aux=None, **_):
+        """Compute attention head by head, in the dtype of the model; a sink adds to what weights are divided by."""
+        query, key = self.change(module, "q_rot", query), self.change(module, "k_rot", key)
+        shared = query.shape[1] // key.shape[1]
+        visible = mask[0, 0] == 0
+        of_heads = [query[:, h] @ key[:, h // shared].mT for h in range(query.shape[1])]
+        scores = torch.stack(of_heads, 1) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+        scores = scores if softcap is None else softcap * (scores / softcap).tanh()
+        scores = self.change(module, "scores", scores.masked_fill(~visible, -torch.inf), visible)
+        total = scores.logsumexp(-1, keepdim=True)
+        total = total if s_aux is None else torch.logaddexp(total, s_aux.reshape(1, -1, 1, 1))
+        pattern = self.change(module, "pattern", (scores - total).exp(), visible)
+        mixed = [pattern[:, h] @ value[:, h // shared] for h in range(query.shape[1])]
+        return torch.stack(mixed, 2), pattern
+
+    @contextmanager
+    def spelt_out(self) -> Iterator[None]:
+        """Change what torch's softmax is given and gives in modules that call it by themselves."""
+        plain, running = functional.softmax, []
+
+        def softmax(scores, *args, **kwargs):
+            if not running:
+                return plain(scores, *args, **kwargs)
+            visible = scores[0, 0] > torch.finfo(scores.dtype).min / 2
+            scores = self.change(running[0], "scores", scores, visible)
+            return self.change(running[0], "pattern", plain(scores, *args, **kwargs), visible)
+
+        handles = []
+        for module in {step[0] for step in self.steps}:
+            handles.append(module.register_forward_pre_hook(lambda module, _: running.append(module)))
+            handles.append(module.register_forward_hook(lambda *_: running.clear()))
+        functional.softmax = softmax
+        try:
+            yield
+        finally:
+            functional.softmax = plain
+            for handle in handles:
+                handle.remove()
+
+
 class Plain:
     """A tiny model of a family, as its author's own attributes name it."""
 
@@ -41,6 +111,7 @@ class Plain:
         self.module, self.family, self.config, self.parts = module, family, module.config, PARTS[family]
         self.body = module.get_submodule(self.parts.body)
         self.layers = getattr(self.body, self.parts.layers)
+        self.inside = Inside()
         self.n_heads = getattr(self.config, "num_attention_heads", 0)
         self.n_kv_heads = getattr(self.config, "num_key_value_heads", self.n_heads)
         if family.startswith("falcon"):
@@ -58,7 +129,7 @@ class Plain:
             for handle in ([] if edit.site[0] == "logits" else self._hook(edit.site, edit.apply))
         ]
         try:
-            logits = self.module(input_ids=torch.tensor([list(map(int, ids))]), use_cache=False).logits[0]
+            logits = self._run(ids)
         finally:
             for handle in handles:
                 handle.remove()
@@ -79,15 +150,34 @@ class Plain:
             return value
 
         handles = self._hook(site, keep)
-        self.module(input_ids=torch.tensor([list(map(int, ids))]), use_cache=False)
+        self._run(ids)
         for handle in handles:
             handle.remove()
         assert len(kept) == 1
         return kept[0]
 
+    def _run(self, ids: Sequence[int]) -> Tensor:
+        before = self.config._attn_implementation
+        is_spelt_out = self.parts.spelt_out and self.inside.steps
+        if self.inside.steps and not is_spelt_out:
+            AttentionInterface.register("oracle", self.inside.attend)
+            AttentionMaskInterface.register("oracle", eager_mask)
+            self.config._attn_implementation = "oracle"
+        try:
+            with self.inside.spelt_out() if is_spelt_out else nullcontext():
+                return self.module(input_ids=torch.tensor([list(map(int, ids))]), use_cache=False).logits[0]
+        finally:
+            self.config._attn_implementation = before
+
     def _hook(self, site: tuple[str, int | None, int | None], change: Change) -> list:
         name, layer, unit = site
         block, parts = None if layer is None else self.layers[layer], self.parts
+        if name in ("q_rot", "k_rot", "scores", "pattern"):
+            return [self.inside.add(block.get_submodule(parts.attention), name, unit, change)]
+        if name.endswith("_bias"):
+            return [self._bias(block, name, unit, change)]
+        if name == "pos_embed":
+            return [on_output(getattr(self.body, parts.positions), change)]
         if name in ("embed", "final_norm"):
             return [on_output(getattr(self.body, parts.embed if name == "embed" else parts.final), change)]
         if name == "resid_pre":
@@ -108,7 +198,34 @@ class Plain:
         if name == "mlp_post":
             is_folded = parts.down in parts.folded
             return [on_input(block.get_submodule(parts.down), change, lambda x: x[:, unit], is_folded=is_folded)]
+        if name in ("mlp_pre", "mlp_gate"):
+            return [self._up(block, name, unit, change)]
         raise AssertionError(name)
+
+    def _up(self, block: nn.Module, name: str, neuron: int, change: Change):
+        parts = self.parts
+        if parts.gate_up:
+            half = 1 if name == "mlp_pre" else 0
+            return on_output(
+                block.get_submodule(parts.gate_up), change, lambda x: x.view(len(x), 2, -1)[:, half, neuron]
+            )
+        path = parts.up if name == "mlp_pre" else parts.gate
+        return on_output(block.get_submodule(path), change, lambda x: x[:, neuron], is_folded=path in parts.folded)
+
+    def _bias(self, block: nn.Module, name: str, unit: int | None, change: Change):
+        what = name.removesuffix("_bias")
+        path, pick = {"attn": self.parts.heads, "mlp": self.parts.down}.get(what, ""), lambda x: x
+        if what in ("q", "k", "v"):
+            path, pick = self._place(what, unit)
+
+        def hook(module, args, output):
+            output = output.clone()
+            whole = output.view(-1, output.shape[-1])  # one prompt's tokens
+            bias = pick(module.bias.detach()[None])[0]
+            pick(whole).add_(change(bias.expand(len(whole), len(bias)).clone()) - bias)
+            return output
+
+        return block.get_submodule(path).register_forward_hook(hook)
 
     def _added(self, block: nn.Module, path: str, change: Change):
         factor = getattr(block, self.parts.times) if self.parts.times else None
@@ -116,22 +233,24 @@ class Plain:
         return on_output(block.get_submodule(path), multiplied, is_folded=path in self.parts.folded)
 
     def _projection(self, block: nn.Module, name: str, unit: int, change: Change):
+        path, pick = self._place(name, unit)
+        # Latent attention projects values for all tokens with an axis between rows and positions.
+        return on_output(block.get_submodule(path), change, lambda x: pick(x.view(-1, x.shape[-1])))
+
+    def _place(self, name: str, unit: int) -> tuple[str, Callable[[Tensor], Tensor]]:
+        """Return a projection, and what picks the unit's columns from (token, column)."""
         parts, part = self.parts, "qkv".index(name)
         own, shared = self.n_heads, self.n_kv_heads
         if parts.fused == "side by side":
             place = (0, own, own + shared)[part] + unit
-            fused = block.get_submodule(parts.qkv)
-            return on_output(fused, change, lambda x: x.view(len(x), own + 2 * shared, -1)[:, place])
+            return parts.qkv, lambda x: x.view(len(x), own + 2 * shared, -1)[:, place]
         if parts.fused == "by group":
             n_group = own // shared
             group, place = divmod(unit, n_group) if name == "q" else (unit, n_group + part - 1)
-            fused = block.get_submodule(parts.qkv)
-            return on_output(fused, change, lambda x: x.view(len(x), shared, n_group + 2, -1)[:, group, place])
-        module = block.get_submodule(getattr(parts, name))
+            return parts.qkv, lambda x: x.view(len(x), shared, n_group + 2, -1)[:, group, place]
         if "kv_b_proj" in parts.v and name == "v":
-            width = self.config.v_head_dim
-            return on_output(module, change, lambda x: x[0].view(x.shape[1], own, -1)[:, unit, -width:])
-        return on_output(module, change, lambda x: x.view(len(x), own if name == "q" else shared, -1)[:, unit])
+            return parts.v, lambda x: x.view(len(x), own, -1)[:, unit, -self.config.v_head_dim :]
+        return getattr(parts, name), lambda x: x.view(len(x), own if name == "q" else shared, -1)[:, unit]
 
     def _middle(self, block: nn.Module, change: Change) -> list:
         if self.parts.middle:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -49,6 +50,18 @@ TOGETHER = (
     ("z", "attn_out"),
     ("mlp_post", "resid_post"),
     ("resid_mid", "mlp_post"),
+    ("q_rot", "scores"),
+    ("k_rot", "pattern"),
+    ("k", "pattern"),
+    ("scores", "pattern"),
+    ("pattern", "z"),
+    ("scores", "mlp_pre"),
+    ("z", "mlp_pre"),
+    ("mlp_gate", "mlp_pre"),
+    ("mlp_pre", "mlp_post"),
+    ("attn_bias", "mlp_bias"),
+    ("q_bias", "v_bias"),
+    ("attn_out", "k_rot"),
 )
 REACH = (1.0, -0.7, 0.4)
 
@@ -139,20 +152,33 @@ def quickly(names: Sequence[str], *quick: str) -> list[Any]:
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-def some_value(world: World, draw: Any, site: Site | SiteSet, base: str) -> Any:
-    """Draw a value of any kind; the source's half the time."""
-    array = np.random.default_rng(3).normal(size=[*world.sizes(site.name).values()])
+def some_value(world: World, draw: Any, site: Site | SiteSet, base: str, *, can_donate: bool = True) -> Any:
+    """Draw a value of any kind, resampled ones only where they can be; the source's half the time."""
+    # How many keys there are differs from pair to pair.
+    shape = [] if site.info.has_keys else [*world.sizes(site.name).values()]
+    array = np.random.default_rng(3).normal(size=shape)
     side = draw(st.sampled_from(["clean", "corrupt"]))
     values = [
         cp.Zero(),
         cp.Mean("pairs", base),
-        cp.Mean("positions", side),
+        cp.Mean("pairs" if site.info.has_keys else "positions", base if site.info.has_keys else side),
         cp.Constant(array),
         cp.Constant(-0.5),
         cp.Function(mixed),
         cp.Function(bent, needs_source=False),
         cp.Identity(),
     ]
+    drawn = [
+        cp.Mean("pairs", base, per_group=True),
+        cp.Interpolate(draw(st.sampled_from([0.0, 0.3, 1.0, 1.7]))),
+        cp.Steer(array, -0.5),
+        cp.ProjectOut(array) if array.ndim else cp.Steer(2.0),
+        cp.Noise(0.4, draw=draw(st.integers(0, 2))),
+        cp.Resample(draw=draw(st.integers(0, 2)), side=side),
+    ]
+    # Rows over keys are not noise, directions or rows of other prompts.
+    drawn = drawn[:2] if site.info.has_keys else drawn
+    values += [value for value in drawn if can_donate or not isinstance(value, cp.Resample)]
     return draw(st.sampled_from([*values, *[None] * len(values)]))
 
 
@@ -176,7 +202,8 @@ def some_intervention(world: World, draw: Any, base: str) -> list[Laid]:
         sites = [world.some_site(draw, name) for name in chosen]
         laid = [_anywhere(world, draw, Site(one.name, layer, one.unit), base) for one in sites]
     elif kind == "heads":
-        name = draw(st.sampled_from(world.among("z", "q", "k", "v", "head_out", "mlp_post") or ["resid_pre"]))
+        several = ["z", "q", "k", "v", "head_out", "mlp_post", "q_rot", "k_rot", "scores", "pattern", "mlp_pre"]
+        name = draw(st.sampled_from(world.among(*several) or ["resid_pre"]))
         one = world.some_site(draw, name)
         n_units = world.model.shape.units.get(NAMES[name].unit_axis, 1)
         laid = [_anywhere(world, draw, SiteSet(name, one.layer) if n_units > 1 else one, base)]
@@ -192,7 +219,7 @@ def _anywhere(world: World, draw: Any, site: Site | SiteSet, base: str) -> Laid:
 
 
 def _at_token(world: World, draw: Any, site: Site, token: int, base: str) -> Laid:
-    patch = cp.Patch(site.at(token), some_value(world, draw, site, base))
+    patch = cp.Patch(site.at(token), some_value(world, draw, site, base, can_donate=False))
     return Laid(patch, lambda number: ([token], [[token]]))
 
 
@@ -313,7 +340,7 @@ def with_answers(pairs: Pairs, seed: int) -> Pairs:
     def some_answers() -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(rng.integers(0, VOCAB, rng.integers(1, 4)).tolist()) for _ in range(rng.integers(1, 4)))
 
-    made = [Pair(pair.clean, pair.corrupt, some_answers(), some_answers(), pair.id, spans=pair.spans) for pair in pairs]
+    made = [replace(pair, answer=some_answers(), wrong_answer=some_answers()) for pair in pairs]
     if pairs.alignment is None or pairs.alignment.how == "position":
         return Pairs(made, name="answers")
     mapping = [[(a, b) for a, b in columns.tolist() if a >= 0] for columns in pairs.alignment.columns]

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from causalpatch.experiment import (
         Experiment as Experiment,
     )
+    from causalpatch.experiment import (
+        off_distribution as off_distribution,
+    )
     from causalpatch.metrics import (
         METRICS as METRICS,
     )
@@ -103,10 +106,19 @@ if TYPE_CHECKING:
         Constant as Constant,
     )
     from causalpatch.patches import (
+        Fitted as Fitted,
+    )
+    from causalpatch.patches import (
+        FittedOn as FittedOn,
+    )
+    from causalpatch.patches import (
         Function as Function,
     )
     from causalpatch.patches import (
         Identity as Identity,
+    )
+    from causalpatch.patches import (
+        Interpolate as Interpolate,
     )
     from causalpatch.patches import (
         Intervention as Intervention,
@@ -115,13 +127,34 @@ if TYPE_CHECKING:
         Mean as Mean,
     )
     from causalpatch.patches import (
+        Noise as Noise,
+    )
+    from causalpatch.patches import (
+        Optimal as Optimal,
+    )
+    from causalpatch.patches import (
         Patch as Patch,
+    )
+    from causalpatch.patches import (
+        ProjectOut as ProjectOut,
+    )
+    from causalpatch.patches import (
+        Resample as Resample,
     )
     from causalpatch.patches import (
         Source as Source,
     )
     from causalpatch.patches import (
+        Steer as Steer,
+    )
+    from causalpatch.patches import (
         Zero as Zero,
+    )
+    from causalpatch.patches import (
+        load_interventions as load_interventions,
+    )
+    from causalpatch.patches import (
+        save_interventions as save_interventions,
     )
     from causalpatch.results.effects import (
         Effects as Effects,
@@ -136,15 +169,36 @@ if TYPE_CHECKING:
         parse as parse,
     )
     from causalpatch.sweeps import (
+        Tracing as Tracing,
+    )
+    from causalpatch.sweeps import (
+        everything_but as everything_but,
+    )
+    from causalpatch.sweeps import (
+        joint as joint,
+    )
+    from causalpatch.sweeps import (
         plan_sweep as plan_sweep,
+    )
+    from causalpatch.sweeps import (
+        sites_of as sites_of,
     )
     from causalpatch.sweeps import (
         sweep as sweep,
     )
+    from causalpatch.sweeps import (
+        together as together,
+    )
+    from causalpatch.sweeps import (
+        trace as trace,
+    )
+    from causalpatch.sweeps import (
+        window as window,
+    )
 
 _ROOMS = {
     "base.errors": ("CausalPatchError", "IntegrityError", "RequestError", "UnsupportedError"),
-    "experiment": ("Baseline", "Experiment"),
+    "experiment": ("Baseline", "Experiment", "off_distribution"),
     "metrics": (
         "METRICS",
         "Metric",
@@ -165,10 +219,39 @@ _ROOMS = {
     ),
     "models": ("Model", "open_model"),
     "pairs": ("Pair", "Pairs", "load_pairs"),
-    "patches": ("Constant", "Function", "Identity", "Intervention", "Mean", "Patch", "Source", "Zero"),
+    "patches": (
+        "Constant",
+        "Fitted",
+        "FittedOn",
+        "Function",
+        "Identity",
+        "Interpolate",
+        "Intervention",
+        "Mean",
+        "Noise",
+        "Optimal",
+        "Patch",
+        "ProjectOut",
+        "Resample",
+        "Source",
+        "Steer",
+        "Zero",
+        "load_interventions",
+        "save_interventions",
+    ),
     "results.effects": ("Effects",),
     "sites": ("Site", "SiteSet", "parse"),
-    "sweeps": ("plan_sweep", "sweep"),
+    "sweeps": (
+        "Tracing",
+        "everything_but",
+        "joint",
+        "plan_sweep",
+        "sites_of",
+        "sweep",
+        "together",
+        "trace",
+        "window",
+    ),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -61,3 +61,14 @@ def test_every_example_has_a_test_and_says_how_it_is_run():
     assert scripts == sorted(tested)
     for name in scripts:
         assert f"\n    python examples/{name}" in (EXAMPLES / name).read_text()
+
+
+def test_causal_trace_draws_both_protocols(run, tmp_path):
+    said = run("causal_trace.py", tmp_path)
+    subject = re.findall(r"layer 0 restores (\S+) at the subject's last token", said)
+    assert len(subject) == 2
+    assert min(map(float, subject)) > 0.7
+    assert re.findall(r"layer 3 restores (\S+) at the last token", said) == ["1.00", "1.00"]
+    picture = (tmp_path / "causal_trace.svg").read_text()
+    assert "by noise, resid_post" in picture
+    assert "by pairs, mlp_out, windows of 2 layers" in picture

@@ -14,6 +14,7 @@ from causalpatch.engine.hooks import run_with_hooks
 from causalpatch.engine.values import Known, Row, writes_of_rows
 from causalpatch.pairs import Pair, Pairs
 from causalpatch.sites import NAMES, ModuleRef, Site, SiteSet
+from causalpatch.sites.names import ATTENTION_SITES
 from causalpatch.testing.tiny import FAMILY_NAMES, tiny_model
 from worlds import World, law
 
@@ -25,6 +26,7 @@ class Replay:
         self.model, self.pairs = world.model, pairs
         self.batch, other = (pairs.batch(role, padding_side=world.padding_side) for role in ("corrupt", "clean"))
         sites = {target.site for patch in patches for target in self.targets([patch])}
+        self.is_open = any(site.name in ATTENTION_SITES for site in sites)  # base and patched runs use one kernel
         base, source = (capture(self.model, some, sites) for some in (self.batch, other))
         self.known = Known(source, base, Means())
         self.untouched = self.model.logits(base.output)
@@ -38,7 +40,8 @@ class Replay:
         rows = [Row(0, n, n, some) for n, some in enumerate(placed)]
         writes = writes_of_rows(self.model, self.known, rows, self.batch)
         assert writes
-        output, _ = run_with_hooks(self.model, inputs_of(self.model, self.batch), writes)
+        call = inputs_of(self.model, self.batch)
+        output, _ = run_with_hooks(self.model, call, writes, opens_attention=self.is_open)
         return self.model.logits(output)
 
 

@@ -49,9 +49,10 @@ def sites_of(name, parts):
     return sites
 
 
-def some_interventions(draw, sites, n):
+def some_interventions(draw, sites, n, *, can_donate=True):
     """Draw interventions of one or two patches at different sites."""
     values = [None, None, "zero", 0.7, "mean", cp.Function(mixed), cp.Function(bent, needs_source=False), "identity"]
+    values += ["interpolate(0.4)", "noise(0.3)", "noise", cp.Steer(0.5, -1.5), *["resample"] * can_donate]
     interventions = []
     for _ in range(n):
         chosen = draw(st.lists(st.sampled_from(sites), min_size=1, max_size=2, unique=True))
@@ -72,7 +73,7 @@ def test_generic_tiers_measure_what_the_reference_measures_on_any_module(name, n
     def run(data):
         draw = data.draw
         pairs = vectors(draw(st.integers(1, 6)), draw(st.integers(0, 10**6)), shape, n_classes)
-        interventions = some_interventions(draw, sites_of(name, parts), 8)
+        interventions = some_interventions(draw, sites_of(name, parts), 8, can_donate=len(pairs) > 1)
         given_settings = {
             "metric": [cp.logit_difference, cp.kl_divergence, SUMMED],
             "direction": draw(st.sampled_from(["denoise", "noise"])),

@@ -1,7 +1,17 @@
 """Refusals of sites: names, indices, modules, and activations that a model does not have."""
 
+import numpy as np
+
 import causalpatch as cp
-from causalpatch.base.errors import PatchDidNotFire, SiteNotFound, SiteSyntaxError, SiteUnsupported
+from causalpatch.base.errors import (
+    PairError,
+    PatchDidNotFire,
+    PatchError,
+    SiteNotFound,
+    SiteSyntaxError,
+    SiteUnsupported,
+)
+from causalpatch.pairs import Pair, Pairs
 from causalpatch.testing.tiny import tiny_model
 
 
@@ -11,7 +21,8 @@ def test_a_name_of_another_library_is_answered_with_ours(refuses):
         """
         no site named 'hidden_states.3@-1'
           name   'hidden_states'
-          names  resid_post embed resid_pre resid_mid attn_out mlp_out q k v z head_out mlp_post
+          names  resid_post embed pos_embed resid_pre resid_mid attn_out mlp_out q k v q_rot k_rot scores
+                 pattern z head_out mlp_pre mlp_gate mlp_post q_bias k_bias v_bias attn_bias mlp_bias
                  final_norm logits module
           fix: did you mean 'resid_post'?
         """,
@@ -25,7 +36,8 @@ def test_a_misspelt_name_is_answered_with_the_closest(refuses):
         """
         no site named 'resid_per.3'
           name   'resid_per'
-          names  resid_pre resid_post resid_mid embed attn_out mlp_out q k v z head_out mlp_post
+          names  resid_pre resid_post resid_mid embed pos_embed attn_out mlp_out q k v q_rot k_rot scores
+                 pattern z head_out mlp_pre mlp_gate mlp_post q_bias k_bias v_bias attn_bias mlp_bias
                  final_norm logits module
           fix: did you mean 'resid_pre'?
         """,
@@ -37,13 +49,13 @@ def test_a_planned_name_is_answered_with_the_closest_site_of_this_version(refuse
     with refuses(
         SiteNotFound,
         """
-        the site 'blocks.3.mlp.hook_pre.512@-1' is known, but this version does not have it yet
-          mlp_pre  a neuron before its activation function
-          closest  mlp_post: input of the MLP's down projection
-          fix: use 'mlp_post.3.512@-1'
+        the site 'cross_z.3.5@-1' is known, but this version does not have it yet
+          cross_z  input of cross-attention's output projection
+          closest  z: input of attention's output projection
+          fix: use 'z.3.5@-1'
         """,
     ):
-        cp.parse("blocks.3.mlp.hook_pre.512@-1")
+        cp.parse("cross_z.3.5@-1")
 
 
 def test_a_path_of_a_module_is_no_site_by_itself(refuses):
@@ -52,7 +64,8 @@ def test_a_path_of_a_module_is_no_site_by_itself(refuses):
         """
         no site named 'layers.3.mlp'
           name   'layers'
-          names  embed resid_pre resid_mid resid_post attn_out mlp_out q k v z head_out mlp_post
+          names  embed pos_embed resid_pre resid_mid resid_post attn_out mlp_out q k v q_rot k_rot scores
+                 pattern z head_out mlp_pre mlp_gate mlp_post q_bias k_bias v_bias attn_bias mlp_bias
                  final_norm logits module
           fix: the output of a module of the model is written module(PATH).output
         """,
@@ -298,3 +311,97 @@ def test_a_site_whose_definition_does_not_hold_in_the_model_is_refused(refuses):
         """,
     ):
         cp.Experiment(model, pairs).run(["mlp_out.1"])
+
+
+def unequal():
+    model = cp.open_model(tiny_model("llama"))
+    pairs = Pairs([Pair(np.array([3, 4, 5, 6]), np.array([3, 9, 4, 5, 6]), ((5,),), ((6,),))], name="prompts")
+    return cp.Experiment(model, pairs, show_progress=False)
+
+
+def test_rows_over_keys_of_prompts_that_differ_in_length_do_not_meet(refuses):
+    with refuses(
+        PairError,
+        """
+        the keys of 'pattern.0.1' in pair 0 of 'prompts' are not those of its source
+          why        query 4 takes the row of token 3 of the source prompt
+          rule       key by key: both prompts must have the same tokens in the same places up to the query
+          clean      4 tokens
+          corrupted  5 tokens
+          fix: drop it (pairs.drop(0)), patch earlier queries, or patch z.0: it has no keys
+        """,
+    ):
+        unequal().run(["pattern.0.1@-1"])
+
+
+def test_rows_over_keys_that_an_alignment_moves_do_not_meet(refuses):
+    experiment = unequal()
+    pairs = experiment.pairs.align("map", mapping=[[(1, 2), (3, 3)]])
+    with refuses(
+        PairError,
+        """
+        the keys of 'scores.0.1' in pair 0 of 'prompts' are not those of its source
+          why        key 2 is aligned with token 1 of the source prompt
+          rule       key by key: both prompts must have the same tokens in the same places up to the query
+          clean      4 tokens
+          corrupted  5 tokens
+          fix: drop it (pairs.drop(0)), patch earlier queries, or patch z.0: it has no keys
+        """,
+    ):
+        cp.Experiment(experiment.model, pairs).run(["scores.0.1@3"])
+    assert cp.Experiment(experiment.model, pairs, show_progress=False).run(["scores.0.1@0"]).effect().shape == (1,)
+
+
+def test_rows_of_different_queries_have_no_mean(refuses):
+    with refuses(
+        PatchError,
+        """
+        'pattern.0.1' has no mean over positions
+          why not  each query sees other keys, so that rows of different queries have no mean
+          fix: take the mean of each query over prompts: Mean(over="pairs")
+        """,
+    ):
+        unequal().run([cp.Patch("pattern.0.1", cp.Mean("positions"))])
+
+
+def test_a_hook_name_that_means_the_gate_in_gated_mlps_says_so(refuses):
+    with refuses(
+        SiteUnsupported,
+        """
+        'LlamaForCausalLM' does not have the site 'mlp_pre.0.3@-1'
+          reason  'blocks.0.mlp.hook_pre.3@-1' is what goes into the activation function: in gated MLPs,
+                  as here, the gate
+          fix: write 'mlp_gate.0.3@-1'
+        """,
+    ):
+        unequal().run(["blocks.0.mlp.hook_pre.3@-1"])
+
+
+def test_sites_that_a_family_lacks_say_what_to_use_instead(refuses):
+    with refuses(
+        SiteUnsupported,
+        """
+        'LlamaForCausalLM' does not have the site 'pos_embed'
+          reason  positions enter inside attention, by rotary embeddings; use q_rot or k_rot
+          fix: list the sites with: model.site_rows()
+        """,
+    ):
+        unequal().run(["pos_embed"])
+    with refuses(
+        SiteUnsupported,
+        """
+        'LlamaForCausalLM' does not have the site 'attn_bias.0'
+          reason  self_attn.o_proj has no bias
+          fix: list the sites with: model.site_rows()
+        """,
+    ):
+        unequal().run(["attn_bias.0"])
+    with refuses(
+        SiteUnsupported,
+        """
+        'GPT2LMHeadModel' does not have the site 'mlp_gate.0.1'
+          reason  its MLP has no gate; use mlp_pre
+          fix: list the sites with: model.site_rows()
+        """,
+    ):
+        cp.open_model(tiny_model("gpt2")).tap(cp.Site("mlp_gate", 0, 1))

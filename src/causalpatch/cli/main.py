@@ -23,6 +23,7 @@ from causalpatch.cli import show as view
 
 engine = lazy("causalpatch.engine")
 tasks_room = lazy("causalpatch.pairs.tasks")
+values = lazy("causalpatch.patches.value")
 
 app = typer.Typer(
     name="causalpatch",
@@ -116,7 +117,16 @@ def sweep(  # noqa: PLR0913 - each argument is an option that a person types
             "--direction", help="denoise: into the corrupted run; noise: into the clean one. Ablations noise."
         ),
     ] = None,
-    value: Annotated[str, typer.Option("--value", help="source, zero, mean, identity or a number.")] = "source",
+    value: Annotated[
+        str,
+        typer.Option(
+            "--value",
+            help="source, identity, interpolate(0.5), zero, mean, mean(positions), resample, noise, optimal, a number, "
+            "constant(FILE.npz:NAME), steer(FILE.npz:NAME, 2) or project_out(FILE.npz:NAME).",
+        ),
+    ] = "source",
+    draws: Annotated[int | None, typer.Option("--draws", min=1, help="Draws of noise or resampled values.")] = None,
+    window: Annotated[int | None, typer.Option("--window", min=1, help="Patch windows of N layers together.")] = None,
     align: Annotated[
         Literal["position", "difference", "spans"] | None,
         typer.Option("--align", help="How prompts of different lengths meet."),
@@ -148,21 +158,16 @@ def sweep(  # noqa: PLR0913 - each argument is an option that a person types
     """Patch every cell of a grid and measure what changes."""
     opened = cp.open_model(model, dtype=dtype, device=device)
     loaded = cp.load_pairs(pairs, opened, first_token=first_token)
-    for condition in where or []:
-        column, equals, wanted = condition.partition("=")
-        if not equals:
-            raise SettingError(f"--where {condition!r} is not COLUMN=VALUE", fix="--where behaviour=pronoun")
-        loaded = loaded.where(**{column: wanted})
-    loaded = loaded.take(range(min(first, len(loaded)))) if first else loaded
+    loaded = _selected(loaded, where, first)
     loaded = loaded.align(align) if align else loaded
     metrics = metric or [_metric_of_task(pairs)]
-    number = _number(value)
-    is_ablation = number not in ("source", "identity")
+    wanted = values.as_value(value)
+    moves = isinstance(wanted, cp.Source | cp.Identity | cp.Interpolate)
     experiment = cp.Experiment(
         opened,
         loaded,
         metric=metrics,
-        direction=direction or ("noise" if is_ablation else "denoise"),
+        direction=direction or ("denoise" if moves else "noise"),
         engine=engine,
         precision=precision,
         budget_gib=budget_gib,
@@ -170,15 +175,48 @@ def sweep(  # noqa: PLR0913 - each argument is an option that a person types
     sites = site or ["resid_pre"]
     axes = over.split(",") if over else None
     if plan:
-        plans = {name: cp.plan_sweep(experiment, name, axes, value=number) for name in sites}
+        plans = {name: cp.plan_sweep(experiment, name, axes, value=wanted, window=window) for name in sites}
         _show_plans(plans, as_json)
         return
-    found = _run_until_stopped(
-        {name: partial(cp.sweep, experiment, name, axes, value=number, budget=budget) for name in sites}
-    )
+    asked = {"value": wanted, "budget": budget, "draws": draws, "window": window}
+    found = _run_until_stopped({name: partial(cp.sweep, experiment, name, axes, **asked) for name in sites})
     if not as_json:
         view.text(str(experiment.baseline))
     _finish(found, out, top, as_json)
+
+
+@app.command()
+def trace(  # noqa: PLR0913 - each argument is an option that a person types
+    model: Annotated[str, typer.Argument(help="zoo:NAME, a folder, or a name on the hub.")],
+    pairs: Annotated[str, typer.Argument(help="A task's name, or a .jsonl, .csv or .parquet file.")],
+    span: Annotated[str, typer.Option("--span", help="The span of every pair that noise is put on.")] = "subject",
+    window: Annotated[int, typer.Option("--window", min=1, help="Layers of attn and mlp restored together.")] = 10,
+    by: Annotated[list[str] | None, typer.Option("--by", help="noise or pairs; both by default.")] = None,
+    kind: Annotated[list[str] | None, typer.Option("--kind", help="resid, attn or mlp; all by default.")] = None,
+    draws: Annotated[int, typer.Option("--draws", min=1, help="Draws of noise per pair.")] = 10,
+    metric: Annotated[str | None, typer.Option("--metric", help="What to measure; by default the task's.")] = None,
+    where: Annotated[list[str] | None, typer.Option("--where", help="Keep pairs with COLUMN=VALUE.")] = None,
+    first: Annotated[int | None, typer.Option("--first", min=1, help="Use the first N pairs only.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; a GPU where there is one.")] = None,
+    out: Out = None,
+    top: Top = 5,
+    as_json: Json = False,
+) -> None:
+    """Trace causally, as in ROME: noise the subject, or use the pairs, and restore clean states one by one."""
+    opened = cp.open_model(model, device=device)
+    loaded = _selected(cp.load_pairs(pairs, opened), where, first)
+    experiment = cp.Experiment(opened, loaded, metric=metric or _metric_of_task(pairs))
+    asked: dict[str, Any] = {**({"by": by} if by else {}), **({"kind": kind} if kind else {})}
+    found = cp.trace(experiment, span, window, draws=draws, **asked)
+    named = {f"{by}-{kind}": effects for (by, kind), effects in found.effects.items()}
+    if out:
+        path = found.plot().save(out / "trace.svg")
+        found.plot().save(out / "trace.png")
+    if not as_json:
+        view.text(repr(found))
+    _finish(named, out, top, as_json)
+    if out and not as_json:
+        view.text(f"  all in one figure: {path}")
 
 
 @app.command()
@@ -248,7 +286,7 @@ def show(
         return
     view.text(repr(effects))
     view.text("")
-    view.summary(effects) if everything else view.top_table(effects.top(top))
+    view.summary(effects) if everything else view.top_table(effects.over_draws().top(top))
 
 
 def _finish(found: dict[str, Any], out: Path | None, top: int, as_json: bool) -> None:
@@ -264,7 +302,7 @@ def _finish(found: dict[str, Any], out: Path | None, top: int, as_json: bool) ->
             for metric in effects.metrics:
                 view.heading(name if len(effects.metrics) == 1 else f"{name}, {metric}")
                 view.engine(effects)
-                view.top_table(effects.top(top, metric))
+                view.top_table(effects.over_draws().top(top, metric))
         if out:
             n_files = sum(map(len, files.values()))
             view.text(f"\nwrote {n_files} files (numbers, tables, pictures) into {out}/:")
@@ -293,13 +331,16 @@ def _show_plans(plans: dict[str, Any], as_json: bool) -> None:
         view.text(str(plan))
 
 
+def _selected(pairs: Any, where: list[str] | None, first: int | None) -> Any:
+    """Return the pairs that conditions hold for, or the first of them."""
+    for condition in where or []:
+        column, equals, wanted = condition.partition("=")
+        if not equals:
+            raise SettingError(f"--where {condition!r} is not COLUMN=VALUE", fix="--where behaviour=pronoun")
+        pairs = pairs.where(**{column: wanted})
+    return pairs.take(range(min(first, len(pairs)))) if first else pairs
+
+
 def _metric_of_task(pairs: str) -> str:
     task = tasks_room.TASKS.get(pairs)
     return task.metric if task else "logit_difference"
-
-
-def _number(value: str) -> str | float:
-    try:
-        return float(value)
-    except ValueError:
-        return value

@@ -143,7 +143,7 @@ def effects_object(effects: Any, top: int, *, everything: bool = False) -> dict[
     cells, notes = {}, []
     for metric in effects.metrics:
         one = effects.metric(metric)
-        found = one.summary() if everything else one.top(top)
+        found = one.summary() if everything else one.over_draws().top(top)
         frame = found if everything else found.to_dataframe()
         cells[metric] = [{name: _plain(value) for name, value in cell.items()} for cell in frame.to_dict("records")]
         notes += [note for note in (frame.attrs["notes"] if everything else found.notes) if note not in notes]
@@ -171,12 +171,12 @@ def save(effects: Any, folder: Path, name: str, *, alone: bool) -> list[str]:
     effects.save(place)
     written = [place / "manifest.json"]
     for metric in effects.metrics:
-        one = effects.metric(metric)
+        one = effects.over_draws().metric(metric)
         end = "" if len(effects.metrics) == 1 else f"-{metric}"
         one.summary().to_csv(place / f"summary{end}.csv", index=False)
         written.append(place / f"summary{end}.csv")
         pictures = {"bars": one.plot("bars")}
-        if len(effects.axes) == 2:
+        if len(one.axes) == 2:
             pictures["heat"] = one.plot("heat")
         for kind, picture in pictures.items():
             written += [picture.save(place / f"{kind}{end}.{ending}") for ending in ("svg", "png", "html")]

@@ -32,7 +32,7 @@ def depends_on_others(change: Change, current: Tensor, source: Tensor) -> bool |
     together = change(*both)
     alone = torch.cat([change(both[0][[i]], both[1][[i]]) for i in range(2)])
     # Products of more rows round differently, which is far less than what another element brings in.
-    scale = max(float(values.abs().nan_to_num(0.0).max()) for values in (together, alone, both[0]))
+    scale = max(float(values.abs().nan_to_num(0.0, posinf=0.0).max()) for values in (together, alone, both[0]))
     allowed = torch.finfo(current.dtype).eps ** 0.5 * scale
     if torch.isclose(together, alone, rtol=0.0, atol=allowed, equal_nan=True).all():
         return False

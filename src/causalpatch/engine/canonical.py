@@ -56,7 +56,7 @@ def without_repeats(job: Job, means: Means) -> tuple[Job, Means, Copies]:
     reference = None if job.reference is None else next(n for n, some in enumerate(of) if job.reference in some)
     fitted = {(name, mean): held for (site, mean), held in means.of.items() for name in _names(site, job.model)}
     copies = Copies([np.array(some) for some in of])
-    return replace(job, interventions=kept, reference=reference), Means(fitted), copies
+    return replace(job, interventions=kept, reference=reference), replace(means, of=fitted), copies
 
 
 def _canonical(targets: tuple[Target, ...], model: Model) -> tuple[Target, ...]:
@@ -111,5 +111,5 @@ def shared_outputs(model: Model, targets: Sequence[Target]) -> set[int]:
 def _key(target: Target) -> object:
     # Values with arrays or functions are one only if they are the same object.
     value = target.value
-    by_value = type(value).__name__ in ("Source", "Zero", "Identity", "Mean")
+    by_value = type(value).__name__ in ("Source", "Zero", "Identity", "Interpolate", "Mean", "Scattered")
     return (target.site, target.position, target.column, target.align, value if by_value else id(value))

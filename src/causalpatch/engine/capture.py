@@ -13,7 +13,7 @@ from causalpatch.base.errors import SiteUnsupported
 from causalpatch.engine.hooks import run_with_hooks
 from causalpatch.engine.memory import exhausted, is_out_of_memory
 from causalpatch.models import Model, Port, Tap
-from causalpatch.models.views import take
+from causalpatch.models.views import bound, take
 from causalpatch.pairs import Batch, Pairs
 from causalpatch.pairs.role import Role
 from causalpatch.sites import Site
@@ -40,7 +40,7 @@ class Captured:
     def value(self, site: Site) -> Shaped[Tensor, "row *axes"]:
         """Return the value of a site, ``[row, position, *value_axes]`` or, without positions, ``[row, *value_axes]``.
 
-        Padded columns are included; ``batch.mask`` says which they are.
+        Padded columns are included; ``batch.mask`` says which they are. Keys count real tokens of each row's prompt.
 
         Raises:
             SiteUnsupported: The site's tensor has no row for each prompt.
@@ -48,7 +48,8 @@ class Captured:
         tap = self.model.tap(site)
         tensor = self.tensors[tap.port]
         self._require_rows(site, tensor)
-        return tap.view.read(tensor, tuple(self.tensors[port] for port in tap.companions)).detach()
+        view = bound(tap.view, self.batch.start)
+        return view.read(tensor, tuple(self.tensors[port] for port in tap.companions)).detach()
 
     def at(self, tap: Tap, local: np.ndarray, tokens: np.ndarray) -> Shaped[Tensor, "element *axes"]:
         """Return the values of a tap at elements.
@@ -65,7 +66,8 @@ class Captured:
         self._require_rows(tap.site, tensor)
         rows = local if self.slots is None else self.slots[local]
         places = tuple(torch.as_tensor(at, device=tensor.device) for at in (rows, self.batch.start[rows] + tokens))
-        return take(tap.view, tensor, tuple(self.tensors[port] for port in tap.companions), places).detach()
+        view = bound(tap.view, self.batch.start)
+        return take(view, tensor, tuple(self.tensors[port] for port in tap.companions), places).detach()
 
     def _require_rows(self, site: Site, tensor: Tensor) -> None:
         if tensor.shape[0] != len(self.batch.lengths):
@@ -76,20 +78,21 @@ class Captured:
             )
 
 
-def capture(model: Model, batch: Batch, sites: Iterable[Site]) -> Captured:
+def capture(model: Model, batch: Batch, sites: Iterable[Site], *, opens_attention: bool = False) -> Captured:
     """Run a batch once and keep what the sites need.
 
     Args:
         model: The model.
         batch: Its inputs.
         sites: The sites whose values will be asked for.
+        opens_attention: Whether attention is computed step by step, also where no site stands inside it.
 
     Raises:
         PatchDidNotFire: The module of a site did not run.
     """
     taps = [model.tap(site) for site in sites]
     ports = {port for tap in taps for port in (tap.port, *tap.companions)}
-    output, tensors = run_with_hooks(model, inputs_of(model, batch), keep=ports)
+    output, tensors = run_with_hooks(model, inputs_of(model, batch), keep=ports, opens_attention=opens_attention)
     return Captured(model, batch, output, tensors)
 
 

@@ -7,6 +7,8 @@ number in the closure of a function: then this gap shows it. (It does not show w
 whole prompts: of that the noise floor tells, from identity patches.)
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -48,7 +50,8 @@ def gap_of(job: Job, gauge: Gauge, block: Block) -> tuple[dict[str, float], bool
 
 
 def _plain(job: Job, gauge: Gauge, indices: Int[np.ndarray, " one"]) -> Float[np.ndarray, " metric"]:
-    """Measure one base prompt by the model as it is."""
+    """Measure one base prompt by the model as it is, with the kernel of its own."""
+    job = replace(job, interventions=[], n_controls=0)
     pair = torch.as_tensor(indices, device=job.model.device)
     reads_source = any("source" in metric.compares for metric in gauge.metrics)
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from causalpatch.base.errors import MetricError
-from causalpatch.metrics import AnswerTable, Metric, Outputs
+from causalpatch.metrics import METRICS, AnswerTable, Metric, Outputs
 from causalpatch.models import Model
 from causalpatch.pairs import Batch, Pairs
 
@@ -113,6 +113,12 @@ class Gauge:
         Returns:
             Values, ``(metric, row)``, float64.
         """
+        return np.stack([values.double().cpu().numpy() for values in self.tensors(run, untouched, local)])
+
+    def tensors(
+        self, run: Run, untouched: Mapping[str, Run], local: Int[Tensor, " row"]
+    ) -> list[Float[Tensor, " row"]]:
+        """Measure every row by every metric, as tensors, through which gradients can go; see ``values``."""
         pairs = self.pairs.take(run.pair.tolist())
         numbers = []
         padding = self._padding(run)
@@ -128,8 +134,8 @@ class Gauge:
                 filled = _with_padding(run, padding, 0.0)
                 again = metric(self._outputs(filled, metric, references), pairs)
                 _refuse_padding(metric, run, values.isnan() & ~again.isnan())
-            numbers.append(values.double().cpu().numpy())
-        return np.stack(numbers)
+            numbers.append(values)
+        return numbers
 
     def _outputs(self, run: Run, metric: Metric, references: Mapping[str, Tensor]) -> Outputs:
         is_text, is_whole = self.pairs.kind == "tokens" and run.logits.ndim == 3, run.tokens is None
@@ -170,6 +176,12 @@ class Gauge:
         """
         asked = {metric.position: metric for metric in self.metrics}
         return np.stack([self._token(metric, lengths, rows) for metric in asked.values()], 1)
+
+    @property
+    def keeps_nothing(self) -> bool:
+        """Whether no metric keeps a tensor that it was given; of functions of the user's own nobody knows."""
+        own = {metric.function for metric in METRICS.values()}
+        return all(metric.function in own for metric in self.metrics)
 
     @property
     def needs_vocabulary(self) -> bool:

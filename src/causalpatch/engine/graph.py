@@ -35,7 +35,7 @@ from causalpatch.engine.job import Block, Cost, Job, batches_of_pairs, lay_rows,
 from causalpatch.engine.means import Means
 from causalpatch.engine.memory import is_out_of_memory
 from causalpatch.engine.reference import measure_rows
-from causalpatch.engine.resolve import Placer
+from causalpatch.engine.resolve import Placer, Target
 from causalpatch.engine.structure import Structure, structure_of
 from causalpatch.engine.subgraph import BaseRun, Subgraph, run_base
 from causalpatch.engine.untouched import Untouched, run_untouched
@@ -45,6 +45,7 @@ from causalpatch.models.views import take
 from causalpatch.pairs import Batch
 from causalpatch.patches import Source
 from causalpatch.results.status import Status
+from causalpatch.sites.names import ATTENTION_SITES
 
 Entries = frozenset[tuple[Port, tuple[Port, ...]]]
 """The ports that some rows write, each with the others that writing needs."""
@@ -81,6 +82,13 @@ def why_not(job: Job, gauge: Gauge) -> str | None:
     if mixing:
         return f"{_shown(mixing[0])} normalises over the batch, so that runs are not independent"
     return None
+
+
+def why_not_targets(model: Model, targets: Sequence[Target]) -> str | None:
+    """Say why a run with some targets cannot be made on a graph, or None."""
+    del model
+    inside = [str(target.site) for target in targets if target.site.name in ATTENTION_SITES]
+    return f"{inside[0]} stands inside attention, where a graph has no marks" if inside else None
 
 
 def measure(job: Job, gauge: Gauge, means: Means, cost: Cost) -> Iterator[Block]:

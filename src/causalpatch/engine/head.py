@@ -7,7 +7,7 @@ columns for that call. In front of them it gives the stream into the first layer
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from causalpatch.engine.hooks import Write, hooked
 from causalpatch.engine.stack import Stack
 
 # Bytes of logits that are computed at once.
-LOGITS_BYTES = 192 * 2**20
+LOGITS_BYTES = 384 * 2**20
 
 
 class Head:
@@ -36,6 +36,7 @@ class Head:
         self.stack = stack
         self.returns_tuple = returns_tuple
         self.unembedding = _unembedding(stack.model.module)
+        self._room: Tensor | None = None
 
     def rows_at_once(self, n_columns: int) -> int:
         """Return how many rows are unembedded together."""
@@ -47,6 +48,8 @@ class Head:
         tokens: tuple[np.ndarray, np.ndarray],
         writes: Sequence[Write] = (),
         vocab: Int[Tensor, " column"] | None = None,
+        *,
+        in_passing: bool = False,
     ) -> Float[Tensor, "row column"]:
         """Return the logits that follow from the stream behind the last layer.
 
@@ -55,11 +58,16 @@ class Head:
             tokens: Id and position of each row's token.
             writes: What is patched behind the layers, at index ``(row, 0)``.
             vocab: The vocabulary entries wanted, or None for all.
+            in_passing: Nothing of the logits is needed any more when the next are asked for, which may then take their
+                room: a whole vocabulary is so large that the system takes as long to find it new memory as for a
+                fifth of the product.
         """
         model = self.stack.model
         with self._passed_by(lambda hidden: stream[:, None]), ExitStack() as more:
             if vocab is not None and self.unembedding is not None:
                 more.enter_context(_cut_down(self.unembedding, vocab))
+            elif in_passing and self._has_room:
+                more.enter_context(bypassed(cast(nn.Linear, self.unembedding), self._unembed_in_room))
             more.enter_context(hooked(model, writes))
             logits = model.logits(model.module(**_inputs(self.stack, tokens)))[:, 0]
         if vocab is not None and logits.shape[-1] != len(vocab):
@@ -102,6 +110,18 @@ class Head:
         with hooked(model, writes), bypassed(self.stack.blocks[0].module, stop), suppress(EnoughError):
             model.module(**_inputs(self.stack, tokens))
         return found[0][:, 0]
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether the unembedding is one product on a CPU; elsewhere memory is kept for the next product anyway."""
+        found = self.unembedding
+        return found is not None and found.bias is None and found.weight.device.type == "cpu"
+
+    def _unembed_in_room(self, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocab"]:
+        weight, flat = cast(nn.Linear, self.unembedding).weight, x.reshape(-1, x.shape[-1])
+        if self._room is None or len(self._room) < len(flat):
+            self._room = flat.new_empty(len(flat), len(weight))
+        return torch.mm(flat, weight.t(), out=self._room[: len(flat)]).reshape(*x.shape[:-1], -1)
 
     @contextmanager
     def _passed_by(self, last: Callable[[Tensor], Tensor]) -> Iterator[None]:

@@ -3,7 +3,10 @@
 1. Every port that is written, kept or read along the way gets a forward hook on its module (pre-hook for inputs).
 2. When the module runs, writes are applied to a private copy of the tensor, in order, and the copy goes on.
 3. Kept tensors are copied after the writes, so that they are what the rest of the model saw.
-4. After the forward, each port must have run exactly once: a patch that did not fire is an error, never a zero.
+4. Ports inside attention have no module's door: while the model runs, its attention is computed by the arithmetic of
+   ``attention``, which hands every step to the port that stands there. A module that spells attention out by itself
+   is met at its softmax.
+5. After the forward, each port must have run exactly once: a patch that did not fire is an error, never a zero.
 
 Only our own hooks are removed, also after an exception; the user's hooks stay and run. Models are shared objects, so
 one forward of ours at a time runs on each, under a re-entrant lock; hooks act in the thread that set them alone, so
@@ -26,8 +29,10 @@ from torch import Tensor, nn
 
 from causalpatch.base.errors import ModelUnsupported, PatchDidNotFire, SiteUnsupported
 from causalpatch.engine.memory import is_out_of_memory
+from causalpatch.engine.opened import not_met, opened
 from causalpatch.engine.ports import pick_input, pick_output, put_input, put_output
 from causalpatch.models import Model, Port, Tap
+from causalpatch.models.taps import Side
 from causalpatch.models.views import take
 
 _LOCKS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
@@ -65,6 +70,7 @@ class _PortState:
     """What happens at one port during one forward, and what came of it."""
 
     port: Port
+    store: Callable[[Tensor], Tensor]
     writes: list[tuple[int, Write]] = field(default_factory=list)  # with their places in the order of all
     is_kept: bool = False
     times_run: int = 0
@@ -117,7 +123,13 @@ def users_hooks(model: Model) -> list[str]:
 
 
 def run_with_hooks(
-    model: Model, inputs: Mapping[str, Any], writes: Sequence[Write] = (), keep: Collection[Port] = ()
+    model: Model,
+    inputs: Mapping[str, Any],
+    writes: Sequence[Write] = (),
+    keep: Collection[Port] = (),
+    *,
+    opens_attention: bool = False,
+    with_gradient: bool = False,
 ) -> tuple[Any, dict[Port, Tensor]]:
     """Run one forward with writes applied and tensors kept.
 
@@ -126,6 +138,9 @@ def run_with_hooks(
         inputs: Arguments of its forward, by name.
         writes: What to replace; at one port they are applied in order, later ones over earlier ones.
         keep: Ports whose tensors are returned.
+        opens_attention: Whether attention is computed step by step, also where no port stands inside it: base and
+            patched runs must use one kernel.
+        with_gradient: Whether what is written can be differentiated; see ``gradient``.
 
     Returns:
         The model's output, and a private copy of the tensor at each kept port.
@@ -135,19 +150,32 @@ def run_with_hooks(
         PatchDidNotFire: The module of a port did not run, so nothing was replaced or kept there.
         SiteUnsupported: The module ran more than once, or there is no tensor with one row per run at the port.
     """
-    with quiet(model), hooked(model, writes, keep) as kept:
+    with (
+        quiet(model),
+        torch.set_grad_enabled(with_gradient),
+        hooked(model, writes, keep, opens_attention=opens_attention) as kept,
+    ):
         output = _call(model, inputs)
     return output, kept
 
 
 @contextmanager
-def hooked(model: Model, writes: Sequence[Write] = (), keep: Collection[Port] = ()) -> Iterator[dict[Port, Tensor]]:
+def hooked(
+    model: Model,
+    writes: Sequence[Write] = (),
+    keep: Collection[Port] = (),
+    store: Callable[[Tensor], Tensor] | None = None,
+    *,
+    opens_attention: bool = False,
+) -> Iterator[dict[Port, Tensor]]:
     """Apply writes and keep tensors in whatever of the model runs inside the context; each port must run once.
 
     Args:
         model: The model, already quiet.
         writes: What to replace.
         keep: Ports whose tensors are kept.
+        store: Makes the private copy of a kept tensor; by default beside the tensor itself.
+        opens_attention: Whether attention is computed step by step, also where no port stands inside it.
 
     Yields:
         The kept tensors; filled when the context is left.
@@ -160,17 +188,49 @@ def hooked(model: Model, writes: Sequence[Write] = (), keep: Collection[Port] = 
     companions = [port for write in writes for port in write.tap.companions]
     asked = [*companions, *keep, *(write.tap.port for write in writes)]
     likes = [port.like for port in asked if port.like is not None]
-    states = {port: _PortState(port) for port in (*likes, *asked)}
+    states = {port: _PortState(port, store or _copied) for port in (*likes, *asked)}
     for place, write in enumerate(writes):
         states[write.tap.port].writes.append((place, write))
     for port in (*likes, *companions, *keep):
         states[port].is_kept = True
     with ExitStack() as hooks:
         _register(model.module, states, hooks)
+        if opens_attention or any(port.is_inside for port in states):
+            _open_attention(model, states, hooks)
         yield kept
     for each in states.values():
+        if each.port.is_inside and each.times_run == 0:
+            raise not_met(model, each.port)
         _check_ran_once(each)
     kept.update({port: each.tensor for port, each in states.items() if each.tensor is not None})
+
+
+@contextmanager
+def kept_if_once(
+    model: Model, ports: Collection[Port], store: Callable[[Tensor], Tensor]
+) -> Iterator[dict[Port, Tensor]]:
+    """Keep what modules return inside the context; those that do not run once, or return no tensor, are left out.
+
+    Args:
+        model: The model, already quiet.
+        ports: Outputs of modules.
+        store: Makes the private copy of a kept tensor.
+
+    Yields:
+        The kept tensors; filled when the context is left.
+    """
+    seen: dict[Port, list[Tensor | None]] = {port: [] for port in ports}
+    kept: dict[Port, Tensor] = {}
+
+    def see(found: list[Tensor | None], module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        found.append(store(output) if isinstance(output, Tensor) and not found else None)
+
+    with ExitStack() as hooks:
+        for port, found in seen.items():
+            hook = in_this_thread(partial(see, found))
+            hooks.callback(model.module.get_submodule(port.path).register_forward_hook(hook).remove)
+        yield kept
+    kept.update({port: found[0] for port, found in seen.items() if len(found) == 1 and found[0] is not None})
 
 
 def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -220,6 +280,8 @@ def _call(model: Model, inputs: Mapping[str, Any]) -> Any:
 def _register(root: nn.Module, states: dict[Port, _PortState], hooks: ExitStack) -> None:
     by_call: dict[tuple[str, str], list[_PortState]] = {}
     for port, state in states.items():
+        if port.is_inside:
+            continue
         by_call.setdefault((port.path, port.side), []).append(state)
     for (path, side), group in by_call.items():
         module = root.get_submodule(path)
@@ -229,6 +291,29 @@ def _register(root: nn.Module, states: dict[Port, _PortState], hooks: ExitStack)
         else:
             handle = module.register_forward_hook(in_this_thread(partial(_on_output, group, states)))
         hooks.callback(handle.remove)
+
+
+def _open_attention(model: Model, states: dict[Port, _PortState], hooks: ExitStack) -> None:
+    """Compute all attention step by step, and let the ports inside it see each step."""
+    inside: dict[nn.Module, dict[Side, list[_PortState]]] = {}
+    for port, state in states.items():
+        if port.is_inside:
+            sides = inside.setdefault(model.module.get_submodule(port.path), {})
+            sides.setdefault(port.side, []).append(state)
+
+    def step(module: nn.Module, side: Side, tensor: Tensor) -> Tensor:
+        return _on_step(inside.get(module, {}).get(side, []), states, tensor)
+
+    hooks.enter_context(opened(model, inside, step))
+
+
+def _on_step(group: list[_PortState], states: dict[Port, _PortState], tensor: Tensor) -> Tensor:
+    """Let ports see, and change, a tensor on its way through attention."""
+    for _, writes in _in_order(group):
+        tensor = _written(writes, tensor, states)
+    for state in group:
+        _pass(state, tensor)
+    return tensor
 
 
 def _on_input(
@@ -295,7 +380,11 @@ def _pass(state: _PortState, tensor: Tensor) -> None:
     """Note that a port was passed, and keep its tensor if asked."""
     state.times_run += 1
     if state.is_kept:
-        state.tensor = tensor.detach().clone()
+        state.tensor = state.store(tensor)
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.clone()
 
 
 def _apply(write: Write, tensor: Tensor, states: dict[Port, _PortState]) -> None:

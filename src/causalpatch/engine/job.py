@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -17,6 +18,7 @@ from causalpatch.pairs import Pairs
 from causalpatch.pairs.batch import PaddingSide
 from causalpatch.pairs.role import ROLE_WORDS
 from causalpatch.results.status import Status
+from causalpatch.sites.names import ATTENTION_SITES
 
 BASE, SOURCE = -1, -2
 """Indices that stand for the untouched runs in a block."""
@@ -55,6 +57,12 @@ class Job:
     def n_asked(self) -> int:
         """How many of the interventions were asked for; the controls follow them."""
         return len(self.interventions) - self.n_controls
+
+    @cached_property
+    def opens_attention(self) -> bool:
+        """Whether a patch stands inside attention, so that all runs compute attention step by step."""
+        names = {target.site.name for group in self.interventions for target in group}
+        return bool(names & ATTENTION_SITES)
 
     @property
     def source(self) -> Role:

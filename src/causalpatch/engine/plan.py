@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from causalpatch.engine.screen_cost import Pass, ScreenCost
+from causalpatch.engine.shelf import Where
 
 GIB = 2**30
 
@@ -26,6 +27,9 @@ class ModelCost:
     rows_per_forward: int
 
 
+_AWAY = {"host": "in the host's memory", "disk": "on disk"}
+
+
 @dataclass(frozen=True)
 class Wave:
     """What the wavefront engine needs for the patched runs of a job.
@@ -34,7 +38,9 @@ class Wave:
         token_layers: Tokens that are computed in a layer, summed over layers.
         chunk_rows: Tokens that go through a layer together, at most.
         chunk_bytes: Bytes of a chunk at its peak.
-        base_bytes: Bytes that are kept of the base runs: keys, values and inputs of all layers.
+        base_bytes: Bytes that are kept of the untouched runs: keys, values and inputs of all layers, patched sites, and
+            what rows that are patched nowhere take from there.
+        base_place: Where they are kept.
         front_bytes: Bytes of the patched streams between two layers, were all of the largest batch held at once.
         held_bytes: Bytes of them that are held at once.
         passes: How often the layers' weights are gone through, such that no more is held than the budget allows.
@@ -44,6 +50,7 @@ class Wave:
     chunk_rows: int
     chunk_bytes: int
     base_bytes: int
+    base_place: Where
     front_bytes: int
     held_bytes: int
     passes: int
@@ -169,9 +176,11 @@ class Plan:
             runs = f"{wave.token_layers:,} tokens through single layers{again}, up to {wave.chunk_rows:,} at once"
             passes = f"{wave.passes:,} passes over the layers" if wave.passes > 1 else "one pass over the layers"
             kept = self.screen.record_bytes if self.screen else 0
-            gib = (wave.base_bytes + wave.held_bytes + wave.chunk_bytes + kept) / GIB
+            is_here = wave.base_place == "device"
+            gib = (wave.base_bytes * is_here + wave.held_bytes + wave.chunk_bytes + kept) / GIB
+            away = "" if is_here else f" and {wave.base_bytes / GIB:.2f} {_AWAY[wave.base_place]}"
             casts = f" and {self.screen.cast_bytes / GIB:.2f} of weights in few bits" if self.screen else ""
-            memory = f"about {gib:.2f} GiB of activations{casts}, in {passes}"
+            memory = f"about {gib:.2f} GiB of activations{away}{casts}, in {passes}"
         else:
             runs = f"{rows} in {self.forwards:,} forwards of up to {self.rows_per_forward:,} rows"
             memory = f"about {self.gib:.2f} GiB of activations"

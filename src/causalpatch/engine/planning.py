@@ -24,27 +24,49 @@ from causalpatch.engine.memory import budget_bytes, chunk_bytes, chunk_rows, row
 from causalpatch.engine.plan import ModelCost, Plan, Wave, for_tier, make_plan, passes_of, whole_flops
 from causalpatch.engine.resolve import Placer, Target
 from causalpatch.engine.screen_cost import Pass
+from causalpatch.engine.shelf import place_for
+from causalpatch.engine.unchanged_rows import numbers_per_token
 from causalpatch.engine.values import Row
 from causalpatch.models import Model
-from causalpatch.patches import Mean
+from causalpatch.patches import Mean, Noise, Resample
 from causalpatch.sites import Site
+from causalpatch.sites.names import ATTENTION_SITES
 
 _POINTS = {
     "embed": Point.STREAM,
+    "pos_embed": Point.STREAM,
     "resid_pre": Point.STREAM,
     "resid_post": Point.STREAM,
     "final_norm": Point.STREAM,
     "q": Point.QUERY,
     "k": Point.KEY_VALUE,
     "v": Point.KEY_VALUE,
+    "q_bias": Point.QUERY,
+    "k_bias": Point.KEY_VALUE,
+    "v_bias": Point.KEY_VALUE,
+    "q_rot": Point.QUERY,
+    "k_rot": Point.KEY_VALUE,
+    # A row of scores or weights changes what its query attends to, and no more, as another query would.
+    "scores": Point.QUERY,
+    "pattern": Point.QUERY,
     "z": Point.ATTENDED,
     "head_out": Point.MIDDLE,
     "attn_out": Point.MIDDLE,
     "resid_mid": Point.MIDDLE,
+    "attn_bias": Point.MIDDLE,
+    # The activation function is no matrix product, so that what is before it costs what is behind it.
+    "mlp_pre": Point.ACTIVATED,
+    "mlp_gate": Point.ACTIVATED,
     "mlp_post": Point.ACTIVATED,
+    "mlp_bias": Point.ADDED,
     "mlp_out": Point.ADDED,
     "logits": Point.LOGITS,
 }
+_INSIDE = frozenset({"z", "head_out", "attn_out", "resid_mid", "mlp_pre", "mlp_gate", "mlp_post", "mlp_out"})
+_INSIDE |= {"q", "k", "v", *ATTENTION_SITES}
+
+CAPTURED = 0.4
+"""Share of the budget that captured runs take."""
 
 
 def plan_job(job: Job, n_forks: int, *, gauge: Gauge | None = None, tier: str = "", rate: float | None = None) -> Plan:
@@ -64,7 +86,10 @@ def plan_job(job: Job, n_forks: int, *, gauge: Gauge | None = None, tier: str = 
     pairs = job.pairs
     placer = Placer(pairs, job.base)
     laid = [lay_rows(job, placer, np.array([pair]))[0] for pair in range(len(pairs))]
-    n_means = len({target.value for group in job.interventions for target in group if isinstance(target.value, Mean)})
+    # Each mean, each width of noise and each resampled value takes a run of every prompt.
+    n_means = len(
+        {t.value for group in job.interventions for t in group if isinstance(t.value, Mean | Noise | Resample)}
+    )
     lengths = np.maximum(pairs.lengths("clean"), pairs.lengths("corrupt"))
     cost = _cost_of(job, int(lengths.max()))
     sites = dict.fromkeys(str(target.site) for group in job.interventions for target in group)
@@ -120,6 +145,27 @@ def numbers_of(model: Model) -> ModelNumbers | None:
         number_bytes=torch.finfo(model.dtype).bits // 8 if model.dtype.is_floating_point else 4,
         windows=_windows(model),
     )
+
+
+def captured_bytes(job: Job) -> int:
+    """Return the bytes that captured runs may take on the model's device."""
+    return int(CAPTURED * budget_bytes(job.model.device, job.budget_gib))
+
+
+def bytes_per_token(job: Job, numbers: ModelNumbers) -> int:
+    """Return the bytes that a captured run of the wavefront takes for each token."""
+    targets = [target for group in job.interventions for target in group]
+    inside = {(t.site.layer, t.site.name) for t in targets if t.site.name in _INSIDE}
+    widths = {"z": numbers.n_heads * numbers.head_width, "mlp_pre": 2 * numbers.n_neurons}
+    widths |= {"mlp_gate": 2 * numbers.n_neurons, "mlp_post": numbers.n_neurons, "mlp_out": numbers.n_neurons}
+    longest = int(max(job.pairs.lengths("clean").max(), job.pairs.lengths("corrupt").max()))
+    widths |= dict.fromkeys(("scores", "pattern"), numbers.n_heads * longest)
+    # Each layer's input, keys and values (with the queries, where one projection gives all three), and patched sites.
+    kept = numbers.n_layers * 2 * (numbers.width + numbers.n_kv_heads * numbers.head_width)
+    kept += sum(widths.get(name, numbers.width) + numbers.width for _, name in inside)
+    kept += numbers_per_token(job)
+    kept += 0 if job.few_bits is None else job.few_bits.numbers_per_token(job.model)
+    return kept * numbers.number_bytes
 
 
 def _windows(model: Model) -> tuple[int | None, ...]:
@@ -332,13 +378,14 @@ def _wave(job: Job, cells: _Cells, made: Cone, numbers: ModelNumbers) -> Wave:
     rows = min(rows, max(1, int((made.held * cells.count).sum())))
     held = made.held_bytes(numbers) * cells.count
     front = [int(held[np.isin(cells.pair, batch)].sum()) for batch in batches_of_pairs(job)]
-    kept = numbers.n_layers * (numbers.width + 2 * numbers.n_kv_heads * numbers.head_width) + numbers.width
-    base = max(int(lengths[batch].sum()) for batch in batches_of_pairs(job)) * kept * numbers.number_bytes
+    base = bytes_per_token(job, numbers) * (job.pairs.lengths("clean") + job.pairs.lengths("corrupt"))
+    allowed, largest = captured_bytes(job), int(base.max())
     return Wave(
         token_layers=int((made.rows * cells.count).sum()),
         chunk_rows=rows,
         chunk_bytes=chunk_bytes(numbers, rows, longest),
-        base_bytes=base,
+        base_bytes=max(largest, min(int(base.sum()), allowed)),
+        base_place=place_for(largest, allowed, model.device),
         front_bytes=max(front),
         held_bytes=min(max(front), budget),
         passes=passes_of(front, budget),

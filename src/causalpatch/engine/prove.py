@@ -6,7 +6,8 @@ tried on tiny random prompts (two rows of five tokens, base and source), in the 
 1. *identity*: writing its own value back leaves the logits as they are, bit for bit;
 2. *edit*: another value changes the logits;
 3. *whole*: at sites through which everything flows, the source's value at all positions gives the source's logits;
-4. *algebra*: sums and products that the site's definition claims hold in this model.
+4. *algebra*: sums and products that the site's definition claims hold in this model;
+5. *kernel*: for sites inside attention, attention computed step by step gives the logits of the model's own kernel.
 
 A site that fails is refused with the reason. Proofs are kept until the model is made of other things; a trial that
 could not be made proves nothing, and is made again when it is asked for again.
@@ -14,7 +15,7 @@ could not be made proves nothing, and is made again when it is asked for again.
 
 import itertools
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from causalpatch.base.errors import CausalPatchError, EnoughError, MemoryExhausted, NotFinite, SiteUnsupported
+from causalpatch.base.errors import CausalPatchError, MemoryExhausted, NotFinite, SiteUnsupported
 from causalpatch.base.seeds import generator
 from causalpatch.engine.capture import capture, inputs_of
 from causalpatch.engine.hooks import Write, quiet, run_with_hooks
@@ -32,12 +33,17 @@ from causalpatch.engine.structure import Findings
 from causalpatch.engine.sums import Where, claims_about
 from causalpatch.models import Model, Port
 from causalpatch.models.attention import attending
+from causalpatch.models.views import bound
 from causalpatch.pairs import Batch
 from causalpatch.sites import NAMES, Site
+from causalpatch.sites.names import ATTENTION_SITES
 
 N_ROWS, N_TOKENS = 2, 5
 # Everything that reaches the logits passes through these at every position.
 WHOLE = ("embed", "resid_pre", "resid_mid", "resid_post", "final_norm", "logits")
+
+# What MLPs call their activation function.
+_ACTIVATIONS = ("act", "act_fn", "activation_fn", "activation", "activation_func", "gelu_impl")
 
 
 @dataclass(frozen=True)
@@ -139,8 +145,12 @@ class _Trial:
             trials.append(("whole", self._whole))
         algebra = {"resid_mid": self._stream, "resid_post": self._stream, "attn_out": self._stream}
         algebra |= {"mlp_out": self._stream, "head_out": self._heads, "z": self._attention, "v": self._attention}
+        algebra |= {"scores": self._weights, "pattern": self._weights}
+        algebra |= {"mlp_pre": self._neuron, "mlp_gate": self._neuron}
         if name in algebra and (algebra[name] != self._stream or claims_about(self.model, Site(name, 0))):
             trials.append(("algebra", algebra[name]))
+        if name in ATTENTION_SITES:
+            trials.append(("kernel", self._kernel))
         passed: list[str] = []
         for trial, check in trials:
             try:
@@ -169,8 +179,14 @@ class _Trial:
     def _edit(self, site: Site) -> str | None:
         run = capture(self.model, self.base, [site])
         value = run.value(site)
-        changed = self._write(site, value + value.std().clamp_min(1e-3) * torch.sign(value + 1e-6))
-        if torch.equal(changed, self._logits(run.output)):
+        # Scores of hidden keys are no numbers, and stay hidden.
+        step = value[value.isfinite()].std().clamp_min(1e-3)
+        # Another step at each token: a bias of all keys alike would change nothing.
+        ramp = torch.linspace(1, 2, value.shape[1]).to(value).view(-1, *[1] * (value.ndim - 2))
+        moved = value + step * ramp * torch.sign(value + 1e-6)
+        # Activation functions and thresholds may let no small value through, or none below 0.
+        changed = (self._write(site, factor * moved) for factor in (1.0, -1.0, 16.0, -16.0))
+        if all(torch.equal(logits, self._logits(run.output)) for logits in changed):
             return f"changing {site} does not change the logits"
         return None
 
@@ -233,7 +249,7 @@ class _Trial:
         # Quiet first: no other thread may run the model while its kernel is another.
         with quiet(self.model), attending(self.model.module, attend):
             run = capture(self.model, self.base, [*values, *heads])
-        if not seen:
+        if not seen and values:
             return self._mixture(values, heads)
         if len(seen) != self.model.shape.n_layers or site.layer is None:
             return None
@@ -244,40 +260,83 @@ class _Trial:
         return next((failure for failure in failures if failure), None)
 
     def _mixture(self, values: list[Site], heads: list[Site]) -> str | None:
-        """The weights that attention returns, times the values, are handed to the projection."""
-        port = Port(self.model.tap(heads[0]).port.path.rpartition(".")[0], "output", (1,))
-        with quiet(self.model), attending(self.model.module, _unasked):
-            run = capture(self.model, self.base, [*values, *heads])
-            _, tensors = run_with_hooks(self.model, inputs_of(self.model, self.base), keep=[port])
+        """Where attention is spelt out, its weights times the values are handed to the projection."""
+        patterns = [replace(head, name="pattern") for head in heads]
+        try:
+            run = capture(self.model, self.base, [*values, *heads, *patterns])
+        except SiteUnsupported:
+            return None  # nothing of this attention is met: it may as well be fused
         n_group = len(heads) // len(values)
-        for number, head in enumerate(heads):
-            mixed = tensors[port][:, number].to(self.model.dtype) @ run.value(values[number // n_group])
-            failure = self._compare(run.value(head), mixed, f"{head} against attention")
+        for number, (head, pattern) in enumerate(zip(heads, patterns, strict=True)):
+            value = run.value(values[number // n_group])
+            failure = self._compare(run.value(head), run.value(pattern).to(value) @ value, f"{head} against attention")
             if failure:
                 return failure
         return None
 
+    def _weights(self, site: Site) -> str | None:
+        """Values weighted by the pattern are z, and without sinks the pattern is the softmax of the scores."""
+        shape, layer, head = self.model.shape, site.layer, site.unit or 0
+        if {"v", "z"} & shape.refused.keys():
+            return None
+        kv_head = head * shape.units["kv_head"] // shape.units["head"]
+        parts = [Site("scores", layer, head), Site("pattern", layer, head), Site("v", layer, kv_head)]
+        run = capture(self.model, self.base, [*parts, Site("z", layer, head)])
+        scores, pattern, values = (run.value(part) for part in parts)
+        mixed = pattern.to(values) @ values
+        failure = self._compare(mixed, run.value(Site("z", layer, head)), f"pattern @ v in layer {layer}")
+        softened = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+        totals = pattern.sum(-1, keepdim=True)  # below 1 where a sink has its share
+        return failure or self._compare(pattern, (softened * totals).to(pattern), f"the softmax of scores.{layer}")
+
+    def _neuron(self, site: Site) -> str | None:
+        """The activation function of one projection, times the other in gated MLPs, is what goes into the next."""
+        names = [name for name in ("mlp_gate", "mlp_pre", "mlp_post") if name not in self.model.shape.refused]
+        parts = [Site(name, site.layer, site.unit) for name in names]
+        run = capture(self.model, self.base, parts)
+        *given, post = (run.value(part) for part in parts)
+        path = self.model.tap(parts[-1]).port.path.rpartition(".")[0]
+        mlp = self.model.module.get_submodule(path)
+        name, act = next(((n, found) for n in _ACTIVATIONS if callable(found := getattr(mlp, n, None))), ("", None))
+        if act is None:
+            return None
+        if self.model.family is not None and self.model.family.thins_gates:
+            port = Port(f"{path}.{name}", "output")
+            activated = run_with_hooks(self.model, inputs_of(self.model, self.base), keep=[port])[1][port]
+            activated = activated[..., site.unit]
+        else:
+            activated = act(given[0])
+        made = activated * given[1] if len(given) > 1 else activated
+        return self._compare(made, post, f"{parts[-1]} from {' and '.join(names[:-1])}")
+
+    def _kernel(self, site: Site) -> str | None:
+        """Attention computed step by step gives what the model's own kernel gives."""
+        inputs = inputs_of(self.model, self.base)
+        own, opened = (
+            self._logits(run_with_hooks(self.model, inputs, opens_attention=is_open)[0]) for is_open in (False, True)
+        )
+        # In float64 a kernel may still compute its softmax in float32, as those of transformers do.
+        least = 64 * torch.finfo(torch.float32).eps
+        what = f"attention step by step against the model's own kernel ({self.model.attention})"
+        return self._compare(opened, own, what, max(self.tolerance, least))
+
     def _write(self, site: Site, value: Tensor) -> Float[Tensor, "row position vocab"]:
         rows, columns = np.divmod(np.arange(N_ROWS * N_TOKENS), N_TOKENS)
         index = (torch.as_tensor(rows, device=value.device), torch.as_tensor(columns, device=value.device))
-        write = Write(self.model.tap(site), index, value[index])
+        tap = self.model.tap(site)
+        write = Write(replace(tap, view=bound(tap.view, self.base.start)), index, value[index])
         output, _ = run_with_hooks(self.model, inputs_of(self.model, self.base), [write])
         return self._logits(output)
 
     def _logits(self, output: Any) -> Tensor:
         return self.model.logits(output)
 
-    def _compare(self, got: Tensor, wanted: Tensor, what: str) -> str | None:
+    def _compare(self, got: Tensor, wanted: Tensor, what: str, tolerance: float | None = None) -> str | None:
         scale = wanted.abs().max().clamp_min(1.0)
         difference = float((got - wanted).abs().max() / scale)
-        if not difference <= self.tolerance:
+        if not difference <= (self.tolerance if tolerance is None else tolerance):
             return f"{what} is off by {difference:.1e}"
         return None
-
-
-def _unasked(*_: Any) -> Tensor:
-    """Stand for a kernel that the model's attention does not look up."""
-    raise EnoughError
 
 
 def _batch(ids: np.ndarray) -> Batch:

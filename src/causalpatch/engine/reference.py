@@ -96,7 +96,8 @@ def _run_rows(
     def run(fork: Fork | None, inputs: Batch) -> Run:
         del fork  # the inputs go on through its answer, and the patches are the same
         writes = writes_of_rows(job.model, batch.known, rows, inputs)
-        output, _ = run_with_hooks(job.model, inputs_of(job.model, inputs), writes)
+        call = inputs_of(job.model, inputs)
+        output, _ = run_with_hooks(job.model, call, writes, opens_attention=job.opens_attention)
         cost.forwards, cost.rows = cost.forwards + 1, cost.rows + len(rows)
         return Run(job.model.logits(output), inputs, pair)
 

@@ -12,13 +12,29 @@ from typing import Literal
 import numpy as np
 
 from causalpatch.base.errors import PairError, PatchError, SiteNotFound
+from causalpatch.engine.drawn import Donated, Scattered
 from causalpatch.models import Model
 from causalpatch.pairs import Pairs
 from causalpatch.pairs.positions import resolve
-from causalpatch.patches import Function, Intervention, Patch, Source, Value
+from causalpatch.pairs.role import ROLE_WORDS
+from causalpatch.patches import (
+    Constant,
+    Function,
+    Identity,
+    Interpolate,
+    Intervention,
+    Mean,
+    Patch,
+    Resample,
+    Source,
+    Value,
+    Zero,
+)
+from causalpatch.patches.patch import Alignment
 from causalpatch.sites import Every, Position, Site, Span, expand
 
 Role = Literal["clean", "corrupt"]
+_OF_ROWS = (Source, Identity, Interpolate, Zero, Constant, Mean, Function, Resample)
 
 
 @dataclass(frozen=True)
@@ -29,7 +45,7 @@ class Target:
         site: The site without its position.
         position: Where in each prompt; None for all positions.
         column: The aligned column instead, or None.
-        value: Its new value.
+        value: Its new value; what is drawn is made ready before the runs.
         align: How spans of unequal lengths meet.
         has_position: Whether the site's tensor has a position axis.
     """
@@ -37,14 +53,25 @@ class Target:
     site: Site
     position: Position | None
     column: int | None
-    value: Value
-    align: str | None
+    value: Value | Donated | Scattered
+    align: Alignment | None
     has_position: bool
 
     @property
     def needs_source(self) -> bool:
         """Whether the new value is computed from the source run."""
-        return isinstance(self.value, Source) or (isinstance(self.value, Function) and self.value.needs_source)
+        is_function = isinstance(self.value, Function) and self.value.needs_source
+        return is_function or isinstance(self.value, Source | Interpolate)
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the new value is computed from what the base run has there."""
+        return isinstance(self.value, Identity | Interpolate)
+
+    @property
+    def meets_keys(self) -> bool:
+        """Whether the new value is a row over the source prompt's keys, which must be those of the base prompt."""
+        return self.site.info.has_keys and (self.needs_source or isinstance(self.value, Donated))
 
 
 @dataclass(frozen=True)
@@ -60,6 +87,28 @@ class Placement:
     base: np.ndarray
     start: np.ndarray
     stop: np.ndarray
+
+
+def crosses_positions(model: Model, pairs: Pairs, base: Role, targets: Sequence[tuple[Target, ...]]) -> Site | None:
+    """Return a rotated site whose source value comes from a token at another place, or None where there is none.
+
+    A rotary embedding turns queries and keys by their place, so that such a value brings its old place along.
+
+    Args:
+        model: The model; one with a position embedding has no rotary embedding.
+        pairs: The pairs.
+        base: Which side is the base run's.
+        targets: What is patched.
+    """
+    if "pos_embed" not in model.shape.refused:
+        return None
+    placer = Placer(pairs, base)
+    for target in (target for group in targets for target in group):
+        if target.needs_source and target.site.name in ("q_rot", "k_rot"):
+            for place in placer.places(target, range(len(pairs))):
+                if place is not None and ((place.start != place.base) | (place.stop != place.base + 1)).any():
+                    return target.site
+    return None
 
 
 def targets_of(model: Model, intervention: Intervention) -> tuple[Target, ...]:
@@ -95,8 +144,29 @@ def _targets_of_patch(model: Model, patch: Patch) -> list[Target]:
                 facts=[("its axes", "are not named" if site.module and not site.module.axes else "have no position")],
                 fix="leave the position out, or name the axes: axes=(position,width)",
             )
+        if site.info.has_keys:
+            _require_row(site, patch.value)
         targets.append(Target(site.at(None), position, patch.column, patch.value, patch.align, has_position))
     return targets
+
+
+def _require_row(site: Site, value: Value) -> None:
+    """Make sure that a value can be a row over keys."""
+    if isinstance(value, Mean) and value.over == "positions":
+        raise PatchError(
+            f"'{site}' has no mean over positions",
+            facts=[("why not", "each query sees other keys, so that rows of different queries have no mean")],
+            fix='take the mean of each query over prompts: Mean(over="pairs")',
+        )
+    if not isinstance(value, _OF_ROWS):
+        raise PatchError(
+            f"'{site}' cannot be given the value '{value}'",
+            facts=[
+                ("why not", "its value is a row over keys, of which each query has another number"),
+                ("known", ", ".join(sorted(kind.__name__ for kind in _OF_ROWS))),
+            ],
+            fix="take one of these, such as a Function of the current row",
+        )
 
 
 class Placer:
@@ -116,18 +186,21 @@ class Placer:
         """Return where a target lies in a pair; None where the pair has no such aligned column.
 
         Raises:
-            PairError: A position is outside the prompt, a span is missing or empty, the pair needs an alignment, or it
-                holds arrays.
+            PairError: A position is outside the prompt, a span is missing or empty, the pair needs an alignment, it
+                holds arrays, or keys of the source prompt are not those of the base prompt.
         """
         return self.places(target, [pair])[0]
 
     def places(self, target: Target, pairs: Sequence[int]) -> list[Placement | None]:
         """Return where a target lies in each of some pairs; see ``place``."""
-        key = (target.position, target.column, target.align, target.needs_source)
+        donated = target.value if isinstance(target.value, Donated) else None
+        key = (target.position, target.column, target.align, target.needs_source, target.meets_keys, donated)
         known = self._known.setdefault(key, {})
         for pair in pairs:
             if pair not in known:
-                known[pair] = self._find(target, pair)
+                place = known[pair] = self._find(target, pair)
+                if place is not None and target.meets_keys:
+                    self._require_keys(target, pair, place)
         return [known[pair] for pair in pairs]
 
     def _find(self, target: Target, pair: int) -> Placement | None:
@@ -138,7 +211,9 @@ class Placer:
             )
         if target.column is not None:
             return self._find_column(target, target.column, pair)
-        if target.needs_source:
+        if isinstance(target.value, Donated):
+            base, source = self._meet_donor(target, target.value, pair)
+        elif target.needs_source:
             base, source = self.pairs.positions(pair, target.position, self.base)
         else:
             base = source = self._base_tokens(pair, target.position)
@@ -148,6 +223,38 @@ class Placer:
         if len(base) == len(source):
             return Placement(base, source, source + 1)
         return self._align(target, pair, base, source)
+
+    def _require_keys(self, target: Target, pair: int, place: Placement) -> None:
+        """Make sure that each query takes the row of the same token of the source prompt, keys of the same tokens.
+
+        A row is over all keys up to its query. Key for key it can be put in place of another row only where both
+        prompts have equally many tokens up to there, and none of these is aligned with a token elsewhere.
+        """
+        crossing = np.flatnonzero((place.start != place.base) | (place.stop != place.base + 1))
+        of = "another pair's prompt" if isinstance(target.value, Donated) else "the source prompt"
+        if len(crossing):
+            base, source = place.base[crossing[0]], place.start[crossing[0]]
+            tokens = f"token {source}" if place.stop[crossing[0]] == source + 1 else "the mean of several tokens"
+            why = f"query {base} takes the row of {tokens}"
+        else:
+            alignment, last = self.pairs.alignment, int(place.base.max(initial=-1))
+            has_columns = alignment is not None and target.needs_source
+            matches = alignment.columns[pair] if alignment and has_columns else np.zeros((0, 2), dtype=np.int64)
+            inside = (matches >= 0).all(1) & (matches <= last).any(1)
+            moved = matches[inside & (matches[:, 0] != matches[:, 1])]
+            if not len(moved):
+                return
+            base, source = moved[0] if self.base == "clean" else moved[0][::-1]
+            why = f"key {base} is aligned with token {source}"
+        raise PairError(
+            f"the keys of '{target.site}' in pair {pair} of '{self.pairs.name}' are not those of its source",
+            facts=[
+                ("why", f"{why} of {of}"),
+                ("rule", "key by key: both prompts must have the same tokens in the same places up to the query"),
+                *[(word, f"{len(self.pairs[pair].input(side))} tokens") for side, word in ROLE_WORDS.items()],
+            ],
+            fix=f"drop it (pairs.drop({pair})), patch earlier queries, or patch z.{target.site.layer}: it has no keys",
+        )
 
     def _refuse_empty_span(self, target: Target, pair: int) -> None:
         """Tell a pair none of whose tokens is aligned, which is no error, from a span that holds no token."""
@@ -168,7 +275,10 @@ class Placer:
             )
         side = 0 if self.base == "clean" else 1
         base, source = columns[pair, column, side], columns[pair, column, 1 - side]
-        if base < 0 or (source < 0 and target.needs_source):
+        if isinstance(target.value, Donated):
+            of_donor = target.value.columns(self.pairs[pair])
+            source = -1 if of_donor is None else of_donor[column]
+        if base < 0 or (source < 0 and (target.needs_source or isinstance(target.value, Donated))):
             return None
         return Placement(np.array([base]), np.array([source]), np.array([source + 1]))
 
@@ -177,6 +287,27 @@ class Placer:
         if position is None or isinstance(position, Every):
             return np.arange(len(self.pairs[pair].input(self.base)))
         return resolve(self.pairs[pair], position, self.base, f"pair {pair} of '{self.pairs.name}'")
+
+    def _meet_donor(self, target: Target, value: Donated, pair: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the base's tokens, and those of the donor's prompt that they take their values from."""
+        own, number = self.pairs[pair], value.donor(self.pairs[pair])
+        donor, side = value.pool[number], value.value.side
+        if target.position is not None and not isinstance(target.position, Every):
+            where = f"pair {number} of '{value.pool.name}', from which pair {pair} is resampled,"
+            return self._base_tokens(pair, target.position), resolve(donor, target.position, side, where)
+        n_own, n_donor = len(own.input(self.base)), len(donor.input(side))
+        if n_own == n_donor:
+            return np.arange(n_own), np.arange(n_donor)
+        alignment, theirs = self.pairs.alignment, value.columns(own)
+        if alignment is None or alignment.how == "position" or theirs is None:
+            raise PairError(
+                f"pair {pair} of '{self.pairs.name}' cannot be resampled at all positions: no other prompt is as long",
+                facts=[("its prompt", f"{n_own} tokens"), ("drawn", f"pair {number} of {n_donor} tokens")],
+                fix=f"name where, such as '{target.site}@-1' or a span, or align the pairs: pairs.align(\"spans\")",
+            )
+        mine = alignment.columns[pair, :, 0 if self.base == "clean" else 1]
+        both = (mine >= 0) & (theirs >= 0)
+        return mine[both], theirs[both]
 
     def _align(self, target: Target, pair: int, base: np.ndarray, source: np.ndarray) -> Placement:
         if target.align == "mean":

@@ -221,7 +221,7 @@ def _enter_late(job: Job, means: Means, layers: Layers) -> tuple[Job, Means]:
             found.append(replace(target, site=site))
         return tuple(found)
 
-    return replace(job, interventions=[late(targets) for targets in job.interventions]), Means(fitted)
+    return replace(job, interventions=[late(targets) for targets in job.interventions]), replace(means, of=fitted)
 
 
 def _entry(layers: Layers, target: Target) -> int:
@@ -275,7 +275,7 @@ def _run_rows(setup: _Setup, batch: Untouched, rows: Sequence[Row]) -> Float[np.
             kept = batch.known.base if fork is None else batch.forks[fork]
             stream = _stream_into(setup.layers.ports[entry], kept, local, inputs, job)
         setup.cost.forwards, setup.cost.rows = setup.cost.forwards + 1, setup.cost.rows + len(rows)
-        logits = _logits_from(setup.layers, entry, stream, inputs, writes, columns)
+        logits = _logits_from(setup.layers, entry, stream, inputs, writes, columns, opens_attention=job.opens_attention)
         tokens = None if columns is None else np.array(columns) - inputs.start[:, None]
         return Run(logits, inputs, pair, tokens=tokens)
 
@@ -303,6 +303,8 @@ def _logits_from(
     inputs: Batch,
     writes: Sequence[Write] = (),
     columns: range | None = None,
+    *,
+    opens_attention: bool = False,
 ) -> Float[Tensor, "row column vocab"]:
     """Run prompts from a layer on; return the logits of all columns, or of some."""
     model = layers.model
@@ -312,7 +314,7 @@ def _logits_from(
     with quiet(model), ExitStack() as left_out:
         if stream is not None:
             left_out.enter_context(entering(layers, entry, stream))
-        output, _ = run_with_hooks(model, call, writes)
+        output, _ = run_with_hooks(model, call, writes, opens_attention=opens_attention)
     return model.logits(output)
 
 

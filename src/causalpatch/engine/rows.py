@@ -8,7 +8,7 @@ Segments of one group share their extent, so their attention is one batched prod
 side under the captured mask, and the same the other way with values.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +17,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from causalpatch.engine.row_steps import GroupSteps, Steps
 from causalpatch.engine.segments import Group
+from causalpatch.models.taps import Side
 
 LONG = 64
 """Own tokens of a segment from which the fused kernel is faster than products, a mask and a softmax."""
 MANY = 64
 """Segments of one token on a prompt from which they are worth products of their own."""
+
+Step = Callable[[Side, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -75,15 +79,18 @@ class RowAttention:
         seen: What attention saw in this layer of the base run.
         visible: Which keys each token sees, ``(prompt or 1, query_position, key_position)``.
         earlier: Keys and values of further tokens of a group, by its number.
+        steps: What is written on the way.
     """
 
     groups: Sequence[Group]
     seen: KeysValues
     visible: np.ndarray
     earlier: Mapping[int, Own] = field(default_factory=dict)
+    steps: Steps = field(default_factory=Steps)
 
     def keys_and_values(self, key: Tensor, value: Tensor) -> list[Own]:
         """Return the keys and values of the call's own rows, by group."""
+        key = self.steps.turn("key", key)
         return [Own(group.tokens, _own(key, group), _own(value, group)) for group in self.groups]
 
     def attend(
@@ -91,6 +98,7 @@ class RowAttention:
     ) -> Float[Tensor, "one row head value_width"]:
         """Return what each row's heads take up."""
         del module, mask, more
+        query = self.steps.turn("query", query)
         out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
         for number, (group, own) in enumerate(zip(self.groups, self.keys_and_values(key, value), strict=True)):
             before = self.earlier.get(number)
@@ -98,15 +106,20 @@ class RowAttention:
                 tokens = np.concatenate([before.tokens, own.tokens])
                 own = Own(tokens, torch.cat([before.keys, own.keys], 2), torch.cat([before.values, own.values], 2))
             rows = slice(group.first, group.first + group.n_rows)
-            if _is_single(own, group, self.seen, self.visible):
+            steps = self.steps.in_group(number, group, own.tokens, self.visible)
+            if steps is None and _is_single(own, group, self.seen, self.visible):
                 _attend_single(query[0, :, rows], own, group, self.seen, out[0, rows])
             else:
-                out[0, rows] = _attend_group(query[0, :, rows], own, group, self.seen, self.visible)
+                out[0, rows] = _attend_group(query[0, :, rows], own, group, self.seen, self.visible, steps)
         return out
 
 
 def attend_whole(
-    query: Float[Tensor, "prompt head position head_width"], seen: KeysValues, *, is_causal: bool
+    query: Float[Tensor, "prompt head position head_width"],
+    seen: KeysValues,
+    *,
+    is_causal: bool,
+    step: Step | None = None,
 ) -> Float[Tensor, "prompt position head value_width"]:
     """Compute attention of whole prompts, by the same arithmetic as for rows.
 
@@ -114,32 +127,44 @@ def attend_whole(
         query: The queries.
         seen: Keys, values and the rest.
         is_causal: Whether each real token sees all tokens up to itself and no more.
+        step: Sees scores and patterns, ``[prompt, head, query_position, key_position]``, by their side of a port.
     """
     n_prompts, n_heads, n_tokens, _ = query.shape
     n_kv = seen.keys.shape[1]
-    if is_causal and n_tokens >= LONG and seen.is_plain:
+    if step is None and is_causal and n_tokens >= LONG and seen.is_plain:
         own = [part.repeat_interleave(n_heads // n_kv, 1) for part in (seen.keys, seen.values)]
         return _flash(query, own[0], own[1], seen.scaling, is_causal=True)[0].transpose(1, 2)
     grouped = query.reshape(n_prompts, n_kv, -1, query.shape[-1])
     scores = (grouped @ seen.keys.transpose(-1, -2)).reshape(n_prompts, n_heads, n_tokens, -1)
-    pattern = _pattern(scores, seen.mask, seen)
+    pattern = _pattern(scores, seen.mask, seen, step)
     mixed = pattern.reshape(n_prompts, n_kv, -1, pattern.shape[-1]) @ seen.values
     return mixed.reshape(n_prompts, n_heads, n_tokens, -1).transpose(1, 2)
 
 
-def _pattern(scores: Float[Tensor, "*axes q k"], mask: Tensor | None, seen: KeysValues) -> Tensor:
-    """Turn products of queries and keys, which are not needed any more, into patterns."""
+def _pattern(
+    scores: Float[Tensor, "*axes q k"], mask: Tensor | None, seen: KeysValues, step: Step | None = None
+) -> Tensor:
+    """Turn products of queries and keys, which are not needed any more, into patterns.
+
+    A step sees, and may change in place, the scores and then the pattern, of all heads side by side.
+    """
     dtype, wide = scores.dtype, torch.promote_types(scores.dtype, torch.float32)
     scores = scores.to(wide).mul_(seen.scaling)
     if seen.softcap is not None:
         scores = scores.div_(seen.softcap).tanh_().mul_(seen.softcap)
     if mask is not None:
         scores = scores.add_(mask)
+    if step is not None:
+        step("scores", scores)
     if seen.sinks is None:
-        return scores.softmax(-1).to(dtype)
-    # A sink takes its share of the attention and gives nothing: the pattern's rows do not sum to one.
-    sinks = seen.sinks.to(wide).reshape(-1, 1, 1).expand(*scores.shape[:-1], 1)
-    return torch.cat([scores, sinks], -1).softmax(-1)[..., :-1].to(dtype)
+        pattern = scores.softmax(-1).to(dtype)
+    else:
+        # A sink takes its share of the attention and gives nothing: the pattern's rows do not sum to one.
+        sinks = seen.sinks.to(wide).reshape(-1, 1, 1).expand(*scores.shape[:-1], 1)
+        pattern = torch.cat([scores, sinks], -1).softmax(-1)[..., :-1].to(dtype)
+    if step is not None:
+        step("pattern", pattern)
+    return pattern
 
 
 def _own(tensor: Float[Tensor, "one K row W"], group: Group) -> Float[Tensor, "K PN S W"]:
@@ -181,10 +206,15 @@ def _attend_single(
 
 
 def _attend_group(
-    query: Float[Tensor, "head row head_width"], own: Own, group: Group, seen: KeysValues, visible: np.ndarray
+    query: Float[Tensor, "head row head_width"],
+    own: Own,
+    group: Group,
+    seen: KeysValues,
+    visible: np.ndarray,
+    steps: GroupSteps | None = None,
 ) -> Float[Tensor, "row head value_width"]:
     part = _visible(own.tokens, group, visible)
-    if _is_long(own, group, seen, part):
+    if steps is None and _is_long(own, group, seen, part):
         return _attend_long(query, own, group, seen)
     n_kv, n_segments, n_own, width = own.keys.shape
     n_heads, n_base, n_each = len(query), group.start, len(group.tokens)
@@ -201,11 +231,11 @@ def _attend_group(
     mask = _mask(part, group, seen)
     # [K, P*N, G, Q, B+S], as a mask and the heads' sinks need it.
     scores = scores.reshape(n_kv, n_segments, n_group, n_each, -1)
-    if seen.sinks is None:
+    if seen.sinks is None and steps is None:
         pattern = _pattern(scores, mask, seen)
     else:
         by_head = scores.permute(1, 0, 2, 3, 4).reshape(n_segments, n_heads, n_each, -1)
-        pattern = _pattern(by_head, None if mask is None else mask[0], seen)
+        pattern = _pattern(by_head, None if mask is None else mask[0], seen, None if steps is None else steps.put)
         pattern = pattern.reshape(n_segments, n_kv, n_group, n_each, -1).transpose(0, 1)
     pattern = pattern.reshape(n_kv, n_segments, n_group * n_each, -1)
     mixed = pattern[..., n_base:] * own.values if n_own == 1 else pattern[..., n_base:] @ own.values

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from causalpatch.engine.capture import Captured
+from causalpatch.engine.drawn import Donated
 from causalpatch.engine.gauge import Gauge, Run
 from causalpatch.engine.head import Head
 from causalpatch.engine.job import Job
@@ -23,11 +24,13 @@ from causalpatch.engine.neurons import Neurons
 from causalpatch.engine.reads import Reads, what_matters
 from causalpatch.engine.resolve import Placement, Role, Target
 from causalpatch.engine.segments import Entry, Segments, entry_of, pack, trim
+from causalpatch.engine.shelf import Where
 from causalpatch.engine.stack import Place, Stack, StackRun, layer_of
+from causalpatch.engine.unchanged_rows import kept_ports
 from causalpatch.engine.values import Known, Row, Taps, unchanged
 from causalpatch.models import Port
 from causalpatch.pairs import Batch
-from causalpatch.patches import Identity, Source
+from causalpatch.patches import Source
 
 Side = Literal["answer", "wrong_answer"]
 Fork = tuple[Side, int]
@@ -35,23 +38,23 @@ Fork = tuple[Side, int]
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts of both sides of some pairs, each once.
+    """Prompts of both sides of some pairs, and of those that they are resampled from, each once.
 
     Args:
         batch: The prompts, padded on the right.
-        slots: For each side, the prompt of each pair.
+        slots: For each side, and each value that is resampled, the prompt of each pair.
     """
 
     batch: Batch
-    slots: dict[Role, Int[np.ndarray, " pair"]]
+    slots: dict[Role | Donated, Int[np.ndarray, " pair"]]
 
     @classmethod
-    def of(cls, sides: dict[Role, Batch]) -> "Prompts":
-        """Put the prompts of both sides together."""
+    def of(cls, sides: dict[Role | Donated, Batch]) -> "Prompts":
+        """Put prompts together."""
         rows = [(side, row) for side, batch in sides.items() for row in range(len(batch.lengths))]
         known: dict[tuple[bytes, int], int] = {}
-        slots: dict[Role, list[int]] = {side: [] for side in sides}
-        chosen: list[tuple[Role, int]] = []
+        slots: dict[Role | Donated, list[int]] = {side: [] for side in sides}
+        chosen: list[tuple[Role | Donated, int]] = []
         for side, row in rows:
             batch = sides[side]
             key = (batch.ids[row][batch.mask[row]].tobytes(), int(batch.lengths[row]))
@@ -102,24 +105,36 @@ class Scene:
         indices: The pairs.
         means: Fitted means.
         fork: The side and number of the answer that is spelt out, or None.
+        where: Where the tensors of the runs are kept.
     """
 
     def __init__(
-        self, job: Job, gauge: Gauge, stack: Stack, indices: np.ndarray, means: Means, *, fork: Fork | None = None
+        self,
+        job: Job,
+        gauge: Gauge,
+        stack: Stack,
+        indices: np.ndarray,
+        means: Means,
+        *,
+        fork: Fork | None = None,
+        where: Where = "device",
     ) -> None:
         self.job, self.gauge, self.stack, self.indices, self.fork = job, gauge, stack, indices, fork
         self.taps = Taps(stack.model)
-        sides = {role: self._batch(role) for role in (job.base, job.source)}
-        self.prompts = Prompts.of(sides)
+        sides: dict[Role | Donated, Batch] = {role: self._batch(role) for role in (job.base, job.source)}
+        self.prompts = Prompts.of(sides | {value: self._donors(value) for value in donated_in(job)})
         self.slots = self.prompts.slots[job.base]
-        self.run: StackRun = stack.run(self.prompts.batch, _ports_of(job, stack, self.taps))
+        ports = _ports_of(job, stack, self.taps)
+        self.run: StackRun = stack.run(self.prompts.batch, ports, kept_ports(job), where)
         self.head = Head(stack, self.run.returns_tuple)
         self.neurons = Neurons(stack, self.run)
         runs = {
-            role: Captured(stack.model, self.prompts.batch, None, self.run.kept, self.prompts.slots[role])
-            for role in (job.base, job.source)
+            side: Captured(stack.model, self.prompts.batch, None, self.run.kept, slots)
+            for side, slots in self.prompts.slots.items()
         }
-        self.known = Known(runs[job.source], runs[job.base], means)
+        donors = {side: run for side, run in runs.items() if isinstance(side, Donated)}
+        groups = [job.pairs[number].group for number in indices.tolist()]
+        self.known = Known(runs[job.source], runs[job.base], means, groups=groups, donors=donors)
         patches_logits = any(target.site.name == "logits" for group in job.interventions for target in group)
         needs_all = gauge.needs_vocabulary or fork or patches_logits
         self.vocab = None if needs_all else self._columns(gauge.answer_columns)
@@ -154,7 +169,7 @@ class Scene:
         """Return the vocabulary entries to compute; None, all of them, where these come out otherwise by themselves."""
         batch, most = self.prompts.batch, 16
         slot, token = (index[:most] for index in np.nonzero(batch.mask))
-        stream = Place.of(slot, token, self.stack.model.device).rows_of(self.run.inputs[-1])
+        stream = Place.of(slot, token, self.stack.model.device).rows_of(self.run.inputs[self.stack.n_layers])
         tokens = batch.ids[slot, token], batch.position_ids[slot, token]
         with self.stack.running():
             return wanted if self.head.stand_alone(wanted, stream, tokens) else None
@@ -162,6 +177,10 @@ class Scene:
     def _batch(self, role: Role) -> Batch:
         going_on = None if self.fork is None else self.gauge.continuations(*self.fork, self.indices)
         return self.job.pairs.batch(role, self.indices, padding_side="right", continuations=going_on)
+
+    def _donors(self, value: Donated) -> Batch:
+        numbers = [value.donor(self.job.pairs[number]) for number in self.indices.tolist()]
+        return value.pool.batch(value.value.side, numbers, padding_side="right")
 
     def _tokens(self, role: Role) -> Int[np.ndarray, "pair read"]:
         """Return the tokens that are read of each pair's prompt."""
@@ -183,7 +202,7 @@ class Scene:
         (slot, token), back = np.unique(flat, axis=1, return_inverse=True)
         batch, device, most = self.prompts.batch, self.stack.model.device, self.rows_at_once
         ids, positions = batch.ids[slot, token], batch.position_ids[slot, token]
-        stream = Place.of(slot, token, device).rows_of(self.run.inputs[-1])
+        stream = Place.of(slot, token, device).rows_of(self.run.inputs[self.stack.n_layers])
         with self.stack.running():
             parts = [
                 self.head.logits(stream[i : i + most], (ids[i : i + most], positions[i : i + most]), (), self.vocab)
@@ -301,12 +320,18 @@ def _stand_apart(row: Row) -> bool:
     return len(kinds) == 1 and (None not in units or len(units) == 1)
 
 
+def donated_in(job: Job) -> list[Donated]:
+    """Return the resampled values of a job."""
+    values = (target.value for group in job.interventions for target in group)
+    return list(dict.fromkeys(value for value in values if isinstance(value, Donated)))
+
+
 def _ports_of(job: Job, stack: Stack, taps: Taps) -> list[Port]:
     """Return the ports whose base and source values the patches need, or a replay that enters behind attention."""
     ports: dict[Port, None] = {}
     for target in (target for group in job.interventions for target in group):
         tap = taps.kind(target).tap
-        if target.needs_source or isinstance(target.value, Identity):
+        if target.needs_source or target.needs_base or isinstance(target.value, Donated):
             ports |= dict.fromkeys((tap.port, *tap.companions))
         layer = target.site.layer
         if layer is None:

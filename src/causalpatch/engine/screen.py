@@ -26,9 +26,8 @@ from causalpatch.engine.few_bits import FewBits, large_weights
 from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.job import BASE, Block, Cost, Job, batches_of_pairs
 from causalpatch.engine.means import Means
-from causalpatch.engine.memory import budget_bytes
 from causalpatch.engine.plan import Plan
-from causalpatch.engine.planning import numbers_of, plan_job
+from causalpatch.engine.planning import captured_bytes, numbers_of, plan_job
 from causalpatch.engine.products import CAST_BYTES, Product
 from causalpatch.engine.recheck import ScreenNoise, estimate_noise, needs_float32, sample_cells
 from causalpatch.engine.screen_cost import Choice, screen_cost
@@ -203,7 +202,7 @@ def _record_bytes(job: Job, screen: Screen) -> int:
     lengths = job.pairs.lengths("clean") + job.pairs.lengths("corrupt")
     tokens = max(int(lengths[batch].sum()) for batch in batches_of_pairs(job))
     per_token = 4 * FewBits(screen.product, screen.min_weights).numbers_per_token(job.model)
-    return min(tokens * per_token, int(wavefront.CAPTURED * budget_bytes(job.model.device, job.budget_gib)))
+    return min(tokens * per_token, captured_bytes(job))
 
 
 def require_screen(job: Job, gauge: Gauge) -> None:

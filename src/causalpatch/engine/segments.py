@@ -16,11 +16,13 @@ from causalpatch.engine.reads import Reads
 from causalpatch.engine.resolve import Placement, Target
 from causalpatch.engine.values import Row
 
-INPUT, PROJECTION, DOWN = range(3)
-"""Where in its first layer a run begins to differ: at the layer's input, behind attention, behind the activation."""
+INPUT, PROJECTION, UP, DOWN = range(4)
+"""Where in its first layer a run begins to differ: at the layer's input, behind attention, in front of the activation,
+behind it."""
+STAGES = (INPUT, PROJECTION, UP, DOWN)
 
-_STAGES = {"z": PROJECTION, "head_out": PROJECTION, "attn_out": PROJECTION, "resid_mid": PROJECTION}
-_STAGES |= {"mlp_post": DOWN, "mlp_out": DOWN}
+_STAGES = {"z": PROJECTION, "head_out": PROJECTION, "attn_bias": PROJECTION, "attn_out": PROJECTION}
+_STAGES |= {"resid_mid": PROJECTION, "mlp_pre": UP, "mlp_gate": UP, "mlp_post": DOWN, "mlp_bias": DOWN, "mlp_out": DOWN}
 _BEHIND = frozenset({"final_norm", "logits"})
 
 
@@ -88,6 +90,12 @@ class Segments:
         """Tokens of each segment."""
         lengths: np.ndarray = self.stop - self.start
         return lengths
+
+    @property
+    def first_whole(self) -> Int[np.ndarray, " segment"]:
+        """First layer that each segment passes whole."""
+        layers: np.ndarray = self.entry + (self.stage != INPUT)
+        return layers
 
     def take(self, chosen: np.ndarray) -> "Segments":
         """Return some of the segments, in the order given."""

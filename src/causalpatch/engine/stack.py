@@ -10,9 +10,10 @@ which a layer's output is not the next layer's input, or in which a token sees l
 lost.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,21 +22,21 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from causalpatch.base.errors import EnoughError, ModelUnsupported
+from causalpatch.engine.attention import unknown_arguments
 from causalpatch.engine.capture import inputs_of
 from causalpatch.engine.delta import DeltaLinears, recording
 from causalpatch.engine.few_bits import FewBits
 from causalpatch.engine.fused import fused
-from causalpatch.engine.hooks import hooked, in_this_thread, quiet
+from causalpatch.engine.hooks import hooked, in_this_thread, kept_if_once, quiet
+from causalpatch.engine.ports import pick_input
 from causalpatch.engine.rows import KeysValues, attend_whole
-from causalpatch.engine.segments import DOWN, PROJECTION
+from causalpatch.engine.segments import DOWN, PROJECTION, UP
+from causalpatch.engine.shelf import OnShelf, Shelf, Where
 from causalpatch.models import Model, Port
 from causalpatch.models.attention import Attend, attending
+from causalpatch.models.taps import Side
 from causalpatch.pairs import Batch
 from causalpatch.sites import Site
-
-# Arguments of attention kernels that change nothing in the arithmetic of `rows`, or are in the mask already.
-HARMLESS = frozenset({"dropout", "sliding_window", "is_causal", "use_cache", "position_ids", "output_attentions"})
-KNOWN = frozenset({"scaling", "softcap", "s_aux"}) | HARMLESS
 
 _Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -49,6 +50,7 @@ class Block:
         module: The layer.
         z: Port of what attention hands to its output projection.
         mlp_post: Port of what the MLP hands to its down projection.
+        up: Ports of what the MLP's activation function and product are given.
         attention: Path of the attention module.
         mlp: Path of the MLP module; the layer's own where its projections stand in the layer itself.
     """
@@ -57,6 +59,7 @@ class Block:
     module: nn.Module
     z: Port
     mlp_post: Port
+    up: tuple[Port, ...]
     attention: str
     mlp: str
 
@@ -67,9 +70,10 @@ class StackRun:
 
     Args:
         batch: The prompts, padded on the right.
-        inputs: Each layer's input, then the final norm's, ``[prompt, position, width]``.
+        shelf: Where its tensors are kept.
+        inputs: Each layer's input by its number, then the final norm's, ``[prompt, position, width]``.
         calls: Arguments of each layer's call.
-        attention: What attention saw in each layer.
+        attention: What attention saw in each layer, as it is kept; ``seen`` hands it out.
         visible: For each layer, which keys each token sees, ``(prompt or 1, query_position, key_position)``.
         kept: Tensors at further ports.
         returns_tuple: Whether the layer, attention or MLP at a path returns a tuple.
@@ -77,13 +81,19 @@ class StackRun:
     """
 
     batch: Batch
-    inputs: list[Tensor] = field(default_factory=list)
+    shelf: Shelf
+    inputs: Mapping[int, Tensor] = field(default_factory=dict)
     calls: list[_Call] = field(default_factory=list)
     attention: list[KeysValues] = field(default_factory=list)
     visible: list[np.ndarray] = field(default_factory=list)
     kept: Mapping[Port, Tensor] = field(default_factory=dict)
     returns_tuple: dict[str, bool] = field(default_factory=dict)
     deltas: Sequence[DeltaLinears] = ()
+
+    def seen(self, layer: int) -> KeysValues:
+        """Return what attention saw in a layer, on the model's device."""
+        seen = self.attention[layer]
+        return replace(seen, keys=self.shelf.on_device(seen.keys), values=self.shelf.on_device(seen.values))
 
     def replaying(self, layer: int, place: "Place", *, is_partial: bool) -> AbstractContextManager[None]:
         """Replay a layer's linear calls on rows by differences, if that was asked for."""
@@ -120,12 +130,16 @@ class Stack:
         path = self.model.tap(Site("resid_pre", layer)).port.path
         z, down = (self.model.tap(Site(name, layer, 0)).port for name in ("z", "mlp_post"))
         attention, mlp = z.path.rpartition(".")[0], down.path.rpartition(".")[0]
-        return Block(path, self.model.module.get_submodule(path), z, down, attention, mlp)
+        given = [name for name in ("mlp_pre", "mlp_gate") if self._has(name)]
+        up = tuple(dict.fromkeys(self.model.tap(Site(name, layer, 0)).port for name in given))
+        return Block(path, self.model.module.get_submodule(path), z, down, up, attention, mlp)
 
     def kept_for(self, block: Block, stage: int) -> list[Port]:
         """Return what a replay needs of the base run that enters a layer at a stage."""
         if stage == PROJECTION:
             return [block.z, *([Port(block.mlp, "output")] if self.is_parallel else [])]
+        if stage == UP:
+            return [*block.up, Port(block.attention, "output")]
         return [block.mlp_post, Port(block.attention, "output")] if stage == DOWN else []
 
     @contextmanager
@@ -142,32 +156,44 @@ class Stack:
                 raise self.refusal("the kernel of its attention cannot be switched")
             yield
 
-    def run(self, batch: Batch, keep: Sequence[Port] = ()) -> StackRun:
+    def run(
+        self, batch: Batch, keep: Sequence[Port] = (), projected: Sequence[Port] = (), where: Where = "device"
+    ) -> StackRun:
         """Run a batch up to the final norm and keep what replay needs.
 
+        Args:
+            batch: The prompts, padded on the right.
+            keep: Further ports whose tensors are kept.
+            projected: Outputs of modules that are kept too, of those that run once.
+            where: Where tensors are kept.
+
         Raises:
+            MemoryExhausted: They are to be kept on disk, and it is full.
             ModelUnsupported: The model's layers cannot be replayed one by one; the message says why.
         """
         deltas = self.few_bits.deltas(self.n_layers) if self.few_bits else []
         recorded = {block.module: delta for block, delta in zip(self.blocks, deltas, strict=False)}
-        state = _Capture(self, StackRun(batch, deltas=deltas))
+        shelf = Shelf(self.model.device, where)
+        state = _Capture(self, StackRun(batch, shelf, deltas=deltas), {port for port in keep if port.is_inside})
+        keep = [port for port in keep if not port.is_inside]
         ports = [*(Port(block.path, "input") for block in self.blocks), self.final_norm]
         model = self.model
         with self.running(state.attend), ExitStack() as hooks:
-            kept = hooks.enter_context(hooked(model, keep=[*ports, *keep]))
+            kept = hooks.enter_context(hooked(model, keep=[*ports, *keep], store=shelf.keep))
+            more = hooks.enter_context(kept_if_once(model, set(projected) - set(keep), shelf.keep))
             for block in self.blocks:
                 see_call = in_this_thread(state.see_call)
                 hooks.callback(block.module.register_forward_pre_hook(see_call, with_kwargs=True).remove)
                 for path in (block.path, block.attention, block.mlp):
                     part = model.module.get_submodule(path)
                     hooks.callback(part.register_forward_hook(in_this_thread(state.see_output(path))).remove)
-            if not self._behind(keep):
-                norm = model.module.get_submodule(self.final_norm.path)
-                hooks.callback(norm.register_forward_pre_hook(in_this_thread(_stop)).remove)
+            norm = model.module.get_submodule(self.final_norm.path)
+            see_end = in_this_thread(state.see_end(stops=not self._behind(keep)))
+            hooks.callback(norm.register_forward_pre_hook(see_end, with_kwargs=True).remove)
             with recording(recorded, batch.ids.size), suppress(EnoughError):
                 model.module(**inputs_of(model, batch))
-        state.run.inputs = [kept[port] for port in ports]
-        state.run.kept = kept
+        state.run.inputs = OnShelf(shelf, {number: kept[port] for number, port in enumerate(ports)})
+        state.run.kept = OnShelf(shelf, kept | more | state.inside)
         state.check()
         return state.run
 
@@ -197,22 +223,38 @@ def _no_attention(*_: Any) -> Tensor:
     raise EnoughError  # nothing but the layers attends, and these are passed by
 
 
-def _stop(module: nn.Module, args: tuple[Any, ...]) -> None:
-    raise EnoughError
-
-
 class _Capture:
     """Sees one forward go by."""
 
-    def __init__(self, stack: Stack, run: StackRun) -> None:
+    def __init__(self, stack: Stack, run: StackRun, wanted: Set[Port]) -> None:
         self.stack = stack
         self.run = run
-        self.outputs: dict[str, Tensor] = {}
+        self.wanted = wanted  # ports inside attention
+        self.inside: dict[Port, Tensor] = {}
+        self.output: Tensor | None = None  # of the layer that ran last
+        self.breaks: list[int] = []
         self.visible: dict[int, np.ndarray] = {}  # by mask; the run keeps all masks, so that no number is used twice
 
     def see_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._compare(args, kwargs)
         named = {name: None if name == "hidden_states" else held for name, held in kwargs.items()}
         self.run.calls.append(((None, *args[1:]) if args else (), named))
+
+    def see_end(self, *, stops: bool) -> Callable[..., None]:
+        """Return what to do where the final norm begins: go no further, unless something behind it is wanted."""
+
+        def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._compare(args, kwargs)
+            if stops:
+                raise EnoughError
+
+        return see
+
+    def _compare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note where the stream is not what the layer before has put out."""
+        if self.output is not None and not torch.equal(self.output, pick_input(self.stack.final_norm, args, kwargs)):
+            self.breaks.append(len(self.run.calls) - 1)
+        self.output = None
 
     def see_output(self, path: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         layers = {block.path for block in self.stack.blocks}
@@ -220,14 +262,14 @@ class _Capture:
         def see(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             self.run.returns_tuple[path] = isinstance(output, tuple)
             if path in layers:
-                self.outputs[path] = output[0] if isinstance(output, tuple) else output
+                self.output = output[0] if isinstance(output, tuple) else output
 
         return see
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, more: dict[str, Any]
     ) -> Tensor:
-        unknown = [name for name, held in more.items() if name not in KNOWN and held is not None]
+        unknown = unknown_arguments(more)
         if unknown:
             raise self.stack.refusal(f"its attention takes an argument that is not known: {', '.join(unknown)}")
         if mask is None or not mask.is_floating_point() or mask.shape[-2:] != (query.shape[2], key.shape[2]):
@@ -241,23 +283,36 @@ class _Capture:
             more.get("softcap"),
             more.get("s_aux"),
         )
-        self.run.attention.append(seen)
+        keys, values = (self.run.shelf.keep(part, is_private=True) for part in (key, value))
+        self.run.attention.append(replace(seen, keys=keys, values=values))
         if id(mask) not in self.visible:
             self.visible[id(mask)] = self._visible(mask)
         visible = self.visible[id(mask)]
         self.run.visible.append(visible)
         n_tokens, real = visible.shape[-1], self.run.batch.mask
         is_causal = (visible == np.tri(n_tokens, dtype=bool)) | ~(real[:, :, None] & real[:, None, :])
-        return attend_whole(query, seen, is_causal=bool(is_causal.all()))
+        path = self.stack.blocks[len(self.run.attention) - 1].attention
+        self._keep(path, "query", query)
+        self._keep(path, "key", key)
+        sees = torch.as_tensor(visible, device=query.device)[:, None].expand(len(query), -1, -1, -1)
+        self._keep(path, "visible", sees)
+        is_seen = {Port(path, "scores"), Port(path, "pattern")} & self.wanted
+        step = partial(self._keep, path) if is_seen else None
+        return attend_whole(query, seen, is_causal=bool(is_causal.all()), step=step)
+
+    def _keep(self, path: str, side: Side, tensor: Tensor) -> None:
+        """Keep a tensor inside attention if it is wanted; heads come before positions."""
+        port = Port(path, side)
+        if port in self.wanted:
+            self.inside[port] = self.run.shelf.keep(tensor.transpose(1, 2))
 
     def check(self) -> None:
         """Make sure that layers follow each other and see nothing but the past."""
         stack, run = self.stack, self.run
         if len(run.calls) != stack.n_layers or len(run.attention) != stack.n_layers:
             raise stack.refusal(f"{len(run.attention)} of its {stack.n_layers} layers attend by the interface")
-        for layer, block in enumerate(stack.blocks):
-            if not torch.equal(self.outputs[block.path], run.inputs[layer + 1]):
-                raise stack.refusal(f"the stream changes between layers {layer} and {layer + 1}")
+        for layer in self.breaks:
+            raise stack.refusal(f"the stream changes between layers {layer} and {layer + 1}")
 
     def _visible(self, mask: Tensor) -> Bool[np.ndarray, "batch query_position key_position"]:
         if mask.shape[1] != 1:

@@ -86,7 +86,7 @@ TIERS = (
     Tier(
         "restart", "whole prompts from the first patched layer on", restart.why_not, restart.measure, check=why_drifts
     ),
-    Tier("graph", "what depends on the patched tensors", graph.why_not, graph.measure),
+    Tier("graph", "what depends on the patched tensors", graph.why_not, graph.measure, graph.why_not_targets),
     Tier(
         "rows",
         "full forwards, interventions stacked",
@@ -107,12 +107,14 @@ class Route:
         made: Interventions by tier.
         passed_over: Why faster tiers were not used, by tier.
         gap: By metric, the largest gap seen between untouched runs and the model's own plain forwards.
+        opened: Tiers that computed attention step by step, base and patched runs alike.
     """
 
     engine: EngineName
     made: dict[str, int] = field(default_factory=dict)
     passed_over: dict[str, str] = field(default_factory=dict)
     gap: dict[str, float] = field(default_factory=dict)
+    opened: set[str] = field(default_factory=set)
 
     def describe(self) -> dict[str, Any]:
         """Return it as plain data: the tier that made most, what it does, and why not another."""
@@ -120,8 +122,13 @@ class Route:
         does = next(each.does for each in TIERS if each.name == tier)
         why = [f"{name}: {reason}" for name, reason in self.passed_over.items()]
         reason = "; ".join([does, *why]) if self.engine == "auto" else f"{does}; asked for by name"
-        gap = {"gap": dict(self.gap)} if self.gap and "wavefront" in self.made else {}
-        return {"tier": tier, "reason": reason, "asked": self.engine, "interventions": dict(self.made), **gap}
+        more: dict[str, Any] = {}
+        opened = sorted(self.opened & set(self.made))
+        if self.gap and (opened or "wavefront" in self.made):
+            more["gap"] = dict(self.gap)
+        if opened:
+            more["kernel"] = f"eager, laid open, in base and patched runs ({', '.join(opened)})"
+        return {"tier": tier, "reason": reason, "asked": self.engine, "interventions": dict(self.made), **more}
 
 
 def likely_tier(job: Job, gauge: Gauge, engine: EngineName) -> str:
@@ -188,10 +195,17 @@ def _takes(
 
 def _look(tier: Tier, job: Job, gauge: Gauge, first: Block | None, route: Route) -> str | None:
     """Note how far untouched runs lie from the model's own; where that is far, check the engine again."""
-    # The other tiers' untouched runs are the model's own.
-    if tier.name != "wavefront" or first is None or first.interventions[0] != BASE:
+    # The other tiers' untouched runs are the model's own, unless attention is laid open.
+    if job.opens_attention:
+        route.opened.add(tier.name)
+    elif tier.name != "wavefront":
         return None
-    route.gap, is_wide = gap_of(job, gauge, first)
+    if first is None or first.interventions[0] != BASE:
+        return None
+    found, is_wide = gap_of(job, gauge, first)
+    route.gap = {name: max(size, route.gap.get(name, 0.0)) for name, size in found.items()}
+    if tier.name != "wavefront":
+        return None  # the proof of the site has held its kernel against the model's own
     return why_drifts(tier.name, tier.measure, job, anew=True) if is_wide else None
 
 

@@ -14,15 +14,14 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from causalpatch.engine.batches import in_batches
 from causalpatch.engine.capture import Captured, capture
+from causalpatch.engine.drawn import Donated
 from causalpatch.engine.gauge import Gauge, Run
-from causalpatch.engine.job import BASE, SOURCE, Block, Cost, Job, batches_of_pairs, check_finite
-from causalpatch.engine.means import Means, fit_means
+from causalpatch.engine.job import BASE, SOURCE, Block, Cost, Job, check_finite
+from causalpatch.engine.means import Means
 from causalpatch.engine.resolve import Role
 from causalpatch.engine.values import Known
 from causalpatch.pairs import Batch
-from causalpatch.patches import Identity, Mean
 from causalpatch.results.status import Status
 from causalpatch.sites import Site
 
@@ -83,18 +82,20 @@ def run_untouched(
     """
     targets = [target for group in job.interventions for target in group]
     sites = {
-        "base": [*(t.site for t in targets if isinstance(t.value, Identity)), *base_sites],
+        "base": [*(t.site for t in targets if t.needs_base), *base_sites],
         "source": [t.site for t in targets if t.needs_source],
     }
     roles: dict[str, Role] = {"base": job.base, "source": job.source}
     # Both are captured before any is spelt out: what runs out of memory should do so early.
     kept = {name: run_role(job, role, indices, list(dict.fromkeys(sites[name])), cost) for name, role in roles.items()}
+    donors = run_donors(job, indices, cost)
     pair = torch.as_tensor(indices, device=job.model.device)
     runs: dict[str, Run] = {}
     forks: dict[Fork, Captured] = {}
 
     def go_on(name: str, fork: Fork, inputs: Batch) -> Run:
-        found = capture(job.model, inputs, fork_sites if name == "base" else ())
+        sites = fork_sites if name == "base" else ()
+        found = capture(job.model, inputs, sites, opens_attention=job.opens_attention)
         cost.forwards, cost.rows = cost.forwards + 1, cost.rows + len(indices)
         if name == "base" and fork_sites:
             forks[fork] = replace(found, output=None)
@@ -108,7 +109,9 @@ def run_untouched(
     }
     for name in roles:
         check_finite(job, gauge, name, indices, values[name])
-    return Untouched(indices, Known(kept["source"], kept["base"], means), runs, values, forks)
+    groups = [job.pairs[number].group for number in indices.tolist()]
+    known = Known(kept["source"], kept["base"], means, groups=groups, donors=donors)
+    return Untouched(indices, known, runs, values, forks)
 
 
 def run_role(job: Job, role: Role, indices: Int[np.ndarray, " pair"], sites: Sequence[Site], cost: Cost) -> Captured:
@@ -121,9 +124,32 @@ def run_role(job: Job, role: Role, indices: Int[np.ndarray, " pair"], sites: Seq
         sites: The sites.
         cost: Counts what is spent.
     """
-    captured = capture(job.model, job.pairs.batch(role, indices, padding_side=job.padding_side), sites)
+    inputs = job.pairs.batch(role, indices, padding_side=job.padding_side)
+    captured = capture(job.model, inputs, sites, opens_attention=job.opens_attention)
     cost.forwards, cost.rows = cost.forwards + 1, cost.rows + len(indices)
     return captured
+
+
+def run_donors(job: Job, indices: Int[np.ndarray, " pair"], cost: Cost) -> dict[Donated, Captured]:
+    """Run the prompts that the values of some pairs are resampled from, and keep what is.
+
+    Args:
+        job: The job.
+        indices: The pairs.
+        cost: Counts what is spent.
+    """
+    sites: dict[Donated, dict[Site, None]] = {}
+    for target in (target for group in job.interventions for target in group):
+        if isinstance(target.value, Donated):
+            sites.setdefault(target.value, {})[target.site] = None
+    kept = {}
+    for value, wanted in sites.items():
+        numbers = [value.donor(job.pairs[number]) for number in indices.tolist()]
+        batch = value.pool.batch(value.value.side, numbers, padding_side=job.padding_side)
+        captured = capture(job.model, batch, wanted, opens_attention=job.opens_attention)
+        kept[value] = replace(captured, output=None)
+        cost.forwards, cost.rows = cost.forwards + 1, cost.rows + len(indices)
+    return kept
 
 
 def spell(job: Job, gauge: Gauge, role: Role, run: Run, go_on: Callable[[Fork, Batch], Run]) -> Run:
@@ -144,15 +170,3 @@ def spell(job: Job, gauge: Gauge, role: Role, run: Run, go_on: Callable[[Fork, B
         found.setdefault(side, []).append(gauge.spelt(go_on((side, number), inputs), side, number))
     forks = {side: torch.stack(columns, 1) for side, columns in found.items()}
     return replace(run, forks=forks)
-
-
-def fit_all_means(job: Job) -> Means:
-    """Fit every mean that the interventions of a job put in; nothing runs where there is none."""
-    targets = [target for group in job.interventions for target in group if isinstance(target.value, Mean)]
-    fitted: dict[tuple[Site, Mean], torch.Tensor] = {}
-    for mean in dict.fromkeys(target.value for target in targets if isinstance(target.value, Mean)):
-        sites = list(dict.fromkeys((t.site, t.has_position) for t in targets if t.value == mean))
-        names = [site for site, _ in sites]
-        runs = in_batches(job, batches_of_pairs(job), partial(run_role, job, mean.side, sites=names, cost=Cost()))
-        fitted |= fit_means(runs, sites, mean, int(job.pairs.lengths(mean.side).max())).of
-    return Means(fitted)

@@ -4,25 +4,39 @@ Rows of one forward that patch the same site with the same kind of value are wri
 token) are concatenated, and one gather from the captured run gives the values.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
-from causalpatch.base.errors import PatchError
-from causalpatch.engine.apart import Change, depends_on_others, refuse_mixing
 from causalpatch.engine.capture import Captured
+from causalpatch.engine.changes import apart, called, from_fit, projected, spread
+from causalpatch.engine.drawn import Donated, Draws, Scattered
 from causalpatch.engine.hooks import Write
 from causalpatch.engine.means import Means
-from causalpatch.engine.memory import is_out_of_memory
 from causalpatch.engine.resolve import Placement, Target
-from causalpatch.models import Columns, EachColumns, Model, Sum, Tap
+from causalpatch.models import Columns, EachColumns, KeyRow, Model, Sum, Tap
+from causalpatch.models.views import bound
 from causalpatch.pairs import Batch
-from causalpatch.patches import Constant, Function, Identity, Mean, Source, Zero
+from causalpatch.patches import (
+    Constant,
+    Fitted,
+    Function,
+    Identity,
+    Interpolate,
+    Mean,
+    Noise,
+    Optimal,
+    ProjectOut,
+    Resample,
+    Source,
+    Steer,
+    Zero,
+)
 
 AT_ONCE = 8_192
 """Tokens whose values in two runs are compared at once."""
@@ -54,12 +68,25 @@ class Known:
         base: The base runs of the batch of pairs.
         means: Fitted means.
         tried: Functions that were seen to give each element its value by itself, or at random, by number.
+        groups: The group of each pair in the batch.
+        donors: Runs of the prompts that values are resampled from, one for each pair in the batch.
     """
 
     source: Captured
     base: Captured
     means: Means
     tried: set[int] = field(default_factory=set)
+    groups: Sequence[str | None] = ()
+    donors: Mapping[Donated, Captured] = field(default_factory=dict)
+
+    @cached_property
+    def draws(self) -> Draws:
+        """The noise of the batch."""
+        return Draws(self.base)
+
+    def groups_of(self, local: np.ndarray) -> list[str | None]:
+        """Return the group of each element's pair."""
+        return [self.groups[number] for number in local.tolist()] if self.groups else [None] * len(local)
 
 
 @dataclass(frozen=True)
@@ -80,7 +107,7 @@ class _Kind:
     def of(cls, tap: Tap, target: Target) -> "_Kind":
         """Return the kind of a target."""
         bare = Target(target.site, None, None, target.value, None, target.has_position)
-        is_known = isinstance(target.value, Source | Identity | Zero)
+        is_known = isinstance(target.value, Source | Identity | Interpolate | Zero | Donated)
         if isinstance(tap.view, Columns) and is_known and target.has_position:
             return cls(tap, bare, tap.view.width)
         return cls(tap, bare)
@@ -146,7 +173,8 @@ def writes_of_rows(model: Model, known: Known, rows: Sequence[Row], batch: Batch
     def locate(rows: np.ndarray, tokens: np.ndarray | None) -> tuple[np.ndarray, ...]:
         return (rows,) if tokens is None else (rows, batch.start[rows] + tokens)
 
-    return writes_at(Taps(model), known, rows, locate)
+    writes = writes_at(Taps(model), known, rows, locate)
+    return [replace(write, tap=replace(write.tap, view=bound(write.tap.view, batch.start))) for write in writes]
 
 
 class Taps:
@@ -230,7 +258,10 @@ def _are_same(
     taps: Taps, known: Known, kind: _Kind, entries: Sequence[tuple[Target, int, Placement]]
 ) -> Iterator[Bool[np.ndarray, " element"]]:
     elements = _flatten(kind, [(0, local, place, taps.kind(target).tap) for target, local, place in entries])
-    same = _gather(known.source, kind, elements) == _gather(known.base, kind, _own(elements))
+    source, base = _gather(known.source, kind, elements), _gather(known.base, kind, _own(elements))
+    # Batches have keys for their longest prompt.
+    n_keys = max(source.shape[-1:], base.shape[-1:])
+    same = _meeting(kind.tap, source, n_keys) == _meeting(kind.tap, base, n_keys)
     answer = same.reshape(len(same), -1).all(1).cpu().numpy()
     begin = 0
     for _, _, place in entries:
@@ -281,16 +312,45 @@ def _value(known: Known, kind: _Kind, elements: _Elements) -> Shaped[Tensor, "el
             return _gather(known.source, kind, elements)
         case Identity():
             return _gather(known.base, kind, _own(elements))
+        case Interpolate(alpha=alpha):
+            own, other = _gather(known.base, kind, _own(elements)), _gather(known.source, kind, elements)
+            return torch.lerp(own, _meeting(kind.tap, other, own.shape[-1:]), alpha)
+        case Donated() as donated:
+            return _gather(known.donors[donated], kind, elements)
         case Zero():
             return torch.zeros_like
-        case Constant(array=array):
-            return lambda current: _broadcast(target, np.asarray(array), current)
         case Mean() as mean:
-            return known.means.at(target.site, mean, elements.placement, len(elements.rows))
+            return known.means.at(target.site, mean, elements.placement, known.groups_of(elements.local))
         case Function(function=function, needs_source=needs_source):
             source = _gather(known.source, kind, elements) if needs_source else None
-            change = partial(_call, target, function)
-            return lambda current: _apart(known, target, change, current, current if source is None else source)
+            change = partial(called, target, function)
+
+            def new(current: Tensor) -> Tensor:
+                given = current if source is None else _meeting(kind.tap, source, current.shape[-1:])
+                return apart(known.tried, target, change, current, given)
+
+            return new
+        case _:
+            return partial(_changed, known, target, elements)
+
+
+def _changed(known: Known, target: Target, elements: _Elements, current: Tensor) -> Shaped[Tensor, "element *axes"]:
+    """Return new values that follow from the current ones, or take their shape."""
+    place = elements.placement
+    match target.value:
+        case Constant(array=array):
+            return spread(target, np.asarray(array), current)
+        case Steer(array=array, strength=strength):
+            return current + strength * spread(target, np.asarray(array), current, "steering vector")
+        case ProjectOut() as direction:
+            return projected(target, direction, current)
+        case Scattered() as noise:
+            return current + known.draws.at(noise, elements.local, None if place is None else place.base, current)
+        case Fitted() as fitted:
+            return from_fit(target, fitted, place, known.groups_of(elements.local), current)
+        case Noise() | Resample() | Optimal() as asked:
+            raise AssertionError(f"{asked} was not drawn before the runs: fit_values")
+    raise AssertionError(f"no new value is known for {target.value}")
 
 
 def _gather(run: Captured, kind: _Kind, elements: _Elements) -> Shaped[Tensor, "element *axes"]:
@@ -308,46 +368,6 @@ def _gather(run: Captured, kind: _Kind, elements: _Elements) -> Shaped[Tensor, "
     return torch.stack([values[end - count : end].mean(0) for end, count in zip(ends, counts, strict=True)])
 
 
-def _broadcast(target: Target, array: np.ndarray, current: Tensor) -> Tensor:
-    sizes = tuple(current.shape[1:])
-    # Checked by itself: an array with one axis more would fit whenever there are as many elements by chance.
-    meets = zip(reversed(array.shape), reversed(sizes), strict=False)
-    if array.ndim > len(sizes) or any(n not in (1, size) for n, size in meets):
-        raise PatchError(
-            f"the constant for '{target.site}' does not fit",
-            facts=[("constant", f"shape {array.shape}"), ("site", f"shape {sizes} per token")],
-            fix="give a number, or an array over the site's value axes",
-        )
-    return torch.as_tensor(array, dtype=current.dtype, device=current.device).expand_as(current)
-
-
-def _apart(known: Known, target: Target, change: Change, current: Tensor, source: Tensor) -> Tensor:
-    """Call a function of one's own on elements, after a look at whether it mixes them."""
-    number = id(target.value)
-    if number not in known.tried and len(current) > 1:
-        does = depends_on_others(change, current, source)
-        if does:
-            raise refuse_mixing(target.value, target.site)
-        known.tried.update([] if does is None else [number])
-    return change(current, source)
-
-
-def _call(target: Target, function: Callable[[Tensor, Tensor], Tensor], current: Tensor, source: Tensor) -> Tensor:
-    try:
-        value = function(current.clone(), source)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise PatchError(
-            f"{target.value} for '{target.site}' failed",
-            facts=[("given", f"shape {tuple(current.shape)}"), ("error", f"{type(error).__name__}: {error}")],
-            fix="call it yourself on two tensors of that shape",
-        ) from error
-    if not isinstance(value, Tensor) or value.shape != current.shape:
-        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise PatchError(
-            f"{target.value} for '{target.site}' did not return the shape it was given",
-            facts=[("given", f"shape {tuple(current.shape)}"), ("returned", got)],
-            fix="return the new value of every element, such as current * 0.5",
-        )
-    return value
+def _meeting(tap: Tap, value: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return a value over as many keys as another has; of sites without keys the value itself."""
+    return tap.view.fit(value, sizes[-1]) if isinstance(tap.view, KeyRow) else value

@@ -1,13 +1,14 @@
 """One wave: segments move on together, layer by layer, and each layer's own module runs on the rows that changed.
 
 Where a segment enters behind attention, or behind the MLP's activation, only its written tokens are rows of that layer,
-and the modules in front are replaced for the call by what they gave in the base run. In the last layer tokens that
-nothing reads go as far as their keys and values.
+and the modules in front are replaced for the call by what they gave in the base run. In the first layer that it passes
+whole, a segment's unwritten tokens take their queries, keys and values from the base run (``unchanged_rows``). In the
+last layer tokens that nothing reads go as far as their keys and values.
 
 Symbols: R rows (a token of a segment each), L layers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -23,10 +24,12 @@ from causalpatch.engine.bypass import bypassed
 from causalpatch.engine.hooks import Write, hooked
 from causalpatch.engine.job import Cost
 from causalpatch.engine.resolve import Placement, Target
+from causalpatch.engine.row_steps import Steps
 from causalpatch.engine.rows import Own, RowAttention
 from causalpatch.engine.scene import Placed, Scene
-from causalpatch.engine.segments import DOWN, INPUT, PROJECTION, Layout, cut
+from causalpatch.engine.segments import DOWN, INPUT, PROJECTION, STAGES, UP, Group, Layout, cut
 from causalpatch.engine.stack import Block, Place, call_layer
+from causalpatch.engine.unchanged_rows import UnchangedRows
 from causalpatch.engine.values import Row, writes_at
 from causalpatch.models import Port
 
@@ -48,6 +51,7 @@ class Wave:
         self.cost = cost
         self.device = self.stack.model.device
         self.targets = _Targets(placed, self.stack.n_layers)
+        self.unchanged = UnchangedRows(self.stack, self.run, self.segments, placed.entries)
         self.all = Layout.of(self.segments, np.arange(len(self.segments)))
         self.offset = np.cumsum(self.segments.lengths) - self.segments.lengths
         self.reads = self.all.where(self._is_read(self.all))
@@ -61,16 +65,20 @@ class Wave:
             for layer in range(last):
                 here = segments.entry == layer
                 self._enter(stream, layer, np.flatnonzero(here & (segments.stage == INPUT)))
-                moving = np.flatnonzero((segments.entry < layer) | (here & (segments.stage == INPUT)))
-                for part in cut(segments.lengths[moving], self.chunk_rows):
-                    layout = Layout.of(segments, moving[part])
-                    rows = self._rows(moving[part])
-                    stream[rows] = self._whole_layer(layer, layout, stream[rows])
-                for stage in (PROJECTION, DOWN):
+                for moving in self._moving(layer):
+                    rows = self._rows(moving)
+                    stream[rows] = self._whole_layer(layer, Layout.of(segments, moving), stream[rows])
+                for stage in STAGES[1:]:
                     chosen = np.flatnonzero(here & (segments.stage == stage))
                     self._enter(stream, layer + 1, chosen)
                     self._behind(stream, layer, stage, chosen, self.all)
             return self._last_layer(stream, last)
+
+    def _moving(self, layer: int) -> Iterator[Int[np.ndarray, " segment"]]:
+        """Yield the segments that go through the whole of a layer, those of one call together."""
+        moving = np.flatnonzero(self.segments.first_whole <= layer)
+        for part in cut(self.segments.lengths[moving], self.chunk_rows):
+            yield moving[part]
 
     def logits(
         self,
@@ -93,11 +101,14 @@ class Wave:
         batch, slot = scene.prompts.batch, layout.slot
         tokens = batch.ids[slot, layout.token], batch.position_ids[slot, layout.token]
         with self.stack.running():
+            writes = self._one_token_writes(self.stack.n_layers, layout)
             computed = scene.head.logits(
-                stream[rows[0] : rows[-1] + 1], tokens, self._one_token_writes(self.stack.n_layers, layout), scene.vocab
+                stream[rows[0] : rows[-1] + 1], tokens, writes, scene.vocab, in_passing=scene.gauge.keeps_nothing
             )
         wanted = scene.tokens[scene.job.base][local]
         found = layout.find(np.repeat(np.arange(len(some)), wanted.shape[1]), wanted.reshape(-1))
+        if np.array_equal(found, np.arange(len(layout))):
+            return computed.reshape(*wanted.shape, -1)  # all of it, in order: copies of a vocabulary are dear
         logits = base[torch.as_tensor(local, device=device)]
         flat = logits.view(-1, logits.shape[-1])
         is_here = torch.as_tensor(found >= 0, device=device)
@@ -118,12 +129,10 @@ class Wave:
         here = segments.entry == layer
         self._enter(stream, layer, np.flatnonzero(here & (segments.stage == INPUT)))
         out = self._place(self.reads).rows_of(self.run.inputs[layer + 1])
-        moving = np.flatnonzero((segments.entry < layer) | (here & (segments.stage == INPUT)))
-        for part in cut(segments.lengths[moving], self.chunk_rows):
-            layout = Layout.of(segments, moving[part])
-            found, values = self._read_rows(layer, layout, stream[self._rows(moving[part])])
+        for moving in self._moving(layer):
+            found, values = self._read_rows(layer, Layout.of(segments, moving), stream[self._rows(moving)])
             out[self._rows_in_reads(found)] = values
-        for stage in (PROJECTION, DOWN):
+        for stage in STAGES[1:]:
             self._behind(out, layer, stage, np.flatnonzero(here & (segments.stage == stage)), self.reads)
         return out
 
@@ -141,7 +150,8 @@ class Wave:
     def _keys_and_values(self, layer: int, layout: Layout, hidden: Tensor) -> dict[int, Own]:
         found: list[Own] = []
         groups = [group for group in layout.groups() if len(group.tokens)]
-        attention = RowAttention(groups, self.run.attention[layer], self.run.visible[layer])
+        writes, turned = _apart(self._layer_writes(layer, layout, (INPUT,)))
+        attention = RowAttention(groups, self.run.seen(layer), self.run.visible[layer], steps=Steps(turned))
 
         def stop(
             module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, more: dict[str, Any]
@@ -149,7 +159,6 @@ class Wave:
             found.extend(attention.keys_and_values(key, value))
             raise EnoughError
 
-        writes = self._layer_writes(layer, layout, (INPUT,))
         with suppress(EnoughError):
             self._call(layer, layout, hidden, stop, writes)
         numbers = [number for number, group in enumerate(layout.groups()) if len(group.tokens)]
@@ -158,9 +167,19 @@ class Wave:
     def _whole_layer(
         self, layer: int, layout: Layout, hidden: Tensor, earlier: dict[int, Own] | None = None
     ) -> Float[Tensor, "row width"]:
-        seen, visible = self.run.attention[layer], self.run.visible[layer]
-        attention = RowAttention(layout.groups(), seen, visible, earlier or {})
-        return self._call(layer, layout, hidden, attention.attend, self._layer_writes(layer, layout))
+        groups, seen, visible = layout.groups(), self.run.seen(layer), self.run.visible[layer]
+        writes, inside = _apart(self._layer_writes(layer, layout))
+        steps = Steps(inside, partial(self._writes_in, layer, layout, groups) if _are_over_keys(inside) else None)
+        attention = RowAttention(groups, seen, visible, earlier or {}, steps)
+        return self._call(layer, layout, hidden, attention.attend, writes)
+
+    def _writes_in(self, layer: int, layout: Layout, groups: Sequence[Group], number: int) -> list[Write]:
+        """Return what is written inside attention in one group of a layout, by rows of the group."""
+        group, first = groups[number], sum(group.n_segments for group in groups[:number])
+        rows = slice(group.first, group.first + group.n_rows)
+        chosen = layout.chosen[first : first + group.n_segments]
+        own = Layout(layout.segments, chosen, layout.owner[rows] - first, layout.token[rows])
+        return _apart(self._layer_writes(layer, own, (INPUT,)))[1]
 
     def _call(
         self, layer: int, layout: Layout, hidden: Tensor, attend: Callable[..., Tensor], writes: Sequence[Write]
@@ -169,9 +188,11 @@ class Wave:
         is_partial = attend is _unreachable  # attention was passed by
         self.cost.token_layers += len(layout)
         place = self._place(layout)
-        if not writes:
-            return call_layer(self.stack, self.run, layer, hidden, place, is_partial=is_partial)
-        with hooked(self.stack.model, writes):
+        with ExitStack() as around:
+            if not is_partial:
+                around.enter_context(self.unchanged.gathered(layer, layout, place, writes))
+            if writes:
+                around.enter_context(hooked(self.stack.model, writes))
             return call_layer(self.stack, self.run, layer, hidden, place, is_partial=is_partial)
 
     def _behind(self, stream: Tensor, layer: int, stage: int, chosen: np.ndarray, within: Layout) -> None:
@@ -219,7 +240,7 @@ class Wave:
 
         def giving(path: str, make: Callable[[], Tensor]) -> None:
             def forward(*args: Any, **kwargs: Any) -> Any:
-                return (make(), None) if returns_tuple[path] else make()
+                return (make(), None) if returns_tuple.get(path, False) else make()
 
             modules.enter_context(bypassed(model.get_submodule(path), forward))
 
@@ -233,12 +254,15 @@ class Wave:
             giving(block.attention, projected(block.z))
             # In parallel blocks the MLP does not see what attention adds.
             is_apart = self.stack.is_parallel and block.mlp != block.path
-            if is_apart and not self.targets.any_at(layer, layout.chosen, DOWN):
+            if is_apart and not self.targets.any_at(layer, layout.chosen, (UP, DOWN)):
                 giving(block.mlp, lambda: known(Port(block.mlp, "output")))
-        else:
-            giving(block.attention, lambda: known(Port(block.attention, "output")))
-            if block.mlp != block.path:  # else there is no module to pass by, and all of the MLP runs
-                giving(block.mlp, projected(block.mlp_post))
+            return
+        giving(block.attention, lambda: known(Port(block.attention, "output")))
+        if stage == UP:
+            for port in block.up:
+                giving(port.path, partial(known, port))
+        elif block.mlp != block.path:  # else there is no module to pass by, and all of the MLP runs
+            giving(block.mlp, projected(block.mlp_post))
 
     def _enter(self, stream: Tensor, layer: int, chosen: np.ndarray) -> None:
         """Fill in the base run's stream for segments that begin to differ here."""
@@ -256,9 +280,7 @@ class Wave:
 
         stream[self._rows(layout.chosen)] = self.scene.head.embed(tokens, self._one_token_writes(-1, layout))
 
-    def _layer_writes(
-        self, layer: int, layout: Layout, stages: tuple[int, ...] = (INPUT, PROJECTION, DOWN)
-    ) -> list[Write]:
+    def _layer_writes(self, layer: int, layout: Layout, stages: tuple[int, ...] = STAGES) -> list[Write]:
         def locate(owner: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, ...]:
             found = layout.find(owner, tokens)
             return np.zeros_like(found), found
@@ -270,7 +292,7 @@ class Wave:
         layer: int,
         layout: Layout,
         locate: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, ...]],
-        stages: tuple[int, ...] = (INPUT, PROJECTION, DOWN),
+        stages: tuple[int, ...] = STAGES,
     ) -> list[Write]:
         owners, rows = self.targets.rows_at(layer, layout.chosen, stages)
         if not rows:
@@ -283,7 +305,7 @@ class Wave:
 
     def _written(self, layer: int, chosen: np.ndarray, within: Layout) -> Int[np.ndarray, " row"]:
         """Return the rows of a layout that segments write in a layer."""
-        owners, rows = self.targets.rows_at(layer, chosen, (INPUT, PROJECTION, DOWN))
+        owners, rows = self.targets.rows_at(layer, chosen, STAGES)
         if not rows:
             return np.zeros(0, dtype=np.int64)
         places = [[place.base for _, place in row.targets if place is not None] for row in rows]
@@ -324,6 +346,15 @@ def _rows_of(within: Layout, rows: Int[np.ndarray, " row"]) -> Layout:
     return Layout(within.segments, within.chosen[owners], owner, within.token[rows])
 
 
+def _apart(writes: Sequence[Write]) -> tuple[list[Write], list[Write]]:
+    """Return the writes at modules' doors, and those inside attention."""
+    return [w for w in writes if not w.tap.port.is_inside], [w for w in writes if w.tap.port.is_inside]
+
+
+def _are_over_keys(writes: Sequence[Write]) -> bool:
+    return any(write.tap.port.side in ("scores", "pattern") for write in writes)
+
+
 def _unreachable(*_: Any) -> Tensor:
     raise AssertionError("attention ran although its module was passed by")
 
@@ -340,7 +371,7 @@ class _Targets:
         found: dict[int, dict[int, list[tuple[Target, Placement | None, int]]]] = {}
         for number, (row, entries) in enumerate(zip(placed.segments.rows, placed.entries, strict=True)):
             for (target, place), entry in zip(row.targets, entries, strict=True):
-                layer = -1 if target.site.name == "embed" else entry.layer
+                layer = -1 if target.site.name in ("embed", "pos_embed") else entry.layer
                 found.setdefault(layer, {}).setdefault(number, []).append((target, place, entry.stage))
         self.rows = placed.segments.rows
         self.by_layer = {layer: (np.array(list(segments)), [*segments.values()]) for layer, segments in found.items()}
@@ -370,6 +401,6 @@ class _Targets:
                 rows.append(row)
         return np.array(owners, dtype=np.int64), rows
 
-    def any_at(self, layer: int, chosen: Int[np.ndarray, " segment"], stage: int) -> bool:
-        """Say whether one of the chosen segments has a target at a stage of a layer."""
-        return bool(self.rows_at(layer, chosen, (stage,))[1])
+    def any_at(self, layer: int, chosen: Int[np.ndarray, " segment"], stages: tuple[int, ...]) -> bool:
+        """Say whether one of the chosen segments has a target at some stages of a layer."""
+        return bool(self.rows_at(layer, chosen, stages)[1])

@@ -39,24 +39,25 @@ from causalpatch.engine.memory import (
     release_memory,
     state_bytes,
 )
-from causalpatch.engine.planning import numbers_of
+from causalpatch.engine.planning import bytes_per_token, captured_bytes, numbers_of
 from causalpatch.engine.resolve import Placer, Role, Target
-from causalpatch.engine.scene import Placed, Scene
+from causalpatch.engine.scene import Placed, Scene, donated_in
 from causalpatch.engine.segments import cut
+from causalpatch.engine.shelf import place_for
 from causalpatch.engine.stack import Stack, layer_of
 from causalpatch.engine.values import Row
 from causalpatch.engine.wave import Wave
 from causalpatch.models import Model
+from causalpatch.pairs.role import ROLES
 from causalpatch.results.status import Status
 
-# Shares of the budget: captured runs, the stream of the rows that move on together, one call of a layer.
-CAPTURED, STREAM, CHUNK = 0.4, 0.125, 0.25
+# Shares of the budget: the stream of the rows that move on together, one call of a layer.
+STREAM, CHUNK = 0.125, 0.25
 PORTION = 16_384
 """Runs that are laid out together: enough to fill the calls, few enough to be done, and kept, within seconds."""
 
 # Sites by which layers are taken apart.
 _NEEDED = ("resid_pre", "z", "mlp_post", "final_norm")
-_INSIDE = ("z", "head_out", "attn_out", "resid_mid", "mlp_post", "mlp_out", "q", "k", "v")
 
 
 def why_not(job: Job, gauge: Gauge) -> str | None:
@@ -107,15 +108,8 @@ def measure(job: Job, gauge: Gauge, means: Means, cost: Cost) -> Iterator[Block]
 
 def _batches(job: Job) -> Iterator[np.ndarray]:
     """Yield pairs in batches whose captured runs take their share of the budget."""
-    numbers = _numbers(job.model)
-    targets = [target for group in job.interventions for target in group]
-    inside = {(t.site.layer, t.site.name) for t in targets if t.site.name in _INSIDE}
-    widths = {"z": numbers.n_heads * numbers.head_width, "mlp_post": numbers.n_neurons, "mlp_out": numbers.n_neurons}
-    # Of both prompts: each layer's input, keys and values, and what is kept of the patched sites.
-    kept = numbers.n_layers * 2 * (numbers.width + numbers.n_kv_heads * numbers.head_width)
-    kept += sum(widths.get(name, numbers.width) + numbers.width for _, name in inside)
-    kept += 0 if job.few_bits is None else job.few_bits.numbers_per_token(job.model)
-    tokens = int(CAPTURED * budget_bytes(job.model.device, job.budget_gib) / (2 * kept * numbers.number_bytes))
+    n_prompts = 2 + len(donated_in(job))
+    tokens = captured_bytes(job) // (n_prompts * bytes_per_token(job, _numbers(job.model)))
     lengths = np.maximum(job.pairs.lengths("clean"), job.pairs.lengths("corrupt"))
     order = np.argsort(lengths, kind="stable")
     for part in cut(lengths[order], max(1, tokens)):
@@ -126,7 +120,10 @@ def _open(
     job: Job, gauge: Gauge, stack: Stack, means: Means, cost: Cost, indices: np.ndarray
 ) -> tuple["_Sweep", list[Block]]:
     """Run the prompts of some pairs, and measure them untouched."""
-    scenes = [Scene(job, gauge, stack, indices, means, fork=fork) for fork in (None, *gauge.forks)]
+    n_tokens = sum(int(job.pairs.lengths(role)[indices].sum()) for role in ROLES)
+    n_bytes = n_tokens * bytes_per_token(job, _numbers(job.model))
+    where = place_for(n_bytes, captured_bytes(job), job.model.device)
+    scenes = [Scene(job, gauge, stack, indices, means, fork=fork, where=where) for fork in (None, *gauge.forks)]
     sweep = _Sweep(job, gauge, scenes, cost)
     blocks = []
     for name, code in (("base", BASE), ("source", SOURCE)):

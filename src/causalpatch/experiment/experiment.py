@@ -8,6 +8,7 @@ Everything that measures anything goes through ``Experiment.run``. Plan, then ru
     effects.summary()
 """
 
+import copy
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,7 +36,9 @@ from causalpatch.engine import (
     Screen,
     Target,
     check_answers,
-    fit_all_means,
+    crosses_positions,
+    fit_patches,
+    fit_values,
     likely_tier,
     measure,
     measure_screened,
@@ -143,7 +146,7 @@ class Experiment:
         self.show_progress = show_progress
         if model.vocab_size and model.kind == "tokens":
             check_answers(pairs, model.vocab_size, model.name)
-        self._gauge = Gauge(self.metrics, pairs, model)
+        self.gauge = Gauge(self.metrics, pairs, model)
 
     def __repr__(self) -> str:
         names = ", ".join(metric.name for metric in self.metrics)
@@ -193,9 +196,9 @@ class Experiment:
         targets = self._targets(as_interventions(interventions))
         job = self._job(targets, reference_of(targets, self.direction))
         if self.precision == "screen":
-            return plan_screen(job, self._gauge, Screen(self.recheck_top, self.seed))
-        tier = likely_tier(job, self._gauge, self.engine)
-        return plan_job(job, len(self._gauge.forks), gauge=self._gauge, tier=tier)
+            return plan_screen(job, self.gauge, Screen(self.recheck_top, self.seed))
+        tier = likely_tier(job, self.gauge, self.engine)
+        return plan_job(job, len(self.gauge.forks), gauge=self.gauge, tier=tier)
 
     def run(
         self,
@@ -252,11 +255,13 @@ class Experiment:
         axes = {"intervention": [each.label for each in asked]} if axes is None else axes
         check_grid(axes, len(asked))
         self._require(targets)
+        warned = self._warn(targets)
         reference = reference_of(targets, self.direction)
         job = self._job(targets, reference)
         tally = Tally.of(job, len(self.metrics))
         started = time.perf_counter()
-        means = fit_all_means(job)
+        fitted = fit_values(job)
+        job, means = fitted.job, fitted.means
         route = Route(self.engine)
         screen = Screen(self.recheck_top, self.seed) if self.precision == "screen" else None
         is_complete = self._measure(job, means, tally, route, screen)
@@ -278,14 +283,50 @@ class Experiment:
                 **describe_setup(self.model, self.pairs, self.metrics, self.direction, self.seed),
                 **describe_request(asked, targets, reference, self.direction),
                 **({"site": title} if title else {}),
+                **({"fitted": list(fitted.record)} if fitted.record else {}),
                 "engine": route.describe(),
                 "precision": screen.describe() if screen else describe_precision(self.model, self.precision),
                 "noise_floor": tally.noise_floor([metric.name for metric in self.metrics]),
-                "notes": [*notes_on(self.pairs, self.base, targets), *(screen.notes() if screen else ())],
+                "notes": [*warned, *notes_on(self.pairs, self.base, targets), *(screen.notes() if screen else ())],
                 "complete": is_complete,
                 "cost": {**vars(tally.cost), "seconds": round(time.perf_counter() - started, 3)},
             },
         )
+
+    def turned(self, direction: Direction) -> "Experiment":
+        """Return the same experiment in a direction."""
+        one_of("direction", direction, ("denoise", "noise"))
+        made = copy.copy(self)
+        made.direction = direction
+        made.__dict__.pop("baseline", None)
+        return made
+
+    def fit(self, interventions: Iterable[Request] | Request) -> list[Intervention]:
+        """Fit means and widths of noise on these pairs, so that other pairs can be patched with them.
+
+        What is fitted on the pairs that it is measured on fits them better than others. So fit on discovery pairs, and
+        measure on held-out ones; the record of their effects names the pairs of both.
+
+        Args:
+            interventions: As for ``run``; sets of sites become a patch per site.
+
+        Returns:
+            The interventions with ``Fitted`` for each mean and a sigma for each noise, all else as it was.
+
+        Raises:
+            PairError: A pair has no group, and a mean per group is asked for.
+
+        Cost:
+            One run per prompt for each different mean, and one for all widths of a side.
+        """
+        asked = as_interventions(interventions)
+        return fit_patches(self.job(asked), asked)
+
+    def job(self, interventions: Sequence[Intervention]) -> Job:
+        """Return what the engine is asked for by some interventions, their sites proven."""
+        targets = self._targets(interventions)
+        self._require(targets)
+        return self._job(targets)
 
     def count_units(self, site: Site) -> int:
         """Count the entries of a module's unit axis, such as its channels, in a run of the first clean input.
@@ -310,7 +351,7 @@ class Experiment:
 
     def _measure(self, job: Job, means: Means, tally: Tally, route: Route, screen: Screen | None) -> bool:
         """Fill the tally; return False where the user stopped it in between."""
-        asked = (job, self._gauge, means, tally.cost)
+        asked = (job, self.gauge, means, tally.cost)
         blocks = measure_screened(*asked, route=route, screen=screen) if screen else measure(*asked, route=route)
         total = max(1, len(job.interventions) * len(job.pairs))
         try:
@@ -335,6 +376,15 @@ class Experiment:
         if self.pairs.kind == "tokens":
             by_token = {target.site for target in asked if target.site.module and target.has_position}
             require_positions(self.model, self.pairs, self.base, by_token)
+
+    def _warn(self, targets: Sequence[tuple[Target, ...]]) -> list[str]:
+        """Warn of what the reader should know before anything is measured; return it for the record."""
+        crossing = crosses_positions(self.model, self.pairs, self.base, targets)
+        if crossing is None:
+            return []
+        message = f"'{crossing}' takes values from tokens at other places, whose rotation they keep"
+        warnings.warn(CausalPatchWarning(message), stacklevel=4)
+        return [message]
 
     def _targets(self, interventions: Sequence[Intervention]) -> list[tuple[Target, ...]]:
         return [targets_of(self.model, intervention) for intervention in interventions]

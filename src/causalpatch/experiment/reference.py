@@ -47,6 +47,11 @@ def reference_of(interventions: Sequence[tuple[Target, ...]], direction: str) ->
         return Reference((), "none", why)
     if len(kinds) > 1:
         return Reference((), "none", f"ablations of different kinds have different references: {', '.join(kinds)}")
+    places: dict[tuple[object, ...], set[object]] = {}
+    for target in ablated:
+        places.setdefault((target.site, target.position, target.column), set()).add(target.value)
+    if any(len(values) > 1 for values in places.values()):
+        return Reference((), "none", "several values for one place have no reference in common")
     together = tuple({(t.site, t.position, t.column): t for t in ablated}.values())
     if any(len(group) == len(together) for group in interventions):
         why = "one intervention ablates all that was asked for, so that its share would be 1 whatever it does"

@@ -17,6 +17,8 @@ from causalpatch.pairs import Pairs
 
 Side = Literal["answer", "wrong_answer"]
 
+_ROWS_AT_ONCE = 32
+
 
 @dataclass(frozen=True)
 class AnswerTable:
@@ -120,6 +122,8 @@ class Outputs:
     def _computed_here(self) -> Float[Tensor, "row column"]:
         """Logits at the position that the metric reads, of the vocabulary or of the columns that were computed."""
         if self.column is not None:
+            if self.computed.shape[1] == 1:
+                return _precise(self.computed[:, 0])  # not copied: this may be most of what a run takes
             rows = torch.arange(len(self.column), device=self.computed.device)
             return _precise(self.computed[rows, self.column])
         if self.computed.ndim != 2:
@@ -146,7 +150,7 @@ class Outputs:
         """Return the log-probabilities of whole answers, summed over their tokens; minus infinity where absent."""
         if side in self.forks:
             return self.forks[side]
-        return self.answer_logits(side) - self.distribution.logsumexp(-1, keepdim=True)
+        return self.answer_logits(side) - _log_normaliser(self.distribution)
 
     def reference(self, run: Literal["base", "source"]) -> Float[Tensor, "row ..."]:
         """Return what the same pair gave in the untouched run.
@@ -159,6 +163,11 @@ class Outputs:
                 f"the {run} run was not kept for this metric", fix=f'declare it: metric(…, compares=("{run}",))'
             )
         return _precise(self.references[run])
+
+
+def _log_normaliser(logits: Float[Tensor, "row vocab"]) -> Float[Tensor, "row 1"]:
+    """Return the logarithm of the sum of exponentials, a few rows at once so that they stay in the cache."""
+    return torch.cat([some.logsumexp(-1, keepdim=True) for some in torch.split(logits, _ROWS_AT_ONCE)])
 
 
 def _precise(x: Tensor) -> Tensor:

@@ -5,14 +5,27 @@ from causalpatch.models.families import FAMILIES, Family
 from causalpatch.models.open import open_model
 from causalpatch.models.table import plain_rows
 from causalpatch.models.taps import Port, Tap
-from causalpatch.models.views import Columns, EachColumns, HeadShare, ModuleUnit, PositionAt, Sum, View, Whole
+from causalpatch.models.views import (
+    BiasTerm,
+    Columns,
+    EachColumns,
+    HeadShare,
+    KeyRow,
+    ModuleUnit,
+    PositionAt,
+    Sum,
+    View,
+    Whole,
+)
 
 __all__ = [
     "FAMILIES",
+    "BiasTerm",
     "Columns",
     "EachColumns",
     "Family",
     "HeadShare",
+    "KeyRow",
     "Model",
     "ModuleUnit",
     "Port",

@@ -251,7 +251,7 @@ class Model:
             return SiteRow("module(PATH)", "the module's own", f"{len(self.shape.module_paths) - 1} modules", None)
         axes = ["layer"] if info.has_layer else []
         axes += [info.unit_axis] if info.unit_axis else []
-        axes += ["position", *info.value_axes]
+        axes += [info.position_axis, *info.value_axes]
         sizes: dict[str, int | None] = {"layer": self.shape.n_layers, **self.shape.units}
         sizes |= self.sizes(name)
         refused = self.shape.refused.get(name)

@@ -16,7 +16,17 @@ from typing import Literal
 from torch import nn
 
 from causalpatch.models.families import FAMILIES, Family, Parted
-from causalpatch.models.table import FamilyTable, Numbers, Place, fact_modules, input_width, join, output_width
+from causalpatch.models.table import (
+    OPTIONAL,
+    FamilyTable,
+    Numbers,
+    Place,
+    attention_path,
+    fact_modules,
+    input_width,
+    join,
+    output_width,
+)
 
 # Configuration entries that scale what a sublayer adds to the stream; 1 or absent in every family of the tables.
 _STREAM_SCALES = ("residual_multiplier", "residual_scale", "scale_depth", "skip_connection_multiplier")
@@ -106,14 +116,9 @@ def _obstacle(family: Family, module: nn.Module, config: object, names: frozense
     layer = module.get_submodule(join(_bases(family, names)[0], family.layers, "0"))
     more = [name for name, _ in layer.named_children() if name not in known]
     # Weights of the layer's or the attention's own act where no module's name shows it (Doge scales its residuals so).
-    for part in (layer, layer.get_submodule(_attention(family))):
+    for part in (layer, layer.get_submodule(attention_path(family))):
         more += [name for name, _ in part.named_parameters(recurse=False)]
     return f"a layer also has {more[0]!r}" if more else ""
-
-
-def _attention(family: Family) -> str:
-    """Return the path of the module around the output projection, below the layer; the layer's own where none is."""
-    return next(iter(fact_modules(family.sites["z"])), "").rpartition(".")[0]
 
 
 def _bases(family: Family, names: frozenset[str]) -> list[str]:
@@ -127,6 +132,8 @@ def _wanted(family: Family) -> tuple[frozenset[str], frozenset[str]]:
     """Return the module paths that the family's table names: below the base, and below each layer."""
     outside, inside = {family.layers}, set(family.norms)
     for name, fact in family.sites.items():
+        if name in OPTIONAL:
+            continue
         (outside if name in ("embed", "final_norm") else inside).update(fact_modules(fact))
     return frozenset(outside), frozenset(inside - {""})
 
@@ -177,7 +184,7 @@ def _count(family: Family, config: object, module: nn.Module, layer: str, n_laye
     n_kv_heads = n_kv_heads if isinstance(n_kv_heads, int) and n_heads else n_heads
     columns: dict[str, int] = {}
     for name, fact in family.sites.items():
-        if isinstance(fact, Parted):
+        if isinstance(fact, Parted) and name not in OPTIONAL:
             place = module.get_submodule(join(layer, fact.module))
             columns[name] = (input_width if fact.side == "input" else output_width)(place) or 0
     head_width, rest = divmod(columns.get("z", 0), max(1, n_heads))

@@ -1,17 +1,29 @@
 """A family's table of facts, found in one real model: from a site to its tap."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from causalpatch.models.families import Absent, At, Fact, Family, Parted, ShareOf, SumOf
-from causalpatch.models.taps import Port, Tap
-from causalpatch.models.views import Columns, HeadShare, Scaled, Sum, View, Whole
+from causalpatch.models.taps import Port, Side, Tap
+from causalpatch.models.views import BiasTerm, Columns, HeadShare, KeyRow, ModuleUnit, Scaled, Sum, View, Whole
+from causalpatch.sites.names import ATTENTION_SITES, NAMES
 from causalpatch.sites.site import Site
 
-_UNIT_OF = {"q": "head", "k": "kv_head", "v": "kv_head", "z": "head", "head_out": "head", "mlp_post": "neuron"}
+# Inside attention: the side of the port, and for rows over keys what hidden keys read as.
+_INSIDE: Mapping[str, tuple[Side, float | None]] = {
+    "q_rot": ("query", None),
+    "k_rot": ("key", None),
+    "scores": ("scores", -math.inf),
+    "pattern": ("pattern", 0.0),
+}
+# The site whose projection a bias belongs to.
+_BIAS_OF = {"q_bias": "q", "k_bias": "k", "v_bias": "v", "attn_bias": "z", "mlp_bias": "mlp_post"}
+# A family is recognised without these, and a model that lacks one has all the rest.
+OPTIONAL = frozenset({"pos_embed", "mlp_pre", "mlp_gate"})
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,7 @@ class Numbers:
             name: The site's name.
         """
         width = self.embed_width if name == "embed" else self.width
-        return {"width": width, "head_width": self.query_width if name in ("q", "k") else self.head_width}
+        return {"width": width, "head_width": self.query_width if name[0] in "qk" else self.head_width}
 
 
 class FamilyTable:
@@ -92,6 +104,10 @@ class FamilyTable:
         """Return the tap of a named site that is known to exist."""
         if site.name == "logits":
             return Tap(site, Port(self.place.whole or "", "output", ("logits",)), Whole())
+        if site.name in ATTENTION_SITES:
+            return self._inside(site)
+        if site.name in _BIAS_OF:
+            return self._bias(site)
         fact = self.family.sites[site.name]
         parent = self.place.base if site.layer is None else self.layer_path(site.layer)
         match fact:
@@ -102,8 +118,9 @@ class FamilyTable:
                 total = Sum(self._factor(parent, fact.changed))
                 return Tap(site, _port(parent, fact.changed), total, (_port(parent, fact.kept),))
             case Parted():
-                width = 1 if site.name == "mlp_post" else self.numbers.sizes(site.name)["head_width"]
-                columns = Columns(self._start(site, fact, width), width, squeeze=site.name == "mlp_post")
+                is_neuron = NAMES[site.name].unit_axis == "neuron"
+                width = 1 if is_neuron else self.numbers.sizes(site.name)["head_width"]
+                columns = Columns(self._start(site, fact, width), width, squeeze=is_neuron)
                 return Tap(site, _port(parent, fact), columns)
             case ShareOf():
                 path = join(parent, fact.module)
@@ -116,7 +133,7 @@ class FamilyTable:
 
     def _start(self, site: Site, fact: Parted, width: int) -> int:
         """Return a unit's first column."""
-        unit, n_units = site.unit or 0, self.units[_UNIT_OF[site.name]]
+        unit, n_units = site.unit or 0, self.units[NAMES[site.name].unit_axis or ""]
         if fact.parts == 3 and self.numbers.n_kv_heads:
             return _start_of_three(fact, unit, self.numbers.n_heads, self.numbers.n_kv_heads) * width
         if fact.by_unit:
@@ -129,17 +146,71 @@ class FamilyTable:
         """Return what the model multiplies a tensor by before it adds it to the stream."""
         return float(getattr(self._modules[layer], fact.times)) if fact.times else 1.0
 
-    def _refusals(self) -> list[tuple[str, str]]:
-        found = [(name, fact.reason) for name, fact in self.family.sites.items() if isinstance(fact, Absent)]
-        if self.place.whole is None:
-            found.append(("logits", "the model has no head; open the whole model, or use final_norm"))
-        for name, fact in self.family.sites.items():
-            if isinstance(fact, ShareOf):
+    def _inside(self, site: Site) -> Tap:
+        """Return the tap of a site inside attention, the same in all families that attend by the interface."""
+        path, (side, hidden) = join(self.layer_path(site.layer or 0), attention_path(self.family)), _INSIDE[site.name]
+        if hidden is None:
+            return Tap(site, Port(path, side), ModuleUnit(axis=2, index=site.unit or 0))
+        return Tap(site, Port(path, side), KeyRow(site.unit or 0, hidden), (Port(path, "visible"),))
+
+    def _bias(self, site: Site) -> Tap:
+        """Return the tap of the bias that a projection adds."""
+        fact = self.family.sites[_BIAS_OF[site.name]]
+        if not isinstance(fact, Parted):
+            raise LookupError(site.name)  # refused before
+        port = replace(_port(self.layer_path(site.layer or 0), fact), side="output")
+        bias = self._modules[port.path].get_parameter("bias")
+        if site.unit is None:
+            return Tap(site, port, BiasTerm(bias, 0))
+        width = self.numbers.sizes(site.name)["head_width"]
+        start = self._start(site, fact, width)
+        return Tap(site, port, BiasTerm(bias.narrow(0, start, width), start))
+
+    def _refusals(self) -> Iterator[tuple[str, str]]:
+        sites = self.family.sites
+        no_heads = sites["z"].reason if isinstance(sites["z"], Absent) else ""
+        for name in NAMES:
+            fact = sites.get(name)
+            if isinstance(fact, Absent):
+                yield name, fact.reason
+            elif name == "logits" and self.place.whole is None:
+                yield name, "the model has no head; open the whole model, or use final_norm"
+            elif name in ATTENTION_SITES and no_heads:
+                yield name, no_heads
+            elif name in _BIAS_OF and (why := self._why_no_bias(name)):
+                yield name, why
+            elif isinstance(fact, ShareOf):
                 projection = self._modules[join(self.layer_path(0), fact.module)]
                 if not _is_plain(projection):
                     kind = type(projection).__name__
-                    found.append((name, f"the output projection is {kind}, not a plain linear map; use z"))
-        return found
+                    yield name, f"the output projection is {kind}, not a plain linear map; use z"
+            elif name in OPTIONAL and (why := self._why_not_there(name, fact)):
+                yield name, why
+
+    def _why_no_bias(self, name: str) -> str | None:
+        fact = self.family.sites[_BIAS_OF[name]]
+        if isinstance(fact, Absent):
+            return fact.reason
+        (module,) = fact_modules(fact)
+        paths = [join(self.layer_path(layer), module) for layer in range(self.numbers.n_layers)]
+        bare = [path for path in paths if not isinstance(getattr(self._modules[path], "bias", None), Tensor)]
+        return f"{module if bare == paths else bare[0]} has no bias" if bare else None
+
+    def _why_not_there(self, name: str, fact: Fact | None) -> str | None:
+        """Say why a site that not every model of a family has is not in this one, or None."""
+        if fact is None:
+            return "the table of this family does not name it"
+        layers = range(self.numbers.n_layers) if NAMES[name].has_layer else [None]
+        for layer, module in ((layer, module) for layer in layers for module in fact_modules(fact)):
+            path = join(self.place.base if layer is None else self.layer_path(layer), module)
+            if path not in self._modules:
+                return f"there is no module {path}"
+            if isinstance(fact, Parted):
+                wanted = fact.parts * self.numbers.n_neurons
+                width = output_width(self._modules[path])
+                if width != wanted:
+                    return f"{path} gives {width} columns where {wanted} were expected"
+        return None
 
 
 def join(*parts: str) -> str:
@@ -173,6 +244,11 @@ def output_width(projection: nn.Module) -> int | None:
         return int(projection.weight.shape[1])
     width = getattr(projection, "out_features", None)
     return width if isinstance(width, int) else None
+
+
+def attention_path(family: Family) -> str:
+    """Return the path of the module around the output projection, below the layer; the layer's own where none is."""
+    return next(iter(fact_modules(family.sites["z"])), "").rpartition(".")[0]
 
 
 def fact_modules(fact: Fact) -> tuple[str, ...]:

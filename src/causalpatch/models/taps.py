@@ -1,19 +1,35 @@
 """Ports and taps: where in a model's forward pass a site is found, and through which view."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from causalpatch.models.views import View
 from causalpatch.sites.site import Site
 
+Side = Literal["input", "output", "query", "key", "visible", "scores", "pattern"]
+
+INSIDE: Final = ("query", "key", "visible", "scores", "pattern")
+"""Sides that are no door of a module: tensors on the way through attention, in the order in which they pass."""
+
 
 @dataclass(frozen=True)
 class Port:
-    """One tensor that passes a module's door.
+    """One tensor that passes a module's door, or the inside of an attention module.
+
+    ==================  ==========================================  ==========================================
+    side                axes                                        what it is
+    ==================  ==========================================  ==========================================
+    ``input, output``   the module's own                            what goes into the module, what comes out
+    ``query``           row position head head_width                queries as attention compares them
+    ``key``             row position kv_head head_width             keys as attention compares them
+    ``visible``         row query_position one key_position         which keys a query sees; only read
+    ``scores``          row query_position head key_position        what the softmax gets, sinks apart
+    ``pattern``         row query_position head key_position        what the softmax gives, sinks apart
+    ==================  ==========================================  ==========================================
 
     Args:
         path: The module, as in ``named_modules()``; ``""`` is the model itself.
-        side: Whether the tensor goes in or comes out.
+        side: Where the tensor is met, as in the table.
         items: Picks within the arguments or the output, outermost first. For ``input``, a first number counts
             positional arguments, a first text names a keyword argument, and nothing means the first positional
             argument or, if there is none, the first keyword argument. For ``output``, nothing means the tensor
@@ -23,9 +39,14 @@ class Port:
     """
 
     path: str
-    side: Literal["input", "output"]
+    side: Side
     items: tuple[int | str, ...] = ()
     like: "Port | None" = None
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether the tensor is met inside attention, where no hook of a module stands."""
+        return self.side in INSIDE
 
 
 @dataclass(frozen=True)

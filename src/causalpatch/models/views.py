@@ -10,13 +10,14 @@ middle of a block is the sum of two tensors (``Sum``), what one head adds to the
 was read adds an exact zero.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from torch.nn import functional
 
 Index = tuple[Int[Tensor, " n"], ...]
 Companions = tuple[Shaped[Tensor, " row *rest"], ...]
@@ -219,9 +220,105 @@ class HeadShare:
         x[index] = x[index] + (value - self.read(x, companions)[index])
 
 
+@dataclass(frozen=True, eq=False)
+class BiasTerm:
+    """A bias, which a projection adds to its output at each token; written by its difference.
+
+    The tensor is the projection's output.
+
+    Args:
+        bias: The bias, or one unit's part of it.
+        start: Its first column.
+    """
+
+    bias: Float[Tensor, " column"]
+    start: int
+
+    def read(self, x: Float[Tensor, " row *axes"], companions: Companions) -> Float[Tensor, " row *value"]:
+        """Return the bias, once for each token."""
+        del companions
+        return self.bias.expand(*x.shape[:-1], len(self.bias))
+
+    def write(
+        self, x: Float[Tensor, " row *axes"], companions: Companions, index: Index, value: Float[Tensor, " n *value"]
+    ) -> None:
+        """Change the output by what the new value differs from the bias at the index."""
+        del companions
+        part = x.narrow(-1, self.start, len(self.bias))
+        part[index] = part[index] + (value - self.bias)
+
+
+@dataclass(frozen=True, eq=False)
+class KeyRow:
+    """One head's rows of scores or weights, each over the keys of a query.
+
+    The tensor holds ``[row, query_position, head, key_position]`` in the columns of a padded batch; values hold the
+    keys in real tokens of each row's prompt, from 0. The companion says which keys the mask lets a query see. What it
+    hides reads as ``hidden`` and stays as it is, whatever is written there. Keys beyond the prompt's end are hidden.
+
+    Args:
+        head: The head.
+        hidden: What a hidden key reads as: minus infinity among scores, 0 among weights.
+        starts: The column of each row's first real token; None where prompts begin at the first column.
+    """
+
+    head: int
+    hidden: float
+    starts: Int[np.ndarray, " row"] | None = None
+
+    def read(
+        self, x: Float[Tensor, "row query head key"], companions: tuple[Bool[Tensor, "row query one key"], ...]
+    ) -> Float[Tensor, "row query key"]:
+        """Return the rows of all queries."""
+        rows, queries = (place.reshape(-1) for place in torch.meshgrid(*map(torch.arange, x.shape[:2]), indexing="ij"))
+        index = (rows.to(x.device), queries.to(x.device))
+        return self.at(x, companions, index).reshape(*x.shape[:2], x.shape[-1])
+
+    def at(
+        self,
+        x: Float[Tensor, "row query head key"],
+        companions: tuple[Bool[Tensor, "row query one key"], ...],
+        index: Index,
+    ) -> Float[Tensor, "n key"]:
+        """Return the rows at the index."""
+        rows, queries = index
+        n_keys = x.shape[-1]
+        value = x[rows, queries, self.head].masked_fill(~companions[0][rows, queries, 0], self.hidden)
+        columns = torch.arange(n_keys, device=x.device) + self._starts(x)[rows][:, None]
+        return value.gather(-1, columns.clamp(max=n_keys - 1)).masked_fill(columns >= n_keys, self.hidden)
+
+    def write(
+        self,
+        x: Float[Tensor, "row query head key"],
+        companions: tuple[Bool[Tensor, "row query one key"], ...],
+        index: Index,
+        value: Float[Tensor, "n keys"],
+    ) -> None:
+        """Put rows at the index, over as many keys as there are; hidden keys keep what they have."""
+        rows, queries = index
+        n_keys = x.shape[-1]
+        tokens = torch.arange(n_keys, device=x.device) - self._starts(x)[rows][:, None]
+        new = self.fit(value, n_keys).gather(-1, tokens.clamp(min=0))
+        is_seen = companions[0][rows, queries, 0] & (tokens >= 0)
+        x[rows, queries, self.head] = torch.where(is_seen, new, x[rows, queries, self.head])
+
+    def fit(self, value: Float[Tensor, "*axes key"], n_keys: int) -> Float[Tensor, "*axes keys"]:
+        """Return a value over another number of keys: further ones are hidden."""
+        more = n_keys - value.shape[-1]
+        return functional.pad(value, (0, more), value=self.hidden) if more > 0 else value[..., :n_keys]
+
+    def bound(self, starts: Int[np.ndarray, " row"]) -> "KeyRow":
+        """Return the view for a batch whose prompts begin at these columns."""
+        return replace(self, starts=starts)
+
+    def _starts(self, x: Float[Tensor, "row *axes"]) -> Int[Tensor, " row"]:
+        starts = np.zeros(len(x), dtype=np.int64) if self.starts is None else self.starts
+        return torch.as_tensor(starts, device=x.device)
+
+
 @dataclass(frozen=True)
 class ModuleUnit:
-    """One entry of one axis of a module's tensor, such as a channel.
+    """One entry of one axis of a tensor, such as a channel, or a head where heads have an axis.
 
     Args:
         axis: The axis, counted in the whole tensor: 1 is the first after the row.
@@ -266,6 +363,16 @@ class PositionAt:
         self.view.write(x.movedim(self.axis, 1), companions, index, value)
 
 
+def bound(view: View, starts: Int[np.ndarray, " row"]) -> View:
+    """Return a view for a padded batch, where its values are counted in real tokens.
+
+    Args:
+        view: The view.
+        starts: The column of each row's first real token.
+    """
+    return view.bound(starts) if isinstance(view, KeyRow) else view
+
+
 def take(
     view: View, x: Shaped[Tensor, " row *axes"], companions: Companions, index: Index
 ) -> Shaped[Tensor, " n *value"]:
@@ -277,4 +384,6 @@ def take(
         companions: The tensors at the tap's other ports.
         index: Places over the leading axes.
     """
+    if isinstance(view, KeyRow):
+        return view.at(x, companions, index)
     return view.at(x, index) if isinstance(view, EachColumns) else view.read(x, companions)[index]

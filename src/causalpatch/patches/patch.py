@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from causalpatch.base.errors import PatchError
-from causalpatch.patches.value import Source, Value, as_value
+from causalpatch.patches.fixed import Source
+from causalpatch.patches.value import Value, as_value
 from causalpatch.sites import Site, SiteSet, parse
 
 Alignment = Literal["first", "last", "mean"]
@@ -17,8 +18,10 @@ class Patch:
 
     Args:
         site: What is replaced: a site or a set of sites, or its text. All sites of a set are replaced in the same run.
-        value: The new value: ``Source()`` (default), ``Zero()``, ``Mean()``, ``Constant(array)``, ``Function(f)``,
-            ``Identity()``; or ``"zero"``, ``"mean"``, ``"source"``, ``"identity"``, or a number.
+        value: The new value: ``Source()`` (default), ``Identity()``, ``Interpolate(alpha)``, ``Zero()``,
+            ``Constant(array)``, ``Function(f)``, ``Mean()``, ``Resample()``, ``Noise()``, ``Steer(vector)``,
+            ``ProjectOut(direction)`` or ``Fitted``; or its text, such as ``"zero"`` or ``"interpolate(0.5)"``, or a
+            number.
         align: How positions meet when the site's span has different lengths in base and source: ``"first"`` and
             ``"last"`` use as many tokens as the shorter has, from that end; ``"mean"`` writes the mean of the
             source's tokens into each of the base's.

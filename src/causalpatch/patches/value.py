@@ -1,165 +1,180 @@
-"""Where a patched site's new value comes from: plain data, computed by the engine.
+"""Where a patched site's new value comes from: plain data, computed by the engine, and its spelling as text.
 
-=============  ==========================================================================================
-value          the site's new value
-=============  ==========================================================================================
-``Source``     its value in the source run (clean when denoising, corrupted when noising)
-``Identity``   its own value in the base run: measures the noise floor, must change nothing
-``Zero``       zero
-``Mean``       its mean over the prompts of one side, pads excluded, summed in float64
-``Constant``   a given array
-``Function``   any function of its current and its source value
-=============  ==========================================================================================
+The classes stand in ``fixed`` (source, identity, interpolation, zero, constant, function), ``sampled`` (mean, resample,
+noise, optimal, fitted) and ``direction`` (steering, projection). Most can be written as text wherever a value is asked
+for:
+
+==============================  =========================================================
+text                            value
+==============================  =========================================================
+``source`` ``identity``         ``Source()``, ``Identity()``
+``zero`` ``0.5``                ``Zero()``, ``Constant(0.5)``
+``interpolate(0.25)``           ``Interpolate(0.25)``
+``mean`` ``mean(positions)``    ``Mean()``, ``Mean("positions")``
+``mean(per_group=true)``        ``Mean(per_group=True)``
+``noise`` ``noise(draw=3)``     ``Noise()``, ``Noise(draw=3)``
+``resample(seed=1)``            ``Resample(seed=1)``
+``optimal(steps=50)``           ``Optimal(steps=50)``
+``constant(FILE.npz:NAME)``     ``Constant(array)``, the array read from the file
+``steer(FILE.npz:NAME, -2)``    ``Steer(array, -2)``
+``project_out(FILE.npz:NAME)``  ``ProjectOut(array)``
+==============================  =========================================================
 """
 
+import dataclasses
+import re
+import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from causalpatch.base.errors import PatchError
+from causalpatch.base.suggest import closest
+from causalpatch.patches.direction import ProjectOut, Steer
+from causalpatch.patches.fixed import Constant, Function, Identity, Interpolate, Source, Zero
+from causalpatch.patches.sampled import Fitted, Mean, Noise, Optimal, Resample
 
+Value = (
+    Source
+    | Identity
+    | Interpolate
+    | Zero
+    | Constant
+    | Function
+    | Mean
+    | Resample
+    | Noise
+    | Optimal
+    | Fitted
+    | Steer
+    | ProjectOut
+)
+NAMED: dict[str, Callable[..., Value]] = {
+    "source": Source,
+    "identity": Identity,
+    "interpolate": Interpolate,
+    "zero": Zero,
+    "mean": Mean,
+    "resample": Resample,
+    "noise": Noise,
+    "optimal": Optimal,
+    "constant": Constant,
+    "steer": Steer,
+    "project_out": ProjectOut,
+}
+"""Values by the name under which they are spelt."""
 
-@dataclass(frozen=True)
-class Source:
-    """The value that the site has in the source run, at the aligned positions."""
-
-    def __str__(self) -> str:
-        return "source"
-
-
-@dataclass(frozen=True)
-class Identity:
-    """The value that the site has in the base run itself: the control that must change nothing."""
-
-    def __str__(self) -> str:
-        return "identity"
-
-
-@dataclass(frozen=True)
-class Zero:
-    """Zero ablation."""
-
-    def __str__(self) -> str:
-        return "zero"
-
-
-@dataclass(frozen=True)
-class Mean:
-    """Mean ablation: the site's mean over prompts.
-
-    Args:
-        over: ``"pairs"`` keeps positions apart: one mean per real-token position, over the prompts that have it.
-            ``"positions"`` takes one mean over all prompts and all their real tokens.
-        side: The prompts that the mean is taken over, ``"corrupt"`` or ``"clean"``.
-
-    References:
-        Wang et al. 2022, "Interpretability in the Wild", 2211.00593 (mean ablation).
-    """
-
-    over: Literal["pairs", "positions"] = "pairs"
-    side: Literal["corrupt", "clean"] = "corrupt"
-
-    def __post_init__(self) -> None:
-        if self.over not in ("pairs", "positions"):
-            raise PatchError(
-                f"a mean cannot be taken over {self.over!r}",
-                facts=[("known", "pairs, positions")],
-                fix='Mean(over="pairs") keeps positions apart',
-            )
-        if self.side not in ("corrupt", "clean"):
-            raise PatchError(
-                f"a mean has no side {self.side!r}", facts=[("known", "corrupt, clean")], fix='Mean(side="corrupt")'
-            )
-
-    def __str__(self) -> str:
-        return f"mean over {self.over} of the {self.side} side"
-
-
-@dataclass(frozen=True, eq=False)
-class Constant:
-    """A given value for every patched element.
-
-    Args:
-        array: A number, or an array that broadcasts to the site's value axes (``width``, ``head_width``, …).
-    """
-
-    array: np.ndarray | float
-
-    def __post_init__(self) -> None:
-        # A copy of its own, in which -0 is 0, so that equal constants have equal hashes.
-        array = np.array(self.array, dtype=np.float64) + 0.0
-        if not np.isfinite(array).all():
-            raise PatchError("a constant patch holds NaN or infinity", fix="give finite numbers")
-        object.__setattr__(self, "array", array)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Constant) and np.array_equal(self.array, other.array)
-
-    def __hash__(self) -> int:
-        return hash(np.asarray(self.array).tobytes())
-
-    def __str__(self) -> str:
-        array = np.asarray(self.array)
-        return f"constant {array.item():g}" if array.ndim == 0 else f"constant of shape {array.shape}"
-
-
-@dataclass(frozen=True)
-class Function:
-    """Any function of the site's current and source values, element by element.
-
-    An element is one token of one run; of a site without positions, one run. How many elements of how many runs the
-    function is given at once depends on the engine and on memory, so each must get its value from itself and its
-    source alone: ``current * 0.5`` and ``current @ projection`` do, ``current - current.mean(0)`` does not. Two
-    elements are tried together and alone, and an unequal result is an error. A function that is random on purpose
-    cannot be tried so. It may be used, but no two runs or engines then give the same numbers, also with a seed.
-
-    Args:
-        function: Takes ``current`` and ``source``, both ``[element, *value_axes]``, and returns the new value in the
-            same shape. ``current`` is the value in the patched run itself, so earlier patches of the same
-            intervention are seen.
-        name: How the function is called in results; its own name by default. Results are only as reproducible as
-            this name says.
-        needs_source: Whether a source run is needed at all. If false, ``source`` is ``current``.
-    """
-
-    function: Callable[[Tensor, Tensor], Tensor] = field(repr=False)
-    name: str = ""
-    needs_source: bool = True
-
-    def __post_init__(self) -> None:
-        if not callable(self.function):
-            raise PatchError(
-                f"{self.function!r} is not a function of (current, source)",
-                fix="give for instance Function(lambda current, source: (current + source) / 2)",
-            )
-        if not self.name:
-            object.__setattr__(self, "name", getattr(self.function, "__qualname__", "function"))
-
-    def __str__(self) -> str:
-        return f"function {self.name}"
-
-
-Value = Source | Identity | Zero | Mean | Constant | Function
+_BARE = ("source", "identity", "zero", "mean", "resample", "noise", "optimal")
+_SPELT = re.compile(r"\s*(?P<name>[a-z_]+)\s*(?:\((?P<arguments>.*)\))?\s*", re.DOTALL)
+_ARRAY = re.compile(r"(?P<file>.+\.npz):(?P<name>[^:]+)")
+_WORDS = {"true": True, "false": False, "none": None}
 
 
 def as_value(value: object) -> Value:
-    """Accept a value, or its name as text (``"source"``, ``"zero"``, ``"mean"``, ``"identity"``) or a number.
+    """Accept a value, its text (``"zero"``, ``"interpolate(0.5)"``), a number or an array.
 
     Raises:
         PatchError: It is none of these.
     """
-    if isinstance(value, Source | Identity | Zero | Mean | Constant | Function):
+    if isinstance(value, Value):
         return value
-    named: dict[str, Callable[[], Value]] = {"source": Source, "identity": Identity, "zero": Zero, "mean": Mean}
-    if isinstance(value, str) and value in named:
-        return named[value]()
+    if isinstance(value, str):
+        return _spelt(value)
     if isinstance(value, int | float | np.ndarray) and not isinstance(value, bool):
         return Constant(value)
-    raise PatchError(
+    raise _unknown(value)
+
+
+def _spelt(text: str) -> Value:
+    try:
+        return Constant(float(text))
+    except ValueError:
+        pass
+    found = _SPELT.fullmatch(text)
+    if found is None or found["name"] not in NAMED:
+        raise _unknown(text)
+    name, make = found["name"], NAMED[found["name"]]
+    if found["arguments"] is None and name not in _BARE:
+        raise PatchError(f"{text!r} says nothing of the value", fix=f"write for example {_example(name)}")
+    given: list[Any] = []
+    named: dict[str, Any] = {}
+    for part in filter(str.strip, (found["arguments"] or "").split(",")):
+        key, equals, word = part.partition("=")
+        if equals:
+            named[key.strip()] = _read(word.strip())
+        else:
+            given.append(_read(part.strip()))
+    return _make(text, name, make, given, named)
+
+
+def _make(text: str, name: str, make: Callable[..., Value], given: list[Any], named: dict[str, Any]) -> Value:
+    fields = [field.name for field in dataclasses.fields(make)]  # type: ignore[arg-type]  # all are dataclasses
+    strange = next((key for key in named if key not in fields), None)
+    if strange is not None or len(given) > len(fields) or set(fields[: len(given)]) & set(named):
+        near = closest(strange, fields, 1) if strange else []
+        raise PatchError(
+            f"{text!r} cannot be read as a value" + (f": '{name}' has no {strange!r}" if strange else ""),
+            facts=[(name, ", ".join(fields) or "takes nothing")],
+            fix=f"{near[0]}=…" if near else f"write for example {_example(name)}",
+        )
+    try:
+        return make(*given, **named)
+    except (TypeError, ValueError) as error:
+        raise PatchError(
+            f"{text!r} cannot be read as a value",
+            facts=[(name, ", ".join(fields) or "takes nothing"), ("error", str(error).splitlines()[0][:80])],
+            fix=f"write for example {_example(name)}",
+        ) from error
+
+
+def _read(word: str) -> Any:
+    """Return a word as a number, a truth value, an array of a file, or itself."""
+    if word.lower() in _WORDS:
+        return _WORDS[word.lower()]
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    found = _ARRAY.fullmatch(word)
+    return _load(Path(found["file"]), found["name"]) if found else word
+
+
+def _load(path: Path, name: str) -> np.ndarray:
+    """Return an array of an .npz file; nothing is unpickled.
+
+    Raises:
+        PatchError: There is no such file or array.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if name not in file.files:
+                raise PatchError(
+                    f"'{path}' holds no array {name!r}",
+                    facts=[("arrays", ", ".join(file.files) or "none")],
+                    fix=f"{path}:{file.files[0]}" if file.files else "save one: numpy.savez(path, name=array)",
+                )
+            return np.asarray(file[name])
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise PatchError(
+            f"'{path}' cannot be read as a file of arrays",
+            facts=[("error", f"{type(error).__name__}: {str(error).splitlines()[0][:80]}")],
+            fix="write it with numpy.savez(path, name=array)",
+        ) from error
+
+
+def _unknown(value: object) -> PatchError:
+    names = [*_BARE, "interpolate(0.5)", "a number", "Constant(array)", "Steer(array)", "ProjectOut(array)"]
+    near = closest(value.partition("(")[0].strip(), NAMED, 1) if isinstance(value, str) else []
+    return PatchError(
         f"{value!r} is not a value to patch in",
-        facts=[("known", ", ".join([*named, "a number", "Constant(array)", "Mean(…)", "Function(…)"]))],
-        fix='write for example Patch("z.9.6", "zero")',
+        facts=[("known", ", ".join([*names, "Function(…)", "Fitted(…)"]))],
+        fix=f'write for example Patch("z.9.6", "{_example(near[0] if near else "zero")}")',
     )
+
+
+def _example(name: str) -> str:
+    arguments = {"interpolate": "(0.5)", "steer": "(vectors.npz:name, 2)"}
+    return name + arguments.get(name, "(vectors.npz:name)" if name in ("constant", "project_out") else "")

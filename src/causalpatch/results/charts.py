@@ -59,19 +59,45 @@ def heat_map(frame: pd.DataFrame, axes: Sequence[str], value: str, caption: Capt
     Returns:
         The picture.
     """
+    sheet: Sheet = {}
+    chart = heat_layers(sheet, frame, axes, value, caption)
+    width, _ = chart_size(frame, axes)
+    outlined = any(_is_significant(row) and row[value] is not None for row in _records(frame))
+    lines = [*on_labels(axes[1], frame, caption.base), *on_marks(frame, outlined=outlined, value=value)]
+    chart = finished(chart, caption, lines, width + _BESIDE)
+    if len(frame) > MOST_SPOKEN_CELLS:
+        chart = chart.configure_mark(aria=False)
+    return Picture(chart, frame, sheet)
+
+
+def heat_layers(
+    sheet: Sheet,
+    frame: pd.DataFrame,
+    axes: Sequence[str],
+    value: str,
+    caption: Caption,
+    *,
+    name: str = "",
+    limit: float | None = None,
+) -> Any:
+    """Return the layers of a heat map without its heading.
+
+    Args:
+        sheet: Filled with the rows of each layer.
+        frame: As for ``heat_map``.
+        axes: The vertical axis, then the horizontal one.
+        value: The column to draw.
+        caption: For the titles of scale and numbers.
+        name: Put before the names of the layers, where several charts share a sheet.
+        limit: End of the colour scale; by the largest value unless given.
+    """
     vertical, horizontal = axes
     told = _told(frame, value)
+    ups, alongs = _places(frame, axes)
     rows = [
-        {
-            "y": axis_text(row[vertical], row.get(label_name(vertical))),
-            "x": axis_text(row[horizontal], row.get(label_name(horizontal))),
-            **{name: _plain(row[name]) for name in told},
-        }
+        {"y": _name(row, vertical), "x": _name(row, horizontal), **{key: _plain(row[key]) for key in told}}
         for row in _records(frame)
     ]
-    ups, alongs = list(dict.fromkeys(row["y"] for row in rows)), list(dict.fromkeys(row["x"] for row in rows))
-    if vertical == "layer":
-        ups = ups[::-1]
     width, height = _column(alongs), _step(len(ups), wide=False)
     known = [row for row in rows if row[value] is not None]
     blank = [row for row in rows if row[value] is None]
@@ -81,29 +107,29 @@ def heat_map(frame: pd.DataFrame, axes: Sequence[str], value: str, caption: Capt
     x = alt.X("x:N", **places, axis=_axis(alongs, width))
     places = {"sort": None, "title": vertical, "scale": alt.Scale(domain=ups, padding=0)}
     y = alt.Y("y:N", **places, axis=_axis(ups, None))
-    colour = _colours(frame[value].to_numpy(), value, caption, height * len(ups))
+    colour = _colours(frame[value].to_numpy(), value, caption, height * len(ups), limit)
     tooltip = [alt.Tooltip("y:N", title=vertical), alt.Tooltip("x:N", title=horizontal)]
     tooltip += _tooltip(told, caption)
-    sheet: Sheet = {}
-    cells = _layer(sheet, "known", known).mark_rect(stroke="#e4e4e4", strokeWidth=0.5)
+    cells = _layer(sheet, f"{name}known", known).mark_rect(stroke="#e4e4e4", strokeWidth=0.5)
     layers = [cells.encode(x=x, y=y, color=colour, tooltip=tooltip)]
     if blank:
-        ground = _layer(sheet, "blank", blank).mark_rect(fill="white", stroke="#c8c8c8", strokeWidth=0.5)
-        hatch = _layer(sheet, "blank", blank).mark_point(
+        ground = _layer(sheet, f"{name}blank", blank).mark_rect(fill="white", stroke="#c8c8c8", strokeWidth=0.5)
+        hatch = _layer(sheet, f"{name}blank", blank).mark_point(
             shape=_hatch(width, height), size=4, stroke=FAINT, strokeWidth=0.8
         )
         layers += [ground.encode(x=x, y=y), hatch.encode(x=x, y=y, tooltip=tooltip)]
     if outlined:
         # Drawn inside the cell: where neighbours shared a line, a cell among outlined ones would look outlined too.
         inside = {"width": {"band": 1 - _INSET / width}, "height": {"band": 1 - _INSET / height}}
-        box = _layer(sheet, "outlined", outlined).mark_rect(fill=None, stroke=INK, strokeWidth=1.2, **inside)
+        box = _layer(sheet, f"{name}outlined", outlined).mark_rect(fill=None, stroke=INK, strokeWidth=1.2, **inside)
         layers.append(box.encode(x=x, y=y, tooltip=tooltip))
-    chart = alt.layer(*layers).properties(width=width * len(alongs), height=height * len(ups))
-    lines = [*on_labels(horizontal, frame, caption.base), *on_marks(frame, outlined=bool(outlined), value=value)]
-    chart = _finished(chart, caption, lines, width * len(alongs) + _BESIDE)
-    if len(rows) > MOST_SPOKEN_CELLS:
-        chart = chart.configure_mark(aria=False)
-    return Picture(chart, frame, sheet)
+    return alt.layer(*layers).properties(width=width * len(alongs), height=height * len(ups))
+
+
+def chart_size(frame: pd.DataFrame, axes: Sequence[str]) -> tuple[int, int]:
+    """Return the width and height of a heat map's cells together, px."""
+    ups, alongs = _places(frame, axes)
+    return _column(alongs) * len(alongs), _step(len(ups), wide=False) * len(ups)
 
 
 def bars(top: TopTable, axes: Sequence[str], caption: Caption) -> Picture:
@@ -155,9 +181,7 @@ def bars(top: TopTable, axes: Sequence[str], caption: Caption) -> Picture:
     marks += on_marks(frame, outlined=any(map(_is_significant, rows)))
     width = _BARS + _length(names)
     shown = Caption(caption.title, [top.words, *caption.lines])
-    return Picture(
-        _finished(chart, shown, ["; ".join(marks), *on_disagreement(frame, drawn=True)], width), frame, sheet
-    )
+    return Picture(finished(chart, shown, ["; ".join(marks), *on_disagreement(frame, drawn=True)], width), frame, sheet)
 
 
 def symmetric_limit(values: np.ndarray) -> float:
@@ -218,15 +242,25 @@ def check_request(kind: str | None, quantity: str, sizes: Mapping[str, int]) -> 
     return kind
 
 
+def _places(frame: pd.DataFrame, axes: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the names of the places on the vertical axis, from the top down, and on the horizontal one."""
+    ups, alongs = (list(dict.fromkeys(_name(row, axis) for row in _records(frame))) for axis in axes)
+    return (ups[::-1] if axes[0] == "layer" else ups), alongs
+
+
+def _name(row: Mapping[str, Any], axis: str) -> str:
+    return axis_text(row[axis], row.get(label_name(axis)))
+
+
 _LABELS = {"labelLimit": 0, "labelOverlap": False, "labelFontSize": _TICK, "labelPadding": 4}
 Sheet = dict[
     str, Sequence[Mapping[str, Any]]
 ]  # the rows of each layer, by the name under which the chart refers to them
 
 
-def _colours(values: np.ndarray, name: str, caption: Caption, height: int) -> Any:
+def _colours(values: np.ndarray, name: str, caption: Caption, height: int, limit: float | None) -> Any:
     """Return the colour scale: symmetric about 0, positive blue."""
-    limit = symmetric_limit(values)
+    limit = symmetric_limit(values) if limit is None else limit
     return alt.Color(
         f"{name}:Q",
         title=_titles(caption).get(name, name),
@@ -350,7 +384,15 @@ def _cell_name(row: Mapping[str, Any], axes: Sequence[str]) -> str:
     return cell_text({axis: row[axis] for axis in axes}, labels)
 
 
-def _finished(chart: Any, caption: Caption, lines: Sequence[str], width: float) -> Any:
+def finished(chart: Any, caption: Caption, lines: Sequence[str], width: float) -> Any:
+    """Return a chart with its heading and the house's fonts and colours.
+
+    Args:
+        chart: The chart.
+        caption: What stands above.
+        lines: Further lines below the heading.
+        width: Of the picture, px.
+    """
     heading, below = wrapped(caption.title, [*caption.lines, *lines], width)
     title = alt.TitleParams(heading, subtitle=below, anchor="start", frame="bounds", offset=12)
     return (

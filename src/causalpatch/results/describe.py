@@ -35,6 +35,7 @@ def describe(data: xr.Dataset, provenance: Mapping[str, Any], numbers: Numbers, 
         ("axes", " x ".join(f"{axis} {data.sizes[axis]}" for axis in axes) or "none"),
         ("pairs", pairs),
         ("metric", ", ".join(map(str, np.atleast_1d(data["metric_name"].values)))),
+        *([("draws", _draws(data, numbers))] if "draw" in axes else []),
         ("gap", _gap(provenance, numbers)),
         ("runs", f"{int(has_number(status).sum())} of {status.size} measured" + _others(status)),
         *([("engine", engine)] if engine else []),
@@ -46,6 +47,20 @@ def describe(data: xr.Dataset, provenance: Mapping[str, Any], numbers: Numbers, 
         f"Effects of {provenance.get('site') or 'patching'} ({provenance['direction']}, {value} values{unfinished})",
         *(f"  {name:<7}  {text}" for name, text in facts),
     ]
+
+
+def _draws(data: xr.Dataset, numbers: Numbers) -> str:
+    axes = [str(name) for name in data["status"].dims[:-1]]
+    effect = numbers.mean_effect().reshape([data.sizes[axis] for axis in axes])
+    n_draws = data.sizes["draw"]
+    if n_draws < 2:
+        return f"{n_draws}, whose spread is not known"
+    spread = effect.std(axes.index("draw"), ddof=1)
+    known = spread[np.isfinite(spread)]
+    if not known.size:
+        return str(n_draws)
+    told = f"median {np.median(known):.3g}, largest {known.max():.3g}"
+    return f"{n_draws}; standard deviation of an effect over them: {told}"
 
 
 def _gap(provenance: Mapping[str, Any], numbers: Numbers) -> str:

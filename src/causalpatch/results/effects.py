@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from causalpatch.base.errors import ResultsNotFound
+from causalpatch.base.errors import ResultsNotFound, SettingError
 from causalpatch.base.extras import lazy
 from causalpatch.base.suggest import closest
-from causalpatch.results import captions, charts, describe, store, tables
+from causalpatch.results import captions, charts, describe, draws, store, tables
 from causalpatch.results.inference import Inference
 from causalpatch.results.layout import Parts, assemble, take_apart
 from causalpatch.results.shares import Numbers
@@ -72,7 +72,8 @@ class Effects:
             values: Metric of the patched runs, axes metric, the sweep's, pair; what stands where no run was made is
                 replaced by NaN.
             status: Codes of ``Status``, axes the sweep's, pair.
-            baselines: Metric of the unpatched runs (clean, corrupt, base, source, reference), axes metric, pair. The
+            baselines: Metric of the unpatched runs (clean, corrupt, base, source, reference), axes metric, pair, or
+                metric, draw, pair where the sweep has the axis ``draw`` and draws differ in it. The
                 base follows from the direction and the reference is the corrupted run unless they are given.
             labels: Labels along an axis, such as the tokens along ``position``.
             positions: Position of every aligned column in base and source, axes pair, position, 2; -1 where none.
@@ -243,6 +244,33 @@ class Effects:
         one = self._first()
         return tables.component_table(one._data, one._numbers)
 
+    def over_draws(self) -> Effects:
+        """Return the effects with each pair's numbers averaged over its draws; the draws' spread is noted.
+
+        Without the axis ``draw`` these are the effects themselves.
+        """
+        if draws.DRAW not in self.axes:
+            return self
+        spread = self.spread().values if self._data.sizes[draws.DRAW] > 1 else np.zeros(0)
+        return Effects(*assemble(draws.average(take_apart(self._data, self.provenance), spread)))
+
+    def spread(self) -> xr.DataArray:
+        """Return how far draws lie apart: the standard deviation of each cell's mean effect over the axis ``draw``.
+
+        Returns:
+            The sweep's axes without ``draw``, in the first metric's unit; NaN for a single draw.
+
+        Raises:
+            SettingError: There is no axis ``draw``.
+        """
+        if draws.DRAW not in self.axes:
+            raise SettingError(
+                "these effects are of one draw, or nothing was drawn",
+                facts=[("axes", ", ".join(self.axes))],
+                fix="measure several: sweep(…, value=Noise(), draws=5)",
+            )
+        return self.effect().std(draws.DRAW, ddof=1).rename("spread")
+
     def to_dataframe(self) -> pd.DataFrame:
         """Return the long form: a row per metric, cell and pair, statuses in words."""
         return tables.long_table(self._data)
@@ -259,6 +287,8 @@ class Effects:
             NoGap: Clean and reference runs do not differ enough, so a share means nothing.
             SettingError: The kind or quantity does not exist, or does not fit the axes.
         """
+        if draws.DRAW in self.axes:
+            return self.over_draws().plot(kind, quantity=quantity, k=k)
         one = self._first()
         sizes = {axis: int(self._data.sizes[axis]) for axis in self.axes}
         kind = charts.check_request(kind, quantity, sizes)
@@ -280,6 +310,20 @@ class Effects:
             The folder.
         """
         return store.write(take_apart(self._data, self.provenance), Path(folder))
+
+    @classmethod
+    def of_draws(cls, effects: Sequence[Effects], numbers: Sequence[int]) -> Effects:
+        """Put runs of different draws side by side, along the axis ``draw``.
+
+        Args:
+            effects: Effects with the same axes, pairs and metrics.
+            numbers: The number of each draw.
+
+        Raises:
+            SettingError: They do not fit together.
+        """
+        parts = [take_apart(each._data, each.provenance) for each in effects]
+        return cls(*assemble(draws.stack(parts, numbers)))
 
     @classmethod
     def load(cls, folder: str | Path) -> Effects:
@@ -310,15 +354,16 @@ class Effects:
         """The first metric's numbers with cells flattened."""
         data, name = self._first()._data, self.metrics[0]
         n_pairs = data.sizes["pair"]
+        runs = {role: _per_pair(data[f"baseline_{role}"]) for role in ("clean", "reference")}
         rising = self.provenance.get("higher_is_better", True)
         if isinstance(rising, Mapping):
             rising = rising.get(name, True)
         return Numbers(
             metric=name,
-            effect=(data["metric"].values - data["baseline_base"].values).reshape(-1, n_pairs),
-            gap=data["baseline_clean"].values - data["baseline_reference"].values,
-            clean=data["baseline_clean"].values,
-            reference=data["baseline_reference"].values,
+            effect=(data["metric"] - data["baseline_base"]).transpose(*data["metric"].dims).values.reshape(-1, n_pairs),
+            gap=runs["clean"] - runs["reference"],
+            clean=runs["clean"],
+            reference=runs["reference"],
             group=data["component"].values,
             sign=1 if self.direction == "denoise" else -1,
             rising=1 if rising else -1,
@@ -336,3 +381,9 @@ class Effects:
         attrs = {"metric": self.metrics[0], "direction": self.direction, **facts}
         # A copy: the numbers are kept, and what is handed out may be written to.
         return xr.DataArray(values.reshape(shape).copy(), dims=dims, coords=coords, name=name, attrs=attrs)
+
+
+def _per_pair(baseline: xr.DataArray) -> np.ndarray:
+    """Return the metric of an unpatched run of each pair, averaged over draws where they differ in it."""
+    values: np.ndarray = baseline.mean(draws.DRAW).values if draws.DRAW in baseline.dims else baseline.values
+    return values

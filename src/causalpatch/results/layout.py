@@ -5,7 +5,8 @@ name                       axes                        holds
 =========================  ==========================  ==========================================================
 ``metric``                 (metric_name,) *axes pair   the metric of the patched run; NaN where there was no run
 ``status``                 *axes pair                  how the number was obtained, codes of ``Status``
-``baseline_ROLE``          (metric_name,) pair         the metric of the unpatched runs: clean, corrupt, base, ...
+``baseline_ROLE``          (metric_name,) pair         the metric of the unpatched runs: clean, corrupt, base, ...;
+                                                       with an axis ``draw`` in front where draws differ in it
 ``token``                  position                    the token, or ``(varies)`` where pairs differ
 ``component``              pair                        which independent component of the pair graph
 ``base_position``          pair position               the column's position in the base prompt, -1 where none
@@ -55,7 +56,7 @@ class Parts:
         metrics: Names of the metrics.
         values: Metric of the patched runs, axes metric, the sweep's, pair.
         status: Codes of ``Status``, axes the sweep's, pair.
-        baselines: Metric of the unpatched runs by role, axes metric, pair.
+        baselines: Metric of the unpatched runs by role, axes metric, pair; or metric, draw, pair.
         labels: Labels along an axis, such as the tokens along ``position``.
         positions: Position of every aligned column in base and source, axes pair, position, 2; -1 where none.
         provenance: How the numbers came to be, as plain data.
@@ -106,7 +107,7 @@ def assemble(parts: Parts) -> tuple[xr.Dataset, dict[str, Any]]:
         )
     values = _shaped("values", parts.values, (len(names), *cells, n_pairs), np.float64)
     baselines = {
-        role: _shaped(f"baseline {role!r}", array, (len(names), n_pairs), np.float64)
+        role: _shaped(f"baseline {role!r}", array, (len(names), *_draws(array, coordinates), n_pairs), np.float64)
         for role, array in _with_defaults(parts.baselines, direction).items()
     }
     _check_finite(values, status, baselines, names)
@@ -120,7 +121,10 @@ def assemble(parts: Parts) -> tuple[xr.Dataset, dict[str, Any]]:
     variables = {
         "metric": ((*lead, *dims, "pair"), values),
         "status": ((*dims, "pair"), status),
-        **{f"baseline_{role}": ((*lead, "pair"), array) for role, array in baselines.items()},
+        **{
+            f"baseline_{role}": ((*lead, *(("draw",) if array.ndim - len(lead) > 1 else ()), "pair"), array)
+            for role, array in baselines.items()
+        },
     }
     coords: dict[str, Any] = {axis: ((axis,), array) for axis, array in coordinates.items()}
     coords["pair"] = (("pair",), _texts([str(name) for name in parts.pair_ids]))
@@ -160,6 +164,11 @@ def take_apart(data: xr.Dataset, provenance: Mapping[str, Any]) -> Parts:
         positions=positions,
         provenance=provenance,
     )
+
+
+def _draws(baseline: Any, coordinates: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+    """Return the size of the axis of draws of a baseline, where it has one."""
+    return (len(coordinates["draw"]),) if np.ndim(baseline) == 3 and "draw" in coordinates else ()
 
 
 def _check_names(parts: Parts, names: list[str]) -> None:

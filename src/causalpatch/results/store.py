@@ -108,7 +108,7 @@ def read(folder: Path) -> Parts:
         values=np.concatenate(values).reshape(whole),
         status=np.concatenate(status).reshape(whole)[0],
         baselines={
-            role: np.stack([rows[f"{role}:{name}"].to_numpy() for name in metrics]) for role in manifest["baselines"]
+            role: np.stack([_baseline(rows[f"{role}:{name}"]) for name in metrics]) for role in manifest["baselines"]
         },
         labels=manifest["labels"],
         positions=positions,
@@ -140,11 +140,20 @@ def _long_tables(parts: Parts) -> Iterator[pa.Table]:
 def _pairs_table(parts: Parts) -> pa.Table:
     columns = {"pair": pa.array(list(parts.pair_ids), pa.string()), "component": pa.array(parts.groups)}
     for role, array in parts.baselines.items():
-        columns |= {f"{role}:{name}": pa.array(row) for name, row in zip(parts.metrics, array, strict=True)}
+        for name, row in zip(parts.metrics, np.asarray(array), strict=True):
+            # Where draws differ, a pair holds a list of them.
+            columns[f"{role}:{name}"] = pa.array(row) if row.ndim == 1 else pa.array(row.T.tolist())
     if parts.positions is not None:
         for place, name in enumerate(("base_position", "source_position")):
             columns[name] = pa.array(parts.positions[..., place].tolist(), pa.list_(pa.int64()))
     return pa.table(columns)
+
+
+def _baseline(column: pa.ChunkedArray) -> np.ndarray:
+    """Return the metric of an unpatched run, axes pair, or draw and pair."""
+    if not pa.types.is_list(column.type):
+        return np.asarray(column.to_numpy())
+    return np.array(column.to_pylist(), dtype=np.float64).T
 
 
 def _write_table(folder: Path, name: str, table: pa.Table) -> dict[str, Any]:

@@ -145,13 +145,14 @@ def long_table(data: xr.Dataset) -> pd.DataFrame:
     for place, name in enumerate(names):
         one = data.isel(metric_name=place) if several else data
         columns = {key: np.repeat(values, n_pairs) for key, values in cell_columns(data).items()}
+        base = one["baseline_base"].broadcast_like(one["metric"]).transpose(*one["metric"].dims).values
         columns |= {
             "pair": np.tile(data["pair"].values, n_cells),
             "component": np.tile(data["component"].values, n_cells),
             "metric_name": np.full(n_cells * n_pairs, name, dtype=object),
             "metric": one["metric"].values.ravel(),
-            "base": np.tile(one["baseline_base"].values, n_cells),
-            "effect": (one["metric"].values - one["baseline_base"].values).ravel(),
+            "base": base.ravel(),
+            "effect": (one["metric"].values - base).ravel(),
             "status": words[status.ravel()],
         }
         frames.append(pd.DataFrame(columns))

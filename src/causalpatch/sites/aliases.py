@@ -36,7 +36,8 @@ ALIASES: Final[Mapping[str, str]] = MappingProxyType(
         "blocks.LAYER.attn.hook_result": "head_out.LAYER",
         "blocks.LAYER.attn.hook_attn_scores": "scores.LAYER",
         "blocks.LAYER.attn.hook_pattern": "pattern.LAYER",
-        "blocks.LAYER.mlp.hook_pre": "mlp_pre.LAYER",
+        "blocks.LAYER.mlp.hook_pre": "mlp_pre.LAYER",  # in gated MLPs the gate: see `depends_on_model`
+        "blocks.LAYER.mlp.hook_pre_linear": "mlp_pre.LAYER",
         "blocks.LAYER.mlp.hook_post": "mlp_post.LAYER",
         "ln_final.hook_normalized": "final_norm",
         "ln_final.hook_out": "final_norm",
@@ -46,6 +47,18 @@ ALIASES: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 _HOOK = re.compile(r"(?P<hook>(?:blocks\.(?P<layer>[^.@]+)\.)?(?:\w+\.)?hook_\w+)(?P<rest>(?:\.[^.@]+)?(?:@.*)?)")
+
+
+def depends_on_model(text: str) -> bool:
+    """Tell whether a hook name means one site in some models and another in others.
+
+    ``mlp.hook_pre`` goes into the activation function: in gated MLPs that is ``mlp_gate``, in others ``mlp_pre``.
+
+    Args:
+        text: A hook name, with or without a unit and a position after it.
+    """
+    found = _HOOK.fullmatch(text)
+    return found is not None and found["hook"].endswith(".mlp.hook_pre")
 
 
 def translate(text: str) -> str:

@@ -18,7 +18,8 @@ class SiteName:
         name: The name as it is written.
         has_layer: Whether a layer follows the name.
         unit_axis: The axis that a unit counts on (``head``, ``kv_head``, ``neuron``), or None.
-        value_axes: Axes of one site's value after pair and position, in order; a module says its own.
+        value_axes: Axes of one site's value after pair and position, in order; a module says its own. Where there are
+            keys among them, the position is the query's.
         note: What the site is, in a line.
     """
 
@@ -28,9 +29,20 @@ class SiteName:
     value_axes: tuple[str, ...]
     note: str
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether the value is a row over keys, so that the position is a query's."""
+        return "key_position" in self.value_axes
+
+    @property
+    def position_axis(self) -> str:
+        """Name of the axis that the position counts on."""
+        return "query_position" if self.has_keys else "position"
+
 
 _ROWS: tuple[tuple[str, bool, str | None, tuple[str, ...], str], ...] = (
     ("embed", False, None, ("width",), "output of the token embedding"),
+    ("pos_embed", False, None, ("width",), "output of the position embedding"),
     ("resid_pre", True, None, ("width",), "residual stream into the layer"),
     ("resid_mid", True, None, ("width",), "residual stream between attention and MLP; not in parallel blocks"),
     ("resid_post", True, None, ("width",), "residual stream out of the layer"),
@@ -39,9 +51,20 @@ _ROWS: tuple[tuple[str, bool, str | None, tuple[str, ...], str], ...] = (
     ("q", True, "head", ("head_width",), "output of the query projection, before QK-norm and rotary"),
     ("k", True, "kv_head", ("head_width",), "output of the key projection, before QK-norm and rotary"),
     ("v", True, "kv_head", ("head_width",), "output of the value projection"),
+    ("q_rot", True, "head", ("head_width",), "queries as attention compares them: after QK-norm and rotary"),
+    ("k_rot", True, "kv_head", ("head_width",), "keys as attention compares them: after QK-norm and rotary"),
+    ("scores", True, "head", ("key_position",), "scores of a query's keys, as the softmax gets them"),
+    ("pattern", True, "head", ("key_position",), "weights that a query gives its keys, as the softmax gives them"),
     ("z", True, "head", ("head_width",), "input of attention's output projection"),
     ("head_out", True, "head", ("width",), "one head's slice of the output projection, before any post-norm"),
+    ("mlp_pre", True, "neuron", (), "output of the MLP's up projection"),
+    ("mlp_gate", True, "neuron", (), "output of a gated MLP's gate projection, before the activation function"),
     ("mlp_post", True, "neuron", (), "input of the MLP's down projection"),
+    ("q_bias", True, "head", ("head_width",), "bias of the query projection, at each token"),
+    ("k_bias", True, "kv_head", ("head_width",), "bias of the key projection, at each token"),
+    ("v_bias", True, "kv_head", ("head_width",), "bias of the value projection, at each token"),
+    ("attn_bias", True, None, ("width",), "bias of attention's output projection, at each token"),
+    ("mlp_bias", True, None, ("width",), "bias of the MLP's down projection, at each token"),
     ("final_norm", False, None, ("width",), "output of the last norm"),
     ("logits", False, None, ("vocab",), "the model's output"),
     ("module", False, None, (), "module(PATH).output or .input: any module's tensors, with their own axes"),
@@ -49,16 +72,12 @@ _ROWS: tuple[tuple[str, bool, str | None, tuple[str, ...], str], ...] = (
 
 NAMES: Final[Mapping[str, SiteName]] = MappingProxyType({row[0]: SiteName(*row) for row in _ROWS})
 
+ATTENTION_SITES: Final = frozenset({"q_rot", "k_rot", "scores", "pattern"})
+"""Sites on the way through attention, between what its modules give and what they take."""
+
 # Names kept for activations that no model offers yet: what each is, and the closest site that exists.
 PLANNED: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
     {
-        "pos_embed": ("what the position embedding adds to the stream", "resid_pre.0"),
-        "q_rot": ("a head's queries after rotary", "q"),
-        "k_rot": ("a head's keys after rotary", "k"),
-        "scores": ("a head's attention scores, before the softmax", "z"),
-        "pattern": ("a head's attention weights, after the softmax", "z"),
-        "mlp_pre": ("a neuron before its activation function", "mlp_post"),
-        "mlp_gate": ("a neuron's gate in a gated MLP", "mlp_post"),
         "router": ("the weights that a layer gives its experts", "mlp_out"),
         "expert_out": ("what one expert adds to the stream", "mlp_out"),
         "cross_z": ("input of cross-attention's output projection", "z"),
@@ -75,6 +94,10 @@ _MEANT: Final[Mapping[str, str]] = MappingProxyType(
     {
         "attention": "attn_out",
         "attn": "attn_out",
+        "attn_scores": "scores",
+        "attn_weights": "pattern",
+        "attention_weights": "pattern",
+        "gate": "mlp_gate",
         "head": "z",
         "heads": "z",
         "hidden": "resid_post",

@@ -51,6 +51,7 @@ def check(site: Site, shape: ModelShape) -> None:
     """
     if site.name in shape.refused:
         _unsupported(site, shape, shape.refused[site.name])
+    _check_hook(site, shape)
     if site.stream is not None and site.stream not in shape.streams:
         _unsupported(site, shape, f"the model has no stream {site.stream!r}")
     if site.module is not None:
@@ -102,6 +103,7 @@ def expand(site: Site | SiteSet, shape: ModelShape) -> tuple[Site, ...]:
         return (site,)
     if site.name in shape.refused:
         _unsupported(site, shape, shape.refused[site.name])
+    _check_hook(site, shape)
     members = []
     for member in _members(site, shape):
         check(member, shape)
@@ -155,6 +157,14 @@ def _path_pattern(path: str) -> re.Pattern[str]:
     """Return a pattern in which ``*`` stands for anything within one part of a module's path."""
     parts = ["[^.]+" if part == "*" else re.escape(part).replace(r"\*", "[^.]*") for part in path.split(".")]
     return re.compile(r"\.".join(parts))
+
+
+def _check_hook(site: Site | SiteSet, shape: ModelShape) -> None:
+    """Make sure that a hook name which depends on the model means the site that it was translated into."""
+    if site.hook is not None and "mlp_gate" not in shape.refused:
+        gate = str(site).replace("mlp_pre", "mlp_gate", 1)
+        reason = f"{site.hook!r} is what goes into the activation function: in gated MLPs, as here, the gate"
+        _unsupported(site, shape, reason, fix=f"write {gate!r}")
 
 
 def _check_module(site: Site, shape: ModelShape) -> None:

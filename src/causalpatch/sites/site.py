@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, Self
 
 from causalpatch.base.errors import SiteSyntaxError
-from causalpatch.sites.aliases import translate
+from causalpatch.sites.aliases import depends_on_model, translate
 from causalpatch.sites.index import (
     EVERY,
     Every,
@@ -50,6 +50,7 @@ class _Named:
     position: Position | None = None
     stream: str | None = None
     module: ModuleRef | None = None
+    hook: str | None = dataclasses.field(default=None, compare=False)
 
     @property
     def info(self) -> SiteName:
@@ -90,6 +91,7 @@ class Site(_Named):
         position: Where in each prompt, counted in real tokens; None for all positions at once.
         stream: ``"encoder"`` or ``"decoder"`` in models that have both.
         module: The module, for the name ``"module"`` alone.
+        hook: The hook name that it was translated from, where such a name means another site in other models.
 
     Raises:
         SiteNotFound: No site has this name.
@@ -150,6 +152,7 @@ class SiteSet(_Named):
         position: Where in each prompt; None for all positions at once. A position never makes a set.
         stream: ``"encoder"`` or ``"decoder"`` in models that have both.
         module: The module, for the name ``"module"`` alone; its path may hold ``*``.
+        hook: The hook name that it was translated from, where such a name means another site in other models.
 
     Raises:
         SiteNotFound: No site has this name.
@@ -200,6 +203,7 @@ def parse(text: str | Site | SiteSet) -> Site | SiteSet:
         _refuse(text, f"it is a value of type {type(text).__name__}, not a text", "write for instance 'z.9.6@-1'")
     try:
         fields = _read(translate(text.strip()), text.strip())
+        fields["hook"] = text.strip() if depends_on_model(text.strip()) else None
         one = _is_one(fields["layer"], fields["unit"], fields["module"]) and not _is_partial(fields)
         return Site(**fields) if one else SiteSet(**fields)
     except SiteSyntaxError as error:

@@ -7,10 +7,11 @@ what is not an axis is patched together: heads ``over=("layer",)`` patches all h
 site                                     axes by default
 =======================================  =========================================================
 ``resid_*``, ``attn_out``, ``mlp_out``   layer, position
-``embed``, ``final_norm``, ``logits``    position
+``embed``, ``final_norm``, ``logits``    position (likewise ``pos_embed``)
 ``q``, ``z``, ``head_out``               layer, head (all positions at once)
-``k``, ``v``                             layer, kv_head
-``mlp_post``                             layer, neuron; needs a position or a budget
+``q_rot``, ``scores``, ``pattern``       layer, head (all queries at once; the position is the query's)
+``k``, ``v``, ``k_rot``                  layer, kv_head
+``mlp_pre``, ``mlp_gate``, ``mlp_post``  layer, neuron; needs a position or a budget
 ``module(PATH).output``                  intervention: one per module
 =======================================  =========================================================
 
@@ -19,21 +20,21 @@ With a position in the site (``z@-1``) there is no position axis.
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from causalpatch.base.errors import SettingError
 from causalpatch.base.suggest import closest
 from causalpatch.engine import Plan
 from causalpatch.experiment import Experiment
-from causalpatch.patches import Intervention, Patch, Value
+from causalpatch.patches import Intervention, Noise, Patch, Resample, Value
 from causalpatch.patches.patch import Alignment
 from causalpatch.patches.value import as_value
 from causalpatch.results.effects import Effects
 from causalpatch.sites import Every, Site, SiteSet, expand, parse
 
 
-def sweep(
+def sweep(  # noqa: PLR0913 - what, over which axes, with what; each has a default
     experiment: Experiment,
     site: str | Site | SiteSet,
     over: str | Sequence[str] | None = None,
@@ -41,6 +42,8 @@ def sweep(
     value: Value | str | float | None = None,
     align: Alignment | None = None,
     budget: int | None = None,
+    draws: int | None = None,
+    window: int | None = None,
 ) -> Effects:
     """Patch every cell of a grid, each in a run of its own, on every pair.
 
@@ -53,14 +56,18 @@ def sweep(
         value: The new value, the source run's by default; see ``Patch``.
         align: How spans of unequal lengths meet; see ``Patch``.
         budget: Most runs of the model, counted in rows (one intervention on one pair); a larger grid is refused.
+        draws: Number of draws of a value that is drawn (``Noise``, ``Resample``), each the same in all cells.
+        window: Layers that are patched together: a window slides over the layers, cut off at the first and the last,
+            and ``layer`` is its middle.
 
     Returns:
-        Effects with the axes asked for, then ``pair``. Position coordinates are aligned columns, labelled by tokens.
+        Effects with the axes asked for, ``draw`` where several draws were asked for, then ``pair``. Position
+        coordinates are aligned columns, labelled by tokens.
 
     Raises:
         SiteNotFound: A layer, unit or module is not in the model.
         SiteUnsupported: The model does not have the site.
-        SettingError: The site has no such axis, or the grid is larger than the budget.
+        SettingError: The site has no such axis, the grid is larger than the budget, or the value is not drawn.
         PairError: Positions are walked along, but pairs of unequal lengths have no alignment.
 
     Examples:
@@ -75,14 +82,113 @@ def sweep(
         a run is the tokens and layers that the patch can change; ``plan_sweep`` says how much that is.
     """
     wanted = parse(site)
-    grid = _grid_of(experiment, wanted, over)
-    interventions = grid.interventions(as_value(value) if value is not None else None, align)
-    rows = len(interventions) * len(experiment.pairs)
+    grid = windows_of(grid_of(experiment, wanted, over), window, wanted)
+    wanted_value = as_value(value) if value is not None else None
+    interventions = grid.interventions(wanted_value, align)
+    rows = len(interventions) * len(experiment.pairs) * (draws or 1)
     if budget is not None and rows > budget:
         _refuse_cost(wanted, len(interventions), rows, f"the budget is {budget:,} rows")
-    if budget is None and wanted.name == "mlp_post" and "neuron" in grid.axes and wanted.position is None:
+    if budget is None and wanted.info.unit_axis == "neuron" and "neuron" in grid.axes and wanted.position is None:
         _refuse_cost(wanted, len(interventions), rows, "at all positions at once")
-    return experiment.run(interventions, axes=grid.axes, labels=grid.labels, title=str(wanted))
+    title = str(wanted) if window is None else f"{wanted} in windows of {window}"
+    return run_grid(experiment, grid, title, wanted_value, align=align, draws=draws)
+
+
+def run_grid(
+    experiment: Experiment,
+    grid: "Grid",
+    title: str,
+    value: Value | None,
+    *,
+    align: Alignment | None = None,
+    draws: int | None = None,
+) -> Effects:
+    """Patch every cell of a grid, for each draw where there are several.
+
+    Args:
+        experiment: Model, pairs, metrics and direction.
+        grid: The cells.
+        title: What results call the patched sites.
+        value: The new value, or None for the source run's.
+        align: How spans of unequal lengths meet.
+        draws: Number of draws of a value that is drawn.
+
+    Raises:
+        SettingError: Several draws are asked for of a value that is not drawn.
+    """
+    if draws is None:
+        return experiment.run(grid.interventions(value, align), axes=grid.axes, labels=grid.labels, title=title)
+    made: list[Effects] = []
+    numbers = draw_numbers(value, draws)
+    for drawn in numbers:
+        interventions = grid.interventions(drawn, align)
+        made.append(experiment.run(interventions, axes=grid.axes, labels=grid.labels, title=title))
+        if not made[-1].is_complete:
+            break
+    return stack_draws(made, [drawn.draw for drawn in numbers])
+
+
+def windows_of(grid: "Grid", size: int | None, wanted: Site | SiteSet) -> "Grid":
+    """Return a grid whose cells hold the sites of all layers of a window; None leaves it as it is.
+
+    Raises:
+        SettingError: The grid has no layers, or the window no size.
+    """
+    if size is None:
+        return grid
+    if "layer" not in grid.axes:
+        raise SettingError(
+            f"windows of '{wanted}' need the axis 'layer'",
+            facts=[("axes", ", ".join(grid.axes))],
+            fix='name a site of every layer, such as "mlp_out", and over="layer"',
+        )
+    layers_around(0, size)
+    known = set(grid.axes["layer"])
+
+    def sites(cell: dict[str, Any]) -> list[Site]:
+        around = (layer for layer in layers_around(cell["layer"], size) if layer in known)
+        return [site for layer in around for site in grid.sites({**cell, "layer": layer})]
+
+    return replace(grid, sites=sites)
+
+
+def layers_around(layer: int, size: int) -> range:
+    """Return the layers of a window, not cut off.
+
+    Args:
+        layer: The middle.
+        size: Number of layers.
+
+    Raises:
+        SettingError: There are to be none.
+
+    References:
+        Meng et al. 2022, 2202.05262: ``range(layer - window // 2, layer - (-window // 2))`` in their code.
+    """
+    if size < 1:
+        raise SettingError(f"a window of {size} layers holds nothing", fix="give 1 or more, such as 10")
+    return range(layer - size // 2, layer - (-size // 2))
+
+
+def draw_numbers(value: Value | None, draws: int) -> list[Noise | Resample]:
+    """Return a value that is drawn, once for each of several draws.
+
+    Raises:
+        SettingError: It is not drawn, or there is to be no draw.
+    """
+    if draws < 1 or not isinstance(value, Noise | Resample):
+        raise SettingError(
+            f"{draws} draws of the value {value or 'source'} cannot be made",
+            facts=[("drawn", "Noise(…), Resample(…)"), ("needed", "one draw or more")],
+            fix='sweep(…, value="noise", draws=5), or leave draws= out',
+        )
+    return [replace(value, draw=value.draw + number) for number in range(draws)]
+
+
+def stack_draws(made: Sequence[Effects], numbers: Sequence[int]) -> Effects:
+    """Return effects of several draws with the axis ``draw``; a draw that was stopped counts only where it is alone."""
+    whole = [one for one in made if one.is_complete] or list(made[:1])
+    return Effects.of_draws(whole, numbers[: len(whole)])
 
 
 def plan_sweep(
@@ -91,6 +197,7 @@ def plan_sweep(
     over: str | Sequence[str] | None = None,
     *,
     value: Value | str | float | None = None,
+    window: int | None = None,
 ) -> Plan:
     """Say what a sweep would cost; nothing is patched.
 
@@ -99,16 +206,18 @@ def plan_sweep(
         site: What to patch.
         over: Axes of the grid.
         value: The new value.
+        window: Layers that are patched together.
 
     Returns:
         Rows, forwards, FLOPs and memory; it prints as a table.
     """
-    grid = _grid_of(experiment, parse(site), over)
+    wanted = parse(site)
+    grid = windows_of(grid_of(experiment, wanted, over), window, wanted)
     return experiment.plan(grid.interventions(as_value(value) if value is not None else None, None))
 
 
 @dataclass(frozen=True)
-class _Grid:
+class Grid:
     """The cells of a sweep.
 
     Args:
@@ -139,7 +248,18 @@ class _Grid:
         return made
 
 
-def _grid_of(experiment: Experiment, wanted: Site | SiteSet, over: str | Sequence[str] | None) -> _Grid:
+def grid_of(experiment: Experiment, wanted: Site | SiteSet, over: str | Sequence[str] | None) -> Grid:
+    """Return the cells of a sweep.
+
+    Args:
+        experiment: Model and pairs.
+        wanted: What is patched.
+        over: Axes, in order; by default those of the table above.
+
+    Raises:
+        SettingError: The site has no such axis.
+        PairError: Positions are walked along, but pairs of unequal lengths have no alignment.
+    """
     members = _members(experiment, wanted, over)
     possible: dict[str, list[Any]] = {}
     if wanted.info.has_layer:
@@ -160,16 +280,14 @@ def _grid_of(experiment: Experiment, wanted: Site | SiteSet, over: str | Sequenc
     if "position" in axes:
         possible["position"] = list(range(experiment.pairs.aligned().n_columns))
     if not axes:
-        return _Grid({"intervention": [str(wanted)]}, {}, lambda cell: list(members))
+        return Grid({"intervention": [str(wanted)]}, {}, lambda cell: list(members))
 
     fixed = [axis for axis in axes if axis != "position"]
     at: dict[tuple[Any, ...], list[Site]] = {}
     for site in members:
         at.setdefault(tuple(_coordinate(site, axis) for axis in fixed), []).append(site)
     chosen = {axis: possible[axis] for axis in axes}
-    return _Grid(
-        dict(chosen), _labels(experiment, chosen), lambda cell: at.get(tuple(cell[axis] for axis in fixed), [])
-    )
+    return Grid(dict(chosen), _labels(experiment, chosen), lambda cell: at.get(tuple(cell[axis] for axis in fixed), []))
 
 
 def _members(experiment: Experiment, wanted: Site | SiteSet, over: str | Sequence[str] | None) -> list[Site]:

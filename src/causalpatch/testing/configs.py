@@ -219,7 +219,7 @@ def _special(family: str, layers: int, heads: int, kv_heads: int) -> dict[str, A
             "laurel_rank": 4,
             "layer_types": ["full_attention"] * layers,
             "num_kv_shared_layers": 1 if layers > 1 else 0,
-            "activation_sparsity_pattern": [0.0] * layers,
+            "activation_sparsity_pattern": [0.6, *[0.0] * (layers - 1)],
             "intermediate_size": [18 * heads] * layers,
         },
         "mamba": {"state_size": 4, "time_step_rank": 3, "residual_in_fp32": False},

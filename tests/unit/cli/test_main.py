@@ -7,6 +7,7 @@ import sys
 import time
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaForCausalLM
@@ -60,7 +61,7 @@ def oriented(capsys, folder, pairs_file):
 def test_help_lists_the_commands(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
-    assert all(command in out for command in ("demo", "sweep", "doctor", "tasks", "show"))
+    assert all(command in out for command in ("demo", "sweep", "trace", "doctor", "tasks", "show"))
 
 
 def test_the_version_is_printed(capsys):
@@ -163,6 +164,70 @@ def test_ablations_take_the_clean_run_apart_unless_told_otherwise(capsys, folder
     code, _, err = run(capsys, "sweep", folder, pairs_file, *words, "--direction", "denoise")
     assert code == 4
     assert 'direction="noise"' in err
+
+
+@pytest.mark.filterwarnings("default::causalpatch.base.errors.CausalPatchWarning")
+@pytest.mark.parametrize(
+    ("value", "direction"),
+    [("interpolate(0.5)", "denoise"), ("resample(seed=1)", "noise"), ("noise(0.1)", "noise"), ("0.5", "noise")],
+)
+def test_values_are_spelt_as_text(capsys, folder, pairs_file, value, direction):
+    words = ("--site", "z@-1", "--value", value, "--metric", "kl_from_base", "--json")
+    code, out, _ = run(capsys, "sweep", folder, pairs_file, *words)
+    assert code == 0
+    assert json.loads(out)["sweeps"]["z@-1"]["provenance"]["direction"] == direction
+
+
+def test_a_steering_vector_comes_from_a_file(capsys, folder, pairs_file, tmp_path):
+    np.savez(tmp_path / "vectors.npz", truth=np.ones(32))
+    words = (
+        "--site",
+        "resid_pre@-1",
+        "--value",
+        f"steer({tmp_path}/vectors.npz:truth, -2)",
+        "--metric",
+        "kl_from_base",
+    )
+    code, out, _ = run(capsys, "sweep", folder, pairs_file, *words, "--json")
+    assert code == 0
+    assert "steering by -2" in json.loads(out)["sweeps"]["resid_pre@-1"]["provenance"]["value"]
+
+
+def test_several_draws_are_averaged_for_tables_and_kept_on_disk(capsys, folder, pairs_file, tmp_path):
+    words = ("--site", "resid_pre@-1", "--value", "noise", "--draws", 2, "--metric", "kl_from_base", "--out", tmp_path)
+    code, out, _ = run(capsys, "sweep", folder, pairs_file, *words)
+    assert code == 0
+    assert "the 2 largest of 2 cells" in out
+    assert "mean over 2 draws" in out
+    assert Effects.load(tmp_path).dims == ("layer", "draw", "pair")
+    assert run(capsys, "show", tmp_path)[0] == 0
+
+
+def test_windows_slide_and_are_planned(capsys, folder, pairs_file):
+    words = ("--site", "mlp_out@-1", "--window", 2, "--metric", "kl_divergence")
+    code, out, _ = run(capsys, "sweep", folder, pairs_file, *words, "--json")
+    assert code == 0
+    assert json.loads(out)["sweeps"]["mlp_out@-1"]["provenance"]["site"] == "mlp_out.*@-1 in windows of 2"
+    code, out, _ = run(capsys, "sweep", folder, pairs_file, *words, "--plan")
+    assert code == 0
+    assert "2 on 12 pairs" in out
+
+
+def test_a_trace_writes_effects_and_one_figure(capsys, tmp_path):
+    words = ("--where", "template=near", "--span", "subject", "--kind", "mlp", "--draws", 2, "--window", 2)
+    code, out, _ = run(capsys, "trace", "zoo:stories", "agreement", *words, "--device", "cpu", "--out", tmp_path)
+    assert code == 0
+    assert "noise mlp" in out
+    assert "all in one figure" in out
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {"trace.svg", "trace.png", "noise-mlp", "pairs-mlp"} <= written
+    assert Effects.load(tmp_path / "noise-mlp").dims == ("layer", "position", "draw", "pair")
+
+
+def test_a_trace_names_the_spans_that_there_are(capsys):
+    code, _, err = run(capsys, "trace", "zoo:stories", "ioi", "--device", "cpu")
+    assert code == 2
+    assert "has no span 'subject'" in err
 
 
 @pytest.mark.filterwarnings("default::causalpatch.base.errors.CausalPatchWarning")

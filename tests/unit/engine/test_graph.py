@@ -14,9 +14,9 @@ import causalpatch as cp
 from causalpatch.base.errors import ModelUnsupported
 from causalpatch.engine import Cost, Gauge, Job, graph, targets_of
 from causalpatch.engine.export import export
+from causalpatch.engine.fit import fit_all_means
 from causalpatch.engine.reference import measure_rows
 from causalpatch.engine.subgraph import Subgraph, gather
-from causalpatch.engine.untouched import fit_all_means
 from causalpatch.models import Port
 from causalpatch.patches import Constant, Function, Identity, Intervention, Mean
 from causalpatch.results.status import Status

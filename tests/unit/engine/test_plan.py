@@ -121,6 +121,7 @@ WAVE = Wave(
     chunk_rows=2048,
     chunk_bytes=2**30,
     base_bytes=2**29,
+    base_place="device",
     front_bytes=2**33,
     held_bytes=2**31,
     passes=4,
@@ -312,12 +313,26 @@ def test_what_is_held_is_the_stream_of_all_runs_and_the_base_runs_keys_values_an
     made = plan_of(requests)
     rows = 3 * (4 + 3 + 2) + 3 * (3 + 2 + 1)
     assert made.wave.front_bytes == made.wave.held_bytes == rows * 32 * 8
-    assert made.wave.base_bytes == (4 + 3) * (3 * (32 + 2 * 2 * 8) + 32) * 8
+    projected = 3 * (4 + 2 * 2) * 8  # queries, keys and values of the rows that are not written
+    assert made.wave.base_bytes == 2 * (4 + 3) * (3 * 2 * (32 + 2 * 8) + projected) * 8
+    assert made.wave.base_place == "device"
+    whole = plan_of([f"resid_pre.{layer}" for layer in range(3)])
+    assert whole.wave.base_bytes == 2 * (4 + 3) * 3 * 2 * (32 + 2 * 8) * 8
     assert made.wave.chunk_rows == rows
     assert made.wave.passes == 1
     narrow = plan_of(requests, budget_gib=rows * 32 * 8 / 3 / 2**30)
     assert narrow.wave.held_bytes < narrow.wave.front_bytes
     assert narrow.wave.passes >= 3
+
+
+def test_untouched_runs_that_do_not_fit_are_kept_elsewhere_and_the_plan_says_so():
+    made = plan_of(["resid_pre.0"], budget_gib=1e-6)
+    assert made.wave.base_place == "disk"
+    assert made.wave.base_bytes == 2 * 4 * 3 * 2 * (32 + 2 * 8) * 8  # of the longer pair
+    one = replace(made, wave=replace(made.wave, base_bytes=3 * 2**30, held_bytes=0, chunk_bytes=2**29, passes=1))
+    assert "memory         about 0.50 GiB of activations and 3.00 on disk, in one pass" in str(one)
+    there = replace(one, wave=replace(one.wave, base_place="host"))
+    assert "and 3.00 in the host's memory, in one pass" in str(there)
 
 
 def test_controls_are_run_but_are_not_among_the_known_cells():

@@ -75,6 +75,12 @@ def test_every_site_of_every_family_passes_in_every_precision(family, dtype):
         assert prove(model, "attn_out").passed == ("identity", "edit", "algebra")
     if "z" not in LACKS[family]:
         assert prove(model, "z").passed == ("identity", "edit", "algebra")
+        for name in ("scores", "pattern"):
+            assert prove(model, name).passed == ("identity", "edit", "algebra", "kernel")
+    for name in {"q_rot", "k_rot"} - LACKS[family]:
+        assert prove(model, name).passed == ("identity", "edit", "kernel")
+    for name in {"mlp_pre", "mlp_gate"} - LACKS[family]:
+        assert prove(model, name).passed == ("identity", "edit", "algebra")
 
 
 def residual_added_twice(module):

@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 
-from causalpatch.models import HeadShare, open_model
+from causalpatch.models import BiasTerm, HeadShare, open_model
 from causalpatch.sites import parse
 from causalpatch.testing.tiny import tiny_model
 
@@ -32,7 +32,8 @@ class Probe:
                 hooks.append(part.register_forward_hook(functools.partial(self._after, hook), with_kwargs=True))
         try:
             with torch.no_grad():
-                output = self.module(**self.model.inputs(self.ids, torch.ones_like(self.ids).bool()))
+                places = torch.arange(self.ids.shape[1]).expand(self.ids.shape)
+                output = self.module(**self.model.inputs(self.ids, torch.ones_like(self.ids).bool(), places))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -55,7 +56,7 @@ class Probe:
             return None
         apart = apart.clone()
         change[1](apart, seen)
-        seen[port] = apart
+        seen[port] = apart.clone()  # some models add to what they are given in place
         tensor = apart.reshape(tensor.shape)
         if port.side == "input":
             return ((tensor, *args[1:]), kwargs) if args else (args, {**kwargs, key: tensor})
@@ -80,7 +81,7 @@ class Probe:
     def write(self, text, make, places=None):
         """Write ``make(value)`` at places (row, position); return the value before and after, and the logits.
 
-        For a head's share, the value after is the whole output of the projection.
+        For a head's share or a bias, the value after is the whole output of the projection.
         """
         tap = self.model.tap(parse(text))
         rows, positions = torch.meshgrid(*map(torch.arange, self.ids.shape), indexing="ij")
@@ -93,7 +94,8 @@ class Probe:
 
         logits, seen = self.run(tap.companions, change=(tap.port, put))
         companions = tuple(seen[port] for port in tap.companions)
-        after = seen[tap.port] if isinstance(tap.view, HeadShare) else tap.view.read(seen[tap.port], companions)
+        is_term = isinstance(tap.view, HeadShare | BiasTerm)
+        after = seen[tap.port] if is_term else tap.view.read(seen[tap.port], companions)
         return before.detach(), after, logits
 
 

@@ -1,24 +1,37 @@
 """Every fact of every family, held against the arithmetic of the unmodified modules of transformers."""
 
 import itertools
+import re
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
+from transformers.pytorch_utils import Conv1D
 
 from causalpatch.base.errors import SiteUnsupported
+from causalpatch.engine.hooks import run_with_hooks
 from causalpatch.models import FAMILIES, Port
-from causalpatch.sites import parse
+from causalpatch.sites import NAMES, Site, parse
 from causalpatch.testing.tiny import FAMILY_NAMES, tiny_model
 from parts import PARTS
 from worlds import FIRST, LACKS, OWN_ATTENTION
 
 SITES = (
     *("embed", "resid_pre.1", "resid_mid.1", "resid_post.0", "attn_out.1", "mlp_out.0", "q.1.3", "k.1.1", "v.1.0"),
-    *("z.1.2", "head_out.1.1", "mlp_post.0.5", "final_norm", "logits"),
+    *("z.1.2", "head_out.1.1", "mlp_pre.0.5", "mlp_gate.1.3", "mlp_post.0.5", "final_norm", "logits"),
+    *("pos_embed", "q_bias.1.1", "k_bias.1.0", "v_bias.1.1", "attn_bias.0", "mlp_bias.1"),
 )
 POST_NORMS = ("gemma2", "gemma3", "gemma3n", "olmo2")
+# The projections that have a bias in the tiny models.
+QKV, ALL = {"q", "k", "v"}, {"q", "k", "v", "attn", "mlp"}
+BIASED = {"qwen2": QKV, "qwen2_moe": QKV, "gpt_oss": {*QKV, "attn"}, "gptj": {"mlp"}, "gpt_neo": {"attn", "mlp"}}
+BIASED |= dict.fromkeys(
+    ("gpt2", "gpt_bigcode", "gpt_neox", "gpt_neox_sequential", "bloom", "opt", "opt_post_norm"), ALL
+)
+BIASED |= dict.fromkeys(("falcon", "falcon_grouped", "falcon_grouped_one_norm", "falcon_sequential"), ALL)
+BIASED |= dict.fromkeys(("phi", "starcoder2"), ALL)
 
 
 def having(*names):
@@ -26,11 +39,18 @@ def having(*names):
     return [family for family in FAMILY_NAMES if not LACKS[family] & set(names)]
 
 
+def has(family, site):
+    name = site.partition(".")[0]
+    if name.endswith("_bias"):
+        return name.removesuffix("_bias") in BIASED.get(family, ())
+    return name not in LACKS[family] and (name != "pos_embed" or bool(PARTS[family].positions))
+
+
 def cases():
     """Return families with each of their sites, the first families in the quick suite."""
     for family, site in itertools.product(FAMILY_NAMES, SITES):
-        if site.partition(".")[0] not in LACKS[family]:
-            site = "k.1.0" if site == "k.1.1" and family in ("falcon", "gpt_bigcode") else site
+        if has(family, site):
+            site = site.replace(".1.1", ".1.0") if family in ("falcon", "gpt_bigcode") and site[0] in "kv" else site
             yield pytest.param(family, site, marks=() if family in FIRST else pytest.mark.slow)
 
 
@@ -115,6 +135,48 @@ def test_the_weights_of_attention_times_the_values_are_what_the_projection_is_gi
     assert same(totals, torch.ones_like(totals), 1e-6) == (family != "gpt_oss")  # sinks take a share
 
 
+@pytest.mark.parametrize("family", having("z"))
+@pytest.mark.parametrize("layer", [0, 1])
+def test_patterns_times_values_are_z_and_what_heads_give_adds_up_to_what_attention_adds(probe, family, layer):
+    found = probe(family)
+    model, parts = found.model, PARTS[family]
+    own, shared = range(model.n_heads), range(model.n_kv_heads)
+    names = {"pattern": own, "scores": own, "z": own, "head_out": own} | ({"v": shared} if has(family, "v") else {})
+    read = values_in_one_run(found, [Site(name, layer, unit) for name, units in names.items() for unit in units])
+    patterns, scores, z, shares = (read[name] for name in ("pattern", "scores", "z", "head_out"))
+    # The last layer of this family takes its values from the one before.
+    values = read["v"] if "v" in read else list(heard_by_attention(found)[0][2].unbind(2))
+    assert all(same(patterns[h] @ values[h * len(shared) // len(own)], z[h]) for h in own)
+    totals = torch.stack(patterns).sum(-1)
+    # Sinks have a share in what the weights are divided by, and weights are never put back to a sum of 1.
+    is_one = same(totals, torch.ones_like(totals))
+    assert is_one == (family != "gpt_oss")
+    softened = torch.stack(scores).softmax(-1)
+    assert same(softened * totals[..., None], torch.stack(patterns))
+    assert (totals < 1 - 1e-3).any() or is_one
+    projection = layer_of(found, layer).get_submodule(parts.heads)
+    with torch.no_grad():
+        output = projection(torch.cat(z, -1))
+    bias = 0 if projection.bias is None else projection.bias.detach()
+    assert same(sum(shares) + bias, output)
+    attn_out, _ = found.read(f"attn_out.{layer}")
+    assert same(output, attn_out) == (family not in (*POST_NORMS, "granite"))
+
+
+def values_in_one_run(found, sites):
+    """Return the values of sites, lists of units by name, in one run in which attention is laid open."""
+    model, ids = found.model, found.ids
+    taps = [model.tap(site) for site in sites]
+    places = torch.arange(ids.shape[1]).expand(ids.shape)
+    inputs = model.inputs(ids, torch.ones_like(ids).bool(), places)
+    _, kept = run_with_hooks(model, inputs, keep=[port for tap in taps for port in (tap.port, *tap.companions)])
+    read = {}
+    for tap in taps:
+        value = tap.view.read(kept[tap.port], tuple(kept[port] for port in tap.companions))
+        read.setdefault(tap.site.name, []).append(value.detach())
+    return read
+
+
 @pytest.mark.parametrize("family", having("mlp_post"))
 def test_the_neurons_through_the_down_projection_are_what_the_mlp_adds(probe, family):
     found = probe(family)
@@ -124,6 +186,74 @@ def test_the_neurons_through_the_down_projection_are_what_the_mlp_adds(probe, fa
         made = layer_of(found).get_submodule(PARTS[family].down)(torch.stack(neurons, -1))
         made = added(found, made, "post_feedforward_layernorm")
     assert same(made, mlp_out)
+
+
+@pytest.mark.parametrize("family", having("mlp_post"))
+def test_the_activation_function_of_what_is_before_it_gives_the_neurons(probe, family):
+    found, parts = probe(family), PARTS[family]
+    mlp = layer_of(found).get_submodule(parts.down.rpartition(".")[0])
+    act = next(part for name, part in mlp.named_children() if "act" in name or "gelu" in name)
+    is_gated = bool(parts.gate_up) or hasattr(mlp, "gate_proj")
+    assert is_gated == ("mlp_gate" not in found.model.shape.refused)
+    steps = []
+    for neuron in (0, 17, found.model.shape.units["neuron"] - 1):
+        names = [f"{name}.1.{neuron}" for name in ("mlp_pre", "mlp_gate", "mlp_post") if is_gated or name != "mlp_gate"]
+        pre, *gate, post, _ = found.read(*names)
+        assert same(act(gate[0]) * pre if is_gated else act(pre), post)
+        steps.append((pre - post).abs().mean())
+    assert max(steps) > 0.05
+
+
+def test_a_gate_that_is_thinned_out_gives_its_neurons_with_all_others(probe):
+    found = probe("gemma3n")
+    mlp, n_neurons = layer_of(found, 0).mlp, found.model.shape.units["neuron"]
+    names = ("mlp_gate", "mlp_pre", "mlp_post")
+    gate, pre, post = (
+        torch.stack(found.read(*[f"{name}.0.{neuron}" for neuron in range(n_neurons)])[:-1], -1) for name in names
+    )
+    # The share .6 of a normal distribution lies below its mean and .2533 of its deviation.
+    least = gate.mean(-1, keepdim=True) + 0.2533471 * gate.std(-1, keepdim=True, correction=0)
+    assert same(mlp.act_fn((gate - least).clamp(min=0)) * pre, post, 1e-6)
+    assert not same(mlp.act_fn(gate) * pre, post, 1e-2)
+
+
+@pytest.mark.parametrize("family", list(BIASED))
+def test_a_bias_is_what_a_projection_adds_to_its_product(probe, family):
+    found = probe(family)
+    module, refused = found.module, found.model.shape.refused
+    assert {name.removesuffix("_bias") for name in NAMES if name.endswith("_bias")} - BIASED[family] == {
+        name.removesuffix("_bias") for name in refused if name.endswith("_bias")
+    }
+    for name in ("q_bias.1.1", "k_bias.0.0", "v_bias.1.0", "attn_bias.1", "mlp_bias.0"):
+        if name.partition(".")[0] in refused:
+            continue
+        bias, _ = found.read(name)
+        tap = found.model.tap(parse(name))
+        assert bias.shape[:2] == found.ids.shape
+        assert (bias == bias[0, 0]).all()
+        assert bias.abs().max() > 0.05
+        projection = module.get_submodule(tap.port.path)
+        made, product = found.tensor(tap.port), found.tensor(replace(tap.port, side="input"))
+        columns = slice(tap.view.start, tap.view.start + bias.shape[-1])
+        with torch.no_grad():
+            weight = projection.weight if isinstance(projection, Conv1D) else projection.weight.T
+            assert same(made[..., columns] - product @ weight[:, columns], bias)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILY_NAMES if PARTS[name].positions])
+def test_the_position_embedding_is_what_is_added_to_the_embedding(probe, family):
+    found = probe(family)
+    embed, positions, pre, _ = found.read("embed", "pos_embed", "resid_pre.0")
+    if family == "opt_post_norm":
+        with torch.no_grad():
+            embed = found.module.model.decoder.project_in(embed)
+    assert same(embed + positions, pre)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILY_NAMES if not PARTS[name].positions])
+def test_families_without_a_position_embedding_say_where_positions_enter(probe, family):
+    reason = probe(family).model.shape.refused["pos_embed"]
+    assert re.search(r"rotary|ALiBi|recurrences", reason)
 
 
 @pytest.mark.parametrize("family", having("resid_pre", "attn_out"))
@@ -323,13 +453,18 @@ def test_a_written_value_is_read_back_where_it_was_written_and_nowhere_else(prob
     wanted = torch.where(moved.reshape(*moved.shape, *[1] * (before.dim() - 2)), bend(before), before)
     if site.startswith("head_out"):  # a share is not stored: the sum that it is part of changes by as much
         assert same(after, output + wanted - before)
+    elif "_bias" in site:  # nor is a bias
+        columns = slice(found.model.tap(parse(site)).view.start, None)
+        changed = output.clone()
+        changed[..., columns][..., : before.shape[-1]] += wanted - before
+        assert same(after, changed)
     else:
         assert same(after, wanted)
     change = (written - logits).abs().amax(-1)
-    assert change[0, :2].max() < 1e-9
-    assert change[0, 2] > 1e-6
-    assert change[1, 0] < 1e-9
-    assert change[1, 1] > 1e-6
+    assert change[0, :2].max() < 1e-11
+    assert change[0, 2] > 1e-9
+    assert change[1, 0] < 1e-11
+    assert change[1, 1] > 1e-9
 
 
 @pytest.mark.parametrize("family", having("z"))

@@ -2,9 +2,10 @@
 
 import pytest
 
-from causalpatch.base.errors import SiteNotFound
+from causalpatch.base.errors import SiteNotFound, SiteUnsupported
 from causalpatch.sites.aliases import ALIASES, translate
-from causalpatch.sites.names import NAMES, PLANNED
+from causalpatch.sites.names import NAMES
+from causalpatch.sites.select import ModelShape, check, expand
 from causalpatch.sites.site import parse
 
 
@@ -24,6 +25,13 @@ from causalpatch.sites.site import parse
         ("blocks.1.attn.hook_v", "v.1.*"),
         ("blocks.1.attn.hook_result", "head_out.1.*"),
         ("blocks.1.mlp.hook_post.17", "mlp_post.1.17"),
+        ("blocks.1.mlp.hook_pre.17@-1", "mlp_pre.1.17@-1"),
+        ("blocks.1.mlp.hook_pre_linear", "mlp_pre.1.*"),
+        ("blocks.1.attn.hook_pattern.2", "pattern.1.2"),
+        ("blocks.1.attn.hook_attn_scores.2@-1", "scores.1.2@-1"),
+        ("blocks.1.attn.hook_rot_q.2", "q_rot.1.2"),
+        ("blocks.1.attn.hook_rot_k.2", "k_rot.1.2"),
+        ("hook_pos_embed", "pos_embed"),
         ("blocks.2.hook_in", "resid_pre.2"),
         ("blocks.2.hook_out", "resid_post.2"),
         ("embed.hook_out", "embed"),
@@ -41,11 +49,19 @@ def test_a_site_is_not_taken_for_a_hook_name(text):
     assert translate(text) == text
 
 
-def test_a_hook_whose_site_is_planned_is_answered_with_the_site_that_was_meant():
-    with pytest.raises(SiteNotFound, match=r"the site 'blocks\.2\.attn\.hook_pattern' is known") as caught:
-        parse("blocks.2.attn.hook_pattern")
-    assert caught.value.facts[0][0] == "pattern"
-    assert caught.value.fix == "use 'z.2'"
+def test_what_goes_into_the_activation_function_is_the_gate_in_gated_mlps_and_is_not_translated_wrongly():
+    ungated = ModelShape("m", 2, {"neuron": 8}, {"mlp_gate": "no gate"})
+    gated = ModelShape("m", 2, {"neuron": 8})
+    for text in ("blocks.1.mlp.hook_pre.3@-1", "blocks.1.mlp.hook_pre@-1", "blocks.*.mlp.hook_pre.3"):
+        site = parse(text)
+        assert expand(site, ungated) == expand(parse(str(site)), ungated)
+        with pytest.raises(SiteUnsupported, match="does not have the site") as caught:
+            expand(site, gated)
+        assert caught.value.fix == f"write {str(site).replace('pre', 'gate')!r}"
+        assert expand(parse(str(site)), gated)  # by its own name there is no doubt
+    with pytest.raises(SiteUnsupported):
+        check(parse("blocks.1.mlp.hook_pre.3").at(2), gated)
+    assert expand(parse("blocks.1.mlp.hook_pre_linear.3"), gated) == (parse("mlp_pre.1.3"),)
 
 
 def test_an_unknown_hook_name_is_refused():
@@ -54,5 +70,5 @@ def test_an_unknown_hook_name_is_refused():
 
 
 @pytest.mark.parametrize("hook", ALIASES)
-def test_every_line_of_the_table_reads_as_a_site_or_names_a_planned_one(hook):
-    assert translate(hook.replace("LAYER", "3")).partition(".")[0] in {*NAMES, *PLANNED}
+def test_every_line_of_the_table_reads_as_a_site(hook):
+    assert translate(hook.replace("LAYER", "3")).partition(".")[0] in NAMES

@@ -171,7 +171,8 @@ def test_an_unknown_name_lists_the_names_that_exist_the_closest_first():
     assert message(parse, "resid_prev.3") == (
         "SiteNotFound: no site named 'resid_prev.3'\n"
         "  name   'resid_prev'\n"
-        "  names  resid_pre resid_post resid_mid embed attn_out mlp_out q k v z head_out mlp_post\n"
+        "  names  resid_pre resid_post resid_mid embed pos_embed attn_out mlp_out q k v q_rot k_rot scores\n"
+        "         pattern z head_out mlp_pre mlp_gate mlp_post q_bias k_bias v_bias attn_bias mlp_bias\n"
         "         final_norm logits module\n"
         "  fix: did you mean 'resid_pre'?"
     )
@@ -183,13 +184,13 @@ def test_an_unknown_name_is_suggested_by_meaning_too():
 
 
 def test_a_planned_name_is_known_but_not_available_yet():
-    assert message(parse, "pattern.3.7@-1") == (
-        "SiteNotFound: the site 'pattern.3.7@-1' is known, but this version does not have it yet\n"
-        "  pattern  a head's attention weights, after the softmax\n"
+    assert message(parse, "cross_z.3.7@-1") == (
+        "SiteNotFound: the site 'cross_z.3.7@-1' is known, but this version does not have it yet\n"
+        "  cross_z  input of cross-attention's output projection\n"
         "  closest  z: input of attention's output projection\n"
         "  fix: use 'z.3.7@-1'"
     )
-    assert message(Site, "pattern", 3, 7).endswith("fix: use 'z'")
+    assert message(Site, "cross_z", 3, 7).endswith("fix: use 'z'")
 
 
 @pytest.mark.parametrize("name", PLANNED)
@@ -202,9 +203,7 @@ def test_a_planned_name_is_answered_with_a_site_that_exists(name):
 @pytest.mark.parametrize(
     ("text", "instead"),
     [
-        ("mlp_pre.3.512@-1", "mlp_post.3.512@-1"),
-        ("encoder/scores.0:4.7", "encoder/z.0:4.7"),
-        ("pos_embed@2", "resid_pre.0@2"),
+        ("decoder/cross_z.0:4.7", "decoder/z.0:4.7"),
         ("expert_out.3.5@who", "mlp_out.3@who"),
         ("feature(sae.v1).3.9021@who", "resid_post.3@who"),
     ],

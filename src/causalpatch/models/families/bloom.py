@@ -4,7 +4,7 @@ What ``self_attention`` and ``mlp`` return is the whole stream: the first is ``r
 ``mlp_out`` are what their last projections add to it.
 """
 
-from causalpatch.models.families.family import At, Family, Parted, ShareOf
+from causalpatch.models.families.family import NO_GATE, NOT_TURNED, SLOPES, At, Family, Parted, ShareOf
 
 BLOOM = Family(
     name="bloom",
@@ -18,6 +18,7 @@ BLOOM = Family(
     needs_config=True,
     sites={
         "embed": At("word_embeddings", "output"),
+        "pos_embed": SLOPES,
         "resid_pre": At("", "input"),
         "resid_mid": At("self_attention", "output"),
         "resid_post": At("", "output"),
@@ -26,8 +27,12 @@ BLOOM = Family(
         "q": Parted("self_attention.query_key_value", "output", part=0, parts=3, by_unit=True),
         "k": Parted("self_attention.query_key_value", "output", part=1, parts=3, by_unit=True),
         "v": Parted("self_attention.query_key_value", "output", part=2, parts=3, by_unit=True),
+        "q_rot": NOT_TURNED,
+        "k_rot": NOT_TURNED,
         "z": Parted("self_attention.dense", "input"),
         "head_out": ShareOf("self_attention.dense"),
+        "mlp_pre": Parted("mlp.dense_h_to_4h", "output"),
+        "mlp_gate": NO_GATE,
         "mlp_post": Parted("mlp.dense_4h_to_h", "input"),
         "final_norm": At("ln_f", "output"),
     },

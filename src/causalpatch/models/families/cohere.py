@@ -5,7 +5,7 @@
 
 from dataclasses import replace
 
-from causalpatch.models.families.family import Absent
+from causalpatch.models.families.family import PARALLEL
 from causalpatch.models.families.llama import LLAMA
 
 COHERE = replace(
@@ -15,7 +15,7 @@ COHERE = replace(
     norms=("input_layernorm",),
     sites={
         **LLAMA.sites,
-        "resid_mid": Absent("attention and MLP read the same stream (parallel blocks); use resid_pre or resid_post"),
+        "resid_mid": PARALLEL,
     },
 )
 

@@ -7,7 +7,7 @@ sequential, with keys and values for every head and ALiBi.
 
 from dataclasses import replace
 
-from causalpatch.models.families.family import Absent, At, Family, Parted, ShareOf, SumOf
+from causalpatch.models.families.family import NO_GATE, NOT_MET, PARALLEL, Absent, At, Family, Parted, ShareOf, SumOf
 
 FALCON = Family(
     name="falcon",
@@ -21,16 +21,23 @@ FALCON = Family(
     needs_config=True,
     sites={
         "embed": At("word_embeddings", "output"),
+        "pos_embed": Absent(
+            "positions enter inside attention, by rotary embeddings or as slopes of the scores (ALiBi); use scores"
+        ),
         "resid_pre": At("", "input"),
-        "resid_mid": Absent("attention and MLP read the same stream (parallel blocks); use resid_pre or resid_post"),
+        "resid_mid": PARALLEL,
         "resid_post": At("", "output"),
         "attn_out": At("self_attention", "output"),
         "mlp_out": At("mlp", "output"),
         "q": Parted("self_attention.query_key_value", "output", part=0, parts=3, by_unit=True),
         "k": Parted("self_attention.query_key_value", "output", part=1, parts=3, by_unit=True),
         "v": Parted("self_attention.query_key_value", "output", part=2, parts=3, by_unit=True),
+        "q_rot": NOT_MET,
+        "k_rot": NOT_MET,
         "z": Parted("self_attention.dense", "input"),
         "head_out": ShareOf("self_attention.dense"),
+        "mlp_pre": Parted("mlp.dense_h_to_4h", "output"),
+        "mlp_gate": NO_GATE,
         "mlp_post": Parted("mlp.dense_4h_to_h", "input"),
         "final_norm": At("ln_f", "output"),
     },

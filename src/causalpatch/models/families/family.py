@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Final, Literal
 
 Side = Literal["input", "output"]
 
@@ -86,10 +86,26 @@ class Absent:
 
 Fact = At | Parted | SumOf | ShareOf | Absent
 
+# What several families say alike.
+ROTARY: Final = Absent("positions enter inside attention, by rotary embeddings; use q_rot or k_rot")
+ROTARY_UNMET: Final = Absent("positions enter inside attention, by rotary embeddings; use scores")
+SLOPES: Final = Absent("positions enter inside attention, as slopes of the scores (ALiBi); use scores")
+NOT_TURNED: Final = Absent("nothing turns the queries and keys of this family; use q and k")
+NOT_MET: Final = Absent(
+    "attention is computed by the model's own module, which shows no queries and keys as it compares them; "
+    "use q, k or scores"
+)
+NO_GATE: Final = Absent("its MLP has no gate; use mlp_pre")
+PARALLEL: Final = Absent("attention and MLP read the same stream (parallel blocks); use resid_pre or resid_post")
+
 
 @dataclass(frozen=True)
 class Family:
     """The table of facts of one family of models.
+
+    Sites inside attention (``q_rot``, ``k_rot``, ``scores``, ``pattern``) and biases follow from the others unless the
+    table names them: attention is the module around the projection that ``z`` goes into, and a bias is that of a
+    projection which is named already.
 
     Args:
         name: Name of the family.
@@ -108,6 +124,7 @@ class Family:
             width of a value.
         post_norms: Norms through which the sum of the stream and what attention adds goes, and then the sum with what
             the MLP adds; empty where the stream is the plain sum.
+        thins_gates: What a gate gives may be thinned out on its way to the activation function.
         reads_ids: Layers are given something of each token's id besides the stream.
         needs_config: Taken over only where the configuration says so: other models have these names too, and do
             something else.
@@ -127,5 +144,6 @@ class Family:
     width: str = "hidden_size"
     query_width: tuple[str, ...] = ()
     post_norms: tuple[str, ...] = ()
+    thins_gates: bool = False
     reads_ids: bool = False
     needs_config: bool = False

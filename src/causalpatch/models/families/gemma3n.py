@@ -2,7 +2,9 @@
 
 A layer takes and returns all four streams as one tensor whose first axis counts them, and mixes them in front of and
 behind what attention and MLP do: there is no one stream between layers. ``attn_out`` and ``mlp_out`` are what the
-sublayers add to the active stream, behind their norms. Later layers take over keys and values of an earlier one.
+sublayers add to the active stream, behind their norms. In the first layers most of what the gate gives is cut off in
+front of the activation function, by a threshold over all neurons. Later layers take over keys and values of an earlier
+one.
 """
 
 from dataclasses import replace
@@ -21,6 +23,7 @@ GEMMA3N = replace(
     name="gemma3n",
     model_types=("gemma3n_text",),
     reads_ids=True,
+    thins_gates=True,
     needs_config=True,
     sites={
         **GEMMA2.sites,

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from causalpatch.models.families.family import Absent, At, Family, Parted, ShareOf, SumOf
+from causalpatch.models.families.family import NO_GATE, PARALLEL, ROTARY, At, Family, Parted, ShareOf, SumOf
 
 GPT_NEOX = Family(
     name="gpt_neox",
@@ -15,8 +15,9 @@ GPT_NEOX = Family(
     when={"use_parallel_residual": True},
     sites={
         "embed": At("embed_in", "output"),
+        "pos_embed": ROTARY,
         "resid_pre": At("", "input"),
-        "resid_mid": Absent("attention and MLP read the same stream (parallel blocks); use resid_pre or resid_post"),
+        "resid_mid": PARALLEL,
         "resid_post": At("", "output"),
         "attn_out": At("attention", "output"),
         "mlp_out": At("mlp", "output"),
@@ -25,6 +26,8 @@ GPT_NEOX = Family(
         "v": Parted("attention.query_key_value", "output", part=2, parts=3, by_unit=True),
         "z": Parted("attention.dense", "input"),
         "head_out": ShareOf("attention.dense"),
+        "mlp_pre": Parted("mlp.dense_h_to_4h", "output"),
+        "mlp_gate": NO_GATE,
         "mlp_post": Parted("mlp.dense_4h_to_h", "input"),
         "final_norm": At("final_layer_norm", "output"),
     },

@@ -9,6 +9,7 @@ _MIXED = Absent(
     "only some layers attend; the others carry a state from token to token (a recurrence: selective state space, "
     "'mamba'); use resid_pre, resid_post or module(PATH).output of self_attn or mamba"
 )
+_EXPERTS = Absent("the MLP may be a mixture of experts; use mlp_out or module(PATH).input of a projection")
 
 JAMBA = replace(
     MAMBA,
@@ -19,11 +20,12 @@ JAMBA = replace(
     sites={
         **dict.fromkeys(("attn_out", "q", "k", "v", "z", "head_out"), _MIXED),
         "embed": At("embed_tokens", "output"),
+        "pos_embed": Absent("there are no embeddings of positions: recurrences keep the order; use embed"),
         "resid_pre": At("", "input"),
         "resid_mid": Absent("what stands before it is attention or a recurrence by turns; use resid_pre or resid_post"),
         "resid_post": At("", "output"),
         "mlp_out": At("feed_forward", "output"),
-        "mlp_post": Absent("the MLP may be a mixture of experts; use mlp_out or module(PATH).input of a projection"),
+        **dict.fromkeys(("mlp_pre", "mlp_gate", "mlp_post"), _EXPERTS),
         "final_norm": At("final_layernorm", "output"),
     },
 )

@@ -6,7 +6,7 @@ themselves Llama; SmolLM 3 leaves the rotary embedding out of every fourth layer
 
 from dataclasses import replace
 
-from causalpatch.models.families.family import At, Family, Parted, ShareOf, SumOf
+from causalpatch.models.families.family import ROTARY, At, Family, Parted, ShareOf, SumOf
 
 LLAMA = Family(
     name="llama",
@@ -18,6 +18,7 @@ LLAMA = Family(
     kv_heads="num_key_value_heads",
     sites={
         "embed": At("embed_tokens", "output"),
+        "pos_embed": ROTARY,
         "resid_pre": At("", "input"),
         "resid_mid": SumOf(changed=At("self_attn", "output"), kept=At("", "input")),
         "resid_post": At("", "output"),
@@ -28,6 +29,8 @@ LLAMA = Family(
         "v": Parted("self_attn.v_proj", "output"),
         "z": Parted("self_attn.o_proj", "input"),
         "head_out": ShareOf("self_attn.o_proj"),
+        "mlp_pre": Parted("mlp.up_proj", "output"),
+        "mlp_gate": Parted("mlp.gate_proj", "output"),
         "mlp_post": Parted("mlp.down_proj", "input"),
         "final_norm": At("norm", "output"),
     },

@@ -22,6 +22,7 @@ MAMBA = Family(
     needs_config=True,
     sites={
         "embed": At("embeddings", "output"),
+        "pos_embed": Absent("there are no embeddings of positions: recurrences keep the order; use embed"),
         "resid_pre": At("", "input"),
         "resid_mid": Absent("the blocks have one sublayer, a recurrence ('mixer'); use resid_pre or resid_post"),
         "resid_post": At("", "output"),
@@ -32,6 +33,8 @@ MAMBA = Family(
         "v": _NO_ATTENTION,
         "z": _NO_ATTENTION,
         "head_out": _NO_ATTENTION,
+        "mlp_pre": _NO_MLP,
+        "mlp_gate": _NO_MLP,
         "mlp_post": _NO_MLP,
         "final_norm": At("norm_f", "output"),
     },

@@ -1,8 +1,9 @@
 """Mixtral and the mixtures of experts laid out like it: Llama, with a router and experts in place of the MLP.
 
 The experts' weights are fused in one tensor and no module holds the activations of one token, so there is no
-``mlp_post``; ``mlp_out`` is what the experts of a token, and any shared one, add together. A patch in front of the
-router may change which experts are chosen, and that belongs to its effect. Some layers may have one MLP instead.
+``mlp_pre``, ``mlp_gate`` or ``mlp_post``; ``mlp_out`` is what the experts of a token, and any shared one, add together.
+A patch in front of the router may change which experts are chosen, and that belongs to its effect. Some layers may have
+one MLP instead.
 """
 
 from dataclasses import replace
@@ -17,7 +18,7 @@ MIXTRAL = replace(
     name="mixtral",
     model_types=("mixtral",),
     needs_config=True,
-    sites={**LLAMA.sites, "mlp_post": FUSED},
+    sites={**LLAMA.sites, **dict.fromkeys(("mlp_pre", "mlp_gate", "mlp_post", "mlp_bias"), FUSED)},
 )
 
 QWEN2_MOE = replace(MIXTRAL, name="qwen2_moe", model_types=("qwen2_moe",))

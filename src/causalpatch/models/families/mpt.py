@@ -4,7 +4,7 @@ What ``ffn`` returns is the whole stream, so ``mlp_out`` is what its last projec
 are in front of the clipping that some models have.
 """
 
-from causalpatch.models.families.family import At, Family, Parted, ShareOf, SumOf
+from causalpatch.models.families.family import NO_GATE, NOT_TURNED, SLOPES, At, Family, Parted, ShareOf, SumOf
 
 MPT = Family(
     name="mpt",
@@ -17,6 +17,7 @@ MPT = Family(
     needs_config=True,
     sites={
         "embed": At("wte", "output"),
+        "pos_embed": SLOPES,
         "resid_pre": At("", "input"),
         "resid_mid": SumOf(changed=At("attn", "output"), kept=At("", "input")),
         "resid_post": At("", "output"),
@@ -25,8 +26,12 @@ MPT = Family(
         "q": Parted("attn.Wqkv", "output", part=0, parts=3),
         "k": Parted("attn.Wqkv", "output", part=1, parts=3),
         "v": Parted("attn.Wqkv", "output", part=2, parts=3),
+        "q_rot": NOT_TURNED,
+        "k_rot": NOT_TURNED,
         "z": Parted("attn.out_proj", "input"),
         "head_out": ShareOf("attn.out_proj"),
+        "mlp_pre": Parted("ffn.up_proj", "output"),
+        "mlp_gate": NO_GATE,
         "mlp_post": Parted("ffn.down_proj", "input"),
         "final_norm": At("norm_f", "output"),
     },

@@ -1,13 +1,14 @@
 """OPT: learned positions, biases, and an MLP of two projections that stand in the layer itself.
 
-The layer folds rows and positions into one axis for its MLP, so that ``mlp_post`` and ``mlp_out`` come without them.
-OPT-350M has its norms behind the sums: the stream goes through a norm after attention and after the MLP, so it is not
-the sum of what they add, and there is none in front of the head. Its embedding is narrower than the stream.
+The layer folds rows and positions into one axis for its MLP, so that ``mlp_pre``, ``mlp_post`` and ``mlp_out`` come
+without them. OPT-350M has its norms behind the sums: the stream goes through a norm after attention and after the
+MLP, so it is not the sum of what they add, and there is none in front of the head. Its embedding is narrower than the
+stream.
 """
 
 from dataclasses import replace
 
-from causalpatch.models.families.family import Absent, At, Family, Parted, ShareOf, SumOf
+from causalpatch.models.families.family import NO_GATE, Absent, At, Family, Parted, ShareOf, SumOf
 
 OPT = Family(
     name="opt",
@@ -21,6 +22,7 @@ OPT = Family(
     needs_config=True,
     sites={
         "embed": At("embed_tokens", "output"),
+        "pos_embed": At("embed_positions", "output"),
         "resid_pre": At("", "input"),
         "resid_mid": SumOf(changed=At("self_attn", "output"), kept=At("", "input")),
         "resid_post": At("", "output"),
@@ -31,6 +33,8 @@ OPT = Family(
         "v": Parted("self_attn.v_proj", "output"),
         "z": Parted("self_attn.out_proj", "input"),
         "head_out": ShareOf("self_attn.out_proj"),
+        "mlp_pre": Parted("fc1", "output", is_folded=True),
+        "mlp_gate": NO_GATE,
         "mlp_post": Parted("fc2", "input", is_folded=True),
         "final_norm": At("final_layer_norm", "output"),
     },

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from causalpatch.models.families.family import Absent, At, Parted, ShareOf
+from causalpatch.models.families.family import NO_GATE, PARALLEL, At, Parted, ShareOf
 from causalpatch.models.families.llama import LLAMA
 
 PHI = replace(
@@ -13,9 +13,11 @@ PHI = replace(
     extras=("resid_dropout",),
     sites={
         **LLAMA.sites,
-        "resid_mid": Absent("attention and MLP read the same stream (parallel blocks); use resid_pre or resid_post"),
+        "resid_mid": PARALLEL,
         "z": Parted("self_attn.dense", "input"),
         "head_out": ShareOf("self_attn.dense"),
+        "mlp_pre": Parted("mlp.fc1", "output"),
+        "mlp_gate": NO_GATE,
         "mlp_post": Parted("mlp.fc2", "input"),
         "final_norm": At("final_layernorm", "output"),
     },

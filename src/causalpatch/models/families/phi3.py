@@ -15,5 +15,7 @@ PHI3 = replace(
         "q": Parted("self_attn.qkv_proj", "output", part=0, parts=3),
         "k": Parted("self_attn.qkv_proj", "output", part=1, parts=3),
         "v": Parted("self_attn.qkv_proj", "output", part=2, parts=3),
+        "mlp_gate": Parted("mlp.gate_up_proj", "output", part=0, parts=2),
+        "mlp_pre": Parted("mlp.gate_up_proj", "output", part=1, parts=2),
     },
 )

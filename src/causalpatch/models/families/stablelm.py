@@ -5,7 +5,7 @@
 
 from dataclasses import replace
 
-from causalpatch.models.families.family import Absent
+from causalpatch.models.families.family import PARALLEL
 from causalpatch.models.families.llama import LLAMA
 
 STABLELM = replace(
@@ -19,6 +19,6 @@ STABLELM_PARALLEL = replace(
     when={"use_parallel_residual": True},
     sites={
         **LLAMA.sites,
-        "resid_mid": Absent("attention and MLP read the same stream (parallel blocks); use resid_pre or resid_post"),
+        "resid_mid": PARALLEL,
     },
 )

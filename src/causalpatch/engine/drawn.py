@@ -1,0 +1,170 @@
+"""Values that are drawn, made ready to be written: donors for resampling, widths and draws for noise.
+
+A draw depends on its seed and number, the site and the prompt alone, never on the batch, the engine or the cell. Before
+anything runs each ``Resample`` and ``Noise`` of a job is replaced by what is written here:
+
+1. ``Donated``: for each pair another one, its donor. Donors whose prompt has as many tokens as the base prompt come
+   first, in an order drawn for each pair; others stand in only where there is none.
+2. ``Scattered``: noise with its standard deviation, and the name that its draws go by. Pairs with one base prompt,
+   which are one independent component, share their noise.
+"""
+
+import hashlib
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from causalpatch.base.errors import PairError
+from causalpatch.base.seeds import generator
+from causalpatch.engine.capture import Captured
+from causalpatch.pairs import Pair, Pairs
+from causalpatch.pairs.role import ROLES, Role
+from causalpatch.patches import Noise, Resample
+
+
+@dataclass(frozen=True, eq=False)
+class Donated:
+    """The values of other pairs, with the pair that each is taken from.
+
+    Args:
+        value: What was asked for.
+        pool: All pairs that were drawn from.
+        donors: For each pair, by the hash of its content, the number of its donor in the pool.
+    """
+
+    value: Resample
+    pool: Pairs
+    donors: Mapping[str, int]
+
+    def donor(self, pair: Pair) -> int:
+        """Return the number of a pair's donor in the pool."""
+        return self.donors[pair.content_hash]
+
+    def columns(self, pair: Pair) -> np.ndarray | None:
+        """Return the token of a donor's prompt in each aligned column, -1 where none; None without columns."""
+        alignment = self.pool.alignment
+        if alignment is None:
+            return None
+        found: np.ndarray = alignment.columns[self.donor(pair), :, ROLES.index(self.value.side)]
+        return found
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+@dataclass(frozen=True)
+class Scattered:
+    """Gaussian noise whose width is known.
+
+    Args:
+        value: What was asked for.
+        sigma: Its standard deviation, in the unit of the site.
+        key: The name that its draws go by, the same whatever the site is called where it is written.
+    """
+
+    value: Noise
+    sigma: float
+    key: str
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+def draw_donors(pairs: Pairs, base: Role, value: Resample) -> Donated:
+    """Draw another pair for each pair.
+
+    Args:
+        pairs: The pairs.
+        base: Which side the base run is.
+        value: The seed, the draw and the side.
+
+    Raises:
+        PairError: A pair has no other whose prompt is not its own.
+    """
+    prompts = [pair.input(value.side) for pair in pairs]
+    hashes = [_digest(prompt) for prompt in prompts]
+    sizes = np.array([_size(prompt) for prompt in prompts])
+    names = np.array(hashes)
+    donors: dict[str, int] = {}
+    for pair in pairs:
+        own = pair.input(base)
+        others = np.flatnonzero(names != _digest(own))
+        alike = others[sizes[others] == _size(own)]
+        found = alike if len(alike) else others
+        if not len(found):
+            raise PairError(
+                f"pair '{pair.id}' of '{pairs.name}' has no other pair to resample from",
+                facts=[("pairs", len(pairs)), ("needed", "one with another prompt")],
+                fix='give more pairs, or another value, such as "mean"',
+            )
+        # One prompt may stand in several pairs: it is drawn once, whichever pairs hold it.
+        kinds = sorted({hashes[i] for i in found.tolist()})
+        stream = generator(value.seed, "resample", value.side, _digest(own))
+        chosen = kinds[stream.permutation(len(kinds))[value.draw % len(kinds)]]
+        donors[pair.content_hash] = hashes.index(chosen)
+    return Donated(value, pairs, donors)
+
+
+class Draws:
+    """Standard normal numbers for the tokens of a batch of base prompts; each is drawn once.
+
+    Args:
+        base: The base runs of the batch, for their prompts.
+    """
+
+    def __init__(self, base: Captured) -> None:
+        self._base = base
+        self._known: dict[Hashable, Float[Tensor, "pair position *axes"]] = {}
+
+    def at(self, noise: Scattered, local: np.ndarray, tokens: np.ndarray | None, like: Tensor) -> Tensor:
+        """Return the noise of elements.
+
+        Args:
+            noise: The noise.
+            local: The pair of each element in the batch.
+            tokens: The real token of each element; None for sites without positions.
+            like: Current values, ``[element, *value_axes]``.
+        """
+        shape = tuple(like.shape[1:])
+        value = noise.value
+        key = (value.seed, value.draw, noise.key, shape, tokens is None)
+        if key not in self._known:
+            self._known[key] = self._draw(value, noise.key, shape, has_position=tokens is not None).to(like)
+        places = (local,) if tokens is None else (local, tokens)
+        return noise.sigma * self._known[key][tuple(torch.as_tensor(place, device=like.device) for place in places)]
+
+    def _draw(self, value: Noise, key: str, shape: Sequence[int], *, has_position: bool) -> Tensor:
+        prompts = self._prompts()
+        longest = max(map(_size, prompts)) if has_position else 1
+        made: dict[str, np.ndarray] = {}
+        found = np.zeros((len(prompts), longest, *shape))
+        for number, prompt in enumerate(prompts):
+            name = _digest(prompt)
+            if name not in made:
+                n_tokens = _size(prompt) if has_position else 1
+                stream = generator(value.seed, "noise", value.draw, key, name)
+                made[name] = stream.standard_normal((n_tokens, *shape))
+            found[number, : len(made[name])] = made[name]
+        return torch.as_tensor(found if has_position else found[:, 0])
+
+    def _prompts(self) -> list[np.ndarray]:
+        """Return the prompts of the pairs in the batch, without answers that are spelt out behind them."""
+        batch, slots = self._base.batch, self._base.slots
+        rows = range(len(batch.start)) if slots is None else slots.tolist()
+        if batch.values is not None:
+            return [batch.values[row] for row in rows]
+        return [batch.ids[row, batch.start[row] : batch.start[row] + batch.lengths[row]] for row in rows]
+
+
+def _size(prompt: np.ndarray) -> int:
+    """Return the number of tokens; inputs that are no prompts are alike."""
+    return len(prompt) if prompt.ndim == 1 and prompt.dtype.kind in "iu" else 1
+
+
+def _digest(prompt: np.ndarray) -> str:
+    dtype = np.int64 if prompt.dtype.kind in "iu" else np.float64
+    return hashlib.sha256(np.ascontiguousarray(prompt, dtype=dtype).tobytes()).hexdigest()
