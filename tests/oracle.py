@@ -25,17 +25,22 @@ Change = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Edit:
-    """New values at some tokens of one site: a tensor (token, …), or a function of the current ones."""
+    """New values at some tokens of one site: a tensor (token, …), or a function of the current ones.
+
+    Values for each key are those of a prompt's ``n_keys`` tokens; answers that are spelt out behind them have keys too.
+    """
 
     site: tuple[str, int | None, int | None]
     tokens: Sequence[int]
     new: Tensor | Change
+    n_keys: int | None = None
 
     def apply(self, value: Tensor) -> Tensor:
         """Return the value of the whole prompt (position, …) with the new ones put in."""
         tokens = list(self.tokens)
         value = value.clone()
-        value[tokens] = self.new if isinstance(self.new, Tensor) else self.new(value[tokens].clone())
+        part = value if self.n_keys is None else value[..., : self.n_keys]
+        part[tokens] = self.new if isinstance(self.new, Tensor) else self.new(part[tokens].clone())
         return value
 
 

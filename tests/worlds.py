@@ -361,7 +361,12 @@ def plain_edits(world: World, laid: Sequence[Laid], number: int, base: str = "co
     if not all(len(here) for here, _ in places):
         return None
     return [
-        Edit(key(site), here, new_value(world.plain, world.pairs, one.patch.value, site, number, base, here, there))
+        Edit(
+            key(site),
+            here,
+            new_value(world.plain, world.pairs, one.patch.value, site, number, base, here, there),
+            len(world.pairs[number].input(base)) if site.info.has_keys else None,
+        )
         for one, (here, there) in zip(laid, places, strict=True)
         for site in expand(one.patch.site, world.model.shape)
     ]

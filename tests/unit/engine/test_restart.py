@@ -64,10 +64,11 @@ def requests_for(model):
     """Return patches at every kind of place, two of them at once, and every kind of value."""
     path = model.tap(cp.parse("mlp_out.1")).port.path
     head = model.tap(cp.parse("final_norm")).port.path
-    outside = ("module", "embed", "final_norm", "logits", *model.shape.refused)
+    outside = ("module", "embed", "pos_embed", "final_norm", "logits", *model.shape.refused)
     names = [name for name in NAMES if name not in outside]
     return [
         *[f"{name}.1.1@-1" if NAMES[name].unit_axis else f"{name}.1@0" for name in names],
+        *(["pos_embed@0"] if "pos_embed" not in model.shape.refused else []),
         "embed@1",
         "final_norm@-1",
         "logits@-1",
