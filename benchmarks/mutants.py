@@ -95,6 +95,20 @@ MUTANTS = (
         (PLAIN_HOOKS, "-k", "granite"),
     ),
     Mutant(
+        "gate and up of Phi-3 are taken for each other",
+        "models/families/phi3.py",
+        '"mlp_gate": Parted("mlp.gate_up_proj", "output", part=0, parts=2),',
+        '"mlp_gate": Parted("mlp.gate_up_proj", "output", part=1, parts=2),',
+        (PLAIN_HOOKS, "-k", "phi3"),
+    ),
+    Mutant(
+        "rows of a pattern with sinks are put back to a sum of 1",
+        "engine/attention.py",
+        "return torch.cat([scores, column], -1).softmax(-1, dtype=wide)[..., :-1]",
+        "return torch.cat([scores, column - 1e4], -1).softmax(-1, dtype=wide)[..., :-1]",
+        (PLAIN_HOOKS, "-k", "gpt_oss"),
+    ),
+    Mutant(
         "what BLOOM's attention adds is taken with the stream",
         "models/families/bloom.py",
         '"attn_out": At("self_attention.dense", "output"),',
@@ -139,15 +153,15 @@ MUTANTS = (
     Mutant(
         "the clean run is given the corrupted prompts",
         "engine/untouched.py",
-        "captured = capture(job.model, job.pairs.batch(role, indices, padding_side=job.padding_side), sites)",
-        "captured = capture(job.model, job.pairs.batch(job.base, indices, padding_side=job.padding_side), sites)",
+        "inputs = job.pairs.batch(role, indices, padding_side=job.padding_side)",
+        "inputs = job.pairs.batch(job.base, indices, padding_side=job.padding_side)",
         (STREAMS, "-k", "resid_pre and llama"),
     ),
     Mutant(
         "padding counts in means",
         "engine/means.py",
-        "mask = torch.as_tensor(run.batch.mask, device=value.device)",
-        "mask = torch.as_tensor(run.batch.mask | (run.batch.start[:, None] == 0), device=value.device)",
+        "value = value[torch.as_tensor(run.batch.mask, device=value.device)]",
+        "value = value[torch.as_tensor(run.batch.mask | (run.batch.start[:, None] == 0), device=value.device)]",
         (VALUES, "-k", "llama"),
     ),
     Mutant(
@@ -174,8 +188,8 @@ MUTANTS = (
     Mutant(
         "the model is left in eval mode",
         "engine/hooks.py",
-        "                module.training = True",
-        "                module.training = False",
+        "module.training = True",
+        "module.training = False",
         (HOOKS, "-k", "eval_mode"),
     ),
     Mutant(
@@ -342,7 +356,7 @@ MUTANTS = (
     Mutant(
         "in parallel blocks a patch of both sublayers loses the MLP's",
         "engine/wave.py",
-        "if is_apart and not self.targets.any_at(layer, layout.chosen, DOWN):",
+        "if is_apart and not self.targets.any_at(layer, layout.chosen, (UP, DOWN)):",
         "if is_apart:",
         (TIERS, "-k", "whatever and gpt_neox"),
     ),
@@ -363,8 +377,8 @@ MUTANTS = (
     Mutant(
         "a layer below is forgotten where its patch enters behind attention",
         "engine/unchanged_rows.py",
-        "if entry.depth == first and place is not None and target.site.name not in _PROJECTED:",
-        "if entry.layer == first and place is not None and target.site.name not in _PROJECTED:",
+        "if entry.depth == first and place is not None and target.site.name not in _BEHIND_STREAM:",
+        "if entry.layer == first and place is not None and target.site.name not in _BEHIND_STREAM:",
         (UNCHANGED, "-k", "full_forwards and llama"),
     ),
     Mutant(

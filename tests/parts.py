@@ -157,3 +157,17 @@ PARTS: Mapping[str, Parts] = {
     **dict.fromkeys(["mamba", "mamba2"], MAMBA),
     "jamba": replace(LLAMA, final="final_layernorm", mlp_out="feed_forward"),
 }
+
+# The biases of the tiny models.
+_QKV = ("q_bias", "k_bias", "v_bias")
+_ALL = (*_QKV, "attn_bias", "mlp_bias")
+BIASED: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(PARTS, ()),
+    **dict.fromkeys(["gpt2", "gpt_bigcode", "gpt_neox", "gpt_neox_sequential", "bloom", "phi", "starcoder2"], _ALL),
+    **dict.fromkeys(["falcon", "falcon_grouped", "falcon_grouped_one_norm", "falcon_sequential"], _ALL),
+    **dict.fromkeys(["opt", "opt_post_norm"], _ALL),
+    **dict.fromkeys(["qwen2", "qwen2_moe"], _QKV),
+    "gpt_oss": (*_QKV, "attn_bias"),
+    "gpt_neo": ("attn_bias", "mlp_bias"),
+    "gptj": ("mlp_bias",),
+}

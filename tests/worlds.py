@@ -28,15 +28,18 @@ from causalpatch.sites.names import ATTENTION_SITES
 from causalpatch.testing.tiny import FAMILY_NAMES, GROUPED, VOCAB, tiny_model
 from oracle import Edit, Plain
 from oracle_values import donor_of, key, new_value, other
-from parts import PARTS
+from parts import BIASED, PARTS
 
 torch.set_num_threads(1)
 
 ONE, QUICK, MANY = 1, 2, 50
-FIRST = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gpt_neox", "gpt_neox_sequential")
-# Sites that a family's table does not have; without heads there is nothing inside attention either.
+FIRST = ("gpt2", "llama", "mistral", "qwen3", "gemma2", "gpt_neox")
+# Sites that the tiny models do not have: those that their family's table refuses, what is inside attention where there
+# are no heads, and biases.
 LACKS = {f.name: {name for name, fact in f.sites.items() if isinstance(fact, Absent)} for f in FAMILIES}
-LACKS = {name: lacks | (ATTENTION_SITES if "z" in lacks else set()) for name, lacks in LACKS.items()}
+for _family, _lacks in LACKS.items():
+    _lacks |= ATTENTION_SITES if "z" in _lacks else set()
+    _lacks |= {name for name in NAMES if name.endswith("_bias") and name not in BIASED[_family]}
 NEEDED_BY_THE_WAVEFRONT = frozenset({"resid_pre", "z", "mlp_post", "final_norm"})
 # Families whose attention is computed by themselves, not by a kernel that can be switched.
 OWN_ATTENTION = tuple(family for family in FAMILY_NAMES if PARTS[family].spelt_out)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from causalpatch.base.errors import ModelUnsupported, PatchDidNotFire, SiteUnsupported
 from causalpatch.engine.memory import is_out_of_memory
 from causalpatch.engine.opened import not_met, opened
-from causalpatch.engine.ports import pick_input, pick_output, put_input, put_output
+from causalpatch.engine.ports import pick_input, pick_output, put_input, put_output, with_rows
 from causalpatch.models import Model, Port, Tap
 from causalpatch.models.taps import Side
 from causalpatch.models.views import take
@@ -346,16 +346,7 @@ def _on_output(
 
 def _apart(port: Port, tensor: Tensor, states: dict[Port, _PortState]) -> Tensor:
     """Return a port's tensor with rows and positions as its first two axes, where another port shows how many."""
-    if port.like is None:
-        return tensor
-    like = states[port.like].tensor
-    if like is None:
-        raise PatchDidNotFire(
-            f"a site at {port.side} of '{port.path}' needs a tensor that was not there in time",
-            facts=[("needed", f"{port.like.side} of {port.like.path}")],
-            fix="its modules do not run in the order that its family says; patch module(PATH).output",
-        )
-    return tensor.reshape(*like.shape[:2], tensor.shape[-1])
+    return tensor if port.like is None else with_rows(port, tensor, states[port.like].tensor)
 
 
 def _in_order(group: list[_PortState]) -> Iterator[tuple[Port, list[Write]]]:

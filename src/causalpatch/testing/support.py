@@ -35,6 +35,7 @@ and tries every site by the proofs that the library makes when it first uses a m
 bit; another value changes the answer; where all must flow through a site, the source's value gives the source's
 answer; and the sums and products hold that the site's definition claims. A site that has no place in a family is
 *refused*, with a reason: see below the table. `causalpatch doctor MODEL` makes the same trials on a model of yours.
+Whether projections have biases is often a matter of the configuration; here it is that of the tiny model.
 
 *engine* is the fastest that makes runs of the family, after its check against full forwards: `wavefront` (tokens that
 can have changed), `restart` (whole prompts from the first patched layer on) or `rows` (full forwards). Models of no

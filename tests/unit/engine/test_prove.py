@@ -83,6 +83,18 @@ def test_every_site_of_every_family_passes_in_every_precision(family, dtype):
         assert prove(model, name).passed == ("identity", "edit", "algebra")
 
 
+def test_falcon_with_slopes_has_no_patterns_under_the_fused_kernel_which_adds_them_otherwise():
+    module = tiny_model("falcon_sequential", dtype=torch.float32)
+    assert prove(cp.open_model(module), "pattern").failure is None
+    module = tiny_model("falcon_sequential", dtype=torch.float32)
+    module.config._attn_implementation = "sdpa"
+    model = cp.open_model(module)
+    assert prove(model, "z").failure is None
+    assert prove(model, "pattern").failure.startswith(
+        "kernel: attention step by step against the model's own kernel (sdpa) is off by"
+    )
+
+
 def residual_added_twice(module):
     """Let what attention returns be added to the stream inside and outside of it, as no BLOOM does."""
     module.transformer.h[1].self_attention.register_forward_hook(lambda _, args, out: (out[0] + args[1], *out[1:]))

@@ -15,7 +15,7 @@ from causalpatch.engine.hooks import run_with_hooks
 from causalpatch.models import FAMILIES, Port
 from causalpatch.sites import NAMES, Site, parse
 from causalpatch.testing.tiny import FAMILY_NAMES, tiny_model
-from parts import PARTS
+from parts import BIASED, PARTS
 from worlds import FIRST, LACKS, OWN_ATTENTION
 
 SITES = (
@@ -24,14 +24,6 @@ SITES = (
     *("pos_embed", "q_bias.1.1", "k_bias.1.0", "v_bias.1.1", "attn_bias.0", "mlp_bias.1"),
 )
 POST_NORMS = ("gemma2", "gemma3", "gemma3n", "olmo2")
-# The projections that have a bias in the tiny models.
-QKV, ALL = {"q", "k", "v"}, {"q", "k", "v", "attn", "mlp"}
-BIASED = {"qwen2": QKV, "qwen2_moe": QKV, "gpt_oss": {*QKV, "attn"}, "gptj": {"mlp"}, "gpt_neo": {"attn", "mlp"}}
-BIASED |= dict.fromkeys(
-    ("gpt2", "gpt_bigcode", "gpt_neox", "gpt_neox_sequential", "bloom", "opt", "opt_post_norm"), ALL
-)
-BIASED |= dict.fromkeys(("falcon", "falcon_grouped", "falcon_grouped_one_norm", "falcon_sequential"), ALL)
-BIASED |= dict.fromkeys(("phi", "starcoder2"), ALL)
 
 
 def having(*names):
@@ -39,17 +31,10 @@ def having(*names):
     return [family for family in FAMILY_NAMES if not LACKS[family] & set(names)]
 
 
-def has(family, site):
-    name = site.partition(".")[0]
-    if name.endswith("_bias"):
-        return name.removesuffix("_bias") in BIASED.get(family, ())
-    return name not in LACKS[family] and (name != "pos_embed" or bool(PARTS[family].positions))
-
-
 def cases():
     """Return families with each of their sites, the first families in the quick suite."""
     for family, site in itertools.product(FAMILY_NAMES, SITES):
-        if has(family, site):
+        if site.partition(".")[0] not in LACKS[family]:
             site = site.replace(".1.1", ".1.0") if family in ("falcon", "gpt_bigcode") and site[0] in "kv" else site
             yield pytest.param(family, site, marks=() if family in FIRST else pytest.mark.slow)
 
@@ -141,7 +126,7 @@ def test_patterns_times_values_are_z_and_what_heads_give_adds_up_to_what_attenti
     found = probe(family)
     model, parts = found.model, PARTS[family]
     own, shared = range(model.n_heads), range(model.n_kv_heads)
-    names = {"pattern": own, "scores": own, "z": own, "head_out": own} | ({"v": shared} if has(family, "v") else {})
+    names = {"pattern": own, "scores": own, "z": own, "head_out": own} | ({} if "v" in LACKS[family] else {"v": shared})
     read = values_in_one_run(found, [Site(name, layer, unit) for name, units in names.items() for unit in units])
     patterns, scores, z, shares = (read[name] for name in ("pattern", "scores", "z", "head_out"))
     # The last layer of this family takes its values from the one before.
@@ -217,13 +202,11 @@ def test_a_gate_that_is_thinned_out_gives_its_neurons_with_all_others(probe):
     assert not same(mlp.act_fn(gate) * pre, post, 1e-2)
 
 
-@pytest.mark.parametrize("family", list(BIASED))
+@pytest.mark.parametrize("family", [name for name in FAMILY_NAMES if BIASED[name]])
 def test_a_bias_is_what_a_projection_adds_to_its_product(probe, family):
     found = probe(family)
     module, refused = found.module, found.model.shape.refused
-    assert {name.removesuffix("_bias") for name in NAMES if name.endswith("_bias")} - BIASED[family] == {
-        name.removesuffix("_bias") for name in refused if name.endswith("_bias")
-    }
+    assert {name for name in NAMES if name.endswith("_bias") and name not in refused} == {*BIASED[family]}
     for name in ("q_bias.1.1", "k_bias.0.0", "v_bias.1.0", "attn_bias.1", "mlp_bias.0"):
         if name.partition(".")[0] in refused:
             continue
@@ -294,17 +277,27 @@ def test_parallel_blocks_refuse_the_middle_with_the_reason(probe, family):
         probe(family).model.tap(parse("resid_mid.0"))
 
 
+@pytest.mark.parametrize("family", OWN_ATTENTION)
+def test_attention_of_a_models_own_shows_no_queries_and_keys_as_it_compares_them(probe, family):
+    for text in ("q_rot.0.0", "k_rot.1.0"):
+        with pytest.raises(
+            SiteUnsupported, match=r"nothing turns the queries|attention is computed by the model's own"
+        ):
+            probe(family).model.tap(parse(text))
+
+
 @pytest.mark.parametrize("family", ["mamba", "mamba2", "jamba"])
 def test_models_that_carry_a_state_refuse_heads_and_name_the_recurrence(probe, family):
-    for text in ("z.0.0", "attn_out.0", "q.1.1"):
+    for text in ("z.0.0", "attn_out.0", "q.1.1", "q_rot.0.0", "scores.0.0", "pattern.1.1", "v_bias.0.0"):
         with pytest.raises(SiteUnsupported, match="recurrence"):
             probe(family).model.tap(parse(text))
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gpt_oss"])
 def test_mixtures_of_experts_refuse_neurons_with_the_reason(probe, family):
-    with pytest.raises(SiteUnsupported, match="weights of the experts are fused"):
-        probe(family).model.tap(parse("mlp_post.0.0"))
+    for text in ("mlp_pre.0.0", "mlp_gate.1.1", "mlp_post.0.0", "mlp_bias.0"):
+        with pytest.raises(SiteUnsupported, match="weights of the experts are fused"):
+            probe(family).model.tap(parse(text))
 
 
 def test_values_and_queries_of_latent_attention_have_widths_of_their_own(probe):
@@ -316,6 +309,12 @@ def test_values_and_queries_of_latent_attention_have_widths_of_their_own(probe):
     assert rows["v"] == rows["z"] == "2 x 4 x position x 5"
     with pytest.raises(SiteUnsupported, match="all heads share"):
         found.model.tap(parse("k.0.0"))
+    read = values_in_one_run(found, [Site(name, 1, 3) for name in ("q_rot", "k_rot", "z")])
+    assert [read[name][0].shape[-1] for name in ("q_rot", "k_rot", "z")] == [10, 10, 5]
+    assert (rows["q_rot"], rows["k_rot"]) == ("2 x 4 x position x 10", "2 x 4 x position x 10")
+    keys = values_in_one_run(found, [Site("k_rot", 1, head) for head in range(4)])["k_rot"]
+    assert all(torch.equal(key[..., 6:], keys[0][..., 6:]) for key in keys)  # one rotary part for all heads
+    assert not same(keys[1][..., :6], keys[0][..., :6], 1e-2)
 
 
 def test_a_multiplier_that_is_changed_later_counts(probe_of):

@@ -2,7 +2,8 @@
 
 Falcon 7B has one group, and attention and MLP in parallel behind one norm. The later architecture (40B, 180B) has
 several groups and a norm for each of the two sublayers, or one for both (Falcon 2). The first small models (RW) are
-sequential, with keys and values for every head and ALiBi.
+sequential, with keys and values for every head and ALiBi. The plain kernel of transformers 5 adds these slopes twice,
+the fused one once, so that scores and pattern are proved under the plain one alone.
 """
 
 from dataclasses import replace
