@@ -7,7 +7,7 @@ BENCH := .venv-bench
 BENCH_STAMP := $(BENCH)/.installed
 WORKERS ?= 2
 
-.PHONY: demo test test-slow lint bench mutants zoo docs clean install
+.PHONY: demo test test-slow lint bench mutants zoo docs support clean install
 
 install: $(STAMP)
 
@@ -50,6 +50,9 @@ mutants: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -m pdoc --docformat google --output-directory docs/build causalpatch
+
+support: $(STAMP)
+	$(BIN)/python -m causalpatch.testing.support docs/support.md
 
 zoo: $(STAMP)
 	$(BIN)/python -m causalpatch.models.zoo.train

@@ -62,16 +62,58 @@ MUTANTS = (
     Mutant(
         "a head's slice is its neighbour's",
         "models/table.py",
-        "return (fact.part * self.units[_UNIT_OF[site.name]] + unit) * width",
-        "return (fact.part * self.units[_UNIT_OF[site.name]] + (unit ^ 1) % self.units[_UNIT_OF[site.name]]) * width",
+        "return (fact.part * n_units + unit) * width",
+        "return (fact.part * n_units + (unit ^ 1) % n_units) * width",
         (PLAIN_HOOKS, "-k", "llama"),
     ),
     Mutant(
         "fused q, k, v of GPT-NeoX read as thirds, not head by head",
         "models/table.py",
-        "if fact.by_unit:",
-        "if False:",
+        "if not fact.by_unit:",
+        "if True:",
         (PLAIN_HOOKS, "-k", "gpt_neox"),
+    ),
+    Mutant(
+        "fused q, k, v of Falcon read as if every head had a key of its own",
+        "models/table.py",
+        "return group * (n_group + 2) + member",
+        "return group * 3 + member",
+        (PLAIN_HOOKS, "-k", "falcon_grouped"),
+    ),
+    Mutant(
+        "a value of latent attention is read where its head's key is",
+        "models/table.py",
+        "return unit * stretch + (stretch - width if fact.part == fact.parts - 1 else fact.part * width)",
+        "return unit * stretch",
+        (PLAIN_HOOKS, "-k", "deepseek"),
+    ),
+    Mutant(
+        "what Granite adds to the stream is taken without its multiplier",
+        "models/views.py",
+        "return x * self.factor",
+        "return x",
+        (PLAIN_HOOKS, "-k", "granite"),
+    ),
+    Mutant(
+        "gate and up of Phi-3 are taken for each other",
+        "models/families/phi3.py",
+        '"mlp_gate": Parted("mlp.gate_up_proj", "output", part=0, parts=2),',
+        '"mlp_gate": Parted("mlp.gate_up_proj", "output", part=1, parts=2),',
+        (PLAIN_HOOKS, "-k", "phi3"),
+    ),
+    Mutant(
+        "rows of a pattern with sinks are put back to a sum of 1",
+        "engine/attention.py",
+        "return torch.cat([scores, column], -1).softmax(-1, dtype=wide)[..., :-1]",
+        "return torch.cat([scores, column - 1e4], -1).softmax(-1, dtype=wide)[..., :-1]",
+        (PLAIN_HOOKS, "-k", "gpt_oss"),
+    ),
+    Mutant(
+        "what BLOOM's attention adds is taken with the stream",
+        "models/families/bloom.py",
+        '"attn_out": At("self_attention.dense", "output"),',
+        '"attn_out": At("self_attention", "output"),',
+        (PLAIN_HOOKS, "-k", "bloom"),
     ),
     Mutant(
         "a head's share replaces the other heads and the bias too",
@@ -111,15 +153,15 @@ MUTANTS = (
     Mutant(
         "the clean run is given the corrupted prompts",
         "engine/untouched.py",
-        "captured = capture(job.model, job.pairs.batch(role, indices, padding_side=job.padding_side), sites)",
-        "captured = capture(job.model, job.pairs.batch(job.base, indices, padding_side=job.padding_side), sites)",
+        "inputs = job.pairs.batch(role, indices, padding_side=job.padding_side)",
+        "inputs = job.pairs.batch(job.base, indices, padding_side=job.padding_side)",
         (STREAMS, "-k", "resid_pre and llama"),
     ),
     Mutant(
         "padding counts in means",
         "engine/means.py",
-        "mask = torch.as_tensor(run.batch.mask, device=value.device)",
-        "mask = torch.as_tensor(run.batch.mask | (run.batch.start[:, None] == 0), device=value.device)",
+        "value = value[torch.as_tensor(run.batch.mask, device=value.device)]",
+        "value = value[torch.as_tensor(run.batch.mask | (run.batch.start[:, None] == 0), device=value.device)]",
         (VALUES, "-k", "llama"),
     ),
     Mutant(
@@ -146,8 +188,8 @@ MUTANTS = (
     Mutant(
         "the model is left in eval mode",
         "engine/hooks.py",
-        "                module.training = True",
-        "                module.training = False",
+        "module.training = True",
+        "module.training = False",
         (HOOKS, "-k", "eval_mode"),
     ),
     Mutant(
@@ -314,8 +356,8 @@ MUTANTS = (
     Mutant(
         "in parallel blocks a patch of both sublayers loses the MLP's",
         "engine/wave.py",
-        "if self.stack.is_parallel and not self.targets.any_at(layer, layout.chosen, DOWN):",
-        "if self.stack.is_parallel:",
+        "if is_apart and not self.targets.any_at(layer, layout.chosen, (UP, DOWN)):",
+        "if is_apart:",
         (TIERS, "-k", "whatever and gpt_neox"),
     ),
     Mutant(
@@ -335,8 +377,8 @@ MUTANTS = (
     Mutant(
         "a layer below is forgotten where its patch enters behind attention",
         "engine/unchanged_rows.py",
-        "if entry.depth == first and place is not None and target.site.name not in _PROJECTED:",
-        "if entry.layer == first and place is not None and target.site.name not in _PROJECTED:",
+        "if entry.depth == first and place is not None and target.site.name not in _BEHIND_STREAM:",
+        "if entry.layer == first and place is not None and target.site.name not in _BEHIND_STREAM:",
         (UNCHANGED, "-k", "full_forwards and llama"),
     ),
     Mutant(

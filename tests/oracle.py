@@ -7,17 +7,20 @@ are stored nowhere are changed in other ways than the engine's: the middle of a 
 norm and the block's output, a head's share through the terms of the product, head by head.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 from transformers.pytorch_utils import Conv1D
 
+from parts import PARTS
+
 Change = Callable[[Tensor], Tensor]
-SECOND_NORM = {"gpt2": "ln_2", "gemma2": "pre_feedforward_layernorm"}
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,8 @@ class Inside:
                 heads[0, unit] = new if hidden is None else torch.where(visible, new, row)
         return heads
 
-    def attend(self, module, query, key, value, mask, scaling=None, softcap=None, **_):
-        """Compute attention head by head, in the dtype of the model."""
+    def attend(self, module, query, key, value, mask, scaling=None, softcap=None, s_aux=None, **_):
+        """Compute attention head by head, in the dtype of the model; a sink adds to what weights are divided by."""
         query, key = self.change(module, "q_rot", query), self.change(module, "k_rot", key)
         shared = query.shape[1] // key.shape[1]
         visible = mask[0, 0] == 0
@@ -75,22 +78,51 @@ class Inside:
         scores = torch.stack(of_heads, 1) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
         scores = scores if softcap is None else softcap * (scores / softcap).tanh()
         scores = self.change(module, "scores", scores.masked_fill(~visible, -torch.inf), visible)
-        pattern = self.change(module, "pattern", scores.softmax(-1), visible)
+        total = scores.logsumexp(-1, keepdim=True)
+        total = total if s_aux is None else torch.logaddexp(total, s_aux.reshape(1, -1, 1, 1))
+        pattern = self.change(module, "pattern", (scores - total).exp(), visible)
         mixed = [pattern[:, h] @ value[:, h // shared] for h in range(query.shape[1])]
         return torch.stack(mixed, 2), pattern
+
+    @contextmanager
+    def spelt_out(self) -> Iterator[None]:
+        """Change what torch's softmax is given and gives in modules that call it by themselves."""
+        plain, running = functional.softmax, []
+
+        def softmax(scores, *args, **kwargs):
+            if not running:
+                return plain(scores, *args, **kwargs)
+            visible = scores[0, 0] > torch.finfo(scores.dtype).min / 2
+            scores = self.change(running[0], "scores", scores, visible)
+            return self.change(running[0], "pattern", plain(scores, *args, **kwargs), visible)
+
+        handles = []
+        for module in {step[0] for step in self.steps}:
+            handles.append(module.register_forward_pre_hook(lambda module, _: running.append(module)))
+            handles.append(module.register_forward_hook(lambda *_: running.clear()))
+        functional.softmax = softmax
+        try:
+            yield
+        finally:
+            functional.softmax = plain
+            for handle in handles:
+                handle.remove()
 
 
 class Plain:
     """A tiny model of a family, as its author's own attributes name it."""
 
     def __init__(self, module: nn.Module, family: str) -> None:
-        self.module, self.family, self.config = module, family, module.config
-        body = {"gpt2": "transformer", "gpt_neox": "gpt_neox", "gpt_neox_sequential": "gpt_neox"}.get(family, "model")
-        self.body = getattr(module, body)
-        self.layers = self.body.h if family == "gpt2" else self.body.layers
+        self.module, self.family, self.config, self.parts = module, family, module.config, PARTS[family]
+        self.body = module.get_submodule(self.parts.body)
+        self.layers = getattr(self.body, self.parts.layers)
         self.inside = Inside()
-        self.n_heads = self.config.num_attention_heads
+        self.n_heads = getattr(self.config, "num_attention_heads", 0)
         self.n_kv_heads = getattr(self.config, "num_key_value_heads", self.n_heads)
+        if family.startswith("falcon"):
+            self.n_kv_heads = self.config.num_kv_heads
+        if family in ("falcon", "gpt_bigcode"):
+            self.n_kv_heads = 1
 
     @torch.no_grad()
     def logits(self, ids: Sequence[int], edits: Sequence[Edit] = ()) -> Tensor:
@@ -131,30 +163,28 @@ class Plain:
 
     def _run(self, ids: Sequence[int]) -> Tensor:
         before = self.config._attn_implementation
-        if self.inside.steps:
+        is_spelt_out = self.parts.spelt_out and self.inside.steps
+        if self.inside.steps and not is_spelt_out:
             AttentionInterface.register("oracle", self.inside.attend)
             AttentionMaskInterface.register("oracle", eager_mask)
             self.config._attn_implementation = "oracle"
         try:
-            return self.module(input_ids=torch.tensor([list(map(int, ids))]), use_cache=False).logits[0]
+            with self.inside.spelt_out() if is_spelt_out else nullcontext():
+                return self.module(input_ids=torch.tensor([list(map(int, ids))]), use_cache=False).logits[0]
         finally:
             self.config._attn_implementation = before
 
     def _hook(self, site: tuple[str, int | None, int | None], change: Change) -> list:
         name, layer, unit = site
-        block = None if layer is None else self.layers[layer]
+        block, parts = None if layer is None else self.layers[layer], self.parts
         if name in ("q_rot", "k_rot", "scores", "pattern"):
-            return [self.inside.add(self._attention(block), name, unit, change)]
+            return [self.inside.add(block.get_submodule(parts.attention), name, unit, change)]
         if name.endswith("_bias"):
             return [self._bias(block, name, unit, change)]
         if name == "pos_embed":
-            return [on_output(self.body.wpe, change)]
+            return [on_output(getattr(self.body, parts.positions), change)]
         if name in ("embed", "final_norm"):
-            end = {"gpt2": ("wte", "ln_f"), "gpt_neox": ("embed_in", "final_layer_norm")}
-            end["gpt_neox_sequential"] = end["gpt_neox"]
-            return [
-                on_output(getattr(self.body, end.get(self.family, ("embed_tokens", "norm"))[name != "embed"]), change)
-            ]
+            return [on_output(getattr(self.body, parts.embed if name == "embed" else parts.final), change)]
         if name == "resid_pre":
             return [on_input(block, change)]
         if name == "resid_post":
@@ -162,91 +192,89 @@ class Plain:
         if name == "resid_mid":
             return self._middle(block, change)
         if name in ("attn_out", "mlp_out"):
-            return [on_output(self._sublayer(block, name), change)]
+            return [self._added(block, parts.attn_out if name == "attn_out" else parts.mlp_out, change)]
         if name in ("q", "k", "v"):
             return [self._projection(block, name, unit, change)]
-        attention = self._attention(block)
+        heads = block.get_submodule(parts.heads)
         if name == "z":
-            heads = self._heads(attention)
             return [on_input(heads, change, lambda x: x.view(len(x), self.n_heads, -1)[:, unit])]
         if name == "head_out":
-            return [self._share(self._heads(attention), unit, change)]
+            return [self._share(heads, unit, change)]
         if name == "mlp_post":
-            down = {"gpt2": "c_proj"}.get(self.family, "dense_4h_to_h" if "neox" in self.family else "down_proj")
-            return [on_input(getattr(block.mlp, down), change, lambda x: x[:, unit])]
+            is_folded = parts.down in parts.folded
+            return [on_input(block.get_submodule(parts.down), change, lambda x: x[:, unit], is_folded=is_folded)]
         if name in ("mlp_pre", "mlp_gate"):
-            up = {"gpt2": "c_fc"}.get(self.family, "dense_h_to_4h" if "neox" in self.family else "up_proj")
-            up = getattr(block.mlp, "gate_proj" if name == "mlp_gate" else up)
-            return [on_output(up, change, lambda x: x[:, unit])]
+            return [self._up(block, name, unit, change)]
         raise AssertionError(name)
 
-    def _bias(self, block: nn.Module, name: str, unit: int | None, change: Change):
-        attention = self._attention(block)
-        neox, part = "neox" in self.family, "qkv".find(name[0])
-        if name == "attn_bias":
-            projection = self._heads(attention)
-        elif name == "mlp_bias":
-            projection = block.mlp.c_proj if self.family == "gpt2" else block.mlp.dense_4h_to_h
-        elif self.family == "gpt2":
-            projection = attention.c_attn
-        else:
-            projection = attention.query_key_value if neox else getattr(attention, f"{name[0]}_proj")
+    def _up(self, block: nn.Module, name: str, neuron: int, change: Change):
+        parts = self.parts
+        if parts.gate_up:
+            half = 1 if name == "mlp_pre" else 0
+            return on_output(
+                block.get_submodule(parts.gate_up), change, lambda x: x.view(len(x), 2, -1)[:, half, neuron]
+            )
+        path = parts.up if name == "mlp_pre" else parts.gate
+        return on_output(block.get_submodule(path), change, lambda x: x[:, neuron], is_folded=path in parts.folded)
 
-        def units(x):  # (…, column) to the columns of the unit
-            if unit is None:
-                return x
-            heads = self.n_heads if name[0] == "q" else self.n_kv_heads
-            shape = (3, heads, -1) if self.family == "gpt2" else (heads, 3, -1) if neox else (heads, -1)
-            place = (part, unit) if self.family == "gpt2" else (unit, part) if neox else (unit,)
-            return x.view(*x.shape[:-1], *shape)[(..., *place, slice(None))]
+    def _bias(self, block: nn.Module, name: str, unit: int | None, change: Change):
+        what = name.removesuffix("_bias")
+        path, pick = {"attn": self.parts.heads, "mlp": self.parts.down}.get(what, ""), lambda x: x
+        if what in ("q", "k", "v"):
+            path, pick = self._place(what, unit)
 
         def hook(module, args, output):
             output = output.clone()
-            bias = units(module.bias).detach()
-            term = bias.expand(output.shape[1], len(bias)).clone()
-            units(output)[0] += change(term) - bias
+            whole = output.view(-1, output.shape[-1])  # one prompt's tokens
+            bias = pick(module.bias.detach()[None])[0]
+            pick(whole).add_(change(bias.expand(len(whole), len(bias)).clone()) - bias)
             return output
 
-        return projection.register_forward_hook(hook)
+        return block.get_submodule(path).register_forward_hook(hook)
 
-    def _attention(self, block: nn.Module) -> nn.Module:
-        name = {"gpt2": "attn"}.get(self.family, "attention" if "neox" in self.family else "self_attn")
-        return getattr(block, name)
-
-    def _heads(self, attention: nn.Module) -> nn.Module:
-        return getattr(attention, {"gpt2": "c_proj"}.get(self.family, "dense" if "neox" in self.family else "o_proj"))
-
-    def _sublayer(self, block: nn.Module, name: str) -> nn.Module:
-        if self.family == "gemma2":
-            return block.post_attention_layernorm if name == "attn_out" else block.post_feedforward_layernorm
-        return self._attention(block) if name == "attn_out" else block.mlp
+    def _added(self, block: nn.Module, path: str, change: Change):
+        factor = getattr(block, self.parts.times) if self.parts.times else None
+        multiplied = change if factor is None else (lambda x: change(x * factor) / factor)
+        return on_output(block.get_submodule(path), multiplied, is_folded=path in self.parts.folded)
 
     def _projection(self, block: nn.Module, name: str, unit: int, change: Change):
-        part = "qkv".index(name)
-        attention = self._attention(block)
-        if self.family == "gpt2":
-            return on_output(attention.c_attn, change, lambda x: x.view(len(x), 3, self.n_heads, -1)[:, part, unit])
-        if "neox" in self.family:
-            fused = attention.query_key_value
-            return on_output(fused, change, lambda x: x.view(len(x), self.n_heads, 3, -1)[:, unit, part])
-        heads = self.n_heads if name == "q" else self.n_kv_heads
-        return on_output(getattr(attention, f"{name}_proj"), change, lambda x: x.view(len(x), heads, -1)[:, unit])
+        path, pick = self._place(name, unit)
+        # Latent attention projects values for all tokens with an axis between rows and positions.
+        return on_output(block.get_submodule(path), change, lambda x: pick(x.view(-1, x.shape[-1])))
+
+    def _place(self, name: str, unit: int) -> tuple[str, Callable[[Tensor], Tensor]]:
+        """Return a projection, and what picks the unit's columns from (token, column)."""
+        parts, part = self.parts, "qkv".index(name)
+        own, shared = self.n_heads, self.n_kv_heads
+        if parts.fused == "side by side":
+            place = (0, own, own + shared)[part] + unit
+            return parts.qkv, lambda x: x.view(len(x), own + 2 * shared, -1)[:, place]
+        if parts.fused == "by group":
+            n_group = own // shared
+            group, place = divmod(unit, n_group) if name == "q" else (unit, n_group + part - 1)
+            return parts.qkv, lambda x: x.view(len(x), shared, n_group + 2, -1)[:, group, place]
+        if "kv_b_proj" in parts.v and name == "v":
+            return parts.v, lambda x: x.view(len(x), own, -1)[:, unit, -self.config.v_head_dim :]
+        return getattr(parts, name), lambda x: x.view(len(x), own if name == "q" else shared, -1)[:, unit]
 
     def _middle(self, block: nn.Module, change: Change) -> list:
-        norm = getattr(block, SECOND_NORM.get(self.family, "post_attention_layernorm"))
+        if self.parts.middle:
+            return [on_output(block.get_submodule(self.parts.middle), change)]
         shift: list[Tensor] = []
 
-        def into_norm(module, args):
-            new = change(args[0][0].clone())[None]
-            shift.append(new - args[0])
-            return (new, *args[1:])
+        def into_reader(module, args):
+            whole = args[0] if args[0].ndim == 3 else args[0][None]
+            new = change(whole[0].clone())[None]
+            shift.append(new - whole)
+            return (new.view_as(args[0]), *args[1:])
 
         def out_of_block(module, args, output):
             whole = output[0] if isinstance(output, tuple) else output
             whole = whole + shift[-1]
             return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
-        return [norm.register_forward_pre_hook(into_norm), block.register_forward_hook(out_of_block)]
+        reader = block.get_submodule(self.parts.reader)
+        return [reader.register_forward_pre_hook(into_reader), block.register_forward_hook(out_of_block)]
 
     def _share(self, projection: nn.Module, head: int, change: Change):
         weight = projection.weight if isinstance(projection, Conv1D) else projection.weight.T
@@ -259,30 +287,30 @@ class Plain:
         return projection.register_forward_hook(hook)
 
 
-def on_output(module: nn.Module, change: Change, pick: Callable[[Tensor], Tensor] = lambda x: x):
+def on_output(module: nn.Module, change: Change, pick: Callable[[Tensor], Tensor] = lambda x: x, *, is_folded=False):
     """Pass a part of what a module returns for one prompt through ``change``."""
 
     def hook(module, args, output):
         whole = output[0] if isinstance(output, tuple) else output
-        whole = _changed(whole, change, pick)
+        whole = _changed(whole, change, pick, is_folded)
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
     return module.register_forward_hook(hook)
 
 
-def on_input(module: nn.Module, change: Change, pick: Callable[[Tensor], Tensor] = lambda x: x):
+def on_input(module: nn.Module, change: Change, pick: Callable[[Tensor], Tensor] = lambda x: x, *, is_folded=False):
     """Pass a part of what a module is given for one prompt through ``change``."""
 
     def hook(module, args, kwargs):
         if args:
-            return (_changed(args[0], change, pick), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": _changed(kwargs["hidden_states"], change, pick)}
+            return (_changed(args[0], change, pick, is_folded), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": _changed(kwargs["hidden_states"], change, pick, is_folded)}
 
     return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def _changed(whole: Tensor, change: Change, pick: Callable[[Tensor], Tensor]) -> Tensor:
+def _changed(whole: Tensor, change: Change, pick: Callable[[Tensor], Tensor], is_folded: bool) -> Tensor:
     copy = whole.clone()
-    part = pick(copy[0])
+    part = pick(copy if is_folded else copy[0])
     part.copy_(change(part.clone()))
     return copy

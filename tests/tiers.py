@@ -34,7 +34,7 @@ from worlds import (
 )
 
 TIERS = ("wavefront", "restart", "rows")
-"""The engines that must measure what the reference measures on every family."""
+"""The engines that must measure what the reference measures on the families of ``ON_WAVEFRONT``."""
 
 # Pairs of sites of one layer of which the second sees what the first did, or writes beside it.
 TOGETHER = (
@@ -155,10 +155,9 @@ def quickly(names: Sequence[str], *quick: str) -> list[Any]:
 
 def some_value(world: World, draw: Any, site: Site | SiteSet, base: str, *, can_donate: bool = True) -> Any:
     """Draw a value of any kind, resampled ones only where they can be; the source's half the time."""
-    sizes = {"width": world.model.width, "head_width": world.model.head_width, "vocab": VOCAB}
     # How many keys there are differs from pair to pair.
-    axes = [] if site.info.has_keys else NAMES[site.name].value_axes
-    array = np.random.default_rng(3).normal(size=[sizes[axis] for axis in axes])
+    shape = [] if site.info.has_keys else [*world.sizes(site.name).values()]
+    array = np.random.default_rng(3).normal(size=shape)
     side = draw(st.sampled_from(["clean", "corrupt"]))
     values = [
         cp.Zero(),
@@ -190,9 +189,12 @@ def some_value(world: World, draw: Any, site: Site | SiteSet, base: str, *, can_
 def some_intervention(world: World, draw: Any, base: str) -> list[Laid]:
     """Draw one to three patches: alone, both in one layer, the later one at a lower token, a layer's heads, or any."""
     kind = draw(st.sampled_from(["one", "layer", "lower", "heads", "any"]))
-    names, n_layers = world.site_names, world.model.shape.n_layers
+    together = [both for both in TOGETHER if set(both) <= set(world.site_names)]
+    kind = "any" if kind == "layer" and not together else kind
+    n_layers = world.model.shape.n_layers
     if kind == "lower":
-        first, second = (draw(st.sampled_from(["resid_pre", "k", "z", "mlp_out", "resid_post"])) for _ in range(2))
+        low = world.among("resid_pre", "k", "z", "mlp_out", "resid_post")
+        first, second = (draw(st.sampled_from(low)) for _ in range(2))
         sites = [world.some_site(draw, first), world.some_site(draw, second)]
         layers = sorted([sites[0].layer, draw(st.integers(0, n_layers - 1))])
         tokens = sorted(draw(st.lists(st.integers(0, 2), min_size=2, max_size=2)), reverse=True)
@@ -200,14 +202,14 @@ def some_intervention(world: World, draw: Any, base: str) -> list[Laid]:
         laid = [_at_token(world, draw, site, token, base) for site, token in zip(made, tokens, strict=True)]
     elif kind == "layer":
         layer = draw(st.integers(0, n_layers - 1))
-        chosen = draw(st.sampled_from([both for both in TOGETHER if set(both) <= set(names)]))
+        chosen = draw(st.sampled_from(together))
         sites = [world.some_site(draw, name) for name in chosen]
         laid = [_anywhere(world, draw, Site(one.name, layer, one.unit), base) for one in sites]
     elif kind == "heads":
         several = ["z", "q", "k", "v", "head_out", "mlp_post", "q_rot", "k_rot", "scores", "pattern", "mlp_pre"]
-        name = draw(st.sampled_from([each for each in several if each in names]))
+        name = draw(st.sampled_from(world.among(*several) or ["resid_pre"]))
         one = world.some_site(draw, name)
-        n_units = world.model.shape.units[NAMES[name].unit_axis]
+        n_units = world.model.shape.units.get(NAMES[name].unit_axis, 1)
         laid = [_anywhere(world, draw, SiteSet(name, one.layer) if n_units > 1 else one, base)]
     else:
         n = 1 if kind == "one" else draw(st.integers(2, 3))

@@ -1,7 +1,8 @@
 """Random tiny worlds for laws: a model of one family, its plain twin, pairs of random prompts, random patches.
 
-``law`` turns a check of one world into a test that runs on every family: a few seeded cases in ``make test``, many
-random ones in ``make test-slow``. A check takes the world and ``draw``, hypothesis' way to draw more.
+``law`` turns a check of one world into a test of families. Those in ``FIRST`` get a few seeded cases in ``make test``;
+all get many random ones in ``make test-slow``, and of the laws in which most can go wrong (``is_for_all``) one seeded
+case too. A check takes the world and ``draw``, hypothesis' way to draw more.
 """
 
 import functools
@@ -19,16 +20,30 @@ from jaxtyping import config
 
 import causalpatch as cp
 from causalpatch.engine import require_proofs
-from causalpatch.models import Model
+from causalpatch.models import FAMILIES, Model
+from causalpatch.models.families import Absent
 from causalpatch.pairs import Pair, Pairs
 from causalpatch.sites import NAMES, Range, Site, Span, expand
+from causalpatch.sites.names import ATTENTION_SITES
 from causalpatch.testing.tiny import FAMILY_NAMES, GROUPED, VOCAB, tiny_model
 from oracle import Edit, Plain
 from oracle_values import donor_of, key, new_value, other
+from parts import BIASED, PARTS
 
 torch.set_num_threads(1)
 
-QUICK, MANY = 2, 12  # worlds of a law and family; each has several interventions of several pairs
+ONE, QUICK, MANY = 1, 2, 12  # worlds of a law and family; each has several interventions of several pairs
+FIRST = ("gpt2", "llama", "mistral", "qwen3", "gemma2", "gpt_neox")
+# Sites that the tiny models do not have: those that their family's table refuses, what is inside attention where there
+# are no heads, and biases.
+LACKS = {f.name: {name for name, fact in f.sites.items() if isinstance(fact, Absent)} for f in FAMILIES}
+for _family, _lacks in LACKS.items():
+    _lacks |= ATTENTION_SITES if "z" in _lacks else set()
+    _lacks |= {name for name in NAMES if name.endswith("_bias") and name not in BIASED[_family]}
+NEEDED_BY_THE_WAVEFRONT = frozenset({"resid_pre", "z", "mlp_post", "final_norm"})
+# Families whose attention is computed by themselves, not by a kernel that can be switched.
+OWN_ATTENTION = tuple(family for family in FAMILY_NAMES if PARTS[family].spelt_out)
+ON_WAVEFRONT = tuple(f for f in FAMILY_NAMES if not LACKS[f] & NEEDED_BY_THE_WAVEFRONT and f not in OWN_ATTENTION)
 TOLERANCE = 1e-10
 # (layers, heads, kv_heads, seed); hypothesis tries the first ones most.
 FEW_SHAPES = ((2, 4, 2, 0), (3, 3, 1, 1), (1, 2, 2, 2))
@@ -69,6 +84,26 @@ class World:
         meet = self.pairs.alignment is None or self.pairs.alignment.how == "position"
         return [name for name in names if meet or not NAMES[name].has_keys]
 
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        """The engines that must measure what the reference measures."""
+        if "resid_pre" in LACKS[self.family]:
+            return ("rows",)
+        return ("wavefront", "restart", "rows") if self.family in ON_WAVEFRONT else ("restart", "rows")
+
+    def among(self, *names: str) -> list[str]:
+        """Return the sites of these that the model has."""
+        return [name for name in names if name in self.site_names]
+
+    def flows_through(self, name: str) -> bool:
+        """Say whether everything that reaches the logits flows through a site."""
+        return self.family != "gemma3n" or name in ("final_norm", "logits")
+
+    def sizes(self, name: str) -> dict[str, int]:
+        """Return the sizes of the axes of a site's value."""
+        value = self.plain.value(self.pairs[0].clean, (name, *_first(name)))
+        return dict(zip(NAMES[name].value_axes, value.shape[1:], strict=True))
+
     def experiment(self, pairs: Pairs | None = None, **settings: Any) -> cp.Experiment:
         """Make an experiment that reads a logit difference and a projection of all logits."""
         settings = {"metric": [cp.logit_difference, projection], "padding_side": self.padding_side} | settings
@@ -103,7 +138,12 @@ projection = cp.metric(
 """A fixed random projection of all logits at the last token: no column can change unseen."""
 
 
-@functools.lru_cache(maxsize=48)
+def _first(name: str) -> tuple[int | None, int | None]:
+    """Return the first layer and unit of a site."""
+    return (0 if NAMES[name].has_layer else None, 0 if NAMES[name].unit_axis else None)
+
+
+@functools.lru_cache(maxsize=96)
 def tiny_world(family: str, shape: tuple[int, int, int, int]) -> tuple[Model, Plain]:
     """Build a model, once, and prove its sites."""
     layers, heads, kv_heads, seed = shape
@@ -174,8 +214,11 @@ def law(
     shared: float = 0.4,
     is_typed: bool = False,
     is_varied: bool = False,
+    needs: Sequence[str] = (),
+    only: Sequence[str] = FAMILY_NAMES,
+    is_for_all: bool = False,
 ) -> Any:
-    """Turn a check of one world into a test of every family.
+    """Turn a check of one world into a test of families.
 
     Args:
         check: Takes a world and ``draw``.
@@ -184,17 +227,24 @@ def law(
         shared: Share of the tokens that clean and corrupted prompts have in common.
         is_typed: Whether annotations are checked too, which makes a case twice as slow.
         is_varied: Whether a third of the prompts may not differ at all, and pairs may have prompts in common.
+        needs: Sites without which a family is left out.
+        only: The families that it is about.
+        is_for_all: Whether every family is tried in ``make test``.
     """
     if check is None:
         about_pairs = {"lengths": lengths, "n_pairs": n_pairs, "shared": shared}
-        return functools.partial(law, **about_pairs, is_typed=is_typed, is_varied=is_varied)
+        about_families = {"needs": needs, "only": only, "is_for_all": is_for_all}
+        return functools.partial(law, **about_pairs, **about_families, is_typed=is_typed, is_varied=is_varied)
+    families = [family for family in only if not LACKS[family] & set(needs)]
+    quick = [(family, QUICK if family in FIRST else ONE) for family in families if is_for_all or family in FIRST]
 
     # Values of turned queries and keys may come from tokens at other places, which is right and said.
     @pytest.mark.filterwarnings("ignore:.*whose rotation they keep")
-    @pytest.mark.parametrize("family", FAMILY_NAMES)
-    @pytest.mark.parametrize("n_cases", [QUICK, pytest.param(MANY, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize(
+        ("family", "n_cases"), [*quick, *(pytest.param(family, MANY, marks=pytest.mark.slow) for family in families)]
+    )
     def test(family: str, n_cases: int) -> None:
-        is_quick = n_cases == QUICK
+        is_quick = n_cases != MANY
         profile = settings.get_profile("test" if is_quick else "slow")
 
         # Worlds grow from seeds: there is nothing to shrink.

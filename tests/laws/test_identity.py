@@ -58,7 +58,7 @@ def sites_of(world: World, draw) -> list[Site | SiteSet]:
         found += [one, one.at(draw(st.integers(-3, 2)))]
         if NAMES[name].unit_axis:
             found.append(SiteSet(name, one.layer))
-    for name in ("resid_post", "attn_out", "z"):
+    for name in world.among("resid_post", "attn_out", "z"):
         port = world.model.tap(world.some_site(draw, name)).port
         found.append(Site("module", module=ModuleRef(port.path, port.side)))
     return found
@@ -89,7 +89,7 @@ def test_replacing_many_sites_at_once_with_their_own_values_changes_nothing_bit_
 
 @law
 def test_the_comparison_itself_sees_a_change_of_the_last_bit(world, draw):
-    name = draw(st.sampled_from(["resid_post", "resid_pre", "final_norm", "logits"]))
+    name = draw(st.sampled_from(world.among("resid_post", "resid_pre", "final_norm", "logits")))
     nudge = cp.Function(lambda current, source: torch.nextafter(current, current + 1), "nudge", needs_source=False)
     patch = cp.Patch(world.some_site(draw, name), nudge)
     replay = Replay(world, world.pairs, [patch])
@@ -112,8 +112,10 @@ def test_in_float32_many_identity_patches_at_once_are_the_identity_too(family):
     model = cp.open_model(tiny_model(family, dtype=torch.float32))
     ids = np.arange(3, 9)
     pairs = Pairs([Pair(ids, ids + 1, ((5,),), ((6,),)), Pair(ids[:4], ids[:4] + 2, ((5,),), ((6,),))])
-    sites = [f"mlp_post.1.{neuron}" for neuron in range(60)] + [f"head_out.0.{head}" for head in range(4)]
-    sites += [] if "resid_mid" in model.shape.refused else ["resid_mid.0", "resid_mid.1"]
+    many = {"mlp_post": [f"mlp_post.1.{neuron}" for neuron in range(60)]}
+    many |= {"head_out": [f"head_out.0.{head}" for head in range(4)], "resid_mid": ["resid_mid.0", "resid_mid.1"]}
+    many |= {"resid_post": ["resid_post.0", "resid_pre.1"], "embed": ["embed"]}
+    sites = [site for name, some in many.items() if name not in model.shape.refused for site in some]
     patches = [cp.Patch(site, cp.Identity()) for site in sites]
     replay = Replay(World(family, model, None, pairs, "left"), pairs, patches)
     assert torch.equal(replay.untouched, replay.patched(*patches))

@@ -84,7 +84,7 @@ def test_noising_swapped_pairs_is_denoising_the_pairs(world, draw):
     assert_same(run_all(noise, renamed), run_all(denoise, patches))
     assert_same(noise.baseline.clean, denoise.baseline.corrupt)
     assert_same(noise.baseline.corrupt, denoise.baseline.clean)
-    swept = [cp.sweep(one, "resid_pre") for one in (denoise, noise)]
+    swept = [cp.sweep(one, world.among("resid_pre", "mlp_out")[0]) for one in (denoise, noise)]
     assert_same(*(one.effect(per_pair=True).values for one in swept))
 
 

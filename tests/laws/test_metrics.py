@@ -61,7 +61,9 @@ def test_every_metric_equals_its_formula_on_the_logits_of_plain_runs(world, draw
     world = replace(world, pairs=with_answers(world.pairs, draw(st.integers(0, 999)), longest=1))
     direction = draw(st.sampled_from(["denoise", "noise"]))
     base, source = ("corrupt", "clean") if direction == "denoise" else ("clean", "corrupt")
-    laid = some_patch(world, draw, world.some_site(draw, draw(st.sampled_from(["z", "resid_post"]))), base=base)
+    laid = some_patch(
+        world, draw, world.some_site(draw, draw(st.sampled_from(world.among("z", "resid_post")))), base=base
+    )
     experiment = world.experiment(metric=list(METRICS), direction=direction)
     effects = experiment.run([laid.patch])
     got = dict(zip(METRICS, numbers(effects)[:, 0], strict=True))
@@ -92,7 +94,7 @@ def test_answers_of_several_tokens_equal_log_probabilities_of_teacher_forced_run
     direction = draw(st.sampled_from(["denoise", "noise"]))
     base = "corrupt" if direction == "denoise" else "clean"
     laid = some_patch(
-        world, draw, world.some_site(draw, draw(st.sampled_from(["v", "resid_pre", "mlp_out"]))), base=base
+        world, draw, world.some_site(draw, draw(st.sampled_from(world.among("v", "resid_pre", "mlp_out")))), base=base
     )
     effects = world.experiment(metric=list(SPELLING), direction=direction).run([laid.patch])
     got, untouched = numbers(effects)[:, 0], effects.to_xarray()

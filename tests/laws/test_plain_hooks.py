@@ -9,7 +9,7 @@ from oracle import Edit
 from worlds import Laid, assert_same, by_plain_hooks, key, law, numbers, read_off, run_all, some_patch
 
 
-@law(is_typed=True)
+@law(is_typed=True, is_for_all=True)
 def test_one_patch_measures_what_a_raw_hook_measures_at_every_site(world, draw):
     direction = draw(st.sampled_from(["denoise", "noise"]))
     base = "corrupt" if direction == "denoise" else "clean"
@@ -32,9 +32,9 @@ def test_two_patches_in_one_run_measure_what_two_raw_hooks_measure(world, draw):
         assert_same(got[:, number], by_plain_hooks(world, laid))
 
 
-@law
+@law(needs=["z"])
 def test_a_patch_of_all_units_in_one_run_measures_what_raw_hooks_on_each_unit_measure(world, draw):
-    name = draw(st.sampled_from(["z", "q", "k", "v", "head_out"]))
+    name = draw(st.sampled_from(world.among("z", "q", "k", "v", "head_out")))
     whole = cp.Patch(f"{name}.*.*@-1")
     ends = [(len(pair.corrupt) - 1, len(pair.clean) - 1) for pair in world.pairs]
     got = run_all(world.experiment(), [whole])
@@ -44,7 +44,7 @@ def test_a_patch_of_all_units_in_one_run_measures_what_raw_hooks_on_each_unit_me
 @law
 def test_spans_of_any_lengths_meet_at_their_first_tokens_last_tokens_or_mean(world, draw):
     for align in ("first", "last", "mean"):
-        site = world.some_site(draw, draw(st.sampled_from(["resid_pre", "z", "mlp_out"])))
+        site = world.some_site(draw, draw(st.sampled_from(world.among("resid_pre", "z", "mlp_out", "embed"))))
         patch = cp.Patch(site.at(Span("subject")), align=align)
         got = run_all(world.experiment(), [patch])
         for number, pair in enumerate(world.pairs):
@@ -61,7 +61,7 @@ def test_spans_of_any_lengths_meet_at_their_first_tokens_last_tokens_or_mean(wor
 
 @law(lengths="unequal")
 def test_a_sweep_over_positions_walks_along_the_aligned_columns(world, draw):
-    site = world.some_site(draw, draw(st.sampled_from(["resid_pre", "attn_out", "resid_post"])))
+    site = world.some_site(draw, draw(st.sampled_from(world.among("resid_pre", "attn_out", "resid_post"))))
     direction = draw(st.sampled_from(["denoise", "noise"]))
     effects = cp.sweep(world.experiment(direction=direction), site, over="position")
     got, status = numbers(effects), effects.to_xarray()["status"].values

@@ -18,15 +18,14 @@ def test_zero_mean_constant_and_function_put_in_what_raw_hooks_put_in(world, dra
     direction = draw(st.sampled_from(["denoise", "noise"]))
     base = "corrupt" if direction == "denoise" else "clean"
     shape = world.model.shape
-    sizes = {"width": world.model.width, "head_width": world.model.head_width, "vocab": world.model.vocab_size}
     laid = []
     for value in ("zero", "mean", "constant", "number", "over all", "function", "square"):
         # Rows over keys have no mean over positions, and as many keys as the prompt has tokens.
         site = world.some_site(draw)
         while site.info.has_keys and value in ("over all", "constant"):
             site = world.some_site(draw)
-        axes = [] if site.info.has_keys else NAMES[site.name].value_axes
-        array = np.random.default_rng(shape.n_layers).normal(size=[sizes[axis] for axis in axes])
+        sizes = [] if site.info.has_keys else [*world.sizes(site.name).values()]
+        array = np.random.default_rng(shape.n_layers).normal(size=sizes)
         made = {
             "zero": cp.Zero(),
             "mean": cp.Mean(side=base),
@@ -44,7 +43,7 @@ def test_zero_mean_constant_and_function_put_in_what_raw_hooks_put_in(world, dra
 
 @law
 def test_a_function_sees_what_earlier_patches_of_its_run_have_written(world, draw):
-    site = world.some_site(draw, draw(st.sampled_from(["resid_post", "z", "mlp_post", "q"])))
+    site = world.some_site(draw, draw(st.sampled_from(world.among("resid_post", "z", "mlp_post", "q", "embed"))))
     token = draw(st.integers(-3, 2))
     twice = cp.Function(lambda current, source: 2 * current, "twice", needs_source=False)
     first, then = cp.Patch(site, cp.Constant(0.25)), cp.Patch(site.at(token), twice)

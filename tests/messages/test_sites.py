@@ -391,7 +391,7 @@ def test_sites_that_a_family_lacks_say_what_to_use_instead(refuses):
         SiteUnsupported,
         """
         'LlamaForCausalLM' does not have the site 'attn_bias.0'
-          reason  model.layers.0.self_attn.o_proj has no bias
+          reason  self_attn.o_proj has no bias
           fix: list the sites with: model.site_rows()
         """,
     ):

@@ -67,6 +67,9 @@ def why_not(job: Job, gauge: Gauge) -> str | None:
         return "answers of several tokens are spelt out by runs of their own"
     if isinstance(module, torch.jit.ScriptModule):
         return "the module was compiled by torch.jit"
+    for target in (target for group in job.interventions for target in group):
+        if job.model.tap(target.site).port.like is not None:
+            return f"the tensor of {target.site} has its rows and positions elsewhere than on its first two axes"
     hooked = [
         *users_hooks(job.model),
         *(_shown(name) for name, part in module.named_modules() if hasattr(part, "_hf_hook")),

@@ -31,7 +31,7 @@ from causalpatch.base.errors import ModelUnsupported, PatchDidNotFire, SiteUnsup
 from causalpatch.engine.before import Before
 from causalpatch.engine.memory import is_out_of_memory
 from causalpatch.engine.opened import not_met, opened
-from causalpatch.engine.ports import pick_input, pick_output, put_input, put_output
+from causalpatch.engine.ports import pick_input, pick_output, put_input, put_output, with_rows
 from causalpatch.models import Model, Port, Tap
 from causalpatch.models.taps import Side
 from causalpatch.models.views import take
@@ -187,13 +187,12 @@ def hooked(
     """
     kept: dict[Port, Tensor] = {}
     companions = [port for write in writes for port in write.tap.companions]
-    states = {
-        port: _PortState(port, store or torch.clone)
-        for port in (*companions, *keep, *(write.tap.port for write in writes))
-    }
+    asked = [*companions, *keep, *(write.tap.port for write in writes)]
+    likes = [port.like for port in asked if port.like is not None]
+    states = {port: _PortState(port, store or torch.clone) for port in (*likes, *asked)}
     for place, write in enumerate(writes):
         states[write.tap.port].writes.append((place, write))
-    for port in (*companions, *keep):
+    for port in (*likes, *companions, *keep):
         states[port].is_kept = True
     with ExitStack() as hooks:
         _register(model.module, states, hooks)
@@ -326,9 +325,11 @@ def _on_input(
     kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     for port, writes in _in_order(group):
-        args, kwargs = put_input(port, args, kwargs, _written(writes, pick_input(port, args, kwargs), states))
+        tensor = pick_input(port, args, kwargs)
+        written = _written(writes, _apart(port, tensor, states), states)
+        args, kwargs = put_input(port, args, kwargs, written.reshape(tensor.shape))
     for state in group:
-        _pass(state, pick_input(state.port, args, kwargs))
+        _pass(state, _apart(state.port, pick_input(state.port, args, kwargs), states))
     return args, kwargs
 
 
@@ -336,10 +337,17 @@ def _on_output(
     group: list[_PortState], states: dict[Port, _PortState], module: nn.Module, args: tuple[Any, ...], output: Any
 ) -> Any:
     for port, writes in _in_order(group):
-        output = put_output(port, output, _written(writes, pick_output(port, output), states))
+        tensor = pick_output(port, output)
+        written = _written(writes, _apart(port, tensor, states), states)
+        output = put_output(port, output, written.reshape(tensor.shape))
     for state in group:
-        _pass(state, pick_output(state.port, output))
+        _pass(state, _apart(state.port, pick_output(state.port, output), states))
     return output
+
+
+def _apart(port: Port, tensor: Tensor, states: dict[Port, _PortState]) -> Tensor:
+    """Return a port's tensor with rows and positions as its first two axes, where another port shows how many."""
+    return tensor if port.like is None else with_rows(port, tensor, states[port.like].tensor)
 
 
 def _in_order(group: list[_PortState]) -> Iterator[tuple[Port, list[Write]]]:

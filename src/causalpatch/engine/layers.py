@@ -43,7 +43,7 @@ class Layers:
         self.sites = [Site("resid_pre", layer) for layer in range(model.shape.n_layers)]
         self.ports = [model.tap(site).port for site in self.sites]
         self.modules = [model.module.get_submodule(port.path) for port in self.ports]
-        # How many Nones stand behind the stream in the tuple that a layer returns; None where it returns the stream.
+        # How many items stand behind the stream in the tuple that a layer returns; None where it returns the stream.
         self.extras: dict[int, int | None] = {}
 
     def __len__(self) -> int:
@@ -158,7 +158,8 @@ class _Watch:
     def on_result(self, layer: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, Tensor):
             self.layers.extras[layer] = None
-        elif type(output) is tuple and output and all(item is None for item in output[1:]):
+        # Weights of attention may come behind the stream, for the caller alone; a layer that is left out gives none.
+        elif type(output) is tuple and output and all(item is None or isinstance(item, Tensor) for item in output[1:]):
             self.layers.extras[layer] = len(output) - 1
         else:
             refuse_layers(self.layers.model, f"it returns more than the stream: a {type(output).__name__}", layer)

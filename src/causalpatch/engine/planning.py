@@ -121,13 +121,15 @@ def plan_job(job: Job, n_forks: int, *, gauge: Gauge | None = None, tier: str = 
 
 
 def numbers_of(model: Model) -> ModelNumbers | None:
-    """Return the numbers of a model's arithmetic, or None for a model without a family."""
-    if model.family is None or not model.shape.n_layers:
+    """Return the numbers of a model's arithmetic; None without a family, or where heads or neurons have no names."""
+    known = not {"resid_pre", "z", "mlp_post"} & set(model.shape.refused)
+    if model.family is None or not model.shape.n_layers or not known:
         return None
-    down = model.tap(Site("mlp_post", 0, 0)).port.path
-    mlp = model.module.get_submodule(down.rpartition(".")[0])
-    n_neurons = model.shape.units["neuron"]
-    matrices = sum(p.numel() for p in mlp.parameters() if p.ndim == 2)
+    layer, down = (model.tap(site).port.path for site in (Site("resid_pre", 0), Site("mlp_post", 0, 0)))
+    path, n_neurons = down.rpartition(".")[0], model.shape.units["neuron"]
+    mlp = model.module.get_submodule(path)
+    # Where the layer itself holds the MLP's matrices, those of attention are among them: see below.
+    matrices = 0 if path == layer else sum(p.numel() for p in mlp.parameters() if p.ndim == 2)
     up = matrices - model.width * n_neurons
     return ModelNumbers(
         n_layers=model.shape.n_layers,

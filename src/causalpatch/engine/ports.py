@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from causalpatch.base.errors import SiteUnsupported
+from causalpatch.base.errors import PatchDidNotFire, SiteUnsupported
 from causalpatch.models import Port
 
 
@@ -47,6 +47,27 @@ def pick_output(port: Port, output: Any) -> Tensor:
 def put_output(port: Port, output: Any, value: Tensor) -> Any:
     """Return the output with the tensor that ``port`` names replaced."""
     return _put(output, _output_items(port, output), value)
+
+
+def with_rows(port: Port, tensor: Tensor, like: Tensor | None) -> Tensor:
+    """Return a tensor with rows and positions as its first two axes, where these lie elsewhere.
+
+    Args:
+        port: Where the tensor is met; another port shows how many rows and positions there are.
+        tensor: The tensor.
+        like: The tensor at that other port, or None where it has not passed.
+
+    Raises:
+        PatchDidNotFire: It has not passed.
+    """
+    if like is None:
+        needed = f"{port.like.side} of {port.like.path}" if port.like else "nothing"
+        raise PatchDidNotFire(
+            f"a site at {port.side} of '{port.path}' needs a tensor that was not there in time",
+            facts=[("needed", needed)],
+            fix="its modules do not run in the order that its family says; patch module(PATH).output",
+        )
+    return tensor.reshape(*like.shape[:2], tensor.shape[-1])
 
 
 def _first_input(port: Port, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int | str, tuple[int | str, ...]]:

@@ -30,6 +30,7 @@ from causalpatch.engine.capture import capture, inputs_of
 from causalpatch.engine.hooks import Write, quiet, run_with_hooks
 from causalpatch.engine.memory import is_out_of_memory
 from causalpatch.engine.structure import Findings
+from causalpatch.engine.sums import Where, claims_about
 from causalpatch.models import FeatureView, Model, Port
 from causalpatch.models.attention import attending
 from causalpatch.models.views import bound
@@ -43,7 +44,7 @@ MOST_FEATURES = 256  # of a dictionary, that are tried
 WHOLE = ("embed", "resid_pre", "resid_mid", "resid_post", "final_norm", "logits")
 
 # What MLPs call their activation function.
-_ACTIVATIONS = ("act", "act_fn", "activation_fn", "activation", "activation_func")
+_ACTIVATIONS = ("act", "act_fn", "activation_fn", "activation", "activation_func", "gelu_impl")
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class _Trial:
         if name in self.model.shape.refused:
             return Proof(name, (), self.model.shape.refused[name])
         trials: list[tuple[str, Callable[[Site], str | None]]] = [("identity", self._identity), ("edit", self._edit)]
-        if name in WHOLE:
+        if name in WHOLE and not self._is_passed_by(name):
             trials.append(("whole", self._whole))
         algebra = {"resid_mid": self._stream, "resid_post": self._stream, "attn_out": self._stream}
         algebra |= {"mlp_out": self._stream, "head_out": self._heads, "z": self._attention, "v": self._attention}
@@ -150,7 +151,7 @@ class _Trial:
         algebra |= {"mlp_pre": self._neuron, "mlp_gate": self._neuron}
         algebra |= {"feature": self._dictionary, "feature_error": self._dictionary}
         kind = name.partition("(")[0]
-        if kind in algebra:
+        if kind in algebra and (algebra[kind] != self._stream or claims_about(self.model, Site(name, 0))):
             trials.append(("algebra", algebra[kind]))
         if name in ATTENTION_SITES:
             trials.append(("kernel", self._kernel))
@@ -187,8 +188,12 @@ class _Trial:
         # Scores of hidden keys are no numbers, and stay hidden.
         # A feature that is silent here would hardly move.
         step = value[value.isfinite()].std().clamp_min(1e-3 if site.dictionary is None else 1.0)
-        changed = self._write(site, value + step * torch.sign(value + 1e-6))
-        if torch.equal(changed, self._logits(run.output)):
+        # Another step at each token: a bias of all keys alike would change nothing.
+        ramp = torch.linspace(1, 2, value.shape[1]).to(value).view(-1, *[1] * (value.ndim - 2))
+        moved = value + step * ramp * torch.sign(value + 1e-6)
+        # Activation functions and thresholds may let no small value through, or none below 0.
+        changed = (self._write(site, factor * moved) for factor in (1.0, -1.0, 16.0, -16.0))
+        if all(torch.equal(logits, self._logits(run.output)) for logits in changed):
             return f"changing {site} does not change the logits"
         return None
 
@@ -198,27 +203,29 @@ class _Trial:
             self._write(site, source.value(site)), self._logits(source.output), f"{site} from the source"
         )
 
-    def _stream(self, site: Site) -> str | None:
-        """The stream is the sum of what the blocks add to it."""
-        refused = self.model.shape.refused
-        layer = site.layer
-        parts = [Site(n, layer) for n in ("resid_pre", "attn_out", "mlp_out", "resid_post") if n not in refused]
-        run = capture(self.model, self.base, parts)
-        pre, attn, mlp, post = (run.value(part) for part in parts)
-        failure = self._compare(pre + attn + mlp, post, f"resid_pre + attn_out + mlp_out in layer {layer}")
-        if failure is None and site.name == "resid_mid":
-            failure = self._read_by_a_norm(site, pre + attn)
-        return failure
+    def _is_passed_by(self, name: str) -> bool:
+        """Say whether something reaches the layers behind a site in another way."""
+        family = self.model.family
+        return family is not None and family.reads_ids and name not in ("final_norm", "logits")
 
-    def _read_by_a_norm(self, site: Site, stream: Tensor) -> str | None:
-        """One of the layer's norms takes this stream as its input."""
-        failures: list[str | None] = []
-        path = self.model.tap(Site("resid_post", site.layer)).port.path
-        for norm in self.model.family.norms if self.model.family else ():
-            port = Port(f"{path}.{norm}", "input")
-            _, tensors = run_with_hooks(self.model, inputs_of(self.model, self.base), keep=[port])
-            failures.append(self._compare(tensors[port], stream, f"the input of {port.path} against {site}"))
-        return None if None in failures else failures[0]
+    def _stream(self, site: Site) -> str | None:
+        """The stream is the sum that the family says."""
+        claims = claims_about(self.model, site)
+        needed = dict.fromkeys(where for claim in claims for where in (*claim.parts, *claim.totals))
+        run = capture(self.model, self.base, [where for where in needed if isinstance(where, Site)])
+        ports = [where for where in needed if isinstance(where, Port)]
+        _, tensors = run_with_hooks(self.model, inputs_of(self.model, self.base), keep=ports)
+
+        def value(where: Where) -> Tensor:
+            return run.value(where) if isinstance(where, Site) else tensors[where]
+
+        for claim in claims:
+            total = sum((value(part) for part in claim.parts[1:]), value(claim.parts[0]))
+            what = f"{claim.words} in layer {site.layer}"
+            failures = [self._compare(total, value(each), what) for each in claim.totals]
+            if None not in failures:
+                return failures[0]
+        return None
 
     def _heads(self, site: Site) -> str | None:
         """The heads' outputs and the bias are the output projection's output."""
@@ -233,8 +240,8 @@ class _Trial:
 
     def _attention(self, site: Site) -> str | None:
         """What attention is given as values are the values, and what it returns is handed to the projection."""
-        units = self.model.shape.units
-        values = [Site("v", site.layer, head) for head in range(units["kv_head"])]
+        units, refused = self.model.shape.units, self.model.shape.refused
+        values = [Site("v", site.layer, head) for head in range(units["kv_head"]) if "v" not in refused]
         heads = [Site("z", site.layer, head) for head in range(units["head"])]
         seen: list[tuple[Tensor, Tensor]] = []
 
@@ -249,6 +256,8 @@ class _Trial:
         # Quiet first: no other thread may run the model while its kernel is another.
         with quiet(self.model), attending(self.model.module, attend):
             run = capture(self.model, self.base, [*values, *heads])
+        if not seen and values:
+            return self._mixture(values, heads)
         if len(seen) != self.model.shape.n_layers or site.layer is None:
             return None
         given, returned = seen[site.layer]
@@ -256,6 +265,21 @@ class _Trial:
         pairs += [(part, returned[:, number]) for number, part in enumerate(heads)]
         failures = (self._compare(run.value(part), wanted, f"{part} against attention") for part, wanted in pairs)
         return next((failure for failure in failures if failure), None)
+
+    def _mixture(self, values: list[Site], heads: list[Site]) -> str | None:
+        """Where attention is spelt out, its weights times the values are handed to the projection."""
+        patterns = [replace(head, name="pattern") for head in heads]
+        try:
+            run = capture(self.model, self.base, [*values, *heads, *patterns])
+        except SiteUnsupported:
+            return None  # nothing of this attention is met: it may as well be fused
+        n_group = len(heads) // len(values)
+        for number, (head, pattern) in enumerate(zip(heads, patterns, strict=True)):
+            value = run.value(values[number // n_group])
+            failure = self._compare(run.value(head), run.value(pattern).to(value) @ value, f"{head} against attention")
+            if failure:
+                return failure
+        return None
 
     def _weights(self, site: Site) -> str | None:
         """Values weighted by the pattern are z, and without sinks the pattern is the softmax of the scores."""
@@ -266,7 +290,8 @@ class _Trial:
         parts = [Site("scores", layer, head), Site("pattern", layer, head), Site("v", layer, kv_head)]
         run = capture(self.model, self.base, [*parts, Site("z", layer, head)])
         scores, pattern, values = (run.value(part) for part in parts)
-        failure = self._compare(pattern @ values, run.value(Site("z", layer, head)), f"pattern @ v in layer {layer}")
+        mixed = pattern.to(values) @ values
+        failure = self._compare(mixed, run.value(Site("z", layer, head)), f"pattern @ v in layer {layer}")
         softened = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
         totals = pattern.sum(-1, keepdim=True)  # below 1 where a sink has its share
         return failure or self._compare(pattern, (softened * totals).to(pattern), f"the softmax of scores.{layer}")
@@ -277,11 +302,18 @@ class _Trial:
         parts = [Site(name, site.layer, site.unit) for name in names]
         run = capture(self.model, self.base, parts)
         *given, post = (run.value(part) for part in parts)
-        mlp = self.model.module.get_submodule(self.model.tap(parts[-1]).port.path.rpartition(".")[0])
-        act = next((found for name in _ACTIVATIONS if callable(found := getattr(mlp, name, None))), None)
+        path = self.model.tap(parts[-1]).port.path.rpartition(".")[0]
+        mlp = self.model.module.get_submodule(path)
+        name, act = next(((n, found) for n in _ACTIVATIONS if callable(found := getattr(mlp, n, None))), ("", None))
         if act is None:
             return None
-        made = act(given[0]) * given[1] if len(given) > 1 else act(given[0])
+        if self.model.family is not None and self.model.family.thins_gates:
+            port = Port(f"{path}.{name}", "output")
+            activated = run_with_hooks(self.model, inputs_of(self.model, self.base), keep=[port])[1][port]
+            activated = activated[..., site.unit]
+        else:
+            activated = act(given[0])
+        made = activated * given[1] if len(given) > 1 else activated
         return self._compare(made, post, f"{parts[-1]} from {' and '.join(names[:-1])}")
 
     def _features(self, asked: Site | SiteSet) -> list[Site]:

@@ -59,6 +59,8 @@ def why_not(job: Job, gauge: Gauge) -> str | None:
     model = job.model
     if model.family is None:
         return f"the layers of '{model.name}' are not known by name"
+    if "resid_pre" in model.shape.refused:
+        return "its layers hand on more than one stream"
     if job.pairs.kind != "tokens":
         return f"'{job.pairs.name}' holds arrays, not prompts"
     modules = Layers(model).modules

@@ -52,7 +52,7 @@ class Block:
         mlp_post: Port of what the MLP hands to its down projection.
         up: Ports of what the MLP's activation function and product are given.
         attention: Path of the attention module.
-        mlp: Path of the MLP module.
+        mlp: Path of the MLP module; the layer's own where its projections stand in the layer itself.
     """
 
     path: str

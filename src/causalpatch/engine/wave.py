@@ -253,15 +253,16 @@ class Wave:
         if stage == PROJECTION:
             giving(block.attention, projected(block.z))
             # In parallel blocks the MLP does not see what attention adds.
-            if self.stack.is_parallel and not self.targets.any_at(layer, layout.chosen, (UP, DOWN)):
+            is_apart = self.stack.is_parallel and block.mlp != block.path
+            if is_apart and not self.targets.any_at(layer, layout.chosen, (UP, DOWN)):
                 giving(block.mlp, lambda: known(Port(block.mlp, "output")))
             return
         giving(block.attention, lambda: known(Port(block.attention, "output")))
-        if stage == DOWN:
-            giving(block.mlp, projected(block.mlp_post))
-        else:
+        if stage == UP:
             for port in block.up:
                 giving(port.path, partial(known, port))
+        elif block.mlp != block.path:  # else there is no module to pass by, and all of the MLP runs
+            giving(block.mlp, projected(block.mlp_post))
 
     def _enter(self, stream: Tensor, layer: int, chosen: np.ndarray) -> None:
         """Fill in the base run's stream for segments that begin to differ here."""

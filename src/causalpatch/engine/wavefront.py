@@ -56,6 +56,9 @@ STREAM, CHUNK = 0.125, 0.25
 PORTION = 16_384
 """Runs that are laid out together: enough to fill the calls, few enough to be done, and kept, within seconds."""
 
+# Sites by which layers are taken apart.
+_NEEDED = ("resid_pre", "z", "mlp_post", "final_norm")
+
 
 def why_not(job: Job, gauge: Gauge) -> str | None:
     """Say why no run of a job can be made by the wavefront, or None."""
@@ -64,6 +67,9 @@ def why_not(job: Job, gauge: Gauge) -> str | None:
         return "its layers are not known by name"
     if job.pairs.kind != "tokens":
         return "its inputs are not tokens"
+    lacking = [name for name in _NEEDED if name in job.model.shape.refused]
+    if lacking:
+        return f"it has no {lacking[0]}: {job.model.shape.refused[lacking[0]].partition(';')[0]}"
     hooked = users_hooks(job.model)
     return f"hooks stand on {hooked[0]}, and they expect whole prompts" if hooked else None
 

@@ -112,8 +112,16 @@ class Model:
 
     @property
     def head_width(self) -> int:
-        """Width of one head; 0 for a generic model."""
+        """Width of one head's value and output; 0 for a generic model. Queries and keys may be wider."""
         return self._table.numbers.head_width if self._table else 0
+
+    def sizes(self, name: str) -> dict[str, int]:
+        """Return the sizes of the axes of a site's value, so far as they are known.
+
+        Args:
+            name: The site's name.
+        """
+        return self._table.numbers.sizes(name) | {"vocab": self.vocab_size} if self._table else {}
 
     @cached_property
     def vocab_size(self) -> int:
@@ -323,7 +331,7 @@ class Model:
         axes += [info.unit_axis] if info.unit_axis else []
         axes += [info.position_axis, *info.value_axes]
         sizes: dict[str, int | None] = {"layer": self.shape.n_layers, **self.shape.units}
-        sizes |= {"width": self.width, "head_width": self.head_width, "vocab": self.vocab_size}
+        sizes |= self.sizes(name)
         refused = self.shape.refused.get(name)
         shape = "" if refused else " x ".join(str(sizes.get(axis) or axis) for axis in axes)
         return SiteRow(name, " ".join(axes), shape, refused)

@@ -74,6 +74,8 @@ def _by_structure(module: nn.Module, names: frozenset[str], reasons: list[str]) 
     config = next(_configs(module), None)
     closest, share = "", 0.0
     for family in FAMILIES:
+        if family.needs_config:
+            continue
         found, wanted = _count_names(family, names)
         obstacle = _obstacle(family, module, config, names) if found == wanted else ""
         if found == wanted and not obstacle:
@@ -174,23 +176,44 @@ def _whole(family: Family, base: str, names: frozenset[str]) -> str | None:
 
 def _count(family: Family, config: object, module: nn.Module, layer: str, n_layers: int) -> Numbers | str:
     """Read the counts from the configuration and hold them against the projections' real widths."""
-    width, n_heads, n_kv_heads = (getattr(config, name, None) for name in (family.width, family.heads, family.kv_heads))
+    width, n_heads = getattr(config, family.width, None), getattr(config, family.heads, None) if family.heads else 0
     if not (isinstance(width, int) and isinstance(n_heads, int)):
         return f"{family.name} fits, but no configuration gives {family.width} and {family.heads}"
+    n_kv_heads = getattr(config, family.kv_heads, None) if isinstance(family.kv_heads, str) else family.kv_heads
     # Some configurations leave the number of kv heads out where it is that of the heads.
-    n_kv_heads = n_kv_heads if isinstance(n_kv_heads, int) else n_heads
+    n_kv_heads = n_kv_heads if isinstance(n_kv_heads, int) and n_heads else n_heads
     columns: dict[str, int] = {}
     for name, fact in family.sites.items():
         if isinstance(fact, Parted) and name not in OPTIONAL:
             place = module.get_submodule(join(layer, fact.module))
             columns[name] = (input_width if fact.side == "input" else output_width)(place) or 0
-    head_width, rest = divmod(columns["z"], n_heads)
-    if not head_width or rest or not columns["mlp_post"]:
+    head_width, rest = divmod(columns.get("z", 0), max(1, n_heads))
+    if rest or not all(columns.get(name, 1) for name in ("z", "mlp_post")):
         return f"{family.name} fits, but its projections do not divide into {n_heads} heads"
-    numbers = Numbers(n_layers, width, n_heads, n_kv_heads, head_width, columns["mlp_post"])
-    for name, units in (("q", n_heads), ("k", n_kv_heads), ("v", n_kv_heads)):
+    query_width = sum(int(getattr(config, name, 0)) for name in family.query_width) or head_width
+    embedding = module.get_submodule(join(_base_of(layer, family), *fact_modules(family.sites["embed"])))
+    embed_width = getattr(embedding, "embedding_dim", width)
+    neurons = columns.get("mlp_post", 0)
+    numbers = Numbers(n_layers, width, n_heads, n_kv_heads, head_width, neurons, query_width, embed_width)
+    return _why_columns_differ(family, numbers, columns) or numbers
+
+
+def _base_of(layer: str, family: Family) -> str:
+    return layer[: -len(join(family.layers, "0"))].rstrip(".")
+
+
+def _why_columns_differ(family: Family, numbers: Numbers, columns: Mapping[str, int]) -> str | None:
+    """Say which projection does not have the columns that its heads need, or None."""
+    own, shared = numbers.n_heads, numbers.n_kv_heads
+    whole = (own * numbers.query_width, shared * numbers.query_width, shared * numbers.head_width)
+    for name, expected in zip("qkv", whole, strict=True):
         fact = family.sites[name]
-        expected = units * head_width * (fact.parts if isinstance(fact, Parted) else 1)
-        if columns.get(name, expected) != expected:
+        if not isinstance(fact, Parted):
+            continue
+        # Of two parts in one tensor, keys and values, the key's may be narrower than the query.
+        fits = columns[name] > expected if fact.parts == 2 else columns[name] == expected
+        if fact.parts == 3:
+            expected, fits = sum(whole), columns[name] == sum(whole)
+        if not fits:
             return f"{family.name} fits, but {name} comes in {columns[name]} columns where {expected} were expected"
-    return numbers
+    return None

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from causalpatch.models.families import Absent, At, Fact, Family, Parted, ShareOf, SumOf
 from causalpatch.models.taps import Port, Side, Tap
-from causalpatch.models.views import BiasTerm, Columns, HeadShare, KeyRow, ModuleUnit, Sum, Whole
+from causalpatch.models.views import BiasTerm, Columns, HeadShare, KeyRow, ModuleUnit, Scaled, Sum, View, Whole
 from causalpatch.sites.names import ATTENTION_SITES, NAMES
 from causalpatch.sites.site import Site
 
@@ -46,10 +46,12 @@ class Numbers:
     Args:
         n_layers: Number of layers.
         width: Width of the stream.
-        n_heads: Number of query heads.
+        n_heads: Number of query heads; 0 where there are none that are known by name, as of all that follow.
         n_kv_heads: Number of key and value heads.
         head_width: Width of a head, as the output projection takes it.
         n_neurons: Width of the MLP, as the down projection takes it.
+        query_width: Width of a head's query, and of the key that it meets.
+        embed_width: Width of the token embedding.
     """
 
     n_layers: int
@@ -58,6 +60,17 @@ class Numbers:
     n_kv_heads: int
     head_width: int
     n_neurons: int
+    query_width: int
+    embed_width: int
+
+    def sizes(self, name: str) -> dict[str, int]:
+        """Return the sizes of the axes of a site's value.
+
+        Args:
+            name: The site's name.
+        """
+        width = self.embed_width if name == "embed" else self.width
+        return {"width": width, "head_width": self.query_width if name[0] in "qk" else self.head_width}
 
 
 class FamilyTable:
@@ -79,8 +92,9 @@ class FamilyTable:
 
     @property
     def units(self) -> dict[str, int]:
-        """Units in a layer by axis."""
-        return {"head": self.numbers.n_heads, "kv_head": self.numbers.n_kv_heads, "neuron": self.numbers.n_neurons}
+        """Units in a layer by axis, so far as there are any."""
+        found = {"head": self.numbers.n_heads, "kv_head": self.numbers.n_kv_heads, "neuron": self.numbers.n_neurons}
+        return {axis: count for axis, count in found.items() if count}
 
     def layer_path(self, layer: int) -> str:
         """Return the path of a layer."""
@@ -98,14 +112,16 @@ class FamilyTable:
         parent = self.place.base if site.layer is None else self.layer_path(site.layer)
         match fact:
             case At():
-                return Tap(site, _port(parent, fact), Whole())
+                view: View = Scaled(self._factor(parent, fact)) if fact.times else Whole()
+                return Tap(site, _port(parent, fact), view)
             case SumOf():
-                return Tap(site, _port(parent, fact.changed), Sum(), (_port(parent, fact.kept),))
+                total = Sum(self._factor(parent, fact.changed))
+                return Tap(site, _port(parent, fact.changed), total, (_port(parent, fact.kept),))
             case Parted():
                 is_neuron = NAMES[site.name].unit_axis == "neuron"
-                width = 1 if is_neuron else self.numbers.head_width
-                view = Columns(self._start(site, fact, width), width, squeeze=is_neuron)
-                return Tap(site, Port(join(parent, fact.module), fact.side), view)
+                width = 1 if is_neuron else self.numbers.sizes(site.name)["head_width"]
+                columns = Columns(self._start(site, fact, width), width, squeeze=is_neuron)
+                return Tap(site, _port(parent, fact), columns)
             case ShareOf():
                 path = join(parent, fact.module)
                 width = self.numbers.head_width
@@ -117,10 +133,18 @@ class FamilyTable:
 
     def _start(self, site: Site, fact: Parted, width: int) -> int:
         """Return a unit's first column."""
-        unit = site.unit or 0
+        unit, n_units = site.unit or 0, self.units[NAMES[site.name].unit_axis or ""]
+        if fact.parts == 3 and self.numbers.n_kv_heads:
+            return _start_of_three(fact, unit, self.numbers.n_heads, self.numbers.n_kv_heads) * width
         if fact.by_unit:
-            return (unit * fact.parts + fact.part) * width
-        return (fact.part * self.units[NAMES[site.name].unit_axis or ""] + unit) * width
+            # The parts of a unit may differ in width: a part is as far from the end of its unit as others come behind.
+            stretch = (output_width(self._modules[join(self.layer_path(0), fact.module)]) or 0) // n_units
+            return unit * stretch + (stretch - width if fact.part == fact.parts - 1 else fact.part * width)
+        return (fact.part * n_units + unit) * width
+
+    def _factor(self, layer: str, fact: At) -> float:
+        """Return what the model multiplies a tensor by before it adds it to the stream."""
+        return float(getattr(self._modules[layer], fact.times)) if fact.times else 1.0
 
     def _inside(self, site: Site) -> Tap:
         """Return the tap of a site inside attention, the same in all families that attend by the interface."""
@@ -131,29 +155,28 @@ class FamilyTable:
 
     def _bias(self, site: Site) -> Tap:
         """Return the tap of the bias that a projection adds."""
-        path, fact = self._projection(site.name, site.layer or 0)
-        bias = self._modules[path].get_parameter("bias")
-        if site.unit is None:
-            return Tap(site, Port(path, "output"), BiasTerm(bias, 0))
-        width = self.numbers.head_width
-        start = self._start(site, fact, width)
-        return Tap(site, Port(path, "output"), BiasTerm(bias.narrow(0, start, width), start))
-
-    def _projection(self, name: str, layer: int) -> tuple[str, Parted]:
-        """Return the path of the projection whose bias a site is, and how its units lie."""
-        fact = self.family.sites[_BIAS_OF[name]]
+        fact = self.family.sites[_BIAS_OF[site.name]]
         if not isinstance(fact, Parted):
-            raise LookupError(name)  # refused before
-        return join(self.layer_path(layer), fact.module), fact
+            raise LookupError(site.name)  # refused before
+        port = replace(_port(self.layer_path(site.layer or 0), fact), side="output")
+        bias = self._modules[port.path].get_parameter("bias")
+        if site.unit is None:
+            return Tap(site, port, BiasTerm(bias, 0))
+        width = self.numbers.sizes(site.name)["head_width"]
+        start = self._start(site, fact, width)
+        return Tap(site, port, BiasTerm(bias.narrow(0, start, width), start))
 
     def _refusals(self) -> Iterator[tuple[str, str]]:
         sites = self.family.sites
+        no_heads = sites["z"].reason if isinstance(sites["z"], Absent) else ""
         for name in NAMES:
             fact = sites.get(name)
             if isinstance(fact, Absent):
                 yield name, fact.reason
             elif name == "logits" and self.place.whole is None:
                 yield name, "the model has no head; open the whole model, or use final_norm"
+            elif name in ATTENTION_SITES and no_heads:
+                yield name, no_heads
             elif name in _BIAS_OF and (why := self._why_no_bias(name)):
                 yield name, why
             elif isinstance(fact, ShareOf):
@@ -165,13 +188,13 @@ class FamilyTable:
                 yield name, why
 
     def _why_no_bias(self, name: str) -> str | None:
-        if not isinstance(self.family.sites[_BIAS_OF[name]], Parted):
-            return f"this family has no {_BIAS_OF[name]}"
-        for layer in range(self.numbers.n_layers):
-            path, _ = self._projection(name, layer)
-            if not isinstance(getattr(self._modules[path], "bias", None), Tensor):
-                return f"{path} has no bias"
-        return None
+        fact = self.family.sites[_BIAS_OF[name]]
+        if isinstance(fact, Absent):
+            return fact.reason
+        (module,) = fact_modules(fact)
+        paths = [join(self.layer_path(layer), module) for layer in range(self.numbers.n_layers)]
+        bare = [path for path in paths if not isinstance(getattr(self._modules[path], "bias", None), Tensor)]
+        return f"{module if bare == paths else bare[0]} has no bias" if bare else None
 
     def _why_not_there(self, name: str, fact: Fact | None) -> str | None:
         """Say why a site that not every model of a family has is not in this one, or None."""
@@ -224,8 +247,8 @@ def output_width(projection: nn.Module) -> int | None:
 
 
 def attention_path(family: Family) -> str:
-    """Return the path of the module around the output projection, below the layer."""
-    return fact_modules(family.sites["z"])[0].rpartition(".")[0]
+    """Return the path of the module around the output projection, below the layer; the layer's own where none is."""
+    return next(iter(fact_modules(family.sites["z"])), "").rpartition(".")[0]
 
 
 def fact_modules(fact: Fact) -> tuple[str, ...]:
@@ -239,8 +262,19 @@ def fact_modules(fact: Fact) -> tuple[str, ...]:
             return (fact.module,)
 
 
-def _port(parent: str, place: At) -> Port:
-    return Port(join(parent, place.module), place.side)
+def _port(layer: str, place: At | Parted) -> Port:
+    return Port(join(layer, place.module), place.side, like=Port(layer, "input") if place.is_folded else None)
+
+
+def _start_of_three(fact: Parted, unit: int, n_heads: int, n_kv_heads: int) -> int:
+    """Return where a head's queries, keys or values begin in a tensor of all three, in heads."""
+    if not fact.by_unit:
+        return (0, n_heads, n_heads + n_kv_heads)[fact.part] + unit
+    n_group = n_heads // n_kv_heads
+    if fact.part == 0:
+        group, member = divmod(unit, n_group)
+        return group * (n_group + 2) + member
+    return unit * (n_group + 2) + n_group + fact.part - 1
 
 
 def _is_plain(projection: nn.Module) -> bool:

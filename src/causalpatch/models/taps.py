@@ -34,11 +34,14 @@ class Port:
             positional arguments, a first text names a keyword argument, and nothing means the first positional
             argument or, if there is none, the first keyword argument. For ``output``, nothing means the tensor
             itself, or the first item of a tuple.
+        like: Where the tensor does not have rows and positions as its first two axes: a port that passes before, and
+            whose tensor does. What is read and written has them.
     """
 
     path: str
     side: Side
     items: tuple[int | str, ...] = ()
+    like: "Port | None" = None
 
     @property
     def is_inside(self) -> bool:

@@ -4,9 +4,10 @@ A view reads the value out and writes a new one in. It is pure tensor arithmetic
 hands it a private copy of the tensor to write into. Leading axes (``row``, and ``position`` where there is one) are
 kept by ``read`` and chosen by ``index`` in ``write``.
 
-Two sites are not stored anywhere and are written by their difference, ``x += value - read(x)``: the stream in the
-middle of a block is the sum of two tensors (``Sum``), and what one head adds to the stream is one term of a matrix
-product (``HeadShare``). Writing back the value that was read adds an exact zero.
+Some sites are not stored anywhere and are written by their difference, ``x += value - read(x)``: the stream in the
+middle of a block is the sum of two tensors (``Sum``), what one head adds to the stream is one term of a matrix product
+(``HeadShare``), and what a sublayer adds may be a multiple of what it returns (``Scaled``). Writing back the value that
+was read adds an exact zero.
 """
 
 from abc import ABC, abstractmethod
@@ -162,14 +163,44 @@ class EachColumns(ElementView):
 
 
 @dataclass(frozen=True)
+class Scaled:
+    """The tensor times a number that the model multiplies it by later; written by its difference.
+
+    Args:
+        factor: The number.
+    """
+
+    factor: float
+
+    def read(self, x: Float[Tensor, " row *axes"], companions: Companions) -> Float[Tensor, " row *axes"]:
+        """Return the product."""
+        del companions
+        return x * self.factor
+
+    def write(
+        self, x: Float[Tensor, " row *axes"], companions: Companions, index: Index, value: Float[Tensor, " n *value"]
+    ) -> None:
+        """Change the tensor such that the product is the value at the index."""
+        del companions
+        here = x[index]
+        x[index] = here + (value - here * self.factor) / self.factor
+
+
+@dataclass(frozen=True)
 class Sum:
-    """The sum of the tensor and its one companion, written by its difference."""
+    """The sum of the tensor, times a number, and its one companion, written by its difference.
+
+    Args:
+        factor: The number that the model multiplies the tensor by before it adds it.
+    """
+
+    factor: float = 1.0
 
     def read(
         self, x: Float[Tensor, " row *axes"], companions: tuple[Float[Tensor, " row *axes"], ...]
     ) -> Float[Tensor, " row *axes"]:
         """Return the sum."""
-        return x + companions[0]
+        return x * self.factor + companions[0]
 
     def write(
         self,
@@ -184,9 +215,10 @@ class Sum:
         stream is set to zero it is zero, and no rounding is left for the norms behind it to blow up.
         """
         here, other = x[index], companions[0][index]
-        total = here + other
-        new = value - other
-        x[index] = torch.where(value == total, here + (value - total), new + (value - (new + other)))
+        total = here * self.factor + other
+        new = (value - other) / self.factor
+        again = new + (value - (new * self.factor + other)) / self.factor
+        x[index] = torch.where(value == total, here + (value - total) / self.factor, again)
 
 
 @dataclass(frozen=True, eq=False)

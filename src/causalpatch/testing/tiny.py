@@ -4,57 +4,42 @@ A freshly initialised model of transformers hardly reacts to a patch: its weight
 almost nothing, and every norm and bias is trivial. Here linear maps keep the size of what they are given, norms and
 biases are perturbed, and attention looks at something.
 
-In float64 two places of transformers still compute in float32, RMS norms and the softmax of eager attention, which
-would drown laws that hold to 1e-10. Both are replaced by the same formula in float64. In any other dtype the modules
-are those of transformers, unmodified.
+In float64 some places of transformers still compute in float32: RMS norms, the softmax of eager attention, routers,
+recurrences. That would drown laws that hold to 1e-10, so the same formulas are computed in float64 there. In any other
+dtype the modules are those of transformers, unmodified.
 """
 
-from collections.abc import Mapping
-from types import MappingProxyType
+import functools
 from typing import Any, Final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    AutoModelForCausalLM,
-    Gemma2Config,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MistralConfig,
-    PretrainedConfig,
-    Qwen2Config,
-    Qwen3Config,
-)
+from torch.overrides import TorchFunctionMode
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PretrainedConfig
 from transformers.masking_utils import eager_mask
 from transformers.pytorch_utils import Conv1D
 
-from causalpatch.base.errors import SettingError
+from causalpatch.testing.configs import FAMILY_NAMES, GROUPED, HEAD_WIDTH, MAX_POSITIONS, VOCAB, WINDOW, tiny_config
 
-VOCAB: Final = 40
-MAX_POSITIONS: Final = 64
-HEAD_WIDTH: Final = 8
-WINDOW: Final = 4  # positions that a sliding window sees
+__all__ = ["FAMILY_NAMES", "GROUPED", "HEAD_WIDTH", "MAX_POSITIONS", "VOCAB", "WINDOW", "tiny_model"]
 
 _ATTENTION = "causalpatch_float64"
-_CONFIGS: Final[Mapping[str, type[PretrainedConfig]]] = MappingProxyType(
-    {
-        "gpt2": GPT2Config,
-        "llama": LlamaConfig,
-        "mistral": MistralConfig,
-        "qwen2": Qwen2Config,
-        "qwen3": Qwen3Config,
-        "gemma2": Gemma2Config,
-        "gpt_neox": GPTNeoXConfig,
-        "gpt_neox_sequential": GPTNeoXConfig,
-    }
+# Modules that compute something in float32 whatever they are given.
+_IN_FLOAT32: Final = (
+    *("BloomAttention", "MptAttention", "GPTJAttention", "GPTNeoSelfAttention", "FalconAttention"),
+    *(
+        "CohereAttention",
+        "Cohere2Attention",
+        "CohereLayerNorm",
+        "Cohere2LayerNorm",
+        "StableLmLayerNormPerHead",
+        "Gemma3nRMSNorm",
+        "Gemma3nTextAltUp",
+    ),
+    *("MixtralTopKRouter", "Qwen2MoeTopKRouter", "Qwen3MoeTopKRouter", "DeepseekV3TopkRouter"),
+    *("MambaMixer", "Mamba2Mixer", "JambaMambaMixer", "JambaSparseMoeBlock", "MambaForCausalLM", "Mamba2ForCausalLM"),
 )
-FAMILY_NAMES: Final = tuple(_CONFIGS)
-# Families in which heads may share keys and values.
-GROUPED: Final = ("llama", "mistral", "qwen2", "qwen3", "gemma2")
 
 
 def tiny_model(
@@ -73,8 +58,9 @@ def tiny_model(
         family: One of ``FAMILY_NAMES``.
         seed: Seed of the weights; equal arguments give equal weights.
         layers: Number of layers.
-        heads: Number of query heads, each of 8 columns. In Qwen3 and Gemma-2 the stream has 6 columns for each head,
-            so that a head's width is not the stream's width over the number of heads.
+        heads: Number of query heads, each of 8 columns. Where a family allows it, the stream has 6 columns for each
+            head, so that a head's width is not the stream's width over the number of heads. Latent attention has
+            queries of 10 columns and values of 5.
         kv_heads: Number of key and value heads, a divisor of ``heads``; by default half of them where the family
             lets heads share and their number is even.
         dtype: The model's floating-point type.
@@ -82,8 +68,8 @@ def tiny_model(
             patches fade from layer to layer.
 
     Returns:
-        A causal language model over 40 ids and up to 64 positions. Mistral and every other layer of Gemma-2 see
-        windows of 4 positions.
+        A causal language model over 40 ids and up to 64 positions. Where a family has windows, they are of 4
+        positions, in all layers or in every other.
 
     Raises:
         SettingError: There is no such family, or the heads do not divide.
@@ -93,7 +79,7 @@ def tiny_model(
         >>> model(torch.tensor([[1, 2, 3]])).logits.shape
         torch.Size([1, 3, 40])
     """
-    config = _config(family, layers, heads, kv_heads)
+    config = tiny_config(family, layers, heads, kv_heads)
     with torch.random.fork_rng(devices=[]):
         module: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype)
     _randomize(module, seed, effect_scale)
@@ -102,41 +88,13 @@ def tiny_model(
     return module.eval()
 
 
-def _config(family: str, layers: int, heads: int, kv_heads: int | None) -> PretrainedConfig:
-    if family not in _CONFIGS:
-        raise SettingError(
-            f"no tiny model of family {family!r}", facts=[("families", " ".join(FAMILY_NAMES))], fix="use one of these"
-        )
-    shared = family in GROUPED
-    kv_heads = kv_heads or (heads // 2 if shared and heads % 2 == 0 else heads)
-    if heads % kv_heads or (not shared and kv_heads != heads):
-        facts = [("heads", heads), ("allowed", "divisors of heads" if shared else f"{heads} only, in {family}")]
-        raise SettingError(f"{kv_heads} kv_heads do not fit", facts=facts, fix=f"kv_heads={heads}")
-    width = heads * (6 if family in ("qwen3", "gemma2") else HEAD_WIDTH)
-    numbers: dict[str, Any] = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2}
-    if family == "gpt2":
-        return GPT2Config(**numbers, n_embd=width, n_layer=layers, n_head=heads, n_positions=MAX_POSITIONS)
-    numbers |= {"hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers}
-    numbers |= {"num_attention_heads": heads, "max_position_embeddings": MAX_POSITIONS, "pad_token_id": 0}
-    if family.startswith("gpt_neox"):
-        return GPTNeoXConfig(**numbers, use_parallel_residual=family == "gpt_neox")
-    numbers |= {"num_key_value_heads": kv_heads}
-    if family in ("qwen3", "gemma2"):
-        numbers |= {"head_dim": HEAD_WIDTH}
-    if family in ("mistral", "gemma2"):
-        numbers |= {"sliding_window": WINDOW}
-    if family == "gemma2":
-        numbers |= {"query_pre_attn_scalar": HEAD_WIDTH}
-    return _CONFIGS[family](**numbers)
-
-
 @torch.no_grad()
 def _randomize(module: nn.Module, seed: int, effect_scale: float) -> None:
     """Draw every parameter anew, such that linear maps keep sizes and nothing is trivial."""
     draw = torch.Generator().manual_seed(seed)
     drawn: set[int] = set()  # a tied head keeps what was drawn for the embedding
 
-    def normal(parameter: Tensor, mean: float, deviation: float) -> None:
+    def normal(parameter: Tensor, mean: Tensor | float, deviation: float) -> None:
         if id(parameter) in drawn:
             return
         drawn.add(id(parameter))
@@ -145,30 +103,74 @@ def _randomize(module: nn.Module, seed: int, effect_scale: float) -> None:
 
     for part in module.modules():
         weight = getattr(part, "weight", None)
-        if weight is None:
-            continue
-        if isinstance(part, nn.Embedding):
-            normal(weight, 0.0, 1.0 / float(getattr(part, "embed_scale", 1.0)))
-        elif weight.ndim == 2:
-            fan_in = weight.shape[0] if isinstance(part, Conv1D) else weight.shape[1]
-            normal(weight, 0.0, effect_scale / fan_in**0.5)
-        else:
-            # Gemma's norms multiply by 1 + weight.
-            normal(weight, 0.0 if type(part).__name__.startswith("Gemma") else 1.0, 0.2)
-        bias = getattr(part, "bias", None)
-        if bias is not None:
-            normal(bias, 0.0, 0.2)
+        if weight is not None:
+            kind = type(part).__name__
+            if isinstance(part, nn.Embedding):
+                normal(weight, 0.0, 1.0 / float(getattr(part, "embed_scale", 1.0)))
+            elif weight.ndim == 2 and "Norm" not in kind:
+                fan_in = weight.shape[0] if isinstance(part, Conv1D) else weight.shape[1]
+                normal(weight, 0.0, effect_scale / fan_in**0.5)
+            elif weight.ndim == 3:  # a convolution over positions, each channel by itself
+                normal(weight, 0.0, effect_scale / weight.shape[-1] ** 0.5)
+            else:
+                normal(weight, _centre(weight), 0.2)
+            bias = getattr(part, "bias", None)
+            if bias is not None:
+                normal(bias, 0.0, 0.2)
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            if parameter.ndim == 3:  # experts side by side
+                fan_in = parameter.shape[1 if type(part).__name__ == "GptOssExperts" else 2]
+                normal(parameter, 0.0, effect_scale / fan_in**0.5)
+            elif name == "A_log":  # how fast states fade, which has its range
+                normal(parameter, parameter.double(), 0.2)
+            else:
+                normal(parameter, _centre(parameter), 0.2)
+
+
+def _centre(fresh: Tensor) -> float:
+    """Return the number that a fresh parameter is full of: 0 or 1 in norms, some of which multiply by 1 + weight."""
+    first = fresh.flatten()[0]
+    return float(first) if bool((fresh == first).all()) else 0.0
 
 
 def _compute_in_float64(module: nn.Module, config: PretrainedConfig) -> None:
     for parent in list(module.modules()):
+        if type(parent).__name__ in _IN_FLOAT32:
+            parent.__class__ = _keeping_float64(type(parent))
+            continue
         for name, child in list(parent.named_children()):
-            if type(child).__name__.endswith("RMSNorm"):
+            if type(child).__name__.endswith("RMSNorm") and type(child).__name__ not in _IN_FLOAT32:
                 setattr(parent, name, _RMSNorm(child))
     if config._attn_implementation == "eager":
         AttentionInterface.register(_ATTENTION, _attend)
         AttentionMaskInterface.register(_ATTENTION, eager_mask)
         config._attn_implementation = _ATTENTION
+
+
+class _InFloat64(TorchFunctionMode):
+    """Leaves tensors in float64 where they would be turned into float32."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        kwargs = kwargs or {}
+        if any(isinstance(x, Tensor) and x.dtype == torch.float64 for x in args):
+            if function is Tensor.float:
+                return args[0]
+            args = tuple(torch.float64 if x is torch.float32 else x for x in args)
+            kwargs = {name: torch.float64 if x is torch.float32 else x for name, x in kwargs.items()}
+        return function(*args, **kwargs)
+
+
+def _keeping_float64(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return a module's class that computes in float64 where it is given that."""
+
+    @functools.wraps(kind.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with _InFloat64():
+            return kind.forward(self, *args, **kwargs)
+
+    return type(kind.__name__, (kind,), {"forward": forward})
 
 
 class _RMSNorm(nn.Module):
@@ -178,7 +180,7 @@ class _RMSNorm(nn.Module):
         super().__init__()
         self.weight = norm.get_parameter("weight")
         self.epsilon = float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps)  # type: ignore[arg-type]  # module attributes are typed as tensors
-        self.offset = 1.0 if type(norm).__name__.startswith("Gemma") else 0.0
+        self.offset = 1.0 if type(norm).__name__ in ("GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm") else 0.0
 
     def forward(self, x: Float[Tensor, " *axes width"]) -> Float[Tensor, " *axes width"]:
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.epsilon) * (self.offset + self.weight)
@@ -192,16 +194,21 @@ def _attend(
     attention_mask: Float[Tensor, " row one query_position key_position"] | None,
     scaling: float,
     softcap: float | None = None,
-    **_: object,
+    **more: Any,
 ) -> tuple[
     Float[Tensor, " row query_position head head_width"], Float[Tensor, " row head query_position key_position"]
 ]:
-    """Eager attention with soft-capped scores and a softmax in the dtype of the input."""
+    """Eager attention with soft-capped scores, sinks and a softmax in the dtype of the input."""
     groups = int(module.num_key_value_groups)  # type: ignore[arg-type]  # module attributes are typed as tensors
     scores = scaling * query @ key.repeat_interleave(groups, dim=1).transpose(-1, -2)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if attention_mask is not None:
         scores = scores + attention_mask
-    pattern = torch.softmax(scores, dim=-1)
+    sinks = more.get("s_aux")
+    if sinks is None:
+        pattern = torch.softmax(scores, dim=-1)
+    else:
+        sinks = sinks.reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        pattern = torch.softmax(torch.cat([scores, sinks], -1), dim=-1)[..., :-1]
     return (pattern @ value.repeat_interleave(groups, dim=1)).transpose(1, 2).contiguous(), pattern

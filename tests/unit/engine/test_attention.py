@@ -24,7 +24,7 @@ from causalpatch.pairs import Pair, Pairs
 from causalpatch.sites import Site, parse
 from causalpatch.testing.tiny import FAMILY_NAMES, tiny_model
 from tiers import TIERS, assert_agree, assert_as_raw_hooks, laid_at, quickly, run_on, world_of
-from worlds import numbers, random_pairs
+from worlds import LACKS, ON_WAVEFRONT, numbers, random_pairs
 
 ROWS, HEADS, KV, TOKENS, WIDTH = 2, 4, 2, 6, 8
 
@@ -112,7 +112,7 @@ def padded(family="llama", **settings):
     return model, pairs, pairs.batch("clean", [0, 1], padding_side="left")
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", [f for f in FAMILY_NAMES if "scores" not in LACKS[f]])
 def test_rows_over_keys_count_real_tokens_and_hide_what_the_mask_hides(family):
     model, pairs, batch = padded(family)
     names = [Site(name, 1, 1) for name in ("scores", "pattern")]
@@ -126,11 +126,14 @@ def test_rows_over_keys_count_real_tokens_and_hide_what_the_mask_hides(family):
             assert (real[:, :n][~torch.ones(n, n, dtype=torch.bool).tril()] == hidden).all()
             torch.testing.assert_close(real[:, :n], alone.value(site)[0], rtol=1e-12, atol=1e-12)
         pattern, scores = (run.value(Site(name, 1, 1))[row, batch.start[row] :] for name in ("pattern", "scores"))
+        if family == "gpt_oss":  # its sinks have a share
+            assert pattern.sum(-1).max() < 1 - 1e-6
+            pattern = pattern / pattern.sum(-1, keepdim=True)
         torch.testing.assert_close(pattern.sum(-1), torch.ones(n).double())
         torch.testing.assert_close(scores.softmax(-1), pattern)
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", [f for f in FAMILY_NAMES if not LACKS[f] & {"z", "v"}])
 def test_the_pattern_times_the_values_is_z_for_every_head_of_every_layer(family):
     model, _, batch = padded(family)
     units, real = model.shape.units, torch.as_tensor(batch.mask)
@@ -345,14 +348,15 @@ SITES = ("scores.0.1", "pattern.1.2", "q_rot.0.3", "k_rot.1.0", "k_rot.0.1", "pa
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("family", quickly(FAMILY_NAMES, "gpt2", "gemma2"))
+@pytest.mark.parametrize("family", quickly(ON_WAVEFRONT, "gpt2", "gemma2"))
 def test_the_wavefront_writes_inside_attention_what_raw_hooks_write(family, side):
     pairs = random_pairs(11, n_pairs=4, n_twins=2)
     world = world_of(family, pairs, side)
-    laid = [[laid_at(pairs, f"{site}@{token}")] for site in SITES for token in (0, 1, -2, -1)]
+    sites = [site for site in SITES if world.model.n_kv_heads > 1 or site != "k_rot.0.1"]
+    laid = [[laid_at(pairs, f"{site}@{token}")] for site in sites for token in (0, 1, -2, -1)]
     value = cp.Function(lambda now, new: 0.3 * now + new, "mixed")
-    laid += [[laid_at(pairs, f"{site}@{token}", value)] for site in SITES for token in (1, -1)]
-    laid += [[laid_at(pairs, f"{site}@-1", "zero") for site in SITES]]
+    laid += [[laid_at(pairs, f"{site}@{token}", value)] for site in sites for token in (1, -1)]
+    laid += [[laid_at(pairs, f"{site}@-1", "zero") for site in sites]]
     assert_as_raw_hooks("wavefront", world, laid)
 
 

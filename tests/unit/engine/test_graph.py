@@ -559,6 +559,9 @@ def test_jobs_that_cannot_run_on_a_graph_are_told_apart_without_running():
     finally:
         every.remove()
     refused(cp.open_model(hooked), vectors(3), [FIRST], "hooks are registered on 'second'")
+    folded = tiny_world("opt", (2, 4, 4, 0))[0]
+    why = graph.why_not(*job_of(folded, random_pairs(1, 2), ["mlp_post.0.0@1"]))
+    assert why == "the tensor of mlp_post.0.0 has its rows and positions elsewhere than on its first two axes"
 
 
 @pytest.mark.parametrize(

@@ -347,3 +347,43 @@ def test_an_experiment_and_the_users_own_forwards_do_not_meet(engine):
             torch.testing.assert_close(model.module(ids).logits, wanted, rtol=0, atol=1e-12)
 
     in_threads(stop, experiment, own)
+
+
+class Folding(nn.Module):
+    """Puts rows and positions into one axis for a map in its middle."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4).double(), nn.Linear(4, 4).double()
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.second(x.reshape(-1, 4)).view(x.shape)
+
+
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_where_rows_and_positions_are_one_axis_they_are_read_and_written_apart(side):
+    module = Folding()
+    model = opened(module)
+    x = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    port = Port("second", side, like=Port("first", "input"))
+    index = (torch.tensor([0, 2]), torch.tensor([4, 1]))
+    with torch.no_grad():
+        between = module.first(x)
+        wanted = (between if side == "input" else module.second(between)).clone()
+        wanted[index] = 1.0
+        answer = module.second(wanted) if side == "input" else wanted
+    tap = Tap(Site("resid_pre", 0), port, Whole())
+    output, kept = run_with_hooks(
+        model, {"x": x}, [Write(tap, index, torch.ones(2, 4, dtype=torch.float64))], keep=[port]
+    )
+    assert kept[port].shape == (3, 5, 4)
+    torch.testing.assert_close(kept[port], wanted, rtol=0, atol=1e-14)
+    torch.testing.assert_close(output, answer, rtol=0, atol=1e-14)
+
+
+def test_a_port_whose_axes_are_shown_too_late_is_an_error():
+    model = opened(Folding())
+    port = Port("first", "output", like=Port("second", "input"))
+    with pytest.raises(PatchDidNotFire, match="needs a tensor that was not there in time"):
+        run_with_hooks(model, {"x": torch.zeros(1, 2, 4, dtype=torch.float64)}, keep=[port])

@@ -9,7 +9,9 @@ from causalpatch.base.errors import NotFinite, SiteUnsupported
 from causalpatch.engine import prove, require_proofs
 from causalpatch.sites import NAMES
 from causalpatch.testing.tiny import FAMILY_NAMES, tiny_model
+from tiers import quickly
 from toys import hooks_of, prompts
+from worlds import FIRST, LACKS
 
 PAIRS = prompts(([3, 4, 5, 6], [7, 4, 5, 6]), ([8, 9, 10], [8, 11, 10]))
 ALL = [name for name in NAMES if name != "module"]
@@ -57,7 +59,7 @@ def shake(module):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", quickly(FAMILY_NAMES, *FIRST, "opt_post_norm", "deepseek_v3", "bloom", "granite"))
 def test_every_site_of_every_family_passes_in_every_precision(family, dtype):
     model = cp.open_model(tiny_model(family, dtype=dtype))
     for name in ALL:
@@ -68,13 +70,77 @@ def test_every_site_of_every_family_passes_in_every_precision(family, dtype):
         else:
             assert proof.failure is None, proof
             assert proof.passed[:2] == ("identity", "edit")
-    assert prove(model, "resid_post").passed == ("identity", "edit", "whole", "algebra")
-    assert prove(model, "z").passed == ("identity", "edit", "algebra")
-    for name in ("scores", "pattern"):
-        assert prove(model, name).passed == ("identity", "edit", "algebra", "kernel")
-    for name in ("q_rot", "k_rot"):
+    if not {"resid_post", "attn_out"} & LACKS[family]:
+        assert prove(model, "resid_post").passed == ("identity", "edit", "whole", "algebra")
+        assert prove(model, "attn_out").passed == ("identity", "edit", "algebra")
+    if "z" not in LACKS[family]:
+        assert prove(model, "z").passed == ("identity", "edit", "algebra")
+        for name in ("scores", "pattern"):
+            assert prove(model, name).passed == ("identity", "edit", "algebra", "kernel")
+    for name in {"q_rot", "k_rot"} - LACKS[family]:
         assert prove(model, name).passed == ("identity", "edit", "kernel")
-    assert prove(model, "mlp_pre").passed == ("identity", "edit", "algebra")
+    for name in {"mlp_pre", "mlp_gate"} - LACKS[family]:
+        assert prove(model, name).passed == ("identity", "edit", "algebra")
+
+
+def test_falcon_with_slopes_has_no_patterns_under_the_fused_kernel_which_adds_them_otherwise():
+    module = tiny_model("falcon_sequential", dtype=torch.float32)
+    assert prove(cp.open_model(module), "pattern").failure is None
+    module = tiny_model("falcon_sequential", dtype=torch.float32)
+    module.config._attn_implementation = "sdpa"
+    model = cp.open_model(module)
+    assert prove(model, "z").failure is None
+    assert prove(model, "pattern").failure.startswith(
+        "kernel: attention step by step against the model's own kernel (sdpa) is off by"
+    )
+
+
+def residual_added_twice(module):
+    """Let what attention returns be added to the stream inside and outside of it, as no BLOOM does."""
+    module.transformer.h[1].self_attention.register_forward_hook(lambda _, args, out: (out[0] + args[1], *out[1:]))
+
+
+def multiplied_again(module):
+    """Let a layer multiply what it adds once more than its attribute says."""
+    module.model.layers[0].register_forward_hook(lambda _, args, out: args[0] + 0.9 * (out - args[0]))
+
+
+def other_heads(module):
+    """Let attention's output projection be given the heads in another order."""
+    module.model.layers[0].self_attn.o_proj.register_forward_pre_hook(lambda _, args: (args[0].roll(1, -1),))
+
+
+def other_weights(module):
+    """Let attention hand on something else than its weights times the values."""
+    module.transformer.h[0].attn.out_proj.register_forward_pre_hook(lambda _, args: (args[0] * 1.01,))
+
+
+def norm_moved(module):
+    """Let the stream between the sublayers be something else than the first norm's output."""
+    module.model.decoder.layers[0].final_layer_norm.register_forward_pre_hook(lambda _, args: (args[0] * 0.9,))
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "name", "reason"),
+    [
+        ("bloom", residual_added_twice, "resid_post", "algebra: resid_pre + attn_out + mlp_out in layer 1 is off by"),
+        ("deepseek_v3", other_heads, "z", "algebra: z.0.0 against attention is off by"),
+        ("gptj", other_weights, "z", "algebra: z.0.0 against attention is off by"),
+        (
+            "opt_post_norm",
+            norm_moved,
+            "mlp_out",
+            "algebra: resid_mid + mlp_out in front of final_layer_norm in layer 0",
+        ),
+        ("granite", multiplied_again, "mlp_out", "algebra: resid_pre + attn_out + mlp_out in layer 0 is off by"),
+    ],
+)
+def test_a_model_that_is_not_what_a_special_family_says_is_refused_with_the_reason(family, change, name, reason):
+    module = tiny_model(family, seed=11)
+    assert prove(cp.open_model(module), name).failure is None
+    module = tiny_model(family, seed=11)
+    change(module)
+    assert prove(cp.open_model(module), name).failure.startswith(reason)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Runs that begin at the first patched layer: the reference's numbers, for models that allow it, and nothing left."""
 
 from functools import partial
+from operator import itemgetter
 
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ from causalpatch.pairs import Pair, Pairs
 from causalpatch.patches import Intervention
 from causalpatch.results.status import Status
 from causalpatch.sites import NAMES
-from causalpatch.testing.tiny import FAMILY_NAMES, VOCAB, tiny_model
+from causalpatch.testing.tiny import VOCAB, tiny_model
 from doctored import Body, doctored, llama
 from toys import Chain, hooks_of, opened, vectors
-from worlds import projection, random_pairs, tiny_world, unchecked
+from worlds import FIRST, projection, random_pairs, tiny_world, unchecked
 
 PAIRS = random_pairs(5, 4, "equal", shared=0.3)
 BUILT_IN = (METRICS["logit_difference"], METRICS["log_probability"], METRICS["kl_divergence"].at(-2))
@@ -85,7 +86,7 @@ def requests_for(model):
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", FIRST)
 def test_runs_that_begin_at_a_layer_give_what_whole_runs_give(family, padding_side):
     model, _ = tiny_world(family, (3, 2, 2, 0))
     job = job_of(model, requests_for(model), padding_side=padding_side)
@@ -244,17 +245,34 @@ def test_logits_are_computed_for_the_tokens_that_are_read(padding_side):
     assert min(widths) == (1 if padding_side == "left" else n_columns - min(len(pair.clean) for pair in PAIRS) + 1)
 
 
-@pytest.mark.parametrize(("extra", "is_refused"), [(None, False), (torch.zeros(1), True)])
-def test_what_a_layer_returns_beside_the_stream_is_handed_on_only_if_it_is_nothing(extra, is_refused):
+def add_extra(x):
+    return x[0] + x[1]
+
+
+def add_extra_if_there(x):
+    return x[0] if x[1] is None else x[0] + x[1]
+
+
+@pytest.mark.parametrize(
+    ("extra", "read", "is_refused"),
+    [
+        (None, itemgetter(0), False),
+        (torch.ones(1), itemgetter(0), False),  # such as weights of attention, for the caller alone
+        (torch.ones(1), add_extra, True),
+        (torch.ones(1), add_extra_if_there, True),
+        ([None], itemgetter(0), True),
+    ],
+)
+def test_what_a_layer_returns_beside_the_stream_may_be_left_out_only_if_nothing_reads_it(extra, read, is_refused):
     class Tuples(Body):
         def between(self, number, x, position_ids):
-            return x[0] if isinstance(x, tuple) else x
+            return read(x) if isinstance(x, tuple) else x
 
     module = llama()
     module.model.__class__ = Tuples
     for layer in module.model.layers:
         layer.forward = partial(lambda own, *args, **kwargs: (own(*args, **kwargs), extra), layer.forward)
-    module.model.norm.register_forward_pre_hook(lambda part, args: (args[0][0],))
+    module.model.norm.register_forward_pre_hook(lambda part, args: (read(args[0]),))
     job = job_of(cp.open_model(module), ["z.2.0@-1", "resid_pre.1@0"])
     if not is_refused:
         assert_restart_is_right(job)

@@ -7,9 +7,20 @@ import torch
 import causalpatch as cp
 from causalpatch.pairs import Pair, Pairs
 from causalpatch.results.status import Status
-from causalpatch.testing.tiny import FAMILY_NAMES, tiny_model
-from tiers import METRICS, assert_agree, assert_as_raw_hooks, laid_at, run_model, run_on, statuses, tier_of, world_of
-from worlds import assert_same, numbers, projection, random_pairs
+from causalpatch.testing.tiny import tiny_model
+from tiers import (
+    METRICS,
+    assert_agree,
+    assert_as_raw_hooks,
+    laid_at,
+    quickly,
+    run_model,
+    run_on,
+    statuses,
+    tier_of,
+    world_of,
+)
+from worlds import FIRST, ON_WAVEFRONT, assert_same, numbers, projection, random_pairs
 
 COMMON = 4  # tokens that clean and corrupted prompts begin with
 LENGTH = 8  # the last token sees the fifth through a window of four
@@ -41,7 +52,7 @@ def effects_of(effects):
 
 
 @pytest.mark.parametrize(("side", "direction"), [("left", "denoise"), ("right", "noise")])
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", quickly(ON_WAVEFRONT, *FIRST))
 def test_patches_before_the_first_difference_are_derived_and_their_effect_is_zero(family, side, direction):
     world = world_of(family, PAIRS, side, (2, 4, 4, 3))
     patches = [f"{name}@{token}" for name in NAMES for token in (0, COMMON - 1)]
@@ -53,7 +64,7 @@ def test_patches_before_the_first_difference_are_derived_and_their_effect_is_zer
     np.testing.assert_allclose(wanted, 0, atol=1e-12)
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", quickly(ON_WAVEFRONT, *FIRST))
 def test_equal_tokens_after_a_difference_are_measured_because_their_values_differ(family):
     world = world_of(family, PAIRS, shape=(2, 4, 4, 3))
     texts = [f"{name}@{token}" for name in NAMES if name not in ("embed", "resid_pre.0") for token in (5, -1)]
@@ -190,7 +201,7 @@ def test_the_noise_floor_is_measured_never_assumed(family, dtype):
 
 def test_in_bfloat16_the_noise_floor_is_not_zero():
     floors = []
-    for family in FAMILY_NAMES:
+    for family in FIRST:
         model = cp.open_model(tiny_model(family, dtype=torch.bfloat16, layers=4, heads=8))
         effects = run_model("wavefront", model, random_pairs(33, 8, "equal"), ["resid_pre.1@-1"], metric=projection)
         floors.append(effects.provenance["noise_floor"]["projection"])

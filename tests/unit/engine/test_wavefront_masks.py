@@ -10,20 +10,21 @@ import causalpatch as cp
 from causalpatch.pairs import Pair, Pairs
 from causalpatch.results.status import Status
 from causalpatch.sites import NAMES, Site
-from causalpatch.testing.tiny import FAMILY_NAMES, WINDOW
+from causalpatch.testing.tiny import WINDOW
 from tiers import (
     Watch,
     assert_agree,
     assert_as_raw_hooks,
     early,
     laid_at,
+    quickly,
     run_on,
     several,
     statuses,
     tier_of,
     world_of,
 )
-from worlds import Laid, assert_same, numbers, projection, read_off
+from worlds import FIRST, ON_WAVEFRONT, Laid, assert_same, numbers, projection, read_off
 
 WINDOWED = ("mistral", "gemma2")
 
@@ -105,14 +106,14 @@ def test_what_lies_behind_the_last_token_that_is_read_is_not_run():
     assert_agree(effects, run_on("reference", world, patches, metric=early))
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", quickly(ON_WAVEFRONT, *FIRST))
 def test_rows_before_which_there_is_only_padding(family):
     world = world_of(family, of_lengths(3, 12, 4, seed=1), "left")
     assert_as_raw_hooks("wavefront", world, each_name(world, 0))
     assert_as_raw_hooks("wavefront", world, each_name(world, 0), "clean")
 
 
-@pytest.mark.parametrize(("family", "side"), zip(FAMILY_NAMES, cycle(["left", "right"])))
+@pytest.mark.parametrize(("family", "side"), zip(FIRST, cycle(["left", "right"])))
 def test_every_site_at_middle_and_last_tokens_of_prompts_of_different_lengths(family, side):
     world = world_of(family, of_lengths(3, 11, 6, seed=2), side)
     assert_as_raw_hooks("wavefront", world, [*each_name(world, 1), *each_name(world, -1), *each_name(world, -2)])

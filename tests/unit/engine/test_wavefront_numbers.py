@@ -6,7 +6,7 @@ import torch
 
 import causalpatch as cp
 from causalpatch.pairs import Pair, Pairs
-from causalpatch.testing.tiny import FAMILY_NAMES, tiny_model
+from causalpatch.testing.tiny import tiny_model
 from oracle import Edit, Plain
 from tiers import (
     METRICS,
@@ -21,7 +21,7 @@ from tiers import (
     with_answers,
     world_of,
 )
-from worlds import World, assert_same, key, numbers, projection, random_pairs
+from worlds import ON_WAVEFRONT, World, assert_same, key, numbers, projection, random_pairs
 
 
 def long_pairs(n_pairs, length, seed=0, n_changed=2):
@@ -88,7 +88,7 @@ def test_in_float32_effects_are_as_right_as_those_of_raw_hooks_small_effects_too
         assert np.quantile(error[some], 0.9) <= 2 * max(np.quantile(theirs[some], 0.9), rounding / 10), decile
 
 
-@pytest.mark.parametrize("family", quickly(FAMILY_NAMES, "llama", "gemma2", "gpt_neox"))
+@pytest.mark.parametrize("family", quickly(ON_WAVEFRONT, "llama", "gemma2", "gpt_neox", "opt"))
 def test_in_float32_every_tier_measures_what_the_reference_measures_up_to_rounding(family):
     model = cp.open_model(tiny_model(family, dtype=torch.float32, layers=3))
     pairs = random_pairs(41, 4, "equal", prefix=1 / 3)

@@ -15,8 +15,8 @@ torch.set_num_threads(1)
 class Probe:
     """A tiny model of one family whose tensors are read and changed through its own taps."""
 
-    def __init__(self, module, ids):
-        self.module = module
+    def __init__(self, module, ids, family=""):
+        self.module, self.family = module, family
         self.model = open_model(module)
         self.ids = ids
 
@@ -49,12 +49,15 @@ class Probe:
         else:
             key = port.items[0] if port.items else 0 if isinstance(output, tuple) else None
             tensor = output if key is None else output[key]
+        # Where rows and positions are elsewhere, they are those of the ids.
+        apart = tensor if port.like is None else tensor.reshape(*self.ids.shape, tensor.shape[-1])
         if change is None or change[0] != port:
-            seen[port] = tensor.clone()
+            seen[port] = apart.clone()
             return None
-        tensor = tensor.clone()
-        change[1](tensor, seen)
-        seen[port] = tensor
+        apart = apart.clone()
+        change[1](apart, seen)
+        seen[port] = apart.clone()  # some models add to what they are given in place
+        tensor = apart.reshape(tensor.shape)
         if port.side == "input":
             return ((tensor, *args[1:]), kwargs) if args else (args, {**kwargs, key: tensor})
         if key is None:
@@ -99,7 +102,7 @@ class Probe:
 @functools.cache
 def _probe(family):
     ids = torch.randint(3, 40, (2, 7), generator=torch.Generator().manual_seed(5))
-    return Probe(tiny_model(family, seed=3), ids)
+    return Probe(tiny_model(family, seed=3), ids, family)
 
 
 @pytest.fixture

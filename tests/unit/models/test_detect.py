@@ -2,18 +2,25 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    AutoModelForCausalLM,
+    BambaConfig,
+    FalconConfig,
+    FalconMambaConfig,
     GraniteConfig,
     GraniteForCausalLM,
     LlamaForSequenceClassification,
+    Olmo3Config,
     OlmoConfig,
     OlmoForCausalLM,
-    PhiConfig,
-    PhiForCausalLM,
+    OPTConfig,
+    XGLMConfig,
+    XGLMForCausalLM,
 )
 
 from causalpatch.base.errors import SiteUnsupported
+from causalpatch.engine import prove
 from causalpatch.models import open_model
-from causalpatch.sites import parse
+from causalpatch.sites import NAMES, parse
 from causalpatch.testing.tiny import tiny_model
 
 NUMBERS = {
@@ -73,7 +80,10 @@ def test_a_model_in_which_all_names_match_is_taken_over_and_marked():
 
 
 def test_a_scale_on_what_is_added_to_the_stream_stands_against_equal_names():
-    model = open_model(GraniteForCausalLM(GraniteConfig(**NUMBERS, residual_multiplier=0.5)))
+    module = GraniteForCausalLM(GraniteConfig(**NUMBERS, residual_multiplier=0.5))
+    assert open_model(module).family.name == "granite"
+    module.config.model_type = "marble"
+    model = open_model(module)
     assert model.family is None
     with pytest.raises(SiteUnsupported, match=r"12 of 12 names match llama, but residual_multiplier is 0\.5"):
         model.tap(parse("attn_out.0"))
@@ -92,10 +102,54 @@ def test_a_module_between_the_known_ones_stands_against_equal_names():
 
 
 def test_a_resembling_model_is_generic_and_the_closest_family_is_named():
-    model = open_model(PhiForCausalLM(PhiConfig(**NUMBERS)))
+    model = open_model(
+        XGLMForCausalLM(XGLMConfig(vocab_size=40, d_model=16, ffn_dim=32, num_layers=2, attention_heads=4))
+    )
     assert model.family is None
-    assert model.family_note == "no known family; 8 of 12 names match llama"
+    assert model.family_note == "no known family; 6 of 11 names match phi"
     assert model.shape.n_layers == 0
+
+
+def test_names_alone_do_not_make_a_mixture_of_experts_or_a_model_that_adds_the_stream_inside():
+    for family in ("mixtral", "bloom", "opt"):
+        module = tiny_model(family)
+        module.config.model_type = "other"
+        assert open_model(module).family is None
+
+
+@pytest.mark.parametrize(
+    ("config", "family"),
+    [
+        (Olmo3Config(**NUMBERS, sliding_window=4), "olmo2"),
+        (FalconMambaConfig(vocab_size=40, hidden_size=16, state_size=4, num_hidden_layers=2), "mamba"),
+        (
+            BambaConfig(
+                **NUMBERS,
+                attn_layer_indices=[1],
+                mamba_n_heads=4,
+                mamba_d_head=8,
+                mamba_d_state=4,
+                num_key_value_heads=2,
+            ),
+            "jamba",
+        ),
+        (FalconConfig(**NUMBERS, new_decoder_architecture=True), "falcon_grouped"),
+        (OPTConfig(**NUMBERS, ffn_dim=32, word_embed_proj_dim=8, do_layer_norm_before=False), "opt_post_norm"),
+    ],
+)
+def test_models_of_one_table_with_another_have_all_its_sites(config, family):
+    model = open_model(AutoModelForCausalLM.from_config(config).eval())
+    assert model.family.name == family
+    assert model.family_source == "config"
+    for name in (name for name in NAMES if name != "module" and name not in model.shape.refused):
+        assert prove(model, name).failure is None
+
+
+def test_variants_that_no_table_covers_are_generic_and_say_which_comes_closest():
+    falcon = FalconConfig(**NUMBERS, multi_query=True, parallel_attn=False)
+    model = open_model(AutoModelForCausalLM.from_config(falcon))
+    assert model.family is None
+    assert "names match" in model.family_note
 
 
 def test_names_without_a_configuration_do_not_say_how_many_heads_there_are():

@@ -15,10 +15,14 @@ class At:
     Args:
         module: Path below the layer (or below the base, for a site without layer); ``""`` is the layer itself.
         side: ``"input"`` or ``"output"``.
+        times: Attribute of the layer by which the model multiplies the tensor before it adds it to the stream.
+        is_folded: The tensor does not have rows and positions as its first two axes, but as one, or an axis between.
     """
 
     module: str
     side: Side
+    times: str = ""
+    is_folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,12 @@ class Parted:
         module: Path below the layer.
         side: ``"input"`` or ``"output"``.
         part: Which part of a fused tensor, counted from 0.
-        parts: Number of parts that are fused in the tensor, all of one size.
-        by_unit: The parts alternate within each unit (q, k, v of head 0, then of head 1), rather than one part of all
-            units standing before the next part of all units.
+        parts: Number of parts that are fused in the tensor: three are queries, keys and values, of as many heads each
+            as there are.
+        by_unit: The parts alternate (q, k, v of head 0, then of head 1) rather than one part of all units standing
+            before the next part of all units. Where heads share keys and values, the queries of all heads of a group
+            stand before the key and the value that they share.
+        is_folded: The tensor does not have rows and positions as its first two axes, but as one, or an axis between.
     """
 
     module: str
@@ -39,6 +46,7 @@ class Parted:
     part: int = 0
     parts: int = 1
     by_unit: bool = False
+    is_folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,15 +86,26 @@ class Absent:
 
 Fact = At | Parted | SumOf | ShareOf | Absent
 
+# What several families say alike.
 ROTARY: Final = Absent("positions enter inside attention, by rotary embeddings; use q_rot or k_rot")
+ROTARY_UNMET: Final = Absent("positions enter inside attention, by rotary embeddings; use scores")
+SLOPES: Final = Absent("positions enter inside attention, as slopes of the scores (ALiBi); use scores")
+NOT_TURNED: Final = Absent("nothing turns the queries and keys of this family; use q and k")
+NOT_MET: Final = Absent(
+    "attention is computed by the model's own module, which shows no queries and keys as it compares them; "
+    "use q, k or scores"
+)
+NO_GATE: Final = Absent("its MLP has no gate; use mlp_pre")
+PARALLEL: Final = Absent("attention and MLP read the same stream (parallel blocks); use resid_pre or resid_post")
 
 
 @dataclass(frozen=True)
 class Family:
     """The table of facts of one family of models.
 
-    Sites inside attention (``q_rot``, ``k_rot``, ``scores``, ``pattern``) and biases follow from the others: attention
-    is the module around the projection that ``z`` goes into, and a bias is that of a projection which is named already.
+    Sites inside attention (``q_rot``, ``k_rot``, ``scores``, ``pattern``) and biases follow from the others unless the
+    table names them: attention is the module around the projection that ``z`` goes into, and a bias is that of a
+    projection which is named already.
 
     Args:
         name: Name of the family.
@@ -98,9 +117,17 @@ class Family:
         norms: Each layer's norms, below the layer, in the order in which they are applied.
         extras: Further direct children of a layer which add nothing to the stream.
         when: Values that the configuration must have (or leave out), for variants that share a ``model_type``.
-        heads: Name of the configuration's number of heads.
-        kv_heads: Name of the configuration's number of key and value heads.
+        heads: Name of the configuration's number of heads; empty where there are none.
+        kv_heads: Name of the configuration's number of key and value heads, or that number.
         width: Name of the configuration's width of the stream.
+        query_width: Names of the configuration's entries that add up to the width of a query, where that is not the
+            width of a value.
+        post_norms: Norms through which the sum of the stream and what attention adds goes, and then the sum with what
+            the MLP adds; empty where the stream is the plain sum.
+        thins_gates: What a gate gives may be thinned out on its way to the activation function.
+        reads_ids: Layers are given something of each token's id besides the stream.
+        needs_config: Taken over only where the configuration says so: other models have these names too, and do
+            something else.
     """
 
     name: str
@@ -113,5 +140,10 @@ class Family:
     extras: tuple[str, ...] = ()
     when: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     heads: str = "num_attention_heads"
-    kv_heads: str = "num_attention_heads"
+    kv_heads: str | int = "num_attention_heads"
     width: str = "hidden_size"
+    query_width: tuple[str, ...] = ()
+    post_norms: tuple[str, ...] = ()
+    thins_gates: bool = False
+    reads_ids: bool = False
+    needs_config: bool = False

@@ -1,6 +1,6 @@
 """GPT-2: learned positions, q, k and v fused as thirds of one output, transposed (Conv1D) weights."""
 
-from causalpatch.models.families.family import Absent, At, Family, Parted, ShareOf, SumOf
+from causalpatch.models.families.family import NO_GATE, At, Family, Parted, ShareOf, SumOf
 
 GPT2 = Family(
     name="gpt2",
@@ -25,7 +25,7 @@ GPT2 = Family(
         "z": Parted("attn.c_proj", "input"),
         "head_out": ShareOf("attn.c_proj"),
         "mlp_pre": Parted("mlp.c_fc", "output"),
-        "mlp_gate": Absent("its MLP has no gate; use mlp_pre"),
+        "mlp_gate": NO_GATE,
         "mlp_post": Parted("mlp.c_proj", "input"),
         "final_norm": At("ln_f", "output"),
     },

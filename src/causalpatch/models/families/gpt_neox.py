@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from causalpatch.models.families.family import ROTARY, Absent, At, Family, Parted, ShareOf, SumOf
+from causalpatch.models.families.family import NO_GATE, PARALLEL, ROTARY, At, Family, Parted, ShareOf, SumOf
 
 GPT_NEOX = Family(
     name="gpt_neox",
@@ -17,7 +17,7 @@ GPT_NEOX = Family(
         "embed": At("embed_in", "output"),
         "pos_embed": ROTARY,
         "resid_pre": At("", "input"),
-        "resid_mid": Absent("attention and MLP read the same stream (parallel blocks); use resid_pre or resid_post"),
+        "resid_mid": PARALLEL,
         "resid_post": At("", "output"),
         "attn_out": At("attention", "output"),
         "mlp_out": At("mlp", "output"),
@@ -27,7 +27,7 @@ GPT_NEOX = Family(
         "z": Parted("attention.dense", "input"),
         "head_out": ShareOf("attention.dense"),
         "mlp_pre": Parted("mlp.dense_h_to_4h", "output"),
-        "mlp_gate": Absent("its MLP has no gate; use mlp_pre"),
+        "mlp_gate": NO_GATE,
         "mlp_post": Parted("mlp.dense_4h_to_h", "input"),
         "final_norm": At("final_layer_norm", "output"),
     },

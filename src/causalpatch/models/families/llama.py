@@ -1,6 +1,7 @@
 """Llama and the models laid out like it: pre-norm blocks, separate projections, a gated MLP.
 
-``q`` and ``k`` are before the rotary embedding, and in Qwen3 before the norm of each head.
+``q`` and ``k`` are before the rotary embedding, and in Qwen3 before the norm of each head. SmolLM 1 and 2 call
+themselves Llama; SmolLM 3 leaves the rotary embedding out of every fourth layer.
 """
 
 from dataclasses import replace
@@ -38,3 +39,4 @@ LLAMA = Family(
 MISTRAL = replace(LLAMA, name="mistral", model_types=("mistral",))
 QWEN2 = replace(LLAMA, name="qwen2", model_types=("qwen2",))
 QWEN3 = replace(LLAMA, name="qwen3", model_types=("qwen3",))
+SMOLLM3 = replace(LLAMA, name="smollm3", model_types=("smollm3",))

@@ -1,0 +1,155 @@
+"""The page that says which sites each family has: every cell tried on a tiny random model, none of it written by hand.
+
+``python -m causalpatch.testing.support docs/support.md`` (``make support``) writes it anew.
+
+1. For each family a tiny model in float32, of the unmodified modules of transformers, is opened, and every site tried
+   by ``prove``. A small sweep shows which engine makes its runs.
+2. The default configuration of each kind of model, mostly a large one, is opened on the ``meta`` device: modules and
+   shapes without weights. Nothing runs there; it shows that the tables find heads and neurons in models of full size.
+
+Cost: about a second for each family; some hundred megabytes.
+"""
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from causalpatch.engine import prove
+from causalpatch.experiment import Experiment
+from causalpatch.models import FAMILIES, Model, open_model
+from causalpatch.pairs import Pair, Pairs
+from causalpatch.sites import NAMES
+from causalpatch.testing.tiny import FAMILY_NAMES, tiny_model
+
+SITES = tuple(name for name in NAMES if name != "module")
+_HEAD = """\
+# Which families have which sites
+
+Every cell is the outcome of a trial, none is written by hand: `make support` opens a tiny random model of each family
+and tries every site by the proofs that the library makes when it first uses a model. A value written back changes no
+bit; another value changes the answer; where all must flow through a site, the source's value gives the source's
+answer; and the sums and products hold that the site's definition claims. A site that has no place in a family is
+*refused*, with a reason: see below the table. `causalpatch doctor MODEL` makes the same trials on a model of yours.
+Whether projections have biases is often a matter of the configuration; here it is that of the tiny model.
+
+*engine* is the fastest that makes runs of the family, after its check against full forwards: `wavefront` (tokens that
+can have changed), `restart` (whole prompts from the first patched layer on) or `rows` (full forwards). Models of no
+family have `module(PATH)` sites.
+"""
+_LARGE = """\
+## Models of full size
+
+The default configuration of each kind of model in transformers, opened by its table without weights: nothing runs.
+Widths are those of the stream and of a head (queries and keys/values, where they differ).
+"""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What came of one family.
+
+    Args:
+        family: Its name.
+        model_types: The names by which configurations call it.
+        engine: The engine that made its runs.
+        outcomes: For each site None where it was proved, else the reason.
+    """
+
+    family: str
+    model_types: tuple[str, ...]
+    engine: str
+    outcomes: dict[str, str | None]
+
+
+def try_family(name: str) -> Tried:
+    """Try every site of a tiny model of a family.
+
+    Args:
+        name: One of ``FAMILY_NAMES``.
+    """
+    model = open_model(tiny_model(name, dtype=torch.float32))
+    family = next(family for family in FAMILIES if family.name == name)
+    outcomes = {site: prove(model, site).failure for site in SITES}
+    return Tried(name, family.model_types, _engine_of(model), outcomes)
+
+
+def make_page(tried: Sequence[Tried], shapes: Sequence[Sequence[str]]) -> str:
+    """Return the page in Markdown.
+
+    Args:
+        tried: Families.
+        shapes: Rows of the table of large models.
+    """
+    tried = sorted(tried, key=lambda each: each.family)
+    reasons = list(dict.fromkeys(why for each in tried for why in each.outcomes.values() if why is not None))
+    number = {reason: place for place, reason in enumerate(reasons, 1)}
+
+    def cell(why: str | None) -> str:
+        return "proved" if why is None else f"refused: {number[why]}"
+
+    rows = [[f"**{each.family}**", each.engine, *(cell(each.outcomes[site]) for site in SITES)] for each in tried]
+    called = [[each.family, ", ".join(f"`{name}`" for name in each.model_types)] for each in tried]
+    parts = [
+        _HEAD,
+        _table(["family", "engine", *(f"`{site}`" for site in SITES)], rows),
+        "## Why a site is refused\n",
+        "\n".join(f"{place}. {reason}" for reason, place in number.items()) + "\n",
+        "## How configurations call them\n\nVariants of one `model_type` are told apart by further entries.\n",
+        _table(["family", "`model_type`"], called),
+        _LARGE,
+        _table(["`model_type`", "family", "layers", "width", "heads", "kv_heads", "head width", "neurons"], shapes),
+    ]
+    return "\n".join(parts)
+
+
+def shapes_of_large_models() -> list[list[str]]:
+    """Return the counts of each kind of model's default configuration, found without weights."""
+    kinds = sorted({kind for family in FAMILIES for kind in family.model_types})
+    return [_shape_of(kind) for kind in kinds]
+
+
+def _shape_of(kind: str) -> list[str]:
+    config = AutoConfig.for_model(kind)
+    with torch.device("meta"):
+        model = open_model(AutoModelForCausalLM.from_config(config))
+    family = model.family.name if model.family else model.family_note
+    widths = [str(model.sizes(name)["head_width"]) for name in ("q", "v") if model.n_heads]
+    counts = [model.shape.n_layers, model.width, model.n_heads, model.n_kv_heads]
+    shown = [f"{count:,}" if count else "none" for count in counts]
+    neurons = model.shape.units.get("neuron")
+    return [kind, family, *shown, "/".join(dict.fromkeys(widths)) or "none", f"{neurons:,}" if neurons else "none"]
+
+
+def _engine_of(model: Model) -> str:
+    """Return the engine that makes most runs of a small sweep."""
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(3, 40, n) for n in (5, 7)]
+    pairs = Pairs([Pair(ids, np.roll(ids, 1), ((5,),), ((6,),)) for ids in prompts], name="random")
+    known = [name for name in ("resid_pre", "z", "mlp_out", "mlp_post") if name not in model.shape.refused]
+    sites = [f"{name}.0.0@1" if NAMES[name].unit_axis else f"{name}.0@1" for name in known]
+    effects = Experiment(model, pairs, show_progress=False).run(sites)
+    return str(effects.provenance["engine"]["tier"])
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write the page to a file.
+
+    Args:
+        arguments: The file.
+    """
+    (path,) = arguments
+    Path(path).write_text(make_page([try_family(name) for name in FAMILY_NAMES], shapes_of_large_models()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,41 @@
+"""The page of families and sites says what the library does now."""
+
+from pathlib import Path
+
+import pytest
+
+from causalpatch.testing.support import SITES, Tried, main, make_page, shapes_of_large_models, try_family
+from causalpatch.testing.tiny import FAMILY_NAMES
+from worlds import LACKS
+
+PAGE = Path(__file__).parents[3] / "docs" / "support.md"
+
+
+@pytest.fixture(scope="module")
+def tried():
+    return [try_family(name) for name in FAMILY_NAMES]
+
+
+def test_the_page_is_what_the_trials_give(tried):
+    wanted = make_page(tried, shapes_of_large_models())
+    assert PAGE.read_text() == wanted, "docs/support.md is stale: make support"
+
+
+def test_what_a_table_does_not_have_is_refused_and_all_else_is_proved(tried):
+    for each in tried:
+        refused = {name for name, why in each.outcomes.items() if why is not None}
+        assert refused == LACKS[each.family] & set(SITES), each.family
+        assert each.engine in ("wavefront", "restart", "rows")
+
+
+def test_a_site_that_fails_its_proof_shows_on_the_page():
+    outcomes = dict.fromkeys(SITES) | {"z": "algebra: z.0.0 against attention is off by 1.0"}
+    page = make_page([Tried("llama", ("llama",), "rows", outcomes)], [])
+    assert "refused: 1 |" in page
+    assert "1. algebra: z.0.0 against attention is off by 1.0" in page
+
+
+def test_the_page_goes_to_the_file_that_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("causalpatch.testing.support.FAMILY_NAMES", ("llama",))
+    main([str(tmp_path / "page.md")])
+    assert (tmp_path / "page.md").read_text().startswith("# Which families have which sites")
