@@ -229,7 +229,7 @@ if TYPE_CHECKING:
         load_subspace as load_subspace,
     )
     from causalpatch.subspaces import (
-        patch_accuracy as patch_accuracy,
+        patched_accuracy as patched_accuracy,
     )
     from causalpatch.subspaces import (
         subspace_parts as subspace_parts,
@@ -332,7 +332,7 @@ _ROOMS = {
         "RotationSearch",
         "learn_subspace",
         "load_subspace",
-        "patch_accuracy",
+        "patched_accuracy",
         "subspace_parts",
     ),
     "sweeps": (

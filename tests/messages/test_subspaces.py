@@ -237,7 +237,7 @@ def test_wanted_answers_must_be_there(refuses, planted):
           fix: name one of these, or leave wanted= out for the source's own answers
         """,
     ):
-        cp.patch_accuracy(planted, cp.Patch(SITE), "swap")
+        cp.patched_accuracy(planted, cp.Patch(SITE), "swap")
     without = cp.Pairs.from_arrays(np.zeros((2, 16)), np.ones((2, 16)), [1, 2], name="bare")
     with refuses(
         AnswerError,
@@ -249,7 +249,7 @@ def test_wanted_answers_must_be_there(refuses, planted):
         """,
     ):
         noising = cp.Experiment(planted.model, without, "answer_logit", "noise")
-        cp.patch_accuracy(noising, cp.Patch(SITE))
+        cp.patched_accuracy(noising, cp.Patch(SITE))
 
 
 def test_a_loss_that_is_no_number_stops_the_search(refuses, planted, monkeypatch):

@@ -9,7 +9,6 @@ wrong, so none is given; 130 stopped by the user.
 
 import sys
 import warnings
-from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +19,15 @@ import causalpatch as cp
 from causalpatch.base.errors import CausalPatchError, SettingError
 from causalpatch.base.extras import lazy
 from causalpatch.cli import show as view
+from causalpatch.cli.requests import (
+    finish,
+    joined_by_plus,
+    metric_of_task,
+    run_until_stopped,
+    selected,
+    show_plans,
+    with_dictionaries,
+)
 
 engine = lazy("causalpatch.engine")
 tasks_room = lazy("causalpatch.pairs.tasks")
@@ -95,7 +103,7 @@ def demo(
         view.facts({"clean": repr(varied[0].clean_text), "corrupted": repr(varied[0].corrupt_text)})
         view.text("The clean prompt is answered by the other name than the corrupted one.")
         view.text(f"{of_varied.baseline}\n{varied.check()}")
-    found = _run_until_stopped(
+    found = run_until_stopped(
         {
             "layers-positions": partial(cp.sweep, of_alike, "resid_pre"),
             "attention-positions": partial(cp.sweep, of_alike, "attn_out"),
@@ -103,7 +111,7 @@ def demo(
             "heads-last-token": partial(cp.sweep, of_varied, "z@-1"),
         }
     )
-    _finish(found, out, top, as_json)
+    finish(found, out, top, as_json)
     if not as_json:
         view.conclusion(found)
 
@@ -161,11 +169,11 @@ def sweep(  # noqa: PLR0913 - each argument is an option that a person types
     as_json: Json = False,
 ) -> None:
     """Patch every cell of a grid and measure what changes."""
-    opened = _with_dictionaries(cp.open_model(model, dtype=dtype, device=device), dictionary)
+    opened = with_dictionaries(cp.open_model(model, dtype=dtype, device=device), dictionary)
     loaded = cp.load_pairs(pairs, opened, first_token=first_token)
-    loaded = _selected(loaded, where, first)
+    loaded = selected(loaded, where, first)
     loaded = loaded.align(align) if align else loaded
-    metrics = metric or [_metric_of_task(pairs)]
+    metrics = metric or [metric_of_task(pairs)]
     wanted = values.as_value(value)
     put = wanted.of if isinstance(wanted, cp.Subspace) else wanted
     moves = isinstance(put, cp.Source | cp.Identity | cp.Interpolate)
@@ -182,13 +190,13 @@ def sweep(  # noqa: PLR0913 - each argument is an option that a person types
     axes = over.split(",") if over else None
     if plan:
         plans = {name: cp.plan_sweep(experiment, name, axes, value=wanted, window=window) for name in sites}
-        _show_plans(plans, as_json)
+        show_plans(plans, as_json)
         return
     asked = {"value": wanted, "budget": budget, "draws": draws, "window": window}
-    found = _run_until_stopped({name: partial(cp.sweep, experiment, name, axes, **asked) for name in sites})
+    found = run_until_stopped({name: partial(cp.sweep, experiment, name, axes, **asked) for name in sites})
     if not as_json:
         view.text(str(experiment.baseline))
-    _finish(found, out, top, as_json)
+    finish(found, out, top, as_json)
 
 
 @app.command()
@@ -210,8 +218,8 @@ def trace(  # noqa: PLR0913 - each argument is an option that a person types
 ) -> None:
     """Trace causally, as in ROME: noise the subject, or use the pairs, and restore clean states one by one."""
     opened = cp.open_model(model, device=device)
-    loaded = _selected(cp.load_pairs(pairs, opened), where, first)
-    experiment = cp.Experiment(opened, loaded, metric=metric or _metric_of_task(pairs))
+    loaded = selected(cp.load_pairs(pairs, opened), where, first)
+    experiment = cp.Experiment(opened, loaded, metric=metric or metric_of_task(pairs))
     asked: dict[str, Any] = {**({"by": by} if by else {}), **({"kind": kind} if kind else {})}
     found = cp.trace(experiment, span, window, draws=draws, **asked)
     named = {f"{by}-{kind}": effects for (by, kind), effects in found.effects.items()}
@@ -220,7 +228,7 @@ def trace(  # noqa: PLR0913 - each argument is an option that a person types
         found.plot().save(out / "trace.png")
     if not as_json:
         view.text(repr(found))
-    _finish(named, out, top, as_json)
+    finish(named, out, top, as_json)
     if out and not as_json:
         view.text(f"  all in one figure: {path}")
 
@@ -262,23 +270,23 @@ def paths(  # noqa: PLR0913 - each argument is an option that a person types
 ) -> None:
     """Patch paths: what one component sends to another one, all else frozen, and what that does."""
     opened = cp.open_model(model, device=device)
-    loaded = _selected(cp.load_pairs(pairs, opened), where, first)
+    loaded = selected(cp.load_pairs(pairs, opened), where, first)
     loaded = loaded.align(align) if align else loaded
-    experiment = cp.Experiment(opened, loaded, metric=metric or [_metric_of_task(pairs)], direction=direction)
+    experiment = cp.Experiment(opened, loaded, metric=metric or [metric_of_task(pairs)], direction=direction)
     asked: dict[str, Any] = {"recompute_mlps": recompute_mlps}
     if each_position:
         asked["positions"] = "each"
     if path:
-        asked["paths"] = [_joined_by_plus(text) for text in path]
+        asked["paths"] = [joined_by_plus(text) for text in path]
     if senders or receivers or not path:
         asked |= {
             "senders": senders or ["head_out"],
-            "receivers": [_joined_by_plus(t) for t in receivers or ["logits"]],
+            "receivers": [joined_by_plus(t) for t in receivers or ["logits"]],
         }
-    found = _run_until_stopped({"paths": partial(cp.path_patch, experiment, **asked)})
+    found = run_until_stopped({"paths": partial(cp.path_patch, experiment, **asked)})
     if not as_json:
         view.text(str(experiment.baseline))
-    _finish(found, out, top, as_json)
+    finish(found, out, top, as_json)
 
 
 @app.command()
@@ -299,9 +307,9 @@ def features(  # noqa: PLR0913 - each argument is an option that a person types
     as_json: Json = False,
 ) -> None:
     """Find the features of a dictionary with the largest effects: zeroed in the clean run, or taken from it."""
-    opened = _with_dictionaries(cp.open_model(model, device=device), dictionary)
-    loaded = _selected(cp.load_pairs(pairs, opened), where, first)
-    experiment = cp.Experiment(opened, loaded, metric=metric or _metric_of_task(pairs))
+    opened = with_dictionaries(cp.open_model(model, device=device), dictionary)
+    loaded = selected(cp.load_pairs(pairs, opened), where, first)
+    experiment = cp.Experiment(opened, loaded, metric=metric or metric_of_task(pairs))
     experiment = experiment if value == "source" else experiment.turned("noise")
     names = list(opened.shape.dictionaries)
     if not names:
@@ -326,7 +334,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """List a model's sites with their shapes, and prove that each means what it says."""
-    opened = _with_dictionaries(cp.open_model(model, dtype=dtype, device=device), dictionary)
+    opened = with_dictionaries(cp.open_model(model, dtype=dtype, device=device), dictionary)
     rows = []
     for row in opened.site_rows():
         proof = None if row.refused or row.name.startswith("module") else engine.prove(opened, row.name)
@@ -386,77 +394,3 @@ def show(
     view.text(repr(effects))
     view.text("")
     view.summary(effects) if everything else view.top_table(effects.over_draws().top(top))
-
-
-def _joined_by_plus(text: str) -> str | list[str]:
-    """Return what stands between pluses as a list, to be patched in one run."""
-    parts = [part.strip() for part in text.split("+")]
-    return parts if len(parts) > 1 else text
-
-
-def _finish(found: dict[str, Any], out: Path | None, top: int, as_json: bool) -> None:
-    """Save and show the effects of a command; stop with 130 where the user cut them short."""
-    files = {name: view.save(effects, out, name, alone=len(found) == 1) for name, effects in found.items() if out}
-    if as_json:
-        objects = {
-            name: {**view.effects_object(effects, top), "files": files.get(name, [])} for name, effects in found.items()
-        }
-        view.json_object({"sweeps": objects})
-    else:
-        for name, effects in found.items():
-            for metric in effects.metrics:
-                view.heading(name if len(effects.metrics) == 1 else f"{name}, {metric}")
-                view.engine(effects)
-                view.top_table(effects.over_draws().top(top, metric))
-        if out:
-            n_files = sum(map(len, files.values()))
-            view.text(f"\nwrote {n_files} files (numbers, tables, pictures) into {out}/:")
-            for name, written in files.items():
-                view.text(f"  {name}: {', '.join(Path(path).name for path in written)}")
-    if not all(effects.is_complete for effects in found.values()):
-        raise typer.Exit(130)
-
-
-def _run_until_stopped(sweeps: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-    """Run sweeps in turn; one that the user stops is kept, and is the last."""
-    found = {}
-    for name, run in sweeps.items():
-        found[name] = run()
-        if not found[name].is_complete:
-            break
-    return found
-
-
-def _show_plans(plans: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        view.json_object({"plans": {name: vars(plan) for name, plan in plans.items()}})
-        return
-    for name, plan in plans.items():
-        view.heading(name)
-        view.text(str(plan))
-
-
-def _selected(pairs: Any, where: list[str] | None, first: int | None) -> Any:
-    """Return the pairs that conditions hold for, or the first of them."""
-    for condition in where or []:
-        column, equals, wanted = condition.partition("=")
-        if not equals:
-            raise SettingError(f"--where {condition!r} is not COLUMN=VALUE", fix="--where behaviour=pronoun")
-        pairs = pairs.where(**{column: wanted})
-    return pairs.take(range(min(first, len(pairs)))) if first else pairs
-
-
-def _with_dictionaries(model: Any, named: list[str] | None) -> Any:
-    """Return a model with the dictionaries that options name."""
-    for text in named or []:
-        name, equals, place = text.partition("=")
-        name, _, site = name.partition(":")
-        if not equals or not name:
-            raise SettingError(f"--dictionary {text!r} is not NAME=FOLDER", fix="--dictionary sae=FOLDER")
-        model.add_dictionary(name, place, site or None)
-    return model
-
-
-def _metric_of_task(pairs: str) -> str:
-    task = tasks_room.TASKS.get(pairs)
-    return task.metric if task else "logit_difference"

@@ -2,7 +2,7 @@
 
 from causalpatch.engine import RotationSearch
 from causalpatch.subspaces.alignment import Alignment, load_subspace
-from causalpatch.subspaces.interchange import Accuracy, patch_accuracy
+from causalpatch.subspaces.interchange import Accuracy, patched_accuracy
 from causalpatch.subspaces.learn import SubspaceControls, learn_subspace
 from causalpatch.subspaces.parts import Part, Parts, subspace_parts
 
@@ -15,6 +15,6 @@ __all__ = [
     "SubspaceControls",
     "learn_subspace",
     "load_subspace",
-    "patch_accuracy",
+    "patched_accuracy",
     "subspace_parts",
 ]

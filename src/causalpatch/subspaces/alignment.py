@@ -18,7 +18,7 @@ from causalpatch.engine import Epoch
 from causalpatch.experiment import Experiment
 from causalpatch.patches import FittedOn, Patch, Subspace
 from causalpatch.sites import Site, SiteSet, parse
-from causalpatch.subspaces.interchange import Accuracy, patch_accuracy, refuse_shared
+from causalpatch.subspaces.interchange import Accuracy, patched_accuracy, refuse_shared
 from causalpatch.subspaces.parts import Part, Parts
 
 FORMAT = "causalpatch subspace"
@@ -97,7 +97,7 @@ class Alignment:
                 fix=f'experiment.turned("{self.direction}")',
             )
         refuse_shared(self.marks, self.value.on.name if self.value.on else "", experiment.pairs)
-        return patch_accuracy(experiment, self.patch, self.wanted or None)
+        return patched_accuracy(experiment, self.patch, self.wanted or None)
 
     def __str__(self) -> str:
         on = self.value.on

@@ -57,7 +57,7 @@ class Accuracy:
         return f"{self.share:.3f} {ends} on {self.n_pairs} pairs of '{self.on}', chance {self.chance:.3f}"
 
 
-def patch_accuracy(experiment: Experiment, patches: Patch | Sequence[Patch], wanted: str | None = None) -> Accuracy:
+def patched_accuracy(experiment: Experiment, patches: Patch | Sequence[Patch], wanted: str | None = None) -> Accuracy:
     """Measure how often patched runs give the wanted answer, as the first choice of the whole vocabulary.
 
     Args:
@@ -75,7 +75,7 @@ def patch_accuracy(experiment: Experiment, patches: Patch | Sequence[Patch], wan
         >>> import causalpatch as cp
         >>> model = cp.open_model("zoo:stories")
         >>> experiment = cp.Experiment(model, cp.load_pairs("ioi", model))
-        >>> whole = cp.patch_accuracy(experiment, cp.Patch("resid_post.3@-1"))
+        >>> whole = cp.patched_accuracy(experiment, cp.Patch("resid_post.3@-1"))
         >>> whole.share > 0.9
         True
 

@@ -176,10 +176,10 @@ def test_a_wanted_answer_must_be_one_token():
         for pair, x in zip(pairs, ("no", 3, [4, 5], [[1, 2]]), strict=True)
     ]
     held = type(pairs)(bad, kind="arrays")
-    assert cp.patch_accuracy(experiment(held.take([1, 2])), cp.Patch(SITE), "x").n_pairs == 2
+    assert cp.patched_accuracy(experiment(held.take([1, 2])), cp.Patch(SITE), "x").n_pairs == 2
     for number in (0, 3):
         with pytest.raises(AnswerError, match="no wanted answer of one token"):
-            cp.patch_accuracy(experiment(held.take([number])), cp.Patch(SITE), "x")
+            cp.patched_accuracy(experiment(held.take([number])), cp.Patch(SITE), "x")
 
 
 def test_memory_that_runs_out_is_met_with_smaller_forwards_or_said(monkeypatch):
@@ -204,7 +204,7 @@ def test_accuracy_counts_first_choices_by_hand():
     asked = experiment(HELD_OUT)
     direction = asked.model.module.rotation[:, 0]
     patch = cp.Patch(SITE, cp.Subspace(direction))
-    got = cp.patch_accuracy(asked, patch, "swapped")
+    got = cp.patched_accuracy(asked, patch, "swapped")
     module, hits = asked.model.module, 0
     for pair in HELD_OUT:
         with torch.no_grad():
