@@ -159,8 +159,8 @@ def test_an_architecture_that_is_not_known_is_refused(refuses, model, tmp_path):
         ModelUnsupported,
         """
         the dictionary 'TMP/sae_weights.safetensors' cannot be used: the architecture 'temporal'
-          why   known are standard, gated, jumprelu, topk, transcoder, skip_transcoder, jumprelu_transcoder,
-                jumprelu_skip_transcoder; batchtopk is saved as jumprelu
+          why   known are standard, gated, jumprelu, topk, transcoder, skip_transcoder,
+                jumprelu_transcoder, jumprelu_skip_transcoder; batchtopk is saved as jumprelu
           else  its features would be other numbers than those that were published
           fix: add a torch module with encode and decode that computes it
         """,
@@ -187,8 +187,8 @@ def test_processed_weights_are_asked_for_where_they_matter(refuses, tmp_path):
         SettingError,
         """
         it is not known whether 'TMP/sae_weights.safetensors' was trained on processed weights
-          matters    TransformerLens took the mean from the stream of 'GPT2LMHeadModel' unless it was told not
-                     to
+          matters    TransformerLens took the mean from the stream of 'GPT2LMHeadModel' unless it was told
+                     not to
           its files  do not say so
           fix: add_dictionary(…, processed=True) for TransformerLens' default, False for the model as it is
         """,
