@@ -35,7 +35,7 @@ References:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -44,16 +44,16 @@ from causalpatch.algorithms.answers import CHOICE, make_key
 from causalpatch.algorithms.findings import Findings, interval_text, percent
 from causalpatch.algorithms.hypothesis import Hypothesis
 from causalpatch.algorithms.pool import Data, Pool, make_pool
-from causalpatch.algorithms.setting import Setting, mean, needs_equal_lengths
+from causalpatch.algorithms.setting import Setting, mean
+from causalpatch.algorithms.tree import Tree
 from causalpatch.base.errors import SettingError
 from causalpatch.base.extras import lazy
 from causalpatch.base.seeds import generator
 from causalpatch.engine import EngineName
-from causalpatch.experiment import put_values, read_values
 from causalpatch.metrics import Metric, named_metric
 from causalpatch.models import Model
 from causalpatch.pairs import Pairs
-from causalpatch.patches import Intervention, Patch
+from causalpatch.patches import Intervention
 from causalpatch.sites import Site, SiteSet, expand, parse
 from causalpatch.statistics import ratio_interval
 
@@ -63,7 +63,6 @@ else:
     pd = lazy("pandas")
 
 WHOLE, SHUFFLED = "whole hypothesis", "shuffled mapping"
-GIVEN = "values of scrubbed runs"
 UNITS = {
     "draw": "one reference input, drawn from these inputs, which are all that the numbers speak of",
     "component": "one independent component of the references, given these inputs to resample from",
@@ -180,7 +179,7 @@ def causal_scrubbing(  # noqa: PLR0913 - which metric, on which inputs, held how
     rows, samples, engines = [], [], []
     for label, each in _parts(hypothesis, seed):
         part = Setting(model, each, pool, key, each.sites(model), engine, budget_gib, seed)
-        row, sample, how = _scrub(_Tree(part, held, label), outside, measured, level)
+        row, sample, how = _scrub(Tree(part, held, label), outside, measured, level)
         rows.append(row)
         samples.append(sample)
         engines.append(how)
@@ -223,115 +222,14 @@ class _Outside:
         return cls(references, group, found.corrupt[0], found.corrupt[1])
 
 
-@dataclass
-class _Tree:
-    """The tree of runs of one hypothesis.
-
-    Args:
-        asked: The network, the hypothesis, the inputs.
-        held: Nodes that are held at each run's base.
-        label: Name of the draws.
-        n_drawn: Inputs drawn so far, and how many of them were others than those that they stand in for.
-    """
-
-    asked: Setting
-    held: Sequence[Site]
-    label: str
-    n_drawn: list[int] = field(default_factory=lambda: [0, 0])
-
-    def __post_init__(self) -> None:
-        asked = self.asked
-        self._stream = generator(asked.seed, "scrubbing", asked.pool.name, self.label)
-        sites = [*asked.every_site, *self.held]
-        self._by_length = needs_equal_lengths(asked.model, asked.pool, sites)
-        self._known: dict[tuple[str, ...], dict[tuple[Any, ...], np.ndarray]] = {}
-
-    def answer_run(self, references: np.ndarray) -> tuple[np.ndarray, dict[str, list[list[np.ndarray]]], list[Site]]:
-        """Return the run of the network's answer: its bases, the values of mapped parents, and what is held."""
-        output = self.asked.hypothesis.algorithm.output
-        if output in self.asked.mapped:
-            return self._with_parents((output,), references, reading=())
-        return self._run_of(output, references, reading=())
-
-    def values(self, name: str, references: np.ndarray) -> list[list[np.ndarray]]:
-        """Return what a variable's sites hold when they are computed in agreement with references.
-
-        Args:
-            name: The variable.
-            references: An input for each draw.
-
-        Returns:
-            For each site the values of each draw.
-        """
-        asked = self.asked
-        sites = asked.mapped[name]
-        if name in asked.hypothesis.algorithm.inputs:
-            pairs = asked.pool.pairs(references, references)
-            return read_values(asked.experiment(pairs), sites)
-        base, given, held = self._run_of(name, references, reading=sites)
-        pairs = asked.pool.pairs(base, base)
-        patches = self.patches(pairs, given, held)
-        return read_values(asked.experiment(pairs), sites, patches or None)
-
-    def patches(self, pairs: Pairs, given: dict[str, list[list[np.ndarray]]], held: Sequence[Site]) -> list[Patch]:
-        """Return the patches of a run: what is held first, so that given values stand over it."""
-        if not given:
-            return []
-        experiment = self.asked.experiment(pairs)
-        made = [Patch(site, "identity") for site in held]
-        for name, values in given.items():
-            for site, each in zip(self.asked.mapped[name], values, strict=True):
-                made.append(put_values(experiment, site, each, GIVEN))
-        return made
-
-    def _run_of(
-        self, name: str, references: np.ndarray, reading: Sequence[Site]
-    ) -> tuple[np.ndarray, dict[str, list[list[np.ndarray]]], list[Site]]:
-        algorithm = self.asked.hypothesis.algorithm
-        return self._with_parents(algorithm.depends_on(name, tuple(self.asked.mapped)), references, reading)
-
-    def _with_parents(
-        self, parents: Sequence[str], references: np.ndarray, reading: Sequence[Site]
-    ) -> tuple[np.ndarray, dict[str, list[list[np.ndarray]]], list[Site]]:
-        mapped = self.asked.mapped
-        base = self._agreeing([name for name in parents if name not in mapped], references)
-        above = [name for name in parents if name in mapped]
-        given = {name: self.values(name, self._agreeing([name], references)) for name in above}
-        written = {str(site) for name in above for site in mapped[name]}
-        read = {str(site.at(None)) for site in reading}
-        others = [site for name, sites in mapped.items() if name not in above for site in sites]
-        held = [each for each in [*self.held, *others] if str(each.at(None)) not in read and str(each) not in written]
-        return base, given, list({str(site): site for site in held}.values())
-
-    def _agreeing(self, names: Sequence[str], references: np.ndarray) -> np.ndarray:
-        """Draw for each reference an input that agrees with it on some values; it may be the reference itself."""
-        pool = self.asked.pool
-        wanted = tuple(names)
-        if wanted not in self._known:
-            found: dict[tuple[Any, ...], list[int]] = {}
-            for number in range(len(pool)):
-                found.setdefault(self._key(wanted, number), []).append(number)
-            self._known[wanted] = {key: np.array(numbers) for key, numbers in found.items()}
-        alike = [self._known[wanted][self._key(wanted, number)] for number in references.tolist()]
-        drawn = np.array([int(numbers[self._stream.integers(len(numbers))]) for numbers in alike])
-        self.n_drawn[0] += len(drawn)
-        self.n_drawn[1] += int((drawn != references).sum())
-        return drawn
-
-    def _key(self, names: tuple[str, ...], number: int) -> tuple[Any, ...]:
-        values = self.asked.pool.values[number]
-        length = int(self.asked.pool.lengths[number]) if self._by_length else 0
-        return (length, *(values[name] for name in names))
-
-
 def _scrub(
-    tree: _Tree, outside: _Outside, measured: Metric, level: float
+    tree: Tree, outside: _Outside, measured: Metric, level: float
 ) -> tuple[dict[str, Any], "pd.DataFrame", dict[str, Any]]:
     """Scrub by one hypothesis; return its row, its samples and the engine of the last runs."""
     asked, references = tree.asked, outside.references
-    base, given, held = tree.answer_run(references)
-    pairs = _answered(asked, base, references)
-    asks = Intervention(tuple(tree.patches(pairs, given, held)), "scrubbed")
+    run = tree.answer_run(references)
+    pairs = _answered(asked, run.base, references)
+    asks = Intervention(tuple(tree.patches(pairs, run)), "scrubbed")
     effects = asked.experiment(pairs, measured, asked.key.metric).run(asks)
     data = effects.to_xarray()
     order = [pair.id for pair in pairs]
@@ -366,7 +264,7 @@ def _scrub(
         {
             "hypothesis": tree.label,
             "reference": references,
-            "base": base,
+            "base": run.base,
             "group": outside.group,
             "output": list(map(repr, outputs)),
             "original": original,
