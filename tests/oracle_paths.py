@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from oracle import SECOND_NORM, Edit, Plain
+from oracle import Edit, Plain
 
 Spec = tuple[str, int | None, int | None]
 
@@ -121,7 +121,7 @@ class ThreeRuns:
 
     def _at_norm(self, layer: int, change):
         """Pass what the norm in front of the MLP reads through ``change``; the stream itself goes on as it is."""
-        norm = getattr(self.plain.layers[layer], SECOND_NORM.get(self.plain.family, "post_attention_layernorm"))
+        norm = getattr(self.plain.layers[layer], self.plain.parts.reader)
         return norm.register_forward_pre_hook(lambda module, args: (change(args[0][0])[None], *args[1:]))
 
 

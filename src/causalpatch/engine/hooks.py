@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from causalpatch.base.errors import ModelUnsupported, PatchDidNotFire, SiteUnsupported
 from causalpatch.engine.before import Before
+from causalpatch.engine.full_precision import full_precision
 from causalpatch.engine.memory import is_out_of_memory
 from causalpatch.engine.opened import not_met, opened
 from causalpatch.engine.ports import pick_input, pick_output, put_input, put_output, with_rows
@@ -38,17 +39,6 @@ from causalpatch.models.views import take
 
 _LOCKS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
 _GUARD = threading.Lock()
-
-
-@dataclass
-class _Precision:
-    """Forwards that run in full float32, in whatever thread, and the setting from before the first of them."""
-
-    n_running: int = 0
-    before: str = "highest"
-
-
-_PRECISION = _Precision()
 
 
 @dataclass(frozen=True)
@@ -81,7 +71,7 @@ class _PortState:
 @contextmanager
 def quiet(model: Model) -> Iterator[None]:
     """Hold a model in eval mode, without gradients, in full float32, alone; put everything back afterwards."""
-    with _lock_of(model.module), _full_precision():
+    with _lock_of(model.module), full_precision():
         in_training = [module for module in model.module.modules() if module.training]
         try:
             for module in in_training:
@@ -91,23 +81,6 @@ def quiet(model: Model) -> Iterator[None]:
         finally:
             for module in in_training:
                 module.training = True
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Multiply float32 in full; the setting is the process's, so the last thread to leave puts it back."""
-    with _GUARD:
-        if not _PRECISION.n_running:
-            _PRECISION.before = torch.get_float32_matmul_precision()
-        _PRECISION.n_running += 1
-        torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        with _GUARD:
-            _PRECISION.n_running -= 1
-            if not _PRECISION.n_running:
-                torch.set_float32_matmul_precision(_PRECISION.before)
 
 
 def users_hooks(model: Model) -> list[str]:

@@ -188,11 +188,7 @@ class Scaled:
 
 @dataclass(frozen=True)
 class Sum:
-    """The sum of the tensor, times a number, and its one companion, written by its difference.
-
-    Args:
-        factor: The number that the model multiplies the tensor by before it adds it.
-    """
+    """The sum of the tensor times the model's ``factor`` and its one companion, written by its difference."""
 
     factor: float = 1.0
 
@@ -211,14 +207,14 @@ class Sum:
     ) -> None:
         """Change the tensor such that the sum is the value at the index; the companion stays.
 
-        What is the value already stays bit for bit. Elsewhere the rounding of the new sum is taken back once: where the
-        stream is set to zero it is zero, and no rounding is left for the norms behind it to blow up.
+        What is the value already stays bit for bit. Else the rounding of the new sum is taken back once, so that a
+        stream that is set to zero is zero, and norms behind it have no rounding to blow up.
         """
         here, other = x[index], companions[0][index]
-        total = here * self.factor + other
+        left = value - (here * self.factor + other)
         new = (value - other) / self.factor
         again = new + (value - (new * self.factor + other)) / self.factor
-        x[index] = torch.where(value == total, here + (value - total) / self.factor, again)
+        x[index] = torch.where(left == 0, here + left / self.factor, again)
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,9 +24,10 @@ from causalpatch.experiment import Experiment
 from causalpatch.models import FAMILIES, Model, open_model
 from causalpatch.pairs import Pair, Pairs
 from causalpatch.sites import NAMES
+from causalpatch.sites.names import FEATURE_SITES
 from causalpatch.testing.tiny import FAMILY_NAMES, tiny_model
 
-SITES = tuple(name for name in NAMES if name != "module")
+SITES = tuple(name for name in NAMES if name != "module" and name not in FEATURE_SITES)
 _HEAD = """\
 # Which families have which sites
 

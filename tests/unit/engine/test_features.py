@@ -106,9 +106,7 @@ class Known:
         if name == "trans":
             handles.append(block.mlp.register_forward_pre_hook(lambda module, args: kept.append(args[0][0].clone())))
         if name in ("z", "mlp_post"):
-            heads = plain._heads(plain._attention(block))
-            down = {"gpt2": "c_proj"}.get(plain.family, "dense_4h_to_h" if "neox" in plain.family else "down_proj")
-            module = heads if name == "z" else getattr(block.mlp, down)
+            module = block.get_submodule(plain.parts.heads if name == "z" else plain.parts.down)
             handles.append(on_input(module, lambda y: change(y, y)))
             edits = []
         else:

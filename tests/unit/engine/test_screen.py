@@ -103,9 +103,10 @@ def test_screened_effects_are_off_by_no_more_than_the_noise_and_the_largest_are_
     noise = made.noise["logit_difference"]
     # Three times the largest of a small sample: very few others may lie beyond it.
     assert (error[is_screened] <= noise.of(got[is_screened])).mean() > 0.9
-    largest = np.argsort(-np.abs(wanted))[:TOP]
-    assert set(np.argsort(-np.abs(got))[:TOP]) == set(largest)
-    assert not is_screened[largest].any()
+    largest, found = (np.argsort(-np.abs(effects))[:TOP] for effects in (wanted, got))
+    # Two may be one number up to rounding.
+    np.testing.assert_allclose(np.abs(wanted[found]), np.abs(wanted[largest]), rtol=1e-5)
+    assert not is_screened[found].any()
 
 
 def test_base_runs_controls_and_derived_cells_are_those_of_float32():
