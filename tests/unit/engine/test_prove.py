@@ -1,3 +1,4 @@
+import itertools
 import threading
 
 import pytest
@@ -9,7 +10,6 @@ from causalpatch.base.errors import NotFinite, SiteUnsupported
 from causalpatch.engine import prove, require_proofs
 from causalpatch.sites import NAMES
 from causalpatch.testing.tiny import FAMILY_NAMES, tiny_model
-from tiers import quickly
 from toys import hooks_of, prompts
 from worlds import FIRST, LACKS
 
@@ -58,8 +58,15 @@ def shake(module):
     module.model.layers[0].mlp.register_forward_hook(lambda part, args, out: out + 1e-9 * torch.rand_like(out))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", quickly(FAMILY_NAMES, *FIRST, "opt_post_norm", "deepseek_v3", "bloom", "granite"))
+def in_every_precision():
+    """Return every family in every precision; laws try all in float64, and the page of families all in float32."""
+    quick = {(family, torch.bfloat16) for family in (*FIRST, "opt_post_norm", "deepseek_v3", "bloom", "granite")}
+    quick |= {("gpt2", torch.float64), ("gpt2", torch.float32), ("llama", torch.float64), ("llama", torch.float32)}
+    for case in itertools.product(FAMILY_NAMES, (torch.float64, torch.float32, torch.bfloat16)):
+        yield pytest.param(*case, marks=() if case in quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("family", "dtype"), in_every_precision())
 def test_every_site_of_every_family_passes_in_every_precision(family, dtype):
     model = cp.open_model(tiny_model(family, dtype=dtype))
     for name in ALL:

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from causalpatch.testing.support import SITES, Tried, main, make_page, shapes_of_large_models, try_family
 from causalpatch.testing.tiny import FAMILY_NAMES
 from worlds import LACKS
@@ -11,21 +9,15 @@ from worlds import LACKS
 PAGE = Path(__file__).parents[3] / "docs" / "support.md"
 
 
-@pytest.fixture(scope="module")
-def tried():
-    return [try_family(name) for name in FAMILY_NAMES]
-
-
-def test_the_page_is_what_the_trials_give(tried):
-    wanted = make_page(tried, shapes_of_large_models())
-    assert PAGE.read_text() == wanted, "docs/support.md is stale: make support"
-
-
-def test_what_a_table_does_not_have_is_refused_and_all_else_is_proved(tried):
+# One test for both, so that the trials are made once and not by each process that runs tests.
+def test_the_page_is_what_the_trials_give_and_these_refuse_what_the_tables_do_not_have_and_no_more():
+    tried = [try_family(name) for name in FAMILY_NAMES]
     for each in tried:
         refused = {name for name, why in each.outcomes.items() if why is not None}
         assert refused == LACKS[each.family] & set(SITES), each.family
         assert each.engine in ("wavefront", "restart", "rows")
+    wanted = make_page(tried, shapes_of_large_models())
+    assert PAGE.read_text() == wanted, "docs/support.md is stale: make support"
 
 
 def test_a_site_that_fails_its_proof_shows_on_the_page():
