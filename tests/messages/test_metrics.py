@@ -35,7 +35,7 @@ def test_a_metric_must_return_one_number_per_row(refuses, llama, pairs):
 
 
 def test_a_metric_must_return_a_tensor(refuses, llama, pairs):
-    one = cp.metric(lambda outputs, pairs: 1.0, name="one")
+    one = cp.metric(lambda outputs, pairs: 1.0, name="one", position=-1)
     with refuses(
         MetricError,
         """

@@ -189,6 +189,11 @@ class Gauge:
         return any(metric.reads_vocabulary for metric in self.metrics)
 
     @property
+    def n_copies(self) -> int:
+        """Copies of logits that metrics make of them at most: softmaxes, differences and whatever else in between."""
+        return 1 if self.keeps_nothing and not any(metric.compares for metric in self.metrics) else 7
+
+    @property
     def answer_columns(self) -> Int[Tensor, " column"]:
         """The vocabulary entries that begin an answer of any pair, sorted."""
         first = [ids[..., 0][self.answers.lengths[side] > 0] for side, ids in self.answers.ids.items() if ids.numel()]
