@@ -23,7 +23,7 @@ def test_an_unknown_metric_is_answered_with_the_closest(refuses, llama, pairs):
 
 
 def test_a_metric_must_return_one_number_per_row(refuses, llama, pairs):
-    whole = cp.metric(lambda outputs, pairs: outputs.distribution, name="whole")
+    whole = cp.metric(lambda outputs, pairs: outputs.distribution, name="whole", position=-1)
     with refuses(
         MetricError,
         """
@@ -37,7 +37,7 @@ def test_a_metric_must_return_one_number_per_row(refuses, llama, pairs):
 
 
 def test_a_metric_must_return_a_tensor(refuses, llama, pairs):
-    one = cp.metric(lambda outputs, pairs: 1.0, name="one")
+    one = cp.metric(lambda outputs, pairs: 1.0, name="one", position=-1)
     with refuses(
         MetricError,
         """

@@ -151,7 +151,8 @@ class Cone:
         attention: Those in scores and weighted sums.
         head: Those in the unembedding.
         rows: Tokens that are computed in a layer, summed over layers.
-        held: Tokens whose stream is held between layers, at most.
+        start: First token that is written and can matter.
+        held: Tokens whose stream is held between layers: from that one to the last that is read.
         reads: Tokens that are read and can change.
     """
 
@@ -159,6 +160,7 @@ class Cone:
     attention: Float[np.ndarray, " run"]
     head: Float[np.ndarray, " run"]
     rows: Int[np.ndarray, " run"]
+    start: Int[np.ndarray, " run"]
     held: Int[np.ndarray, " run"]
     reads: Int[np.ndarray, " run"]
 
@@ -173,10 +175,6 @@ class Cone:
         """Whether no path leads to anything that is read, so that the effect is exactly 0 and is not run."""
         found: np.ndarray = self.reads == 0
         return found
-
-    def held_bytes(self, numbers: ModelNumbers) -> Int[np.ndarray, " run"]:
-        """Return the bytes of the stream that each run holds between layers."""
-        return self.held * (numbers.width * numbers.number_bytes)
 
 
 def cone(
@@ -304,11 +302,28 @@ class _Walk:
         reads[chosen] = (tokens >= 0).sum(1)
         alive = reads > 0
         has_head = self.runs.point != Point.LOGITS
-        held = np.where(point_like, reads, _between(self.start, self.high))
+        start = self._first()
         head = 2.0 * reads * self.numbers.width * np.asarray(n_columns) * has_head
-        return Cone(self.linear * alive, self.attention * alive, head, self.rows * alive, held * alive, reads)
+        return Cone(
+            self.linear * alive,
+            self.attention * alive,
+            head,
+            self.rows * alive,
+            start,
+            _between(start, self.stop),
+            reads,
+        )
 
-    def _low(self, depth: int) -> np.ndarray:
+    def _first(self) -> np.ndarray:
+        """Return the first token that each run writes and that can matter to what is read."""
+        depth = np.minimum(self.runs.layer + (self.runs.point >= Point.ATTENDED), self.numbers.n_layers)
+        tokens = np.where(self.written >= self._low(depth)[:, None], self.written, -1)
+        behind = np.flatnonzero(depth == self.numbers.n_layers)
+        tokens[behind] = self._out(self.numbers.n_layers - 1, tokens[behind], behind)
+        found: np.ndarray = np.where(tokens < 0, _EVERYWHERE, tokens).min(1)
+        return found
+
+    def _low(self, depth: int | np.ndarray) -> np.ndarray:
         """Return the first token at which the stream into a layer can matter."""
         found: np.ndarray = np.maximum(0, self.first_read - self.back[depth])
         return found

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from causalpatch.base.errors import MetricError
@@ -124,45 +124,45 @@ class Gauge:
         self, run: Run, untouched: Mapping[str, Run], local: Int[Tensor, " row"]
     ) -> list[Float[Tensor, " row"]]:
         """Measure every row by every metric, as tensors, through which gradients can go; see ``values``."""
-        pairs = self.pairs.take(run.pair.tolist())
-        numbers = []
-        padding = self._padding(run)
-        if padding is not None:
-            run = _with_padding(run, padding, float("nan"))
-        for metric in self.metrics:
-            references: dict[str, Tensor] = {}
-            for name in metric.compares:
-                other = self._outputs(untouched[name], metric, {})
-                references[name] = (other.computed if other.column is None else other.distribution)[local]
-            values = metric(self._outputs(run, metric, references), pairs)
-            if padding is not None and metric.position == "all" and bool(values.isnan().any()):
-                filled = _with_padding(run, padding, 0.0)
-                again = metric(self._outputs(filled, metric, references), pairs)
-                _refuse_padding(metric, run, values.isnan() & ~again.isnan())
-            numbers.append(values)
-        return numbers
+        return [self._measured(metric, run, untouched, local) for metric in self.metrics]
 
-    def _outputs(self, run: Run, metric: Metric, references: Mapping[str, Tensor]) -> Outputs:
-        is_text, is_whole = self.pairs.kind == "tokens" and run.logits.ndim == 3, run.tokens is None
+    def _measured(
+        self, metric: Metric, run: Run, untouched: Mapping[str, Run], local: Int[Tensor, " row"]
+    ) -> Float[Tensor, " row"]:
+        """Measure every row by a metric; one of all positions is handed rows of one length at a time, unpadded."""
+        is_padded = self._is_text(run) and run.tokens is None and not run.batch.mask.all()
+        if metric.position != "all" or not is_padded:
+            return metric(self._outputs(run, metric, untouched, local), self.pairs.take(run.pair.tolist()))
+        lengths = run.batch.mask.sum(1)
+        same = [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
+        parts = [
+            self._measured(metric, _unpadded(run, rows), untouched, local[torch.as_tensor(rows, device=local.device)])
+            for rows in same
+        ]
+        return torch.cat(parts)[torch.as_tensor(np.argsort(np.concatenate(same)), device=local.device)]
+
+    def _outputs(self, run: Run, metric: Metric, untouched: Mapping[str, Run], local: Int[Tensor, " row"]) -> Outputs:
+        is_text = self._is_text(run)
+        is_whole = not is_text or (metric.position == "all" and run.tokens is None)
         return Outputs(
             run.logits,
             self.answers,
             run.pair,
             self._column(run, metric) if is_text else None,
             run.forks if metric.spells_answers else {},
-            references,
+            {name: self._reference(untouched[name], metric, local) for name in metric.compares},
             run.vocab,
             is_whole,
             torch.as_tensor(run.batch.mask, device=run.logits.device) if is_text and is_whole else None,
             metric.reads_vocabulary,
         )
 
-    def _padding(self, run: Run) -> Bool[Tensor, "row position"] | None:
-        """Say which columns of runs are padding, where a metric may read it and there is any."""
-        is_read = self.reads_all and self.pairs.kind == "tokens" and run.logits.ndim == 3 and run.tokens is None
-        if not is_read or run.batch.mask.all() or not run.logits.is_floating_point():
-            return None
-        return torch.as_tensor(~run.batch.mask, device=run.logits.device)
+    def _reference(self, run: Run, metric: Metric, local: Int[Tensor, " row"]) -> Float[Tensor, "row ..."]:
+        """Return what some pairs gave in an untouched run, for text at the token that a metric reads."""
+        return run.logits[local, self._column(run, metric)[local]] if self._is_text(run) else run.logits[local]
+
+    def _is_text(self, run: Run) -> bool:
+        return self.pairs.kind == "tokens" and run.logits.ndim == 3
 
     @property
     def reads_all(self) -> bool:
@@ -188,6 +188,11 @@ class Gauge:
         return any(metric.reads_vocabulary for metric in self.metrics)
 
     @property
+    def n_copies(self) -> int:
+        """Copies of logits that metrics make of them at most: softmaxes, differences and whatever else in between."""
+        return 1 if self.keeps_nothing and not any(metric.compares for metric in self.metrics) else 7
+
+    @property
     def answer_columns(self) -> Int[Tensor, " column"]:
         """The vocabulary entries that begin an answer of any pair, sorted."""
         first = [ids[..., 0][self.answers.lengths[side] > 0] for side, ids in self.answers.ids.items() if ids.numel()]
@@ -210,22 +215,17 @@ class Gauge:
         return real
 
 
-def _with_padding(run: Run, padding: Bool[Tensor, "row position"], value: float) -> Run:
-    return replace(run, logits=run.logits.masked_fill(padding[..., None], value))
-
-
-def _refuse_padding(metric: Metric, run: Run, is_lost: Bool[Tensor, " row"]) -> None:
-    """Refuse a metric that gives a number with something in the padding and none without."""
-    if not is_lost.any():
-        return
-    row = int(is_lost.nonzero()[0, 0])
-    raise MetricError(
-        f"metric '{metric.name}' reads padding, which no prompt holds and which differs from batch to batch",
-        facts=[
-            ("pair", int(run.pair[row])),
-            ("columns", f"{run.batch.mask.shape[1]}, {run.batch.mask[row].sum()} tokens"),
-        ],
-        fix="read where outputs.mask is true, such as logits.mean(-1).where(mask, 0).sum(1) / mask.sum(1)",
+def _unpadded(run: Run, rows: Int[np.ndarray, " some"]) -> Run:
+    """Return rows of one length, which are padded alike, without their padding."""
+    batch, index = run.batch, torch.as_tensor(rows, device=run.logits.device)
+    real = slice(int(batch.start[rows[0]]), int(batch.start[rows[0]] + batch.mask[rows[0]].sum()))
+    ids, mask, positions = batch.ids[rows, real], batch.mask[rows, real], batch.position_ids[rows, real]
+    return replace(
+        run,
+        logits=run.logits[index, real],
+        batch=Batch(ids, mask, positions, np.zeros_like(rows), batch.lengths[rows]),
+        pair=run.pair[index],
+        forks={side: table[index] for side, table in run.forks.items()},
     )
 
 

@@ -20,9 +20,6 @@ from causalpatch.engine.bypass import bypassed
 from causalpatch.engine.hooks import Write, hooked
 from causalpatch.engine.stack import Stack
 
-# Bytes of logits that are computed at once.
-LOGITS_BYTES = 384 * 2**20
-
 
 class Head:
     """Runs what is not in the layers.
@@ -37,10 +34,6 @@ class Head:
         self.returns_tuple = returns_tuple
         self.unembedding = _unembedding(stack.model.module)
         self._room: Tensor | None = None
-
-    def rows_at_once(self, n_columns: int) -> int:
-        """Return how many rows are unembedded together."""
-        return max(16, LOGITS_BYTES // (8 * n_columns))
 
     def logits(
         self,

@@ -37,12 +37,12 @@ class Wave:
     Args:
         token_layers: Tokens that are computed in a layer, summed over layers.
         chunk_rows: Tokens that go through a layer together, at most.
-        chunk_bytes: Bytes of a chunk at its peak.
+        chunk_bytes: Bytes of a chunk at its peak, or of logits that are measured together, where these take more.
         base_bytes: Bytes that are kept of the untouched runs: keys, values and inputs of all layers, patched sites, and
             what rows that are patched nowhere take from there.
         base_place: Where they are kept.
-        front_bytes: Bytes of the patched streams between two layers, were all of the largest batch held at once.
-        held_bytes: Bytes of them that are held at once.
+        logits_bytes: Bytes of the untouched runs' logits, which stay on the device.
+        held_bytes: Bytes of the patched streams between two layers that are held at once.
         passes: How often the layers' weights are gone through, such that no more is held than the budget allows.
     """
 
@@ -51,7 +51,7 @@ class Wave:
     chunk_bytes: int
     base_bytes: int
     base_place: Where
-    front_bytes: int
+    logits_bytes: int
     held_bytes: int
     passes: int
 
@@ -177,7 +177,8 @@ class Plan:
             passes = f"{wave.passes:,} passes over the layers" if wave.passes > 1 else "one pass over the layers"
             kept = self.screen.record_bytes if self.screen else 0
             is_here = wave.base_place == "device"
-            gib = (wave.base_bytes * is_here + wave.held_bytes + wave.chunk_bytes + kept) / GIB
+            held = wave.base_bytes * is_here + wave.logits_bytes + wave.held_bytes
+            gib = (held + wave.chunk_bytes + kept) / GIB
             away = "" if is_here else f" and {wave.base_bytes / GIB:.2f} {_AWAY[wave.base_place]}"
             casts = f" and {self.screen.cast_bytes / GIB:.2f} of weights in few bits" if self.screen else ""
             memory = f"about {gib:.2f} GiB of activations{away}{casts}, in {passes}"
@@ -273,16 +274,6 @@ def for_tier(
     flops_of = {name: flops + untouched_flops for name, flops in patched_flops.items()}
     flops_of |= {"rows": plan.flops, "reference": plan.flops}
     return replace(plan, tier=tier, flops_of=MappingProxyType(flops_of), wave=wave, n_derived=n_derived, rate=rate)
-
-
-def passes_of(front_bytes: Sequence[int], budget: int) -> int:
-    """Return how often the layers are gone through: for each batch of pairs, once for each budget that its front fills.
-
-    Args:
-        front_bytes: Bytes of the patched streams of each batch of pairs, were all held at once.
-        budget: Bytes that may be held.
-    """
-    return sum(max(1, -(-front // max(1, budget))) for front in front_bytes)
 
 
 def _duration(seconds: float) -> str:

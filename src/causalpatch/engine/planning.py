@@ -16,21 +16,21 @@ import numpy as np
 import torch
 from torch import nn
 
+from causalpatch.engine import shares
 from causalpatch.engine.calibrate import remembered
 from causalpatch.engine.cone import Cone, ModelNumbers, Point, Runs, cone, full_flops
 from causalpatch.engine.gauge import Gauge
-from causalpatch.engine.job import Job, batches_of_pairs, lay_rows, most_rows
-from causalpatch.engine.memory import budget_bytes, chunk_bytes, chunk_rows, row_cost
-from causalpatch.engine.plan import ModelCost, Plan, Wave, for_tier, make_plan, passes_of, whole_flops
+from causalpatch.engine.job import Job, lay_rows, most_rows, portions
+from causalpatch.engine.memory import chunk_bytes, row_cost, state_bytes
+from causalpatch.engine.plan import ModelCost, Plan, Wave, for_tier, make_plan, whole_flops
+from causalpatch.engine.reads import Reads
 from causalpatch.engine.resolve import Placer, Target
 from causalpatch.engine.screen_cost import Pass
-from causalpatch.engine.shelf import place_for
-from causalpatch.engine.unchanged_rows import numbers_per_token
+from causalpatch.engine.shares import Kept, Limits, logits_bytes, logits_rows, n_columns, waves
 from causalpatch.engine.values import Row
 from causalpatch.models import Model
 from causalpatch.patches import Mean, Noise, Resample
 from causalpatch.sites import Site
-from causalpatch.sites.names import ATTENTION_SITES
 
 _POINTS = {
     "embed": Point.STREAM,
@@ -62,11 +62,6 @@ _POINTS = {
     "mlp_out": Point.ADDED,
     "logits": Point.LOGITS,
 }
-_INSIDE = frozenset({"z", "head_out", "attn_out", "resid_mid", "mlp_pre", "mlp_gate", "mlp_post", "mlp_out"})
-_INSIDE |= {"q", "k", "v", *ATTENTION_SITES}
-
-CAPTURED = 0.4
-"""Share of the budget that captured runs take."""
 
 
 def plan_job(job: Job, n_forks: int, *, gauge: Gauge | None = None, tier: str = "", rate: float | None = None) -> Plan:
@@ -84,8 +79,10 @@ def plan_job(job: Job, n_forks: int, *, gauge: Gauge | None = None, tier: str = 
         MetricError: A prompt does not have a token that a metric reads.
     """
     pairs = job.pairs
-    placer = Placer(pairs, job.base)
-    laid = [lay_rows(job, placer, np.array([pair]))[0] for pair in range(len(pairs))]
+    numbers = numbers_of(job.model) if pairs.kind == "tokens" else None
+    layout = None if numbers is None or gauge is None else _Layout.of(job, gauge, numbers)
+    laid = layout.laid if layout else [lay_rows(job, Placer(pairs, job.base), np.arange(len(pairs)))[0]]
+    asked = [row.pair for rows in laid for row in rows if row.intervention < job.n_asked]
     # Each mean, each width of noise and each resampled value takes a run of every prompt.
     n_means = len(
         {t.value for group in job.interventions for t in group if isinstance(t.value, Mean | Noise | Resample)}
@@ -100,7 +97,7 @@ def plan_job(job: Job, n_forks: int, *, gauge: Gauge | None = None, tier: str = 
     plan = make_plan(
         cost,
         lengths.tolist(),
-        [sum(row.intervention < job.n_asked for row in rows) for rows in laid],
+        np.bincount(np.array(asked, dtype=np.int64), minlength=len(pairs)).tolist(),
         n_interventions=job.n_asked,
         n_more=2 + job.n_controls + n_means,
         n_forks=n_forks,
@@ -108,8 +105,7 @@ def plan_job(job: Job, n_forks: int, *, gauge: Gauge | None = None, tier: str = 
     )
     n_untouched = (2 + n_means) * (1 + n_forks)
     untouched = whole_flops(cost, lengths.tolist(), [n_untouched] * len(pairs))
-    numbers = numbers_of(job.model) if pairs.kind == "tokens" else None
-    if numbers is None or gauge is None:
+    if numbers is None or gauge is None or layout is None:
         return for_tier(plan, tier, patched_flops={}, wave=None, n_derived=0, untouched_flops=untouched, rate=rate)
     cells = _cells_of(job, numbers, laid)
     if rate is None:
@@ -117,7 +113,7 @@ def plan_job(job: Job, n_forks: int, *, gauge: Gauge | None = None, tier: str = 
         rate = found.rate if found else None
     # The means are fitted once; the base and the source run are made by every pass.
     once_more = whole_flops(cost, lengths.tolist(), [2 * (1 + n_forks)] * len(pairs))
-    return _plan_cells(job, gauge, plan, cells, numbers, (tier, untouched, once_more, rate))
+    return _plan_cells(job, gauge, plan, (layout, cells), numbers, (tier, untouched, once_more, rate))
 
 
 def numbers_of(model: Model) -> ModelNumbers | None:
@@ -147,28 +143,6 @@ def numbers_of(model: Model) -> ModelNumbers | None:
     )
 
 
-def captured_bytes(job: Job) -> int:
-    """Return the bytes that captured runs may take on the model's device."""
-    return int(CAPTURED * budget_bytes(job.model.device, job.budget_gib))
-
-
-def bytes_per_token(job: Job, numbers: ModelNumbers) -> int:
-    """Return the bytes that a captured run of the wavefront takes for each token."""
-    targets = [target for group in job.interventions for target in group]
-    sites = {(t.site.layer, t.anchor or t.site.name) for t in targets}
-    inside = {(layer, name) for layer, name in sites if name in _INSIDE}
-    widths = {"z": numbers.n_heads * numbers.head_width, "mlp_pre": 2 * numbers.n_neurons}
-    widths |= {"mlp_gate": 2 * numbers.n_neurons, "mlp_post": numbers.n_neurons, "mlp_out": numbers.n_neurons}
-    longest = int(max(job.pairs.lengths("clean").max(), job.pairs.lengths("corrupt").max()))
-    widths |= dict.fromkeys(("scores", "pattern"), numbers.n_heads * longest)
-    # Each layer's input, keys and values (with the queries, where one projection gives all three), and patched sites.
-    kept = numbers.n_layers * 2 * (numbers.width + numbers.n_kv_heads * numbers.head_width)
-    kept += sum(widths.get(name, numbers.width) + numbers.width for _, name in inside)
-    kept += numbers_per_token(job)
-    kept += 0 if job.few_bits is None else job.few_bits.numbers_per_token(job.model)
-    return kept * numbers.number_bytes
-
-
 def _windows(model: Model) -> tuple[int | None, ...]:
     """Return each layer's window, as the configuration tells it."""
     for part in model.module.modules():
@@ -195,6 +169,35 @@ def _cost_of(job: Job, longest: int) -> ModelCost:
 
 
 @dataclass(frozen=True)
+class _Layout:
+    """Runs as the wavefront lays them out: pairs in batches, the runs of a batch in portions.
+
+    Args:
+        kept: What is kept of the untouched runs.
+        batches: The pairs of each batch.
+        batch_of: The batch of each portion.
+        laid: The runs of each portion.
+    """
+
+    kept: Kept
+    batches: Sequence[np.ndarray]
+    batch_of: Sequence[int]
+    laid: Sequence[Sequence[Row]]
+
+    @classmethod
+    def of(cls, job: Job, gauge: Gauge, numbers: ModelNumbers) -> "_Layout":
+        """Lay out all runs of a job."""
+        kept, placer = Kept.of(job, gauge, numbers), Placer(job.pairs, job.base)
+        batches = list(kept.batches())
+        found = [
+            (number, lay_rows(job, placer, batch, some)[0])
+            for number, batch in enumerate(batches)
+            for some in portions(job, len(batch), shares.PORTION)
+        ]
+        return cls(kept, batches, *zip(*found, strict=True))
+
+
+@dataclass(frozen=True)
 class _Cells:
     """Kinds of cells; every list and array has one entry per kind.
 
@@ -204,6 +207,7 @@ class _Cells:
         columns: How many columns they replace, or 0 for all.
         written: The tokens that they write.
         pair: Their pair.
+        portion: Where they are laid out.
         n_asked: How many of them were asked for.
         count: How many there are, controls included.
     """
@@ -213,6 +217,7 @@ class _Cells:
     columns: np.ndarray
     written: Sequence[np.ndarray]
     pair: np.ndarray
+    portion: np.ndarray
     n_asked: np.ndarray
     count: np.ndarray
 
@@ -232,25 +237,26 @@ def _cells_of(job: Job, numbers: ModelNumbers, laid: Sequence[Sequence[Row]]) ->
     """Find the kinds of cells in rows."""
     layers = _Layers(job.model, numbers)
     entries: dict[int | tuple[Target, ...], tuple[int, int, int]] = {}
-    asked: Counter[tuple[int, int, int, int, bytes]] = Counter()
-    count: Counter[tuple[int, int, int, int, bytes]] = Counter()
+    asked: Counter[tuple[int, int, int, int, int, bytes]] = Counter()
+    count: Counter[tuple[int, int, int, int, int, bytes]] = Counter()
     lengths = job.pairs.lengths(job.base).tolist()
-    for row in (row for rows in laid for row in rows if row.targets):
+    for portion, row in ((number, row) for number, rows in enumerate(laid) for row in rows if row.targets):
         is_asked = row.intervention < job.n_asked
         # A control leaves out what a pair lacks, so that it may enter elsewhere in each pair.
         same = row.intervention if is_asked else tuple(target for target, _ in row.targets)
         if same not in entries:
             entries[same] = layers.entry([target for target, _ in row.targets])
-        key = (*entries[same], row.pair, _written(row, lengths[row.pair]).tobytes())
+        key = (*entries[same], row.pair, portion, _written(row, lengths[row.pair]).tobytes())
         count[key] += 1
         asked[key] += is_asked
-    integers = np.array([key[:4] for key in count], dtype=np.int64).reshape(-1, 4)
+    integers = np.array([key[:5] for key in count], dtype=np.int64).reshape(-1, 5)
     return _Cells(
         layer=integers[:, 0],
         point=integers[:, 1],
         columns=integers[:, 2],
-        written=[np.frombuffer(key[4], dtype=np.int64) for key in count],
+        written=[np.frombuffer(key[5], dtype=np.int64) for key in count],
         pair=integers[:, 3],
+        portion=integers[:, 4],
         n_asked=np.array([asked[key] for key in count], dtype=np.int64),
         count=np.array(list(count.values()), dtype=np.int64),
     )
@@ -312,7 +318,7 @@ def _plan_cells(
     job: Job,
     gauge: Gauge,
     plan: Plan,
-    cells: _Cells,
+    laid: tuple[_Layout, _Cells],
     numbers: ModelNumbers,
     given: tuple[str, float, float, float | None],
 ) -> Plan:
@@ -321,11 +327,12 @@ def _plan_cells(
     Given are the tier, the arithmetic of all untouched runs, that of one pass, and the rate.
     """
     tier, untouched_flops, once_more, rate = given
+    layout, cells = laid
     lengths = job.pairs.lengths(job.base)
-    n_columns = numbers.vocab if gauge.needs_vocabulary else len(gauge.answer_columns)
-    made = cone(numbers, cells.runs(_reads(gauge, lengths)), n_columns)
+    columns = numbers.vocab if gauge.needs_vocabulary else len(gauge.answer_columns)
+    made = cone(numbers, cells.runs(_reads(gauge, lengths)), columns)
     # What leads to nothing that is read is not run, and its answers are not spelt out.
-    spelt = _spelling_flops(gauge, cells, numbers, lengths, n_columns) * ~made.is_derived
+    spelt = _spelling_flops(gauge, cells, numbers, lengths, columns) * ~made.is_derived
     whole = full_flops(numbers, lengths[cells.pair], from_layer=cells.layer) * (1 + plan.n_forks)
     one_pass = Pass(
         token_layers=int((made.rows * cells.n_asked).sum()),
@@ -340,7 +347,7 @@ def _plan_cells(
             "wavefront": float(((made.flops + spelt) * cells.count).sum()),
             "restart": float((whole * cells.count).sum()),
         },
-        wave=_wave(job, cells, made, numbers),
+        wave=_wave(job, gauge, layout, cells, made, numbers),
         n_derived=int((cells.n_asked * made.is_derived).sum()),
         untouched_flops=untouched_flops,
         rate=rate,
@@ -371,25 +378,39 @@ def _spelling_flops(
     return found
 
 
-def _wave(job: Job, cells: _Cells, made: Cone, numbers: ModelNumbers) -> Wave:
-    """Return what the wavefront engine needs."""
-    model = job.model
-    lengths = job.pairs.lengths(job.base)
-    longest, budget = int(lengths.max()), budget_bytes(model.device, job.budget_gib)
-    found = remembered(numbers, model.device, model.dtype)
-    rows = chunk_rows(numbers, longest, budget, model.device.type, found.rows if found else None)
-    rows = min(rows, max(1, int((made.held * cells.count).sum())))
-    held = made.held_bytes(numbers) * cells.count
-    front = [int(held[np.isin(cells.pair, batch)].sum()) for batch in batches_of_pairs(job)]
-    base = bytes_per_token(job, numbers) * (job.pairs.lengths("clean") + job.pairs.lengths("corrupt"))
-    allowed, largest = captured_bytes(job), int(base.max())
+def _wave(job: Job, gauge: Gauge, layout: _Layout, cells: _Cells, made: Cone, numbers: ModelNumbers) -> Wave:
+    """Return what the wavefront engine needs: the same shares, laid out alike."""
+    kept, device = layout.kept, job.model.device
+    found = remembered(numbers, device, job.model.dtype)
+    limits = [Limits.of(job, numbers, kept.longest(batch), found.rows if found else None) for batch in layout.batches]
+    lengths = np.where(made.held > 0, made.held + kept.further[cells.pair], 0)
+    reads, kinds = _reads(gauge, job.pairs.lengths(job.base)), np.zeros(len(job.pairs), dtype=np.int64)
+    for pairs in layout.batches:
+        kinds[pairs] = Reads.of(reads[pairs]).kinds
+    order = np.lexsort((cells.pair, kinds[cells.pair], made.start))  # as segments are packed
+    held: list[int] = []
+    called: list[int] = []
+    for portion, batch in enumerate(layout.batch_of):
+        here = order[(cells.portion[order] == portion) & (lengths[order] > 0)]
+        counts = np.concatenate([cells.n_asked[here], (cells.count - cells.n_asked)[here]])
+        rows = np.repeat(np.tile(lengths[here], 2), counts)
+        is_control = np.repeat(np.arange(len(counts)) >= len(here), counts)
+        together = [int(rows[part].sum()) for part in waves(rows, is_control, limits[batch].wave_rows)]
+        held += together
+        called += [min(limits[batch].chunk_rows, most) for most in together]
+    chunk = max(called, default=1)
+    runs, logits = zip(*(kept.n_bytes(batch) for batch in layout.batches), strict=True)
+    largest = layout.batches[int(np.argmax(runs))]
+    n_read = int((cells.count * made.reads).sum())
+    columns = n_columns(job, gauge, is_fork=bool(gauge.forks))
+    block = logits_bytes(job, gauge, min(n_read, logits_rows(job, gauge, columns)), columns)
     return Wave(
         token_layers=int((made.rows * cells.count).sum()),
-        chunk_rows=rows,
-        chunk_bytes=chunk_bytes(numbers, rows, longest),
-        base_bytes=max(largest, min(int(base.sum()), allowed)),
-        base_place=place_for(largest, allowed, model.device),
-        front_bytes=max(front),
-        held_bytes=min(max(front), budget),
-        passes=passes_of(front, budget),
+        chunk_rows=chunk,
+        chunk_bytes=max(block, chunk_bytes(numbers, chunk, int(kept.widths.max()))),
+        base_bytes=max(runs),
+        base_place=kept.place(largest, device),
+        logits_bytes=max(logits),
+        held_bytes=state_bytes(numbers, max(held, default=0)),
+        passes=len(held) * (1 + len(gauge.forks)),
     )

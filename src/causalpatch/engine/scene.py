@@ -24,6 +24,7 @@ from causalpatch.engine.neurons import Neurons
 from causalpatch.engine.reads import Reads, what_matters
 from causalpatch.engine.resolve import Placement, Role, Target
 from causalpatch.engine.segments import Entry, Segments, entry_of, pack, trim
+from causalpatch.engine.shares import logits_rows, n_columns
 from causalpatch.engine.shelf import Where
 from causalpatch.engine.stack import Place, Stack, StackRun, layer_of
 from causalpatch.engine.unchanged_rows import kept_ports
@@ -135,8 +136,7 @@ class Scene:
         donors = {side: run for side, run in runs.items() if isinstance(side, Donated)}
         groups = [job.pairs[number].group for number in indices.tolist()]
         self.known = Known(runs[job.source], runs[job.base], means, groups=groups, donors=donors)
-        patches_logits = any(target.site.name == "logits" for group in job.interventions for target in group)
-        needs_all = gauge.needs_vocabulary or fork or patches_logits
+        needs_all = n_columns(job, gauge, is_fork=fork is not None) == stack.model.vocab_size
         self.vocab = None if needs_all else self._columns(gauge.answer_columns)
         self.whole = fork is None and gauge.reads_all
         self.tokens = {role: self._tokens(role) for role in (job.base, job.source)}
@@ -154,7 +154,13 @@ class Scene:
     @property
     def rows_at_once(self) -> int:
         """Rows whose logits are computed together."""
-        return self.head.rows_at_once(self.stack.model.vocab_size if self.vocab is None else len(self.vocab))
+        columns = self.stack.model.vocab_size if self.vocab is None else len(self.vocab)
+        return logits_rows(self.job, self.gauge, columns)
+
+    @property
+    def runs_at_once(self) -> int:
+        """Runs whose logits are computed and measured together."""
+        return max(1, self.rows_at_once // int(self.tokens[self.job.base].shape[1]))
 
     def untouched(self, role: Role) -> Float[Tensor, "pair read column"]:
         """Return the logits of an untouched run where they are read."""
@@ -200,16 +206,21 @@ class Scene:
         # Each prompt once, and each token of it.
         flat = np.stack([np.repeat(slots, tokens.shape[1]), tokens.reshape(-1)])
         (slot, token), back = np.unique(flat, axis=1, return_inverse=True)
+        back = back.reshape(-1)
         batch, device, most = self.prompts.batch, self.stack.model.device, self.rows_at_once
         ids, positions = batch.ids[slot, token], batch.position_ids[slot, token]
         stream = Place.of(slot, token, device).rows_of(self.run.inputs[self.stack.n_layers])
+        found: list[Tensor] = []
         with self.stack.running():
-            parts = [
-                self.head.logits(stream[i : i + most], (ids[i : i + most], positions[i : i + most]), (), self.vocab)
-                for i in range(0, len(stream), most)
-            ]
-        logits = torch.cat(parts)[torch.as_tensor(back.reshape(-1), device=device)]
-        return logits.reshape(*tokens.shape, -1)
+            for begin in range(0, len(stream), most):
+                some = slice(begin, begin + most)
+                part = self.head.logits(stream[some], (ids[some], positions[some]), (), self.vocab)
+                # Straight to where they are kept: of a whole vocabulary there is no room for all of them twice.
+                found = found or [part.new_empty(len(back), part.shape[-1])]
+                where = np.flatnonzero((back >= begin) & (back < begin + most))
+                taken = torch.as_tensor(back[where] - begin, device=device)
+                found[0][torch.as_tensor(where, device=device)] = part[taken]
+        return found[0].reshape(*tokens.shape, -1)
 
     def as_run(self, role: Role, logits: Tensor, local: np.ndarray, forks: dict[str, Tensor]) -> Run:
         """Return logits of rows as metrics read them.
@@ -220,20 +231,12 @@ class Scene:
             local: The pair of each row in the batch.
             forks: Log-probabilities of whole answers by side, ``[row, answer]``.
         """
-        pairs = self.indices[local]
-        pair = torch.as_tensor(pairs, device=logits.device)
-        if not self.whole:
-            slots, batch = self.prompts.slots[role][local], self.prompts.batch
-            rows = Batch(
-                batch.ids[slots], batch.mask[slots], batch.position_ids[slots], batch.start[slots], batch.lengths[slots]
-            )
-            return Run(logits, rows, pair, forks, self.tokens[role][local], self.vocab)
-        rows = self.job.pairs.batch(role, pairs, padding_side=self.job.padding_side)
-        spread = logits.new_zeros(len(local), rows.ids.shape[1], logits.shape[-1])
-        number, column = np.nonzero(rows.mask)
-        index = torch.as_tensor(column - rows.start[number])
-        spread[torch.as_tensor(number), torch.as_tensor(column)] = logits[torch.as_tensor(number), index]
-        return Run(spread, rows, pair, forks)
+        pair = torch.as_tensor(self.indices[local], device=logits.device)
+        slots, batch = self.prompts.slots[role][local], self.prompts.batch
+        columns = slice(logits.shape[1] if self.whole else None)  # the longest prompt of a role may be the other's
+        ids, mask, positions = batch.ids[slots, columns], batch.mask[slots, columns], batch.position_ids[slots, columns]
+        rows = Batch(ids, mask, positions, batch.start[slots], batch.lengths[slots])
+        return Run(logits, rows, pair, forks, None if self.whole else self.tokens[role][local], self.vocab)
 
     def place(self, rows: Sequence[Row]) -> Placed:
         """Cut runs down to the tokens that matter and can differ from the base run.

@@ -27,11 +27,12 @@ from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.job import BASE, Block, Cost, Job, batches_of_pairs
 from causalpatch.engine.means import Means
 from causalpatch.engine.plan import Plan
-from causalpatch.engine.planning import captured_bytes, numbers_of, plan_job
+from causalpatch.engine.planning import numbers_of, plan_job
 from causalpatch.engine.products import CAST_BYTES, Product
 from causalpatch.engine.recheck import ScreenNoise, estimate_noise, needs_float32, sample_cells
 from causalpatch.engine.screen_cost import Choice, screen_cost
 from causalpatch.engine.selfcheck import why_drifts
+from causalpatch.engine.shares import captured_bytes
 from causalpatch.engine.tiers import Route, measure
 from causalpatch.results.status import Status, has_number
 

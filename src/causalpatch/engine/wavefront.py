@@ -22,39 +22,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causalpatch.engine import shares
 from causalpatch.engine.batches import in_batches
 from causalpatch.engine.calibrate import preferred_rows
 from causalpatch.engine.canonical import without_repeats
 from causalpatch.engine.cone import ModelNumbers
-from causalpatch.engine.gauge import Gauge
+from causalpatch.engine.gauge import Gauge, Run
 from causalpatch.engine.hooks import users_hooks
 from causalpatch.engine.job import BASE, SOURCE, Block, Cost, Job, check_finite, lay_rows, portions
 from causalpatch.engine.means import Means
-from causalpatch.engine.memory import (
-    budget_bytes,
-    chunk_bytes,
-    chunk_rows,
-    exhausted,
-    is_out_of_memory,
-    release_memory,
-    state_bytes,
-)
-from causalpatch.engine.planning import bytes_per_token, captured_bytes, numbers_of
+from causalpatch.engine.memory import chunk_bytes, exhausted, is_out_of_memory, release_memory
+from causalpatch.engine.planning import numbers_of
 from causalpatch.engine.resolve import Placer, Role, Target
-from causalpatch.engine.scene import Placed, Scene, donated_in
-from causalpatch.engine.segments import cut
-from causalpatch.engine.shelf import place_for
+from causalpatch.engine.scene import Placed, Scene
+from causalpatch.engine.shares import Kept, Limits, waves
 from causalpatch.engine.stack import Stack, layer_of
 from causalpatch.engine.values import Row
 from causalpatch.engine.wave import Wave
 from causalpatch.models import Model
-from causalpatch.pairs.role import ROLES
 from causalpatch.results.status import Status
-
-# Shares of the budget: the stream of the rows that move on together, one call of a layer.
-STREAM, CHUNK = 0.125, 0.25
-PORTION = 16_384
-"""Runs that are laid out together: enough to fill the calls, few enough to be done, and kept, within seconds."""
 
 # Sites by which layers are taken apart.
 _NEEDED = ("resid_pre", "z", "mlp_post", "final_norm")
@@ -94,10 +80,11 @@ def measure(job: Job, gauge: Gauge, means: Means, cost: Cost) -> Iterator[Block]
     stack = Stack(job.model, job.few_bits)
     placer = Placer(job.pairs, job.base)
     job, means, copies = without_repeats(job, means)
-    for sweep, blocks in in_batches(job, _batches(job), partial(_open, job, gauge, stack, means, cost)):
+    kept = Kept.of(job, gauge, _numbers(job.model))
+    for sweep, blocks in in_batches(job, kept.batches(), partial(_open, job, gauge, stack, means, cost, kept)):
         yield from blocks
         indices = sweep.scenes[0].indices
-        for numbers in portions(job, len(indices), PORTION):
+        for numbers in portions(job, len(indices), shares.PORTION):
             rows, lost = lay_rows(job, placer, indices, numbers)
             if lost:
                 yield from copies.spread(Block.lost(lost, len(gauge.metrics)))
@@ -106,25 +93,13 @@ def measure(job: Job, gauge: Gauge, means: Means, cost: Cost) -> Iterator[Block]
         del sweep, blocks  # its tensors go before those of the next are made
 
 
-def _batches(job: Job) -> Iterator[np.ndarray]:
-    """Yield pairs in batches whose captured runs take their share of the budget."""
-    n_prompts = 2 + len(donated_in(job))
-    tokens = captured_bytes(job) // (n_prompts * bytes_per_token(job, _numbers(job.model)))
-    lengths = np.maximum(job.pairs.lengths("clean"), job.pairs.lengths("corrupt"))
-    order = np.argsort(lengths, kind="stable")
-    for part in cut(lengths[order], max(1, tokens)):
-        yield np.sort(order[part])
-
-
 def _open(
-    job: Job, gauge: Gauge, stack: Stack, means: Means, cost: Cost, indices: np.ndarray
+    job: Job, gauge: Gauge, stack: Stack, means: Means, cost: Cost, kept: Kept, indices: np.ndarray
 ) -> tuple["_Sweep", list[Block]]:
     """Run the prompts of some pairs, and measure them untouched."""
-    n_tokens = sum(int(job.pairs.lengths(role)[indices].sum()) for role in ROLES)
-    n_bytes = n_tokens * bytes_per_token(job, _numbers(job.model))
-    where = place_for(n_bytes, captured_bytes(job), job.model.device)
+    where = kept.place(indices, job.model.device)
     scenes = [Scene(job, gauge, stack, indices, means, fork=fork, where=where) for fork in (None, *gauge.forks)]
-    sweep = _Sweep(job, gauge, scenes, cost)
+    sweep = _Sweep(job, gauge, scenes, cost, kept.longest(indices))
     blocks = []
     for name, code in (("base", BASE), ("source", SOURCE)):
         check_finite(job, gauge, name, indices, sweep.untouched[name])
@@ -141,29 +116,30 @@ def _numbers(model: Model) -> ModelNumbers:
 class _Sweep:
     """All interventions on a batch of pairs."""
 
-    def __init__(self, job: Job, gauge: Gauge, scenes: Sequence[Scene], cost: Cost) -> None:
+    def __init__(self, job: Job, gauge: Gauge, scenes: Sequence[Scene], cost: Cost, longest: int) -> None:
         self.job, self.gauge, self.scenes, self.cost = job, gauge, scenes, cost
         self.status = Status.MEASURED if job.few_bits is None else Status.SCREENED
-        self.chunk_rows, self.stream_rows = self._limits()
+        numbers, device = _numbers(job.model), job.model.device
+        self.limits = Limits.of(job, numbers, longest, preferred_rows(numbers, device, job.model.dtype))
+        self.chunk_rows = self.limits.chunk_rows
         local = np.arange(len(scenes[0].indices))
+        roles = {"base": job.base, "source": job.source}
         self.runs = {
             name: scenes[0].as_run(role, scenes[0].untouched(role), local, self._forks_untouched(role))
-            for name, role in (("base", job.base), ("source", job.source))
+            for name, role in roles.items()
         }
-        index = torch.as_tensor(local, device=job.model.device)
-        self.untouched = {name: gauge.values(run, self.runs, index) for name, run in self.runs.items()}
+        self.untouched = {name: self._measure_untouched(role, self.runs[name]) for name, role in roles.items()}
 
-    def _limits(self) -> tuple[int, int]:
-        """Return the rows of one call of a layer, and of the stream that moves on together."""
-        job, model = self.job, self.job.model
-        numbers = _numbers(model)
-        budget = budget_bytes(model.device, job.budget_gib)
-        longest = int(job.pairs.lengths(job.base)[self.scenes[0].indices].max())
-        preferred = preferred_rows(numbers, model.device, model.dtype)
-        rows = chunk_rows(numbers, longest, int(CHUNK * budget), model.device.type, preferred)
-        if job.max_rows is not None:
-            rows = min(rows, job.max_rows * longest)
-        return rows, max(longest, int(STREAM * budget) // state_bytes(numbers, 1))
+    def _measure_untouched(self, role: Role, run: Run) -> Float[np.ndarray, "metric pair"]:
+        """Measure untouched runs, as many at once as patched ones."""
+        scene, local = self.scenes[0], np.arange(len(self.scenes[0].indices))
+        found = []
+        for begin in range(0, len(local), scene.runs_at_once):
+            some = slice(begin, begin + scene.runs_at_once)
+            forks = {side: table[some] for side, table in run.forks.items()}
+            part = scene.as_run(role, run.logits[some], local[some], forks)
+            found.append(self.gauge.values(part, self.runs, torch.as_tensor(local[some], device=run.logits.device)))
+        return np.concatenate(found, 1)
 
     def _forks_untouched(self, role: Role) -> dict[str, Tensor]:
         local = np.arange(len(self.scenes[0].indices))
@@ -180,12 +156,18 @@ class _Sweep:
             if not is_out_of_memory(error):
                 raise
             raise exhausted(self.job.model, self.job.pairs, rows[0].pair) from error
-        live = np.unique(np.concatenate([some.numbers for some in placed]))
-        derived = np.setdiff1d(np.arange(len(rows)), live)
+        lengths = np.zeros(len(rows), dtype=np.int64)
+        for some in placed:
+            lengths[some.numbers] = np.maximum(lengths[some.numbers], some.segments.lengths)
+        derived = np.flatnonzero(lengths == 0)
         if len(derived):
-            numbers, pairs, local = np.array([(rows[i].intervention, rows[i].pair, rows[i].local) for i in derived]).T
+            same = [rows[i] for i in derived.tolist()]
+            numbers, pairs, local = np.array([(row.intervention, row.pair, row.local) for row in same]).T
             yield Block.of(numbers, pairs, self.untouched["base"][:, local], Status.DERIVED)
-        waiting = list(self._parts(rows, placed[0], live))
+        # In packed order, so that what shares base keys stays together; runs that matter to forks alone come last.
+        order = np.concatenate([placed[0].numbers, np.setdiff1d(np.flatnonzero(lengths), placed[0].numbers)])
+        is_control = np.array([rows[i].intervention >= self.job.n_asked for i in order.tolist()], dtype=bool)
+        waiting = [order[part] for part in waves(lengths[order], is_control, self.limits.wave_rows)]
         while waiting:
             part = waiting.pop(0)
             values = None
@@ -200,21 +182,6 @@ class _Sweep:
                 continue
             numbers, pairs = np.array([(rows[i].intervention, rows[i].pair) for i in part.tolist()]).T
             yield Block.of(numbers, pairs, values, self.status)
-
-    def _parts(self, rows: Sequence[Row], placed: Placed, live: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield the numbers of runs that move on together; the controls first where there are several parts."""
-        # In packed order, so that what shares base keys stays together; runs that matter to forks alone come last.
-        order = np.concatenate([placed.numbers, np.setdiff1d(live, placed.numbers)])
-        lengths = np.ones(len(order), dtype=np.int64)
-        lengths[: len(placed.numbers)] = placed.segments.lengths
-        if int(lengths.sum()) <= self.stream_rows:
-            if len(order):
-                yield order
-            return
-        is_control = np.array([rows[i].intervention >= self.job.n_asked for i in order.tolist()])
-        for some in (np.flatnonzero(is_control), np.flatnonzero(~is_control)):
-            for part in cut(lengths[some], self.stream_rows):
-                yield order[some[part]]
 
     def _shrink(
         self, rows: Sequence[Row], placed: Placed, part: np.ndarray, error: Exception, waiting: list[np.ndarray]
@@ -275,8 +242,7 @@ class _Sweep:
         place_of = {number: place for place, number in enumerate(part.tolist())}
         here = np.flatnonzero(np.isin(placed.numbers, part))
         local_of = np.array([rows[i].local for i in part.tolist()])
-        base = scene.untouched(self.job.base)
-        at_once = max(1, scene.rows_at_once // base.shape[1])
+        base, at_once = scene.untouched(self.job.base), scene.runs_at_once
         if len(here):
             wave = Wave(scene, placed.take(here), self.chunk_rows, self.cost)
             stream = wave.stream()

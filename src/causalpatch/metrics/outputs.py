@@ -70,9 +70,9 @@ class Outputs:
         references: What the same pair gave in the untouched ``"base"`` and ``"source"`` runs at the same position,
             ``[row, vocab]`` or ``[row, …]``.
         vocab: The vocabulary entries that were computed, sorted, where only those of answers were.
-        is_whole: Whether the outputs at all positions were computed.
-        mask: For text whose outputs at all positions were computed, which columns hold tokens of the row's own prompt,
-            ``[row, position]``; the others are padding, and their logits are NaN.
+        is_whole: Whether the outputs at all positions may be read.
+        mask: For text whose outputs at all positions are read, which columns hold tokens of the row's own prompt,
+            ``[row, position]``: all of them, since such rows come without padding, those of one length at a time.
         reads_vocabulary: Whether the metric says that it reads more than the logits of answers.
     """
 
@@ -91,10 +91,10 @@ class Outputs:
     def logits(self) -> Float[Tensor, "row *shape"]:
         """The model's output, ``[row, position, vocab]`` for text, ``[row, …]`` for other models.
 
-        How far rows are padded depends on what runs beside them, so padding is NaN: ``mask`` says where tokens are.
+        Rows of one length come at a time, so that there is no padding, which would depend on what runs beside them.
 
         Raises:
-            MetricError: Only a part of it was computed, since the metric says that it reads one position.
+            MetricError: The metric says that it reads one position.
         """
         if not self.is_whole:
             raise MetricError(

@@ -65,26 +65,44 @@ def test_models_that_are_not_text_are_read_whole():
 UNEVEN = random_pairs(1, lengths="equal")
 
 
-def means_of_all_columns(outputs, pairs):
-    return outputs.logits.mean((1, 2))
+# What a function of all positions may make of padding without a NaN coming out.
+WHOLE = {
+    "mean": lambda outputs, pairs: outputs.logits.mean((1, 2)),
+    "mean where the mask is true": lambda outputs, pairs: (
+        outputs.logits.mean(-1).masked_fill(~outputs.mask, 0).sum(1) / outputs.mask.sum(1)
+    ),
+    "share of tokens": lambda outputs, pairs: (outputs.logits[:, :, 5] > 0).double().mean(1),
+    "share of tokens whose best is 5": lambda outputs, pairs: (outputs.logits.argmax(-1) == 5).double().mean(1),
+    "mean without NaN": lambda outputs, pairs: outputs.logits[:, :, 5].nan_to_num().mean(1),
+    "best at the last column": lambda outputs, pairs: outputs.logits[:, -1].argmax(-1).double(),
+    "columns": lambda outputs, pairs: torch.full((len(pairs),), outputs.logits.shape[1], dtype=torch.float64),
+    "distance": lambda outputs, pairs: (outputs.logits[:, -1] - outputs.reference("source")).square().sum(1),
+}
+METRICS = [cp.metric(function, name=name, compares=("source",)) for name, function in WHOLE.items()]
 
 
-def means_of_all_tokens(outputs, pairs):
-    return outputs.logits.mean(-1).masked_fill(~outputs.mask, 0).sum(1) / outputs.mask.sum(1)
+def measured(**settings):
+    effects = cp.Experiment(MODEL, UNEVEN, METRICS, **settings).run(["resid_pre.0@0", "resid_pre.1"])
+    return effects.to_xarray()["metric"].values
 
 
 @pytest.mark.parametrize("engine", ["rows", "restart", "wavefront"])
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_padding_never_comes_into_a_number(engine, padding_side):
-    assert len(set(UNEVEN.lengths("clean").tolist())) > 1
-    alone = cp.Experiment(MODEL, UNEVEN, cp.metric(means_of_all_columns), engine="reference").run("resid_pre.1")
-    wanted = alone.to_xarray()["metric"].values
-    settings = {"engine": engine, "padding_side": padding_side}
-    with pytest.raises(MetricError, match="metric 'means_of_all_columns' reads padding") as caught:
-        cp.Experiment(MODEL, UNEVEN, cp.metric(means_of_all_columns), **settings).run("resid_pre.1")
-    assert "outputs.mask" in str(caught.value)
-    got = cp.Experiment(MODEL, UNEVEN, cp.metric(means_of_all_tokens), **settings).run("resid_pre.1")
-    assert np.abs(got.to_xarray()["metric"].values - wanted).max() < 1e-10
+@pytest.mark.parametrize("budget_gib", [None, 1e-9])
+def test_padding_never_comes_into_a_number(engine, padding_side, budget_gib):
+    lengths = UNEVEN.lengths("corrupt")
+    assert len(set(lengths.tolist())) > 1
+    alone = measured(engine="reference")
+    assert (alone[list(WHOLE).index("columns")] == lengths).all()
+    got = measured(engine=engine, padding_side=padding_side, budget_gib=budget_gib)
+    assert np.abs(got - alone).max() < 1e-10
+
+
+@pytest.mark.parametrize("engine", ["reference", "rows", "restart", "wavefront"])
+def test_a_metric_that_names_a_position_reads_no_other_on_any_engine(engine):
+    metrics = [cp.metric(lambda outputs, pairs: outputs.logits[:, -1, 5], name="one", position=-1), METRICS[0]]
+    with pytest.raises(MetricError, match="metric that names a position reads"):
+        cp.Experiment(MODEL, UNEVEN, metrics, engine=engine).run("resid_pre.1")
 
 
 @pytest.mark.parametrize("engine", ["reference", "rows", "restart", "wavefront"])

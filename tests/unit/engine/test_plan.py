@@ -9,7 +9,7 @@ import causalpatch as cp
 from causalpatch.base.errors import MetricError
 from causalpatch.engine import Gauge, Job, ModelCost, make_plan, plan_job, targets_of
 from causalpatch.engine.cone import Point, Runs, cone, full_flops
-from causalpatch.engine.plan import Wave, for_tier, passes_of
+from causalpatch.engine.plan import Wave, for_tier
 from causalpatch.engine.planning import numbers_of
 from causalpatch.pairs import Pair, Pairs
 from causalpatch.testing.tiny import GROUPED, tiny_model
@@ -122,7 +122,7 @@ WAVE = Wave(
     chunk_bytes=2**30,
     base_bytes=2**29,
     base_place="device",
-    front_bytes=2**33,
+    logits_bytes=2**28,
     held_bytes=2**31,
     passes=4,
 )
@@ -158,7 +158,7 @@ def test_the_plan_of_the_wavefront_says_what_it_saves_and_how_often_it_goes_thro
     assert lines["runs"] == "1,234 tokens through single layers, up to 2,048 at once"
     whole = f"{made.flops / 1e9:,.1f} by 12 rows in whole forwards"
     assert lines["arithmetic"] == f"0.0 GFLOP instead of {whole} (saves {made.saved:.0%})"
-    assert lines["memory"] == "about 3.50 GiB of activations, in 4 passes over the layers"
+    assert lines["memory"] == "about 3.75 GiB of activations, in 4 passes over the layers"
     assert lines["time"] == "at least 0.1 s"
     assert "one pass over the layers" in str(planned(wave=replace(WAVE, passes=1)))
     assert "12 rows in 2 forwards" in str(planned("restart"))
@@ -170,13 +170,6 @@ def test_the_plan_of_the_wavefront_says_what_it_saves_and_how_often_it_goes_thro
 )
 def test_seconds_are_told_in_units_that_are_easy_to_read(rate, text):
     assert f"time           at least {text}\n" in str(planned(rate=rate))
-
-
-def test_a_batch_is_gone_through_once_for_each_budget_that_its_front_fills():
-    assert passes_of([10], 10) == 1
-    assert passes_of([11], 10) == 2
-    assert passes_of([0, 25, 10], 10) == 1 + 3 + 1
-    assert passes_of([5], 0) == 5
 
 
 @pytest.mark.parametrize("family", quickly([f for f in ON_WAVEFRONT if f != "opt"], *FIRST))
@@ -308,28 +301,37 @@ def test_spelt_answers_go_on_through_the_layers_above():
     assert made.flops_of["wavefront"] - untouched == pytest.approx(prompt + 2 * per_token)
 
 
+def kept(*, projected=0, longest=4):
+    """Return the bytes that are kept of a token: inputs of layers and norm, keys and values, a row of the mask."""
+    return (4 * 32 + 3 * 2 * 2 * 8 + longest + projected) * 8
+
+
 def test_what_is_held_is_the_stream_of_all_runs_and_the_base_runs_keys_values_and_inputs():
     requests = [f"resid_pre.{layer}@{token}" for layer in range(3) for token in range(3)]
     made = plan_of(requests)
     rows = 3 * (4 + 3 + 2) + 3 * (3 + 2 + 1)
-    assert made.wave.front_bytes == made.wave.held_bytes == rows * 32 * 8
+    assert made.wave.held_bytes == rows * 32 * 8
     projected = 3 * (4 + 2 * 2) * 8  # queries, keys and values of the rows that are not written
-    assert made.wave.base_bytes == 2 * (4 + 3) * (3 * 2 * (32 + 2 * 8) + projected) * 8
+    # Both prompts of both pairs, as wide as the longest.
+    assert made.wave.base_bytes == 2 * 2 * 4 * kept(projected=projected)
     assert made.wave.base_place == "device"
-    whole = plan_of([f"resid_pre.{layer}" for layer in range(3)])
-    assert whole.wave.base_bytes == 2 * (4 + 3) * 3 * 2 * (32 + 2 * 8) * 8
+    assert made.wave.logits_bytes == 2 * 2 * 2 * 8  # two columns
+    whole = plan_of([f"resid_pre.{layer}" for layer in range(3)], metric=cp.top1)
+    assert whole.wave.base_bytes == 2 * 2 * 4 * kept()
+    assert whole.wave.logits_bytes == 2 * 2 * 40 * 8
     assert made.wave.chunk_rows == rows
     assert made.wave.passes == 1
-    narrow = plan_of(requests, budget_gib=rows * 32 * 8 / 3 / 2**30)
-    assert narrow.wave.held_bytes < narrow.wave.front_bytes
-    assert narrow.wave.passes >= 3
+    narrow = plan_of(requests, budget_gib=rows * 32 * 8 / 2**30)
+    assert narrow.wave.held_bytes < made.wave.held_bytes
+    assert narrow.wave.passes >= 8  # an eighth of the budget each
 
 
 def test_untouched_runs_that_do_not_fit_are_kept_elsewhere_and_the_plan_says_so():
     made = plan_of(["resid_pre.0"], budget_gib=1e-6)
     assert made.wave.base_place == "disk"
-    assert made.wave.base_bytes == 2 * 4 * 3 * 2 * (32 + 2 * 8) * 8  # of the longer pair
-    one = replace(made, wave=replace(made.wave, base_bytes=3 * 2**30, held_bytes=0, chunk_bytes=2**29, passes=1))
+    assert made.wave.base_bytes == 2 * 4 * kept()  # of the longer pair
+    away = replace(made.wave, base_bytes=3 * 2**30, logits_bytes=0, held_bytes=0, chunk_bytes=2**29, passes=1)
+    one = replace(made, wave=away)
     assert "memory         about 0.50 GiB of activations and 3.00 on disk, in one pass" in str(one)
     there = replace(one, wave=replace(one.wave, base_place="host"))
     assert "and 3.00 in the host's memory, in one pass" in str(there)

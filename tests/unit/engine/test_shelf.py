@@ -10,8 +10,8 @@ import torch
 
 import causalpatch as cp
 from causalpatch.base.errors import MemoryExhausted
+from causalpatch.engine import shares
 from causalpatch.engine import shelf as shelves
-from causalpatch.engine import wavefront
 from causalpatch.engine.shelf import NEAR, OnShelf, Shelf, place_for
 from causalpatch.testing.tiny import tiny_model
 from tiers import assert_agree, quickly, run_model, tier_of
@@ -91,7 +91,7 @@ def test_runs_kept_on_disk_give_the_same_numbers(family, folder, monkeypatch):
     wanted = run_model("wavefront", model, pairs, SITES, metric=metrics)
     kept = []
     real = shelves._mapped
-    monkeypatch.setattr(wavefront, "place_for", lambda *_: "disk")
+    monkeypatch.setattr(shares, "place_for", lambda *_: "disk")
     monkeypatch.setattr(shelves, "_mapped", lambda tensor: kept.append(tensor.numel()) or real(tensor))
     got = run_model("wavefront", model, pairs, SITES, metric=metrics)
     assert len(kept) > 3 * model.shape.n_layers  # inputs, keys and values of every layer
@@ -103,8 +103,8 @@ def test_a_budget_that_is_too_small_for_one_pair_puts_its_runs_on_disk(monkeypat
     model, _ = tiny_world("llama", (3, 4, 2, 0))
     pairs = random_pairs(1, 3)
     places = []
-    real = wavefront.place_for
-    monkeypatch.setattr(wavefront, "place_for", lambda *given: places.append(real(*given)) or places[-1])
+    real = shares.place_for
+    monkeypatch.setattr(shares, "place_for", lambda *given: places.append(real(*given)) or places[-1])
     wanted = run_model("reference", model, pairs, SITES)
     assert_agree(run_model("wavefront", model, pairs, SITES), wanted)
     assert set(places) == {"device"}
@@ -127,7 +127,7 @@ def test_a_full_disk_is_said_in_words(folder):
 
 
 def test_a_folder_that_is_not_there_is_said_in_words_and_not_held_against_the_model(monkeypatch, tmp_path):
-    monkeypatch.setattr(wavefront, "place_for", lambda *_: "disk")
+    monkeypatch.setattr(shares, "place_for", lambda *_: "disk")
     model = cp.open_model(tiny_model("llama", kv_heads=2, seed=4))
     pairs = random_pairs(3, 3)
     with monkeypatch.context() as there:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import causalpatch as cp
-from causalpatch.engine import head, wavefront
+from causalpatch.engine import shares
 from causalpatch.engine.head import Head
 from causalpatch.testing.tiny import tiny_model
 from tiers import assert_agree, run_model, tier_of
@@ -18,9 +18,9 @@ OWN = [cp.log_probability, cp.kl_divergence, cp.top1, cp.logit_difference, cp.lo
 
 @pytest.fixture
 def small(monkeypatch):
-    """Unembed sixteen rows at once, and count how often that is done in the room of those before."""
-    monkeypatch.setattr(head, "LOGITS_BYTES", 1)
-    monkeypatch.setattr(wavefront, "PORTION", 8)
+    """Unembed one row at once, and count how often that is done in the room of those before."""
+    monkeypatch.setattr(shares, "LOGITS_BYTES", 1)
+    monkeypatch.setattr(shares, "PORTION", 8)
     calls = []
     real = Head._unembed_in_room
 
