@@ -25,6 +25,7 @@ EVERY = [
     cp.Optimal(steps=7),
     cp.Fitted(BY_POSITION, "mean", ON, by_position=True),
     cp.Fitted(RNG.normal(size=(2, 8)), "mean", ON, groups=("a", "b")),
+    cp.Given(RNG.normal(size=(3, 8)), np.array([0, 1, 1]), np.array([0, 2, 3]), ("a", "b"), "read before"),
     cp.Steer(RNG.normal(size=8), -2.0),
     cp.ProjectOut(RNG.normal(size=8)),
 ]
