@@ -416,3 +416,19 @@ def test_a_mistyped_option_leaves_with_2(capsys):
     code, _, err = run(capsys, "sweep", "--nonsense")
     assert code == 2
     assert "nonsense" in err
+
+
+def test_paths_prints_and_saves_edges_and_sets_of_paths(capsys, folder, pairs_file, tmp_path):
+    asked = ("paths", folder, pairs_file, "--metric", "kl_divergence", "--direction", "noise")
+    ends = ("--senders", "head_out.0", "--receivers", "q.1.0 + k.1.0", "--receivers", "logits", "--json")
+    code, out, _ = run(capsys, *asked, *ends, "--out", tmp_path)
+    assert code == 0
+    assert Effects.load(tmp_path).to_xarray()["receiver"].values.tolist() == ["q.1.0 + k.1.0", "logits"]
+    assert any(name.endswith("heat.svg") for name in json.loads(out)["sweeps"]["paths"]["files"])
+    code, out, _ = run(capsys, *asked, "--path", "embed -> q.0.1 -> logits + embed -> logits", "--json")
+    assert code == 0
+    cells = json.loads(out)["sweeps"]["paths"]
+    assert "embed -> q.0.1 -> logits + embed -> logits" in json.dumps(cells)
+    code, _, err = run(capsys, *asked, "--senders", "head_out.1.0", "--receivers", "q.1.0")
+    assert code == 2
+    assert "nothing goes from 'head_out.1.0' to 'q.1.0'" in err
