@@ -40,7 +40,9 @@ def test_spans_and_last_tokens_meet_across_prompts_of_unequal_lengths(model):
     lengths = {len(encode(**each)["prompt"].split()) for each in BY_NAME.every_input()}
     assert len(lengths) == 2
     assert found.accuracy("name") == 1.0
-    scrubbed = cp.causal_scrubbing(model, claim({"name": "resid_post.1@thing", "receiver": "attn_out.3@-1"}), n=16)
+    scrubbed = cp.causal_scrubbing(
+        model, claim({"name": "resid_post.1@thing", "receiver": "attn_out.3@-1"}), n=16, parts=False
+    )
     assert scrubbed.recovered == pytest.approx(1.0, abs=0.02)
 
 
@@ -77,7 +79,7 @@ def test_scrubbing_by_the_fastest_engine_is_scrubbing_by_the_reference(model, no
     mapping = {"name": "z.1@thing", "receiver": ["z.3.1@-1", "z.3.2@-1"]}
     short = [each for each in BY_NAME.every_input() if each["style"] == "short"]
     runs = [
-        cp.causal_scrubbing(model, claim(mapping), short, n=6, nodes=nodes, engine=engine)
+        cp.causal_scrubbing(model, claim(mapping), short, n=6, nodes=nodes, parts=False, engine=engine)
         for engine in ("reference", "auto")
     ]
     columns = ["original", "scrubbed", "random"]
@@ -91,15 +93,15 @@ def test_held_nodes_leave_nothing_but_what_mapped_heads_write(model):
     """The name moves to its place through heads of two layers and their MLPs: held, it does not get there."""
     short = [each for each in BY_NAME.every_input() if each["style"] == "short"]
     mapping = {"name": "resid_post.1@thing", "receiver": ["z.3.1@-1", "z.3.2@-1"]}
-    free = cp.causal_scrubbing(model, claim(mapping), short, n=24)
-    held = cp.causal_scrubbing(model, claim(mapping), short, n=24, nodes=["z", "mlp_out"])
+    free = cp.causal_scrubbing(model, claim(mapping), short, n=24, parts=False)
+    held = cp.causal_scrubbing(model, claim(mapping), short, n=24, nodes=["z", "mlp_out"], parts=False)
     assert free.row(hypothesis=WHOLE)["right"] > 0.9
     # The receiver's heads read the stream at the thing directly, so the hypothesis survives the stricter graph.
     assert held.row(hypothesis=WHOLE)["right"] > 0.9
     # The token of the giver itself is one layer below where its head reads: through held nodes it says nothing.
     early = {"name": "embed@10", "receiver": ["z.3.1@-1", "z.3.2@-1"]}
-    assert cp.causal_scrubbing(model, claim(early), short, n=24).row(hypothesis=WHOLE)["right"] > 0.9
-    lost = cp.causal_scrubbing(model, claim(early), short, n=24, nodes=["z", "mlp_out"])
+    assert cp.causal_scrubbing(model, claim(early), short, n=24, parts=False).row(hypothesis=WHOLE)["right"] > 0.9
+    lost = cp.causal_scrubbing(model, claim(early), short, n=24, nodes=["z", "mlp_out"], parts=False)
     assert lost.row(hypothesis=WHOLE)["right"] < 0.75
 
 
