@@ -122,6 +122,7 @@ def causal_scrubbing(  # noqa: PLR0913 - which metric, on which inputs, held how
     *,
     metric: Metric | str = "log_probability",
     nodes: Sequence[str | Site | SiteSet] = (),
+    parts: bool = True,
     n: int = 200,
     seed: int = 0,
     level: float = 0.95,
@@ -138,6 +139,7 @@ def causal_scrubbing(  # noqa: PLR0913 - which metric, on which inputs, held how
             answer that the algorithm gives. Pairs hold that answer, and as wrong answers all others that are possible.
         nodes: Sites that are held at each run's own random input wherever they are not mapped, such as
             ``["z", "mlp_out"]``; see above.
+        parts: Whether each variable is scrubbed by itself, too, and by sites dealt out to other variables.
         n: Reference inputs that are drawn, with everything resampled anew for each.
         seed: Seed of all draws.
         level: Nominal coverage of the interval.
@@ -177,7 +179,7 @@ def causal_scrubbing(  # noqa: PLR0913 - which metric, on which inputs, held how
     references = _references(pool, n, seed)
     outside = _Outside.of(asked, references, measured)
     rows, samples, engines = [], [], []
-    for label, each in _parts(hypothesis, seed):
+    for label, each in _parts(hypothesis, seed) if parts else [(WHOLE, hypothesis)]:
         part = Setting(model, each, pool, key, each.sites(model), engine, budget_gib, seed)
         row, sample, how = _scrub(Tree(part, held, label), outside, measured, level)
         rows.append(row)

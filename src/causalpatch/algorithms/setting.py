@@ -16,7 +16,7 @@ from causalpatch.models import Model
 from causalpatch.pairs import Pairs
 from causalpatch.patches import Intervention
 from causalpatch.results.provenance import describe_program
-from causalpatch.sites import Site
+from causalpatch.sites import Every, Site
 
 UNITS = {
     "draw": "one draw of a base and a source from these inputs, which are all that the numbers speak of",
@@ -95,7 +95,8 @@ def needs_equal_lengths(model: Model, pool: Pool, sites: Sequence[Site]) -> bool
     """Say whether a site is patched at all positions, so that base and source must have equally many."""
     if pool.kind != "tokens":
         return False
-    return any(site.position is None and model.tap(site).has_position for site in sites)
+    everywhere = [site for site in sites if site.position is None or isinstance(site.position, Every)]
+    return any(model.tap(site).has_position for site in everywhere)
 
 
 def answers_of(
