@@ -9,6 +9,7 @@ from causalpatch.engine.job import Block, Job
 from causalpatch.engine.means import Means
 from causalpatch.engine.resolve import Target
 from causalpatch.models import Model
+from causalpatch.patches import Source
 from causalpatch.sites import ModuleRef, Site
 
 
@@ -31,7 +32,10 @@ class Copies:
 
 
 def without_repeats(job: Job, means: Means) -> tuple[Job, Means, Copies]:
-    """Return a job of different runs, in one form each: the stream out of a layer is the stream into the next.
+    """Return a job of different runs, in one form each.
+
+    The stream out of a layer is the stream into the next. All heads' ``z`` of a layer from the source run is its
+    ``attn_out``, where the job asks for that too: it is known to be a function of them then.
 
     The controls are kept as they are, behind the rest: the identity patch must run, whatever else does.
 
@@ -42,7 +46,11 @@ def without_repeats(job: Job, means: Means) -> tuple[Job, Means, Copies]:
     Returns:
         The job of different runs, the means under their sites' names in it, and what each run stands for.
     """
-    asked = [_canonical(targets, job.model) for targets in job.interventions]
+    has_attn_out = any(target.site.name == "attn_out" for targets in job.interventions for target in targets)
+    asked = [
+        _canonical(_as_attn_out(targets, job.model) if has_attn_out else targets, job.model)
+        for targets in job.interventions
+    ]
     known: dict[object, int] = {}
     of: list[list[int]] = []
     kept: list[tuple[Target, ...]] = []
@@ -74,6 +82,24 @@ def _canonical(targets: tuple[Target, ...], model: Model) -> tuple[Target, ...]:
             late.append(replace(target, site=_late(target.site, model)))
     # What leaves a layer is written before what enters the next.
     return (*late, *others)
+
+
+def _as_attn_out(targets: tuple[Target, ...], model: Model) -> tuple[Target, ...]:
+    """Return ``attn_out`` instead of the source run's ``z`` of every head of a layer that is else left alone."""
+    n_heads = model.shape.units.get("head", 0)
+    if len(targets) < n_heads or any(t.site.layer is None or t.anchor for t in targets):
+        return targets
+    changed = list(targets)
+    for layer in {target.site.layer for target in targets}:
+        here = [target for target in targets if target.site.layer == layer]
+        first = here[0]
+        is_copied = isinstance(first.value, Source) and first.inside is None and first.align != "mean"
+        whole = {_key(replace(first, site=Site("z", layer, head))) for head in range(n_heads)}
+        if is_copied and len(here) == n_heads and {_key(target) for target in here} == whole:
+            place = changed.index(first)
+            changed = [target for target in changed if target.site.layer != layer]
+            changed.insert(place, replace(first, site=Site("attn_out", layer)))
+    return tuple(changed)
 
 
 def _names(site: Site, model: Model) -> tuple[Site, ...]:
