@@ -155,7 +155,10 @@ def export(model: Model, inputs: Mapping[str, Any], ports: Collection[Port]) -> 
                 raise
             first = next(iter(str(error).strip().splitlines()), "")[:200]
             raise refusal(model, _reason(error), f"{type(error).__name__}: {first}") from error
-    return _read(model, program, order, structure)
+    exported = _read(model, program, order, structure)
+    if exported.find_weights(model.module) is None:
+        raise refusal(model, "its graph has weights that its modules do not have")
+    return exported
 
 
 def refusal(model: Model, reason: str, *details: object) -> ModelUnsupported:

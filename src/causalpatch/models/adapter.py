@@ -6,6 +6,7 @@ A ``Model`` wraps an unmodified module. It never runs it and registers no hook: 
 
 import hashlib
 import inspect
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from causalpatch.models.detect import find_family
 from causalpatch.models.dictionaries import Anatomy, Dictionary, Registry, Wanted
 from causalpatch.models.families import Family
 from causalpatch.models.generic import module_tap
+from causalpatch.models.offload import Elsewhere, execution_device
 from causalpatch.models.taps import Port, Tap
 from causalpatch.models.views import View
 from causalpatch.sites.names import FEATURE_SITES, NAMES
@@ -87,8 +89,8 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
-        return self._first.device
+        """Where the model is, or its first part; where it runs, if its weights are elsewhere between runs."""
+        return (execution_device(self.module) if self._first.is_meta else None) or self._first.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -150,7 +152,7 @@ class Model:
         state = self.module.state_dict()
         stamp = tuple((name, x.data_ptr(), -1 if x.is_inference() else x._version) for name, x in state.items())
         if getattr(self, "_stamp", None) != stamp:
-            self._stamp, self._hash = stamp, _hash_state(state)
+            self._stamp, self._hash = stamp, _hash_state(state, Elsewhere(self.module))
         return self._hash
 
     def tap(self, site: Site) -> Tap:
@@ -357,7 +359,8 @@ class Model:
         widths |= {"z": units.get("head", 0) * self.head_width, "mlp_post": units.get("neuron", 0)}
         norm = self.module.get_submodule(self.tap(Site("final_norm")).port.path)
         is_centered = isinstance(norm, nn.LayerNorm)
-        return Anatomy(self.name, self.tap, widths, self._first, is_centered, "v_bias" not in refused)
+        like = self._first.new_empty(0, device=self.device)
+        return Anatomy(self.name, self.tap, widths, like, is_centered, "v_bias" not in refused)
 
     @cached_property
     def _first(self) -> Tensor:
@@ -399,10 +402,20 @@ class Model:
         return torch.as_tensor(values, device=self.device)
 
 
-def _hash_state(state: dict[str, Tensor]) -> str:
+def _hash_state(state: dict[str, Tensor], elsewhere: Elsewhere) -> str:
     digest = hashlib.sha256()
     for name, tensor in state.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        data = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(data.view(torch.uint8).numpy().tobytes())
+        for part in _plain_parts(elsewhere.read(name, tensor).detach()):
+            data = part.cpu().contiguous().reshape(-1)
+            digest.update(data.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _plain_parts(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the plain tensors of which a tensor is made: itself, or codes and scales of one in 8 or 4 bits."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _plain_parts(getattr(tensor, name))

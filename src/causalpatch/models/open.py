@@ -59,7 +59,7 @@ def open_model(
     Raises:
         ModelNotFound: The name or folder does not hold a model. Where the hub does not answer, only its cache is read.
         ModelUnsupported: The checkpoint lacks weights of its model, or cannot be built; or the module is compiled, so
-            that what runs is not the modules that sites name.
+            that what runs is not the modules that sites name; or it puts virtual tokens before each prompt.
         SettingError: The dtype or the device does not exist, or the model or the tokenizer is not one.
 
     Examples:
@@ -71,6 +71,7 @@ def open_model(
     wanted_dtype = _read_dtype(dtype)
     if isinstance(x, nn.Module):
         _require_eager(x)
+        _require_own_tokens(x)
         module = x if wanted_dtype is None else x.to(wanted_dtype)
         module = module if device is None else module.to(_read_device(device))
         return Model(module, name=type(x).__name__, tokenizer=_read_tokenizer(tokenizer))
@@ -92,6 +93,23 @@ def _require_eager(module: nn.Module) -> None:
                 facts=[("compiled", "code of torch.compile passes by the modules within, where patches are made")],
                 fix="open model._orig_mod" if is_wrapped else "open the module as it was before .compile()",
             )
+
+
+def _require_own_tokens(module: nn.Module) -> None:
+    """Refuse adapters that put virtual tokens before a prompt: its positions would not be the model's."""
+    for path, part in module.named_modules():
+        adapters = getattr(part, "peft_config", None)
+        for name, config in adapters.items() if isinstance(adapters, dict) else ():
+            if getattr(config, "is_prompt_learning", False):
+                raise ModelUnsupported(
+                    f"adapter {name!r} of '{type(part).__name__}' puts virtual tokens before each prompt",
+                    facts=[
+                        ("adapter", getattr(config.peft_type, "value", config.peft_type)),
+                        ("tokens", config.num_virtual_tokens),
+                        ("module", path or "the model itself"),
+                    ],
+                    fix="open the model below it, with the prompt written out",
+                )
 
 
 def _load(source: Source, dtype: torch.dtype | None) -> nn.Module:

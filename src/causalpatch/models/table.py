@@ -180,10 +180,9 @@ class FamilyTable:
             elif name in _BIAS_OF and (why := self._why_no_bias(name)):
                 yield name, why
             elif isinstance(fact, ShareOf):
-                projection = self._modules[join(self.layer_path(0), fact.module)]
-                if not _is_plain(projection):
-                    kind = type(projection).__name__
-                    yield name, f"the output projection is {kind}, not a plain linear map; use z"
+                paths = (join(self.layer_path(layer), fact.module) for layer in range(self.numbers.n_layers))
+                if why := next(filter(None, (_why_not_plain(self._modules[path]) for path in paths)), None):
+                    yield name, f"the output projection {why}; use z"
             elif name in OPTIONAL and (why := self._why_not_there(name, fact)):
                 yield name, why
 
@@ -227,7 +226,7 @@ def projection_rows(projection: nn.Module) -> Tensor:
 def plain_rows(projection: nn.Module) -> Tensor | None:
     """Return ``projection_rows`` of a module that does nothing but multiply and add a bias, else None."""
     is_plain = type(projection) in (nn.Linear, Conv1D) and "forward" not in vars(projection)
-    return projection_rows(projection) if is_plain else None
+    return projection_rows(projection) if is_plain and _why_not_plain(projection) is None else None
 
 
 def input_width(projection: nn.Module) -> int | None:
@@ -277,5 +276,12 @@ def _start_of_three(fact: Parted, unit: int, n_heads: int, n_kv_heads: int) -> i
     return unit * (n_group + 2) + n_group + fact.part - 1
 
 
-def _is_plain(projection: nn.Module) -> bool:
-    return isinstance(projection, nn.Linear | Conv1D) and projection.weight.is_floating_point()
+def _why_not_plain(projection: nn.Module) -> str | None:
+    """Say why a projection's output cannot be had head by head, or None."""
+    if not (isinstance(projection, nn.Linear | Conv1D) and projection.weight.is_floating_point()):
+        kind = type(projection)
+        name = kind.__name__ if kind.__module__.startswith("torch.nn.") else f"{kind.__module__}.{kind.__name__}"
+        return f"is {name}, not a plain linear map"
+    if type(projection.weight) not in (nn.Parameter, Tensor):
+        return f"has weights of a kind of their own, {type(projection.weight).__name__}"
+    return "has its weights elsewhere between runs" if projection.weight.is_meta else None

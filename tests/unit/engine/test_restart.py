@@ -86,7 +86,7 @@ def requests_for(model):
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-@pytest.mark.parametrize("family", FIRST)
+@pytest.mark.parametrize("family", quickly(FIRST, "gpt2", "gemma2"))
 def test_runs_that_begin_at_a_layer_give_what_whole_runs_give(family, padding_side):
     model, _ = tiny_world(family, (3, 2, 2, 0))
     job = job_of(model, requests_for(model), padding_side=padding_side)

@@ -47,7 +47,7 @@ def test_only_what_is_multiplied_in_few_bits_is_faster():
 
 
 def test_the_plan_of_a_screen_prints_both_numbers():
-    wave = Wave(1100, 2048, 2**30, 2**29, "device", 2**33, 2**31, 4)
+    wave = Wave(1100, 2048, 2**30, 2**29, "device", 2**30, 2**31, 4)
     model = ModelCost(weights=1000, attention=64, bytes_per_row=2**20, rows_per_forward=8)
     shown = (("'a'", "'b'"), ("z.0.0@-1", "z.0.1@-1"))
     plan = make_plan(model, (5, 7), (3, 3), n_interventions=3, n_more=3, n_forks=0, shown=shown)
@@ -60,7 +60,7 @@ def test_the_plan_of_a_screen_prints_both_numbers():
     whole = "40.0 by 12 rows in whole forwards"
     assert lines["arithmetic"] == f"11.0 GFLOP, then about 5.0 to 10.0 again, instead of {whole} (saves 48% to 60%)"
     assert (
-        lines["memory"] == "about 4.50 GiB of activations and 0.50 of weights in few bits, in 4 passes over the layers"
+        lines["memory"] == "about 5.50 GiB of activations and 0.50 of weights in few bits, in 4 passes over the layers"
     )
     assert lines["time"] == "at least 13.0 s, or 18.0 s with everything again"
     assert (made.seconds, made.most_seconds) == (13.0, 18.0)

@@ -11,6 +11,7 @@ from planted import SITE, VALUES, WIDTH, Planted, planted_pairs
 LEARNING = planted_pairs(300, 0, [0, 1, 3, 5, 6], "seen values")
 HELD_OUT = planted_pairs(300, 1, [2, 4], "other values")
 FEW = cp.RotationSearch(epochs=3)
+BRIEF = cp.RotationSearch(epochs=2)
 ALONE = cp.SubspaceControls(n_random=0, is_shuffled=False)
 
 
@@ -46,6 +47,7 @@ def test_where_nothing_is_planted_nothing_is_found():
     assert found.controls["shuffled"] <= found.accuracy.chance + 0.05
 
 
+@pytest.mark.slow
 def test_both_variables_take_two_dimensions_and_the_sources_own_answer():
     asked = experiment()
     found = cp.learn_subspace(asked, SITE, HELD_OUT, dimension=2, controls=ALONE)
@@ -65,7 +67,7 @@ def test_noising_wants_the_corrupted_runs_answer():
     )
 
 
-@pytest.mark.parametrize(("wanted", "dimension"), [("swapped", 1), (None, 2)])
+@pytest.mark.parametrize(("wanted", "dimension"), [("swapped", 1), pytest.param(None, 2, marks=pytest.mark.slow)])
 def test_boundless_the_dimension_is_found_too(wanted, dimension):
     asked = experiment()
     found = cp.learn_subspace(asked, SITE, HELD_OUT, dimension="boundless", wanted=wanted, controls=ALONE)
@@ -118,7 +120,7 @@ def test_of_several_searches_the_best_is_kept():
 
 def test_small_forwards_give_the_same_subspace():
     whole, small = (
-        cp.learn_subspace(experiment(max_rows=rows), SITE, HELD_OUT, wanted="swapped", search=FEW, controls=ALONE)
+        cp.learn_subspace(experiment(max_rows=rows), SITE, HELD_OUT, wanted="swapped", search=BRIEF, controls=ALONE)
         for rows in (None, 7)
     )
     assert np.abs(whole.basis - small.basis).max() < 1e-4
@@ -192,12 +194,12 @@ def test_memory_that_runs_out_is_met_with_smaller_forwards_or_said(monkeypatch):
         return forward(x)
 
     monkeypatch.setattr(asked.model.module, "forward", narrow)
-    found = cp.learn_subspace(asked, SITE, HELD_OUT, wanted="swapped", search=FEW, controls=ALONE)
-    whole = cp.learn_subspace(experiment(), SITE, HELD_OUT, wanted="swapped", search=FEW, controls=ALONE)
+    found = cp.learn_subspace(asked, SITE, HELD_OUT, wanted="swapped", search=BRIEF, controls=ALONE)
+    whole = cp.learn_subspace(experiment(), SITE, HELD_OUT, wanted="swapped", search=BRIEF, controls=ALONE)
     assert np.abs(found.basis - whole.basis).max() < 1e-4
     most[0] = 0
     with pytest.raises(MemoryExhausted):
-        cp.learn_subspace(asked, SITE, HELD_OUT, wanted="swapped", search=FEW, controls=ALONE)
+        cp.learn_subspace(asked, SITE, HELD_OUT, wanted="swapped", search=BRIEF, controls=ALONE)
 
 
 def test_accuracy_counts_first_choices_by_hand():
