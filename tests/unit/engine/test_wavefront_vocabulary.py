@@ -8,7 +8,7 @@ import causalpatch as cp
 from causalpatch.engine import shares
 from causalpatch.engine.head import Head
 from causalpatch.testing.tiny import tiny_model
-from tiers import assert_agree, run_model, tier_of
+from tiers import assert_agree, quickly, run_model, tier_of
 from worlds import numbers, random_pairs, tiny_world
 
 PAIRS = random_pairs(5, 4)
