@@ -17,6 +17,7 @@ from causalpatch.results.status import Status
 from causalpatch.sites import NAMES
 from causalpatch.testing.tiny import VOCAB, tiny_model
 from doctored import Body, doctored, llama
+from tiers import quickly
 from toys import Chain, hooks_of, opened, vectors
 from worlds import FIRST, projection, random_pairs, tiny_world, unchecked
 
