@@ -70,6 +70,9 @@ if TYPE_CHECKING:
         METRICS as METRICS,
     )
     from causalpatch.metrics import (
+        Generation as Generation,
+    )
+    from causalpatch.metrics import (
         Metric as Metric,
     )
     from causalpatch.metrics import (
@@ -83,6 +86,9 @@ if TYPE_CHECKING:
     )
     from causalpatch.metrics import (
         cross_entropy as cross_entropy,
+    )
+    from causalpatch.metrics import (
+        generated_answer as generated_answer,
     )
     from causalpatch.metrics import (
         kl_divergence as kl_divergence,
@@ -247,6 +253,9 @@ if TYPE_CHECKING:
         everything_but as everything_but,
     )
     from causalpatch.sweeps import (
+        generate as generate,
+    )
+    from causalpatch.sweeps import (
         joint as joint,
     )
     from causalpatch.sweeps import (
@@ -284,11 +293,13 @@ _ROOMS = {
     "experiment": ("Baseline", "Experiment", "off_distribution"),
     "metrics": (
         "METRICS",
+        "Generation",
         "Metric",
         "Outputs",
         "answer_logit",
         "cosine",
         "cross_entropy",
+        "generated_answer",
         "kl_divergence",
         "kl_from_base",
         "log_probability",
@@ -340,6 +351,7 @@ _ROOMS = {
         "Tracing",
         "direct_effect",
         "everything_but",
+        "generate",
         "joint",
         "path_patch",
         "plan_sweep",

@@ -15,7 +15,7 @@ def test_an_unknown_metric_is_answered_with_the_closest(refuses, llama, pairs):
         there is no metric 'logit_diff'
           metrics  logit_difference, log_probability, log_probability_difference, probability,
                    probability_difference, answer_logit, rank, top1, cross_entropy, kl_divergence,
-                   kl_from_base, cosine
+                   kl_from_base, cosine, generated_answer
           fix: did you mean logit_difference?
         """,
     ):

@@ -50,8 +50,16 @@ CALLS = {
         3 is not a metric
           built-in  logit_difference, log_probability, log_probability_difference, probability,
                     probability_difference, answer_logit, rank, top1, cross_entropy, kl_divergence,
-                    kl_from_base, cosine
+                    kl_from_base, cosine, generated_answer
           fix: metric="logit_difference"
+        """,
+    ),
+    'cp.generated_answer.generating(4, patched="answer")': (
+        "MetricError",
+        """
+        what is generated cannot be patched 'answer'
+          known  prompt, all
+          fix: patched="prompt"
         """,
     ),
     "cp.Experiment(model, pairs, metric=len)": (
@@ -60,7 +68,7 @@ CALLS = {
         <built-in function len> is not a metric
           built-in  logit_difference, log_probability, log_probability_difference, probability,
                     probability_difference, answer_logit, rank, top1, cross_entropy, kl_divergence,
-                    kl_from_base, cosine
+                    kl_from_base, cosine, generated_answer
           fix: wrap a function: causalpatch.metric(function)
         """,
     ),

@@ -14,6 +14,9 @@ from causalpatch.metrics import AnswerTable, Metric, Outputs, is_built_in
 from causalpatch.models import Model
 from causalpatch.pairs import Batch, Pairs
 
+Mode = Literal["prompt", "all"]
+"""What is patched while a model goes on writing: the prompt alone, or what is written too."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -26,6 +29,7 @@ class Run:
         forks: Log-probabilities of whole answers by side, ``[row, answer]``.
         tokens: The real tokens that the logits belong to, where they are not those of all columns, ``(row, read)``.
         vocab: The vocabulary entries that the logits belong to, sorted, where they are not all.
+        written: What the model went on to write, ``[row, step]``, by what was patched meanwhile.
     """
 
     logits: Float[Tensor, "row *shape"]
@@ -34,6 +38,7 @@ class Run:
     forks: Mapping[str, Float[Tensor, "row answer"]] = field(default_factory=dict)
     tokens: Int[np.ndarray, "row read"] | None = None
     vocab: Int[Tensor, " column"] | None = None
+    written: Mapping[Mode, Int[Tensor, "row step"]] = field(default_factory=dict)
 
     def columns(self, tokens: Int[np.ndarray, " row"]) -> Int[Tensor, " row"]:
         """Return the column of the logits that holds a real token of each row."""
@@ -76,6 +81,24 @@ class Gauge:
             if self.answers.longest(side) > 1
             for number in range(self.answers.ids[side].shape[1])
         ]
+
+    @property
+    def steps(self) -> dict[Mode, int]:
+        """How many tokens are generated, by what is patched meanwhile."""
+        found: dict[Mode, int] = {}
+        for metric in self.metrics:
+            if metric.generates is not None:
+                found[metric.generates.patched] = max(self._steps_of(metric), found.get(metric.generates.patched, 0))
+        return found
+
+    @property
+    def n_more_forwards(self) -> int:
+        """How many more forwards a run takes than that of its prompt, at most."""
+        return len(self.forks) + sum(n_steps - 1 for n_steps in self.steps.values())
+
+    def _steps_of(self, metric: Metric) -> int:
+        most = None if metric.generates is None else metric.generates.max_new_tokens
+        return most or max(1, *(self.answers.longest(side) for side in metric.answers))
 
     def continuations(self, side: Literal["answer", "wrong_answer"], number: int, rows: np.ndarray) -> list[list[int]]:
         """Return the tokens that follow each row's prompt when an answer is spelt out: all but its last."""
@@ -155,6 +178,7 @@ class Gauge:
             is_whole,
             torch.as_tensor(run.batch.mask, device=run.logits.device) if is_text and is_whole else None,
             metric.reads_vocabulary,
+            None if metric.generates is None else run.written[metric.generates.patched][:, : self._steps_of(metric)],
         )
 
     def _reference(self, run: Run, metric: Metric, local: Int[Tensor, " row"]) -> Float[Tensor, "row ..."]:

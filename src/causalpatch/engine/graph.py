@@ -63,6 +63,8 @@ def why_not(job: Job, gauge: Gauge) -> str | None:
         gauge: The metrics.
     """
     module = job.model.module
+    if gauge.steps:
+        return "what the model goes on to write is read, which takes whole forwards"
     if gauge.forks:
         return "answers of several tokens are spelt out by runs of their own"
     if isinstance(module, torch.jit.ScriptModule):

@@ -63,7 +63,7 @@ class Plan:
     Args:
         n_interventions: Interventions, the untouched runs not counted.
         n_pairs: Pairs.
-        n_forks: Forwards per row beyond the first, for answers of several tokens.
+        n_forks: Forwards per row beyond the first, for answers of several tokens and for what is written.
         rows: Runs of one prompt, the untouched ones and the controls included.
         rows_per_forward: Rows stacked into one call of the model.
         forwards: Calls of the model, at least.
@@ -148,7 +148,7 @@ class Plan:
             ("interventions", f"{self.n_interventions:,} on {self.n_pairs:,} pairs"),
         ]
         if self.n_forks:
-            lines.append(("forks", f"{self.n_forks} more forwards per row, to spell answers out"))
+            lines.append(("forks", f"{self.n_forks} more forwards per row, through answers or what is written"))
         if self.n_unaligned:
             lines.append(("not run", f"{self.n_unaligned:,} cells whose pair lacks the position"))
         if self.n_derived:

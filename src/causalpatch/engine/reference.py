@@ -25,6 +25,7 @@ from jaxtyping import Float
 from causalpatch.engine.batches import in_batches, in_forwards
 from causalpatch.engine.capture import inputs_of
 from causalpatch.engine.gauge import Gauge, Run
+from causalpatch.engine.generate import at_all
 from causalpatch.engine.hooks import run_with_hooks
 from causalpatch.engine.job import Block, Cost, Job, batches_of_pairs, lay_rows
 from causalpatch.engine.means import Means
@@ -94,8 +95,9 @@ def _run_rows(
     pair = torch.tensor(numbers, device=job.model.device)
 
     def run(fork: Fork | None, inputs: Batch) -> Run:
-        del fork  # the inputs go on through its answer, and the patches are the same
-        writes = writes_of_rows(job.model, batch.known, rows, inputs)
+        # The inputs go on through an answer, or what was written, and the patches are the same.
+        patched = at_all(job, rows, inputs) if fork == "all" else rows
+        writes = writes_of_rows(job.model, batch.known, patched, inputs)
         call = inputs_of(job.model, inputs)
         output, _ = run_with_hooks(job.model, call, writes, opens_attention=job.opens_attention)
         cost.forwards, cost.rows = cost.forwards + 1, cost.rows + len(rows)

@@ -57,6 +57,8 @@ _CALLS_ON_CPU, _CALLS_ON_GPU = 3e7, 6e9
 def why_not(job: Job, gauge: Gauge) -> str | None:
     """Return why layers cannot be left out of such runs at all, or None."""
     model = job.model
+    if gauge.steps:
+        return "what the model goes on to write is read, which takes whole forwards"
     if model.family is None:
         return f"the layers of '{model.name}' are not known by name"
     if "resid_pre" in model.shape.refused:

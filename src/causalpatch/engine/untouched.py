@@ -16,7 +16,8 @@ from jaxtyping import Float, Int
 
 from causalpatch.engine.capture import Captured, capture
 from causalpatch.engine.drawn import Donated
-from causalpatch.engine.gauge import Gauge, Run
+from causalpatch.engine.gauge import Gauge, Mode, Run
+from causalpatch.engine.generate import generate
 from causalpatch.engine.job import BASE, SOURCE, Block, Cost, Job, check_finite
 from causalpatch.engine.means import Means
 from causalpatch.engine.resolve import Role
@@ -25,8 +26,9 @@ from causalpatch.pairs import Batch
 from causalpatch.results.status import Status
 from causalpatch.sites import Site
 
-Fork: TypeAlias = tuple[Literal["answer", "wrong_answer"], int]
-"""An answer of several tokens that is spelt out: its side, and which of the set."""
+Fork: TypeAlias = tuple[Literal["answer", "wrong_answer"], int] | Mode
+"""What follows a prompt: an answer of several tokens that is spelt out, by its side and which of the set; or what the
+model writes itself, by what is patched meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -153,14 +155,15 @@ def run_donors(job: Job, indices: Int[np.ndarray, " pair"], cost: Cost) -> dict[
 
 
 def spell(job: Job, gauge: Gauge, role: Role, run: Run, go_on: Callable[[Fork, Batch], Run]) -> Run:
-    """Add the log-probabilities of answers of several tokens to a run.
+    """Add the log-probabilities of answers of several tokens to a run, and what the model goes on to write.
 
     Args:
         job: The job.
         gauge: The metrics.
         role: The side whose prompts the run has.
         run: The run of the prompts.
-        go_on: Runs the prompts followed by an answer without its last token, with the same patches.
+        go_on: Runs the prompts followed by an answer without its last token, or by what was written, with the same
+            patches.
     """
     pairs = run.pair.cpu().numpy()
     found: dict[str, list[torch.Tensor]] = {}
@@ -169,4 +172,4 @@ def spell(job: Job, gauge: Gauge, role: Role, run: Run, go_on: Callable[[Fork, B
         inputs = job.pairs.batch(role, pairs, padding_side=job.padding_side, continuations=going_on)
         found.setdefault(side, []).append(gauge.spelt(go_on((side, number), inputs), side, number))
     forks = {side: torch.stack(columns, 1) for side, columns in found.items()}
-    return replace(run, forks=forks)
+    return generate(job, gauge, role, replace(run, forks=forks), go_on)

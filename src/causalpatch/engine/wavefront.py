@@ -48,7 +48,8 @@ _NEEDED = ("resid_pre", "z", "mlp_post", "final_norm")
 
 def why_not(job: Job, gauge: Gauge) -> str | None:
     """Say why no run of a job can be made by the wavefront, or None."""
-    del gauge
+    if gauge.steps:
+        return "what the model goes on to write is read, which takes whole forwards"
     if job.model.family is None:
         return "its layers are not known by name"
     if job.pairs.kind != "tokens":

@@ -36,7 +36,6 @@ from causalpatch.engine import (
     Screen,
     Target,
     check_answers,
-    crosses_positions,
     fit_patches,
     fit_values,
     likely_tier,
@@ -61,6 +60,7 @@ from causalpatch.experiment.requests import (
     check_precision,
     one_of,
     reads_both_answers,
+    warn_of,
 )
 from causalpatch.experiment.tally import Tally
 from causalpatch.metrics import Metric, logit_difference, top1
@@ -198,7 +198,7 @@ class Experiment:
         if self.precision == "screen":
             return plan_screen(job, self.gauge, Screen(self.recheck_top, self.seed))
         tier = likely_tier(job, self.gauge, self.engine)
-        return plan_job(job, len(self.gauge.forks), gauge=self.gauge, tier=tier)
+        return plan_job(job, self.gauge.n_more_forwards, gauge=self.gauge, tier=tier)
 
     def run(
         self,
@@ -255,7 +255,7 @@ class Experiment:
         axes = {"intervention": [each.label for each in asked]} if axes is None else axes
         check_grid(axes, len(asked))
         self._require(targets)
-        warned = self._warn(targets)
+        warned = warn_of(self.model, self.pairs, self.base, targets)
         reference = reference_of(targets, self.direction)
         job = self._job(targets, reference)
         tally = Tally.of(job, len(self.metrics))
@@ -298,6 +298,14 @@ class Experiment:
         one_of("direction", direction, ("denoise", "noise"))
         made = copy.copy(self)
         made.direction = direction
+        made.__dict__.pop("baseline", None)
+        return made
+
+    def measuring(self, metric: Metric | str | Sequence[Metric | str]) -> "Experiment":
+        """Return the same experiment with other metrics."""
+        made = copy.copy(self)
+        made.metrics = as_metrics(metric)
+        made.gauge = Gauge(made.metrics, self.pairs, self.model)
         made.__dict__.pop("baseline", None)
         return made
 
@@ -376,15 +384,6 @@ class Experiment:
         if self.pairs.kind == "tokens":
             by_token = {target.site for target in asked if target.site.module and target.has_position}
             require_positions(self.model, self.pairs, self.base, by_token)
-
-    def _warn(self, targets: Sequence[tuple[Target, ...]]) -> list[str]:
-        """Warn of what the reader should know before anything is measured; return it for the record."""
-        crossing = crosses_positions(self.model, self.pairs, self.base, targets)
-        if crossing is None:
-            return []
-        message = f"'{crossing}' takes values from tokens at other places, whose rotation they keep"
-        warnings.warn(CausalPatchWarning(message), stacklevel=4)
-        return [message]
 
     def _targets(self, interventions: Sequence[Intervention]) -> list[tuple[Target, ...]]:
         return [targets_of(self.model, intervention) for intervention in interventions]

@@ -18,6 +18,7 @@ MIRRORED = 0.1
 
 def describe_setup(model: Model, pairs: Pairs, metrics: Sequence[Metric], direction: str, seed: int) -> dict[str, Any]:
     """Return what an experiment is made of, as plain data."""
+    generates = {metric.name: vars(metric.generates) for metric in metrics if metric.generates is not None}
     return {
         "direction": direction,
         "model": {
@@ -30,6 +31,7 @@ def describe_setup(model: Model, pairs: Pairs, metrics: Sequence[Metric], direct
         "pairs": {"name": pairs.name, "hash": pairs.content_hash, "n": len(pairs)},
         "metrics": [metric.name for metric in metrics],
         "higher_is_better": {metric.name: metric.is_higher_when_clean(direction) for metric in metrics},
+        **({"generates": generates} if generates else {}),
         "seed": seed,
     }
 

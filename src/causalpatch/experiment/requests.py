@@ -1,5 +1,6 @@
 """What an experiment is asked for, brought to one form and checked before anything runs."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -7,9 +8,9 @@ import numpy as np
 import torch
 
 from causalpatch.base.axes import AXES
-from causalpatch.base.errors import MetricError, PairError, PatchError, SettingError
+from causalpatch.base.errors import CausalPatchWarning, MetricError, PairError, PatchError, SettingError
 from causalpatch.base.suggest import closest
-from causalpatch.engine import EngineName
+from causalpatch.engine import EngineName, Role, Target, crosses_positions
 from causalpatch.metrics import METRICS, Metric, named_metric
 from causalpatch.models import Model
 from causalpatch.pairs import Pairs
@@ -127,3 +128,13 @@ def check_precision(precision: str | None, engine: EngineName, model: Model, rec
         )
     if recheck_top < 0:
         raise SettingError(f"recheck_top={recheck_top} is not a number of effects", fix="recheck_top=20")
+
+
+def warn_of(model: Model, pairs: Pairs, base: Role, targets: Sequence[tuple[Target, ...]]) -> list[str]:
+    """Warn of what the reader should know before anything is measured; return it for the record."""
+    crossing = crosses_positions(model, pairs, base, targets)
+    if crossing is None:
+        return []
+    message = f"'{crossing}' takes values from tokens at other places, whose rotation they keep"
+    warnings.warn(CausalPatchWarning(message), stacklevel=5)
+    return [message]

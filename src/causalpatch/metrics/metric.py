@@ -14,6 +14,33 @@ from causalpatch.pairs import Pairs
 
 
 @dataclass(frozen=True)
+class Generation:
+    """How a model goes on behind a prompt, taking the likeliest token each time, for a metric that reads what it wrote.
+
+    Args:
+        max_new_tokens: How many tokens at most; by default as many as the longest answer of the pairs. A token that
+            ends the text (the model's ``eos_token_id``) is the last.
+        patched: Positions are those of the prompt. ``"prompt"`` patches it alone: what is written sees the patched
+            prompt and is left to itself. ``"all"`` also patches the tokens that are written, by those patches that
+            name no position and whose value is the same at all: zero, a number or an array, ``Steer``, ``ProjectOut``.
+    """
+
+    max_new_tokens: int | None = None
+    patched: Literal["prompt", "all"] = "prompt"
+
+    def __post_init__(self) -> None:
+        if self.patched not in ("prompt", "all"):
+            raise MetricError(
+                f"what is generated cannot be patched {self.patched!r}",
+                facts=[("known", "prompt, all")],
+                fix='patched="prompt"',
+            )
+        most = self.max_new_tokens
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+            raise MetricError(f"a model cannot write {most!r} tokens", fix="max_new_tokens=8")
+
+
+@dataclass(frozen=True)
 class Metric:
     """Outputs and pairs to one number per row.
 
@@ -30,6 +57,7 @@ class Metric:
         compares: Which untouched runs the outputs are compared with.
         spells_answers: Whether answers of several tokens are measured whole. If not, they are an error.
         bounds: Smallest and largest possible value where there are any.
+        generates: How the model goes on where the metric reads what it writes, ``outputs.generated``; else None.
     """
 
     name: str
@@ -42,6 +70,7 @@ class Metric:
     compares: tuple[Literal["base", "source"], ...] = ()
     spells_answers: bool = False
     bounds: tuple[float, float] | None = None
+    generates: Generation | None = None
 
     @property
     def reads_vocabulary(self) -> bool:
@@ -52,6 +81,20 @@ class Metric:
     def at(self, position: int) -> "Metric":
         """Return the same metric read at another real token of the prompt, such as ``-2``."""
         return replace(self, position=position, name=f"{self.name}@{position}")
+
+    def generating(
+        self, max_new_tokens: int | None = None, *, patched: Literal["prompt", "all"] = "prompt"
+    ) -> "Metric":
+        """Return the same metric, reading in ``outputs.generated`` what the model goes on to write.
+
+        Args:
+            max_new_tokens: How many tokens at most; by default as many as the longest answer of the pairs.
+            patched: ``"prompt"`` or ``"all"``: what is patched while it goes on, see ``Generation``.
+
+        Raises:
+            MetricError: The number or ``patched`` is impossible.
+        """
+        return replace(self, generates=Generation(max_new_tokens, patched), spells_answers=False)
 
     def is_higher_when_clean(self, direction: str) -> bool:
         """Say whether the clean run should have the higher value.
@@ -72,7 +115,14 @@ class Metric:
 
         Raises:
             AnswerError: A pair lacks an answer, or an answer has several tokens where one is needed.
+            MetricError: Generated tokens are read at another position than the prompt's last.
         """
+        if self.generates is not None and self.position != -1:
+            raise MetricError(
+                f"metric '{self.name}' reads generated tokens at position {self.position!r}",
+                facts=[("generated", "tokens follow the whole prompt")],
+                fix="position=-1",
+            )
         for number, pair in enumerate(pairs):
             for side in self.answers:
                 answers = getattr(pair, side)
@@ -83,6 +133,8 @@ class Metric:
                         fix=f"add a column '{side}', or choose a metric that does without, such as kl_divergence",
                     )
                 longest = max(answers, key=len)
+                if self.generates is not None:
+                    continue
                 if len(longest) > 1 and not self.spells_answers:
                     raise AnswerError(
                         f"{side} of pair {number} of '{pairs.name}' has {len(longest)} tokens; {self.name} reads one",

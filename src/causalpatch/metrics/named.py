@@ -5,6 +5,7 @@ from types import MappingProxyType
 from causalpatch.base.errors import MetricError
 from causalpatch.base.suggest import closest
 from causalpatch.metrics.divergence import cosine, kl_divergence, kl_from_base
+from causalpatch.metrics.generation import generated_answer
 from causalpatch.metrics.logits import answer_logit, logit_difference, rank, top1
 from causalpatch.metrics.loss import (
     cross_entropy,
@@ -31,6 +32,7 @@ METRICS = MappingProxyType(
             kl_divergence,
             kl_from_base,
             cosine,
+            generated_answer,
         )
     }
 )

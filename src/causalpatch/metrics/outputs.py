@@ -74,6 +74,7 @@ class Outputs:
         mask: For text whose outputs at all positions are read, which columns hold tokens of the row's own prompt,
             ``[row, position]``: all of them, since such rows come without padding, those of one length at a time.
         reads_vocabulary: Whether the metric says that it reads more than the logits of answers.
+        written: The tokens that the model went on to write, ``[row, step]``, where the metric reads them.
     """
 
     computed: Float[Tensor, "row *shape"]
@@ -86,6 +87,21 @@ class Outputs:
     is_whole: bool = True
     mask: Bool[Tensor, "row position"] | None = None
     reads_vocabulary: bool = True
+    written: Int[Tensor, "row step"] | None = None
+
+    @property
+    def generated(self) -> Int[Tensor, "row step"]:
+        """The tokens that the model went on to write, ``[row, step]``; -1 behind the token that ends the text.
+
+        Raises:
+            MetricError: The metric does not say that it reads them.
+        """
+        if self.written is None:
+            raise MetricError(
+                "a metric reads outputs.generated, and does not say how the model goes on",
+                fix="declare it: metric(…, position=-1).generating(8)",
+            )
+        return self.written
 
     @property
     def logits(self) -> Float[Tensor, "row *shape"]:

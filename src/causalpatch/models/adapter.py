@@ -4,9 +4,7 @@ A ``Model`` wraps an unmodified module. It never runs it and registers no hook: 
 ``inputs`` what to call the module with, ``logits`` which part of the output is the answer; the engine does the rest.
 """
 
-import hashlib
 import inspect
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +20,7 @@ from causalpatch.models.detect import find_family
 from causalpatch.models.dictionaries import Anatomy, Dictionary, Registry, Wanted
 from causalpatch.models.families import Family
 from causalpatch.models.generic import module_tap
-from causalpatch.models.offload import Elsewhere, execution_device
+from causalpatch.models.offload import execution_device, hash_state
 from causalpatch.models.taps import Port, Tap
 from causalpatch.models.views import View
 from causalpatch.sites.names import FEATURE_SITES, NAMES
@@ -135,6 +133,15 @@ class Model:
         return size if isinstance(size, int) else 0
 
     @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Token ids that end a text, as the model's generation settings or its configuration say; else none."""
+        for settings in (getattr(self.module, name, None) for name in ("generation_config", "config")):
+            ids = getattr(settings, "eos_token_id", None)
+            if ids is not None:
+                return tuple(ids) if isinstance(ids, list | tuple) else (int(ids),)
+        return ()
+
+    @property
     def attention(self) -> str:
         """Name of the attention kernel, such as ``sdpa``; ``"unknown"`` where the model does not say."""
         for part in self.module.modules():
@@ -152,7 +159,7 @@ class Model:
         state = self.module.state_dict()
         stamp = tuple((name, x.data_ptr(), -1 if x.is_inference() else x._version) for name, x in state.items())
         if getattr(self, "_stamp", None) != stamp:
-            self._stamp, self._hash = stamp, _hash_state(state, Elsewhere(self.module))
+            self._stamp, self._hash = stamp, hash_state(self.module, state)
         return self._hash
 
     def tap(self, site: Site) -> Tap:
@@ -400,22 +407,3 @@ class Model:
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.as_tensor(values, device=self.device)
-
-
-def _hash_state(state: dict[str, Tensor], elsewhere: Elsewhere) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in state.items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        for part in _plain_parts(elsewhere.read(name, tensor).detach()):
-            data = part.cpu().contiguous().reshape(-1)
-            digest.update(data.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _plain_parts(tensor: Tensor) -> Iterator[Tensor]:
-    """Yield the plain tensors of which a tensor is made: itself, or codes and scales of one in 8 or 4 bits."""
-    if not hasattr(tensor, "__tensor_flatten__"):
-        yield tensor
-        return
-    for name in tensor.__tensor_flatten__()[0]:
-        yield from _plain_parts(getattr(tensor, name))

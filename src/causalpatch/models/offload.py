@@ -1,9 +1,11 @@
-"""Weights that are elsewhere between runs, as ``device_map`` leaves them: in CPU memory or on disk.
+"""A model's weights where they lie: in the module, as codes and scales, or elsewhere between runs.
 
-Such a module holds tensors without data (on the device ``meta``) and a hook of accelerate's that fetches them when it
-runs. That library is not needed here: its hooks are known by what they hold.
+``device_map`` leaves weights in CPU memory or on disk. Such a module holds tensors without data (on the device
+``meta``) and a hook of accelerate's that fetches them when it runs. That library is not needed here: its hooks are
+known by what they hold.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Elsewhere:
+class _Elsewhere:
     """The weights of a model that are not in the module between runs.
 
     Args:
@@ -49,3 +51,28 @@ def execution_device(module: nn.Module) -> torch.device | None:
 def _hooks(part: nn.Module) -> Iterator[Any]:
     hook = getattr(part, "_hf_hook", None)
     yield from getattr(hook, "hooks", (hook,))
+
+
+def hash_state(module: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of the names, types, shapes and bytes of a model's state, wherever its weights are.
+
+    Args:
+        module: The model.
+        state: What its ``state_dict`` gives.
+    """
+    digest, elsewhere = hashlib.sha256(), _Elsewhere(module)
+    for name, tensor in state.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        for part in _plain_parts(elsewhere.read(name, tensor).detach()):
+            data = part.cpu().contiguous().reshape(-1)
+            digest.update(data.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _plain_parts(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the plain tensors of which a tensor is made: itself, or codes and scales of one in 8 or 4 bits."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _plain_parts(getattr(tensor, name))

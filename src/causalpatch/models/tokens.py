@@ -1,5 +1,6 @@
 """A tokenizer of transformers, seen through the few things that pairs ask of it."""
 
+from collections.abc import Sequence
 from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
@@ -94,6 +95,11 @@ class WrappedTokenizer:
         text: str = self.tokenizer.decode([int(token_id)], clean_up_tokenization_spaces=False)
         # A piece of a character decodes to the replacement sign, which all such pieces share.
         return piece if not text or "\ufffd" in text else text
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of some tokens, as it stands."""
+        text: str = self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+        return text
 
     def _doubled(self, ids: list[int]) -> tuple[int, int]:
         """Return the part of the ids that leaves out a special token standing twice at either end."""

@@ -1,16 +1,19 @@
 """Methods: which interventions to ask for. None of them runs a model."""
 
 from causalpatch.sweeps.features import TopFeatures, top_features
+from causalpatch.sweeps.generation import Generated, generate
 from causalpatch.sweeps.grid import plan_sweep, sweep
 from causalpatch.sweeps.paths import direct_effect, path_patch
 from causalpatch.sweeps.tracing import Tracing, trace
 from causalpatch.sweeps.windows import everything_but, joint, sites_of, together, window
 
 __all__ = [
+    "Generated",
     "TopFeatures",
     "Tracing",
     "direct_effect",
     "everything_but",
+    "generate",
     "joint",
     "path_patch",
     "plan_sweep",
