@@ -195,6 +195,8 @@ class Plain:
             return [self._added(block, parts.attn_out if name == "attn_out" else parts.mlp_out, change)]
         if name in ("q", "k", "v"):
             return [self._projection(block, name, unit, change)]
+        if name in ("router", "expert_out"):
+            return [block.get_submodule(parts.experts).register_forward_hook(_on_experts(name, unit, change))]
         heads = block.get_submodule(parts.heads)
         if name == "z":
             return [on_input(heads, change, lambda x: x.view(len(x), self.n_heads, -1)[:, unit])]
@@ -285,6 +287,33 @@ class Plain:
             return output + (change(terms[:, head].clone()) - terms[:, head])
 
         return projection.register_forward_hook(hook)
+
+
+def _on_experts(name: str, unit: int | None, change: Change):
+    """Add up what the experts make of one prompt's tokens, expert by expert, and change weights or terms on the way."""
+
+    def hook(module, args, output):
+        tokens, numbers, chosen = args
+        weights = tokens.new_zeros(len(tokens), len(module.down_proj))
+        for token, (experts, own) in enumerate(zip(numbers.tolist(), chosen, strict=True)):
+            for place, expert in enumerate(experts):
+                weights[token, expert] = own[place]
+        if name == "router":
+            weights = change(weights)
+        terms = [weights[:, n, None] * _expert(module, n, tokens) for n in range(len(module.down_proj))]
+        return sum(terms) if name == "router" else output + (change(terms[unit].clone()) - terms[unit])
+
+    return hook
+
+
+def _expert(module: nn.Module, number: int, tokens: Tensor) -> Tensor:
+    into, out = module.gate_up_proj[number].detach(), module.down_proj[number].detach()
+    if hasattr(module, "down_proj_bias"):  # gpt-oss: columns by turns, clamped, a gate of its own
+        made = tokens @ into + module.gate_up_proj_bias[number].detach()
+        gate, up = made[:, ::2].clamp(max=module.limit), made[:, 1::2].clamp(-module.limit, module.limit)
+        return ((up + 1) * gate / (1 + (-module.alpha * gate).exp())) @ out + module.down_proj_bias[number].detach()
+    gate, up = (tokens @ into.T).chunk(2, -1)
+    return (gate / (1 + (-gate).exp()) * up) @ out.T
 
 
 def on_output(module: nn.Module, change: Change, pick: Callable[[Tensor], Tensor] = lambda x: x, *, is_folded=False):

@@ -13,7 +13,7 @@ class Parts:
     returns the gate's columns and then those of the up projection. ``reader`` is the first module that is given the
     stream between attention and MLP; ``middle`` returns it. ``folded`` modules take rows and positions as one axis.
     ``times`` is an attribute of the layer that what is added is multiplied by. Attention that is ``spelt_out`` calls
-    torch's softmax by itself.
+    torch's softmax by itself. ``experts`` are told which experts each token has.
     """
 
     body: str = "model"
@@ -39,6 +39,7 @@ class Parts:
     middle: str = ""
     folded: tuple[str, ...] = ()
     times: str = ""
+    experts: str = ""
 
 
 LLAMA = Parts()
@@ -110,12 +111,13 @@ OPT = replace(
     reader="final_layer_norm",
     folded=("fc1", "fc2", "final_layer_norm"),
 )
-DEEPSEEK = replace(LLAMA, q="self_attn.q_b_proj", v="self_attn.kv_b_proj")
+DEEPSEEK = replace(LLAMA, q="self_attn.q_b_proj", v="self_attn.kv_b_proj", experts="mlp.experts")
 MAMBA = Parts(body="backbone", embed="embeddings", final="norm_f")
 
 PARTS: Mapping[str, Parts] = {
     **dict.fromkeys(["llama", "mistral", "qwen2", "qwen3", "gemma", "smollm3", "stablelm", "stablelm_parallel"], LLAMA),
-    **dict.fromkeys(["cohere", "cohere2", "mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss"], LLAMA),
+    **dict.fromkeys(["cohere", "cohere2"], LLAMA),
+    **dict.fromkeys(["mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss"], replace(LLAMA, experts="mlp.experts")),
     **dict.fromkeys(["gemma2", "gemma3", "gemma3n"], GEMMA2),
     "olmo2": replace(GEMMA2, reader="mlp"),
     "phi3": replace(LLAMA, qkv="self_attn.qkv_proj", fused="side by side", gate_up="mlp.gate_up_proj"),
@@ -155,7 +157,7 @@ PARTS: Mapping[str, Parts] = {
     "deepseek_v3": DEEPSEEK,
     "deepseek_v3_full_queries": replace(DEEPSEEK, q="self_attn.q_proj"),
     **dict.fromkeys(["mamba", "mamba2"], MAMBA),
-    "jamba": replace(LLAMA, final="final_layernorm", mlp_out="feed_forward"),
+    "jamba": replace(LLAMA, final="final_layernorm", mlp_out="feed_forward", experts="feed_forward.experts"),
 }
 
 # The biases of the tiny models.

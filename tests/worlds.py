@@ -21,6 +21,7 @@ from jaxtyping import config
 import causalpatch as cp
 from causalpatch.engine import require_proofs
 from causalpatch.models import FAMILIES, Model
+from causalpatch.models.experts import EXPERT_SITES
 from causalpatch.models.families import Absent
 from causalpatch.pairs import Pair, Pairs
 from causalpatch.sites import NAMES, Range, Site, Span, expand
@@ -39,6 +40,7 @@ FIRST = ("gpt2", "llama", "mistral", "qwen3", "gemma2", "gpt_neox")
 LACKS = {f.name: {name for name, fact in f.sites.items() if isinstance(fact, Absent)} for f in FAMILIES}
 for _family, _lacks in LACKS.items():
     _lacks |= ATTENTION_SITES if "z" in _lacks else set()
+    _lacks |= set() if PARTS[_family].experts else EXPERT_SITES
     _lacks |= {name for name in NAMES if name.endswith("_bias") and name not in BIASED[_family]}
 NEEDED_BY_THE_WAVEFRONT = frozenset({"resid_pre", "z", "mlp_post", "final_norm"})
 # Families whose attention is computed by themselves, not by a kernel that can be switched.
@@ -101,7 +103,9 @@ class World:
 
     def sizes(self, name: str) -> dict[str, int]:
         """Return the sizes of the axes of a site's value."""
-        value = self.plain.value(self.pairs[0].clean, (name, *_first(name)))
+        layer, unit = _first(name)
+        layer = layer if layer is None else self.model.shape.layers_with(name)[0]
+        value = self.plain.value(self.pairs[0].clean, (name, layer, unit))
         return dict(zip(NAMES[name].value_axes, value.shape[1:], strict=True))
 
     def experiment(self, pairs: Pairs | None = None, **settings: Any) -> cp.Experiment:
@@ -113,7 +117,7 @@ class World:
         """Draw a layer and a unit for a name, and the name too unless it is given."""
         name = name or draw(st.sampled_from(self.site_names))
         shape, info = self.model.shape, NAMES[name]
-        layer = draw(st.integers(0, shape.n_layers - 1)) if info.has_layer else None
+        layer = draw(st.sampled_from(shape.layers_with(name))) if info.has_layer else None
         unit = draw(st.integers(0, shape.units[info.unit_axis] - 1)) if info.unit_axis else None
         return Site(name, layer, unit)
 

@@ -22,8 +22,8 @@ def test_a_name_of_another_library_is_answered_with_ours(refuses):
         no site named 'hidden_states.3@-1'
           name   'hidden_states'
           names  resid_post embed pos_embed resid_pre resid_mid attn_out mlp_out q k v q_rot k_rot scores
-                 pattern z head_out mlp_pre mlp_gate mlp_post q_bias k_bias v_bias attn_bias mlp_bias
-                 final_norm logits feature feature_error module
+                 pattern z head_out mlp_pre mlp_gate mlp_post router expert_out q_bias k_bias v_bias
+                 attn_bias mlp_bias final_norm logits feature feature_error module
           fix: did you mean 'resid_post'?
         """,
     ):
@@ -37,8 +37,8 @@ def test_a_misspelt_name_is_answered_with_the_closest(refuses):
         no site named 'resid_per.3'
           name   'resid_per'
           names  resid_pre resid_post resid_mid embed pos_embed attn_out mlp_out q k v q_rot k_rot scores
-                 pattern z head_out mlp_pre mlp_gate mlp_post q_bias k_bias v_bias attn_bias mlp_bias
-                 final_norm logits feature feature_error module
+                 pattern z head_out mlp_pre mlp_gate mlp_post router expert_out q_bias k_bias v_bias
+                 attn_bias mlp_bias final_norm logits feature feature_error module
           fix: did you mean 'resid_pre'?
         """,
     ):
@@ -65,8 +65,8 @@ def test_a_path_of_a_module_is_no_site_by_itself(refuses):
         no site named 'layers.3.mlp'
           name   'layers'
           names  embed pos_embed resid_pre resid_mid resid_post attn_out mlp_out q k v q_rot k_rot scores
-                 pattern z head_out mlp_pre mlp_gate mlp_post q_bias k_bias v_bias attn_bias mlp_bias
-                 final_norm logits feature feature_error module
+                 pattern z head_out mlp_pre mlp_gate mlp_post router expert_out q_bias k_bias v_bias
+                 attn_bias mlp_bias final_norm logits feature feature_error module
           fix: the output of a module of the model is written module(PATH).output
         """,
     ):
@@ -168,12 +168,53 @@ def test_an_axis_of_a_module_must_have_a_known_name(refuses):
         """
         'module(conv1).output axes=(chanel,height,column)' is not a site
           problem  'chanel' does not name an axis after the pair
-          axes     channel layer position head kv_head neuron feature width head_width query_position
-                   key_position vocab intervention sender receiver draw seed height column
+          axes     channel layer position head kv_head neuron expert feature width head_width
+                   query_position key_position vocab intervention sender receiver draw seed height column
           fix: did you mean 'channel'?
         """,
     ):
         cp.parse("module(conv1).output axes=(chanel,height,column)")
+
+
+def test_neurons_of_fused_experts_are_refused(refuses):
+    model = cp.open_model(tiny_model("mixtral"))
+    with refuses(
+        SiteUnsupported,
+        """
+        'MixtralForCausalLM' does not have the site 'mlp_post.1.3'
+          reason  the weights of the experts are fused, and no module holds a token's neurons; use
+                  expert_out or mlp_out
+          fix: list the sites with: model.site_rows()
+        """,
+    ):
+        model.tap(cp.parse("mlp_post.1.3"))
+
+
+def test_a_layer_without_experts_has_no_router(refuses):
+    model = cp.open_model(tiny_model("jamba", layers=3))
+    for site in ("router.0", "expert_out.2.1"):
+        with refuses(
+            SiteUnsupported,
+            f"""
+            'JambaForCausalLM' does not have the site '{site}'
+              reason  layer {site[-1] if site[0] == "r" else 2} has one MLP and no experts: there is no module
+                      model.layers.{site[-1] if site[0] == "r" else 2}.feed_forward.router
+              fix: take one of the layers 1
+            """,
+        ):
+            model.tap(cp.parse(site))
+
+
+def test_a_family_without_experts_has_no_router(refuses):
+    with refuses(
+        SiteUnsupported,
+        """
+        'LlamaForCausalLM' does not have the site 'router.0'
+          reason  its layers have no experts
+          fix: list the sites with: model.site_rows()
+        """,
+    ):
+        cp.open_model(tiny_model("llama")).tap(cp.parse("router.0"))
 
 
 def test_parallel_blocks_have_no_middle_of_the_stream(refuses):

@@ -9,6 +9,7 @@ AXES: Final[tuple[str, ...]] = (
     "head",
     "kv_head",
     "neuron",
+    "expert",
     "feature",
     "width",
     "head_width",

@@ -54,6 +54,8 @@ _POINTS = {
     "attn_out": Point.MIDDLE,
     "resid_mid": Point.MIDDLE,
     "attn_bias": Point.MIDDLE,
+    "router": Point.MIDDLE,
+    "expert_out": Point.ADDED,
     # The activation function is no matrix product, so that what is before it costs what is behind it.
     "mlp_pre": Point.ACTIVATED,
     "mlp_gate": Point.ACTIVATED,

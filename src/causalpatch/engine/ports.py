@@ -2,13 +2,19 @@
 
 Modules take positional and keyword arguments and return tensors, tuples, mappings or output objects. A port's items
 say which tensor is meant; with none, it is the first argument, or the output itself, or the first of a tuple.
+
+A router returns each token's few experts and their weights. The tensor of its routes holds the weights of all experts,
+0 for those not chosen. When weights are put back, all experts go on whose weight is not 0, however many these are.
 """
 
 import copy
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from causalpatch.base.errors import PatchDidNotFire, SiteUnsupported
 from causalpatch.models import Port
@@ -41,11 +47,15 @@ def pick_output(port: Port, output: Any) -> Tensor:
     Raises:
         SiteUnsupported: There is no tensor there.
     """
+    if port.side == "routes":
+        return _weights_of_all(*_routes(port, output))
     return _tensor(port, _pick(port, output, _output_items(port, output)))
 
 
 def put_output(port: Port, output: Any, value: Tensor) -> Any:
     """Return the output with the tensor that ``port`` names replaced."""
+    if port.side == "routes":
+        return (output[0], *_rerouted(*_routes(port, output), value))
     return _put(output, _output_items(port, output), value)
 
 
@@ -68,6 +78,47 @@ def with_rows(port: Port, tensor: Tensor, like: Tensor | None) -> Tensor:
             fix="its modules do not run in the order that its family says; patch module(PATH).output",
         )
     return tensor.reshape(*like.shape[:2], tensor.shape[-1])
+
+
+def _routes(
+    port: Port, output: Any
+) -> tuple[Float[Tensor, "token expert"], Float[Tensor, "token chosen"], Int[Tensor, "token chosen"]]:
+    """Return what a router gave: logits of all experts, weights of the chosen ones, and which these are."""
+    if type(output) is tuple and len(output) == 3 and all(isinstance(part, Tensor) for part in output):
+        logits, weights, experts = output
+        is_sparse = weights.shape == experts.shape and not experts.is_floating_point()
+        if is_sparse and logits.ndim == weights.ndim == 2 and len(logits) == len(weights):
+            return logits, weights, experts
+    raise SiteUnsupported(
+        f"what the router '{port.path}' returns is not known",
+        facts=[("expected", "logits, and weights and numbers of the chosen experts"), ("got", type(output).__name__)],
+        fix=f"see what it returns, and patch module({port.path}).output[0]",
+    )
+
+
+def _weights_of_all(
+    logits: Float[Tensor, "token expert"],
+    weights: Float[Tensor, "token chosen"],
+    experts: Int[Tensor, "token chosen"],
+) -> Float[Tensor, "token expert"]:
+    # Added: where a token has fewer experts than others, some stand twice, with a weight of 0.
+    return weights.new_zeros(logits.shape).scatter_add_(1, experts, weights)
+
+
+def _rerouted(
+    logits: Float[Tensor, "token expert"],
+    weights: Float[Tensor, "token chosen"],
+    experts: Int[Tensor, "token chosen"],
+    value: Float[Tensor, "token expert"],
+) -> tuple[Float[Tensor, "token given"], Int[Tensor, "token given"]]:
+    """Return the weights and numbers of the experts that go on, at least as many as there were."""
+    is_same = (value == _weights_of_all(logits, weights, experts)).all(1, keepdim=True)
+    n_before = weights.shape[1]
+    n_now = max(n_before, int((value != 0).sum(1).max()))
+    numbers = value.abs().topk(n_now, dim=1).indices
+    # A token that keeps its weights keeps the order of its experts too, in which they are summed up.
+    own_weights, own_experts = (functional.pad(own, (0, n_now - n_before)) for own in (weights, experts))
+    return torch.where(is_same, own_weights, value.gather(1, numbers)), torch.where(is_same, own_experts, numbers)
 
 
 def _first_input(port: Port, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int | str, tuple[int | str, ...]]:

@@ -148,7 +148,7 @@ class _Trial:
         algebra = {"resid_mid": self._stream, "resid_post": self._stream, "attn_out": self._stream}
         algebra |= {"mlp_out": self._stream, "head_out": self._heads, "z": self._attention, "v": self._attention}
         algebra |= {"scores": self._weights, "pattern": self._weights}
-        algebra |= {"mlp_pre": self._neuron, "mlp_gate": self._neuron}
+        algebra |= {"expert_out": self._experts, "mlp_pre": self._neuron, "mlp_gate": self._neuron}
         algebra |= {"feature": self._dictionary, "feature_error": self._dictionary}
         kind = name.partition("(")[0]
         if kind in algebra and (algebra[kind] != self._stream or claims_about(self.model, Site(name, 0))):
@@ -171,7 +171,8 @@ class _Trial:
         if "(" in name:
             return self._features(parse(name))
         info, shape = NAMES[name], self.model.shape
-        layers = sorted({0, shape.n_layers - 1}) if info.has_layer else [None]
+        every = shape.layers_with(name)
+        layers = sorted({every[0], every[-1]}) if info.has_layer else [None]
         units = sorted({0, shape.units[info.unit_axis] - 1}) if info.unit_axis else [None]
         return [Site(name, layer, unit) for layer, unit in itertools.product(layers, units)]
 
@@ -237,6 +238,17 @@ class _Trial:
         return self._compare(
             total if bias is None else total + bias, run.tensors[port], f"the sum of head_out.{site.layer}"
         )
+
+    def _experts(self, site: Site) -> str | None:
+        """What the experts add is their sum, and those that a token does not choose add nothing."""
+        terms = [Site("expert_out", site.layer, expert) for expert in range(self.model.shape.units["expert"])]
+        router = Site("router", site.layer)
+        run = capture(self.model, self.base, [*terms, router])
+        port, weights = self.model.tap(site).port, run.value(router)
+        values = [run.value(term) for term in terms]
+        if any(bool(value[weights[..., number] == 0].any()) for number, value in enumerate(values)):
+            return f"an expert that is not chosen adds something in layer {site.layer}"
+        return self._compare(sum(values[1:], values[0]), run.tensors[port], f"the sum of expert_out.{site.layer}")
 
     def _attention(self, site: Site) -> str | None:
         """What attention is given as values are the values, and what it returns is handed to the projection."""

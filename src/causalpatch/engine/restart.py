@@ -44,7 +44,7 @@ from causalpatch.engine.untouched import Fork, Untouched, run_role, run_untouche
 from causalpatch.engine.values import Known, Row, Taps, unchanged, writes_of_rows
 from causalpatch.models import Port
 from causalpatch.pairs import Batch
-from causalpatch.patches import Mean, Source
+from causalpatch.patches import Identity, Mean, Source
 from causalpatch.results.status import Status
 from causalpatch.sites import Site
 
@@ -108,6 +108,7 @@ def measure(job: Job, gauge: Gauge, means: Means, cost: Cost) -> Iterator[Block]
     """
     layers = Layers(job.model)
     job, means = _enter_late(job, means, layers)
+    job = replace(job, interventions=[_from_first_change(layers, group) for group in job.interventions])
     entries = np.array([min((_entry(layers, t) for t in group), default=0) for group in job.interventions], dtype=int)
     stream = [layers.sites[layer] for layer in sorted(set(entries.tolist())) if layer]
     is_few = _verify(job, gauge, layers, stream, cost)
@@ -175,20 +176,22 @@ def split_derived(taps: Taps, known: Known, rows: Sequence[Row]) -> tuple[list[R
         for row, is_open in zip(rows, may, strict=True)
         if is_open
         for target, place in row.targets
-        if place is not None
+        if place is not None and isinstance(target.value, Source)
     ]
     same = iter(unchanged(taps, known, entries))
     derived: list[Row] = []
     others: list[Row] = []
     for row, is_open in zip(rows, may, strict=True):
-        answers = [next(same) for _ in row.targets] if is_open else []
+        # What keeps the value of the base run is never another.
+        answers = [next(same) for target, _ in row.targets if isinstance(target.value, Source)] if is_open else []
         is_same = is_open and all(answer.all() for answer in answers)
         (derived if is_same else others).append(row)
     return derived, others
 
 
 def _may_derive(targets: Sequence[Target]) -> bool:
-    return all(isinstance(target.value, Source) and target.has_position for target in targets)
+    kept = [target for target in targets if not isinstance(target.value, Identity)]
+    return bool(kept) and all(isinstance(target.value, Source) and target.has_position for target in kept)
 
 
 def _derived(batch: Untouched, rows: Sequence[Row]) -> Block:
@@ -226,13 +229,29 @@ def _enter_late(job: Job, means: Means, layers: Layers) -> tuple[Job, Means]:
     return replace(job, interventions=[late(targets) for targets in job.interventions]), replace(means, of=fitted)
 
 
+def _from_first_change(layers: Layers, targets: tuple[Target, ...]) -> tuple[Target, ...]:
+    """Leave out what keeps the value of the base run in layers before the first that is changed: it has it there."""
+    changed = [_entry(layers, target) for target in targets if not isinstance(target.value, Identity)]
+    first = min(changed, default=0)
+
+    def counts(target: Target) -> bool:
+        layer = _layer(layers, target)
+        return not isinstance(target.value, Identity) or layer is None or layer >= first
+
+    return tuple(filter(counts, targets))
+
+
 def _entry(layers: Layers, target: Target) -> int:
     """Return the first layer that has to be run for a target."""
+    return _layer(layers, target) or 0
+
+
+def _layer(layers: Layers, target: Target) -> int | None:
+    """Return the layer of a target, the last one for what is behind them all; None where it is in none of them."""
     site = target.site
     if site.name in _BEHIND:
         return len(layers) - 1
-    layer = site.layer if site.module is None else layers.holding(site.module.path)
-    return layer or 0
+    return site.layer if site.module is None else layers.holding(site.module.path)
 
 
 def _batches(job: Job, n_kept: int) -> Iterator[np.ndarray]:

@@ -22,7 +22,15 @@ behind it."""
 STAGES = (INPUT, PROJECTION, UP, DOWN)
 
 _STAGES = {"z": PROJECTION, "head_out": PROJECTION, "attn_bias": PROJECTION, "attn_out": PROJECTION}
-_STAGES |= {"resid_mid": PROJECTION, "mlp_pre": UP, "mlp_gate": UP, "mlp_post": DOWN, "mlp_bias": DOWN, "mlp_out": DOWN}
+_STAGES |= {
+    "resid_mid": PROJECTION,
+    "router": UP,
+    "mlp_pre": UP,
+    "mlp_gate": UP,
+    "mlp_post": DOWN,
+    "mlp_bias": DOWN,
+    "mlp_out": DOWN,
+}
 _BEHIND = frozenset({"final_norm", "logits"})
 
 

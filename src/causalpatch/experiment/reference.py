@@ -6,7 +6,7 @@ value) take the clean run apart, so a share is a share of what ablating *everyth
 away; it needs direction "noise". Where neither fits, effects stand and shares are refused, with the reason.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from causalpatch.engine import Target
@@ -53,7 +53,15 @@ def reference_of(interventions: Sequence[tuple[Target, ...]], direction: str) ->
     if any(len(values) > 1 for values in places.values()):
         return Reference((), "none", "several values for one place have no reference in common")
     together = tuple({(t.site, t.position, t.column): t for t in ablated}.values())
-    if any(len(group) == len(together) for group in interventions):
+    if any(sum(not isinstance(t.value, Identity) for t in group) == len(together) for group in interventions):
         why = "one intervention ablates all that was asked for, so that its share would be 1 whatever it does"
         return Reference((), "none", why)
-    return Reference(together, f"{kinds[0]} at {len(together)} places together")
+    return Reference((*_held(interventions, places), *together), f"{kinds[0]} at {len(together)} places together")
+
+
+def _held(interventions: Sequence[tuple[Target, ...]], ablated: Collection[tuple[object, ...]]) -> Iterator[Target]:
+    """Yield what keeps the value of the base run in every intervention, such as routers: the reference keeps it too."""
+    common = set.intersection(*({t for t in group if isinstance(t.value, Identity)} for group in interventions))
+    for target in interventions[0]:
+        if target in common and (target.site, target.position, target.column) not in ablated:
+            yield target

@@ -121,7 +121,9 @@ class Model:
         Args:
             name: The site's name.
         """
-        return self._table.numbers.sizes(name) | {"vocab": self.vocab_size} if self._table else {}
+        if self._table is None:
+            return {}
+        return self._table.numbers.sizes(name) | {"vocab": self.vocab_size, "expert": self._table.n_experts}
 
     @cached_property
     def vocab_size(self) -> int:
@@ -339,7 +341,7 @@ class Model:
         axes = ["layer"] if info.has_layer else []
         axes += [info.unit_axis] if info.unit_axis else []
         axes += [info.position_axis, *info.value_axes]
-        sizes: dict[str, int | None] = {"layer": self.shape.n_layers, **self.shape.units}
+        sizes: dict[str, int | None] = {"layer": len(self.shape.layers_with(name)), **self.shape.units}
         sizes |= self.sizes(name)
         refused = self.shape.refused.get(name)
         shape = "" if refused else " x ".join(str(sizes.get(axis) or axis) for axis in axes)
@@ -353,7 +355,9 @@ class Model:
             table, sizes = self._table, self.dictionaries.sizes
             lacking = {} if sizes else dict.fromkeys(sorted(FEATURE_SITES), "no dictionary was added to the model")
             refused, n_layers = {**table.refused, **lacking}, table.numbers.n_layers
-            return ModelShape(self.name, n_layers, table.units, refused, paths, dictionaries=sizes, listing=listing)
+            some = {name: layers for name, layers in table.lacking.items() if layers and name not in refused}
+            more: dict[str, Any] = {"dictionaries": sizes, "lacking": some, "listing": listing}
+            return ModelShape(self.name, n_layers, table.units, refused, paths, **more)
         reason = f"{self.family_note}; use module(PATH).output, such as module({paths[min(1, len(paths) - 1)]}).output"
         return ModelShape(
             self.name, 0, {}, {name: reason for name in NAMES if name != "module"}, paths, listing=listing

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from causalpatch.models.families import Absent, At, Fact, Family, Parted, ShareOf, SumOf
+from causalpatch.models.experts import EXPERT_SITES, NO_EXPERTS, ExpertTerm, count_experts, layers_without
+from causalpatch.models.families import Absent, At, Fact, Family, Parted, RoutedBy, ShareOf, SumOf, TermOf
 from causalpatch.models.taps import Port, Side, Tap
 from causalpatch.models.views import BiasTerm, Columns, HeadShare, KeyRow, ModuleUnit, Scaled, Sum, View, Whole
 from causalpatch.sites.names import ATTENTION_SITES, NAMES
@@ -23,7 +24,7 @@ _INSIDE: Mapping[str, tuple[Side, float | None]] = {
 # The site whose projection a bias belongs to.
 _BIAS_OF = {"q_bias": "q", "k_bias": "k", "v_bias": "v", "attn_bias": "z", "mlp_bias": "mlp_post"}
 # A family is recognised without these, and a model that lacks one has all the rest.
-OPTIONAL = frozenset({"pos_embed", "mlp_pre", "mlp_gate"})
+OPTIONAL = frozenset({"pos_embed", "mlp_pre", "mlp_gate"}) | EXPERT_SITES
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,20 @@ class FamilyTable:
         self.place = place
         self.numbers = numbers
         self._modules = dict(module.named_modules())
+        self._layers = {layer: self.layer_path(layer) for layer in range(numbers.n_layers)}
+        facts = {name: fact for name in EXPERT_SITES if isinstance(fact := family.sites.get(name), RoutedBy | TermOf)}
+        self.lacking: Mapping[str, Mapping[int, str]] = {
+            name: layers_without(fact, self._layers, self._modules) for name, fact in facts.items()
+        }
+        experts = facts.get("expert_out")
+        self.n_experts = count_experts(experts, self._layers, self._modules) if isinstance(experts, TermOf) else 0
         self.refused: Mapping[str, str] = dict(self._refusals())
 
     @property
     def units(self) -> dict[str, int]:
         """Units in a layer by axis, so far as there are any."""
         found = {"head": self.numbers.n_heads, "kv_head": self.numbers.n_kv_heads, "neuron": self.numbers.n_neurons}
+        found |= {"expert": self.n_experts}
         return {axis: count for axis, count in found.items() if count}
 
     def layer_path(self, layer: int) -> str:
@@ -128,6 +137,13 @@ class FamilyTable:
                 start = width * (site.unit or 0)
                 weight = projection_rows(self._modules[path]).narrow(0, start, width)
                 return Tap(site, Port(path, "output"), HeadShare(weight, start, width), (Port(path, "input"),))
+            case RoutedBy():
+                return Tap(site, Port(join(parent, fact.module), "routes", like=Port(parent, "input")), Whole())
+            case TermOf():
+                path, like = join(parent, fact.module), Port(parent, "input")
+                goes_in = (Port(path, "input", like=like), Port(join(parent, fact.router), "routes", like=like))
+                term = ExpertTerm(self._modules[path], site.unit or 0)
+                return Tap(site, Port(path, "output", like=like), term, goes_in)
             case Absent():
                 raise LookupError(fact.reason)  # the shape of the model refuses it before
 
@@ -195,8 +211,17 @@ class FamilyTable:
         bare = [path for path in paths if not isinstance(getattr(self._modules[path], "bias", None), Tensor)]
         return f"{module if bare == paths else bare[0]} has no bias" if bare else None
 
+    def _why_no_experts(self, name: str, fact: Fact | None) -> str | None:
+        if fact is None or len(self.lacking[name]) == self.numbers.n_layers:
+            return NO_EXPERTS
+        if name == "expert_out" and not self.n_experts:
+            return "how many experts its layers have is not known; use router or mlp_out"
+        return None
+
     def _why_not_there(self, name: str, fact: Fact | None) -> str | None:
         """Say why a site that not every model of a family has is not in this one, or None."""
+        if name in EXPERT_SITES:
+            return self._why_no_experts(name, fact)
         if fact is None:
             return "the table of this family does not name it"
         layers = range(self.numbers.n_layers) if NAMES[name].has_layer else [None]
@@ -255,6 +280,8 @@ def fact_modules(fact: Fact) -> tuple[str, ...]:
     match fact:
         case SumOf():
             return (fact.changed.module, fact.kept.module)
+        case TermOf():
+            return (fact.module, fact.router)
         case Absent():
             return ()
         case _:

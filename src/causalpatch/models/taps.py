@@ -6,7 +6,7 @@ from typing import Final, Literal
 from causalpatch.models.views import View
 from causalpatch.sites.site import Site
 
-Side = Literal["input", "output", "query", "key", "visible", "scores", "pattern"]
+Side = Literal["input", "output", "routes", "query", "key", "visible", "scores", "pattern"]
 
 INSIDE: Final = ("query", "key", "visible", "scores", "pattern")
 """Sides that are no door of a module: tensors on the way through attention, in the order in which they pass."""
@@ -14,12 +14,13 @@ INSIDE: Final = ("query", "key", "visible", "scores", "pattern")
 
 @dataclass(frozen=True)
 class Port:
-    """One tensor that passes a module's door, or the inside of an attention module.
+    """One tensor that passes a module's door, or the inside of a router or an attention module.
 
     ==================  ==========================================  ==========================================
     side                axes                                        what it is
     ==================  ==========================================  ==========================================
     ``input, output``   the module's own                            what goes into the module, what comes out
+    ``routes``          token expert                                weights of all experts, by what a router returns
     ``query``           row position head head_width                queries as attention compares them
     ``key``             row position kv_head head_width             keys as attention compares them
     ``visible``         row query_position one key_position         which keys a query sees; only read

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 Index = tuple[Int[Tensor, " n"], ...]
-Companions = tuple[Shaped[Tensor, " row *rest"], ...]
+Companions = tuple[Shaped[Tensor, " row ..."], ...]
 
 
 @runtime_checkable

@@ -60,6 +60,8 @@ _ROWS: tuple[tuple[str, bool, str | None, tuple[str, ...], str], ...] = (
     ("mlp_pre", True, "neuron", (), "output of the MLP's up projection"),
     ("mlp_gate", True, "neuron", (), "output of a gated MLP's gate projection, before the activation function"),
     ("mlp_post", True, "neuron", (), "input of the MLP's down projection"),
+    ("router", True, None, ("expert",), "weights that a token's experts get, after top-k: 0 for those not chosen"),
+    ("expert_out", True, "expert", ("width",), "what one expert adds to the MLP's output, its weight included"),
     ("q_bias", True, "head", ("head_width",), "bias of the query projection, at each token"),
     ("k_bias", True, "kv_head", ("head_width",), "bias of the key projection, at each token"),
     ("v_bias", True, "kv_head", ("head_width",), "bias of the value projection, at each token"),
@@ -83,8 +85,6 @@ FEATURE_SITES: Final = frozenset({"feature", "feature_error"})
 # Names kept for activations that no model offers yet: what each is, and the closest site that exists.
 PLANNED: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
     {
-        "router": ("the weights that a layer gives its experts", "mlp_out"),
-        "expert_out": ("what one expert adds to the stream", "mlp_out"),
         "cross_z": ("input of cross-attention's output projection", "z"),
     }
 )

@@ -23,6 +23,7 @@ class ModelShape:
         module_paths: Paths of all modules in the order of ``named_modules()``.
         streams: ``("encoder", "decoder")`` for a model that has both, else empty.
         dictionaries: For each dictionary by its name, the number of features in each layer that it covers.
+        lacking: For each site that only some layers have, by its name, the layers without it, each with the reason.
         listing: What to type to see all sites; by default the command that looks the model up by its name.
     """
 
@@ -33,11 +34,20 @@ class ModelShape:
     module_paths: tuple[str, ...] = ()
     streams: tuple[str, ...] = ()
     dictionaries: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    lacking: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     listing: str = ""
 
     def __post_init__(self) -> None:
         if not self.listing:
             object.__setattr__(self, "listing", f"causalpatch doctor {self.model}")
+
+    def layers_with(self, name: str) -> list[int]:
+        """Return the layers that have a site.
+
+        Args:
+            name: The site's name.
+        """
+        return [layer for layer in range(self.n_layers) if layer not in self.lacking.get(name, {})]
 
 
 def check(site: Site, shape: ModelShape) -> None:
@@ -65,6 +75,10 @@ def check(site: Site, shape: ModelShape) -> None:
         if shape.n_layers == 0:
             _unsupported(site, shape, "the layers of this model are not known by number")
         _not_found(site, shape, [("layer", _asked("layer", site.layer, shape.n_layers))])
+    lacking = shape.lacking.get(site.name, {})
+    if site.layer is not None and site.layer in lacking:
+        others = ", ".join(map(str, shape.layers_with(site.name)))
+        _unsupported(site, shape, lacking[site.layer], fix=f"take one of the layers {others}")
     axis = site.unit_axis
     if axis is None or site.unit is None:
         return
@@ -136,7 +150,8 @@ def _members(site: SiteSet, shape: ModelShape) -> Iterator[Site]:
         yield from _features(site, site.dictionary, shape)
         return
     n_units = shape.units.get(site.unit_axis, 0) if site.unit_axis else 0
-    for layer in _numbers(site.layer, shape.n_layers):
+    passed = shape.lacking.get(site.name, {}) if _is_open(site.layer) else {}
+    for layer in (layer for layer in _numbers(site.layer, shape.n_layers) if layer not in passed):
         for unit in _numbers(site.unit, n_units):
             yield Site(site.name, layer, unit, site.position, site.stream)
 

@@ -12,6 +12,8 @@ site                                     axes by default
 ``q_rot``, ``scores``, ``pattern``       layer, head (all queries at once; the position is the query's)
 ``k``, ``v``, ``k_rot``                  layer, kv_head
 ``mlp_pre``, ``mlp_gate``, ``mlp_post``  layer, neuron; needs a position or a budget
+``router``                               layer, position, of the layers that have experts
+``expert_out``                           layer, expert (all positions at once)
 ``feature(NAME)``                        layer, feature; needs a position or a budget
 ``module(PATH).output``                  intervention: one per module
 =======================================  =========================================================
@@ -28,7 +30,7 @@ from causalpatch.base.errors import SettingError
 from causalpatch.base.suggest import closest
 from causalpatch.engine import Plan
 from causalpatch.experiment import Experiment
-from causalpatch.patches import Intervention, Noise, Patch, Resample, Value
+from causalpatch.patches import Identity, Intervention, Noise, Patch, Resample, Value
 from causalpatch.patches.patch import Alignment
 from causalpatch.patches.value import as_value
 from causalpatch.results.effects import Effects
@@ -45,6 +47,7 @@ def sweep(  # noqa: PLR0913 - what, over which axes, with what; each has a defau
     budget: int | None = None,
     draws: int | None = None,
     window: int | None = None,
+    frozen: str | Sequence[str] = (),
 ) -> Effects:
     """Patch every cell of a grid, each in a run of its own, on every pair.
 
@@ -60,6 +63,8 @@ def sweep(  # noqa: PLR0913 - what, over which axes, with what; each has a defau
         draws: Number of draws of a value that is drawn (``Noise``, ``Resample``), each the same in all cells.
         window: Layers that are patched together: a window slides over the layers, cut off at the first and the last,
             and ``layer`` is its middle.
+        frozen: Sites that keep the values of the base run in all runs, such as ``"router"``: tokens then keep their
+            experts, and patches act through what experts are given, not through which are chosen.
 
     Returns:
         Effects with the axes asked for, ``draw`` where several draws were asked for, then ``pair``. Position
@@ -83,7 +88,7 @@ def sweep(  # noqa: PLR0913 - what, over which axes, with what; each has a defau
         a run is the tokens and layers that the patch can change; ``plan_sweep`` says how much that is.
     """
     wanted = parse(site)
-    grid = windows_of(grid_of(experiment, wanted, over), window, wanted)
+    grid = freezing(windows_of(grid_of(experiment, wanted, over), window, wanted), frozen)
     wanted_value = as_value(value) if value is not None else None
     interventions = grid.interventions(wanted_value, align)
     rows = len(interventions) * len(experiment.pairs) * (draws or 1)
@@ -154,6 +159,17 @@ def windows_of(grid: "Grid", size: int | None, wanted: Site | SiteSet) -> "Grid"
     return replace(grid, sites=sites)
 
 
+def freezing(grid: "Grid", frozen: str | Sequence[str]) -> "Grid":
+    """Return a grid in all of whose runs some sites keep the values of the base run.
+
+    Args:
+        grid: The grid.
+        frozen: The sites.
+    """
+    names = [frozen] if isinstance(frozen, str) else frozen
+    return replace(grid, frozen=tuple(Patch(name, Identity()) for name in names))
+
+
 def layers_around(layer: int, size: int) -> range:
     """Return the layers of a window, not cut off.
 
@@ -200,6 +216,7 @@ def plan_sweep(
     *,
     value: Value | str | float | None = None,
     window: int | None = None,
+    frozen: str | Sequence[str] = (),
 ) -> Plan:
     """Say what a sweep would cost; nothing is patched.
 
@@ -209,12 +226,13 @@ def plan_sweep(
         over: Axes of the grid.
         value: The new value.
         window: Layers that are patched together.
+        frozen: Sites that keep the values of the base run.
 
     Returns:
         Rows, forwards, FLOPs and memory; it prints as a table.
     """
     wanted = parse(site)
-    grid = windows_of(grid_of(experiment, wanted, over), window, wanted)
+    grid = freezing(windows_of(grid_of(experiment, wanted, over), window, wanted), frozen)
     return experiment.plan(grid.interventions(as_value(value) if value is not None else None, None))
 
 
@@ -226,11 +244,13 @@ class Grid:
         axes: Coordinates by axis.
         labels: Labels by axis.
         sites: From a cell's coordinates to the sites patched there.
+        frozen: What keeps the values of the base run in all cells.
     """
 
     axes: dict[str, Sequence[Any]]
     labels: dict[str, Sequence[str]]
     sites: Callable[[dict[str, Any]], list[Site]]
+    frozen: tuple[Patch, ...] = ()
 
     def interventions(self, value: Value | None, align: Alignment | None) -> list[Intervention]:
         """Return one intervention per cell, in row-major order."""
@@ -246,7 +266,7 @@ class Grid:
                     facts=[(axis, f"{len(values)} of them") for axis, values in self.axes.items()],
                     fix="sweep modules of one size together, or name the units that all of them have, such as #0:8",
                 )
-            made.append(Intervention(patches, name))
+            made.append(Intervention((*self.frozen, *patches), name))
         return made
 
 

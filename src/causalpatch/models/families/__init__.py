@@ -6,7 +6,7 @@ from causalpatch.models.families.bloom import BLOOM
 from causalpatch.models.families.cohere import COHERE, COHERE2
 from causalpatch.models.families.deepseek_v3 import DEEPSEEK_V3, DEEPSEEK_V3_FULL_QUERIES
 from causalpatch.models.families.falcon import FALCON, FALCON_GROUPED, FALCON_GROUPED_ONE_NORM, FALCON_SEQUENTIAL
-from causalpatch.models.families.family import Absent, At, Fact, Family, Parted, ShareOf, SumOf
+from causalpatch.models.families.family import Absent, At, Fact, Family, Parted, RoutedBy, ShareOf, SumOf, TermOf
 from causalpatch.models.families.gemma import GEMMA, GEMMA3
 from causalpatch.models.families.gemma2 import GEMMA2
 from causalpatch.models.families.gemma3n import GEMMA3N
@@ -38,4 +38,4 @@ FAMILIES: Final[tuple[Family, ...]] = (
     *(GEMMA3N, MAMBA, MAMBA2, JAMBA),
 )
 
-__all__ = ["FAMILIES", "Absent", "At", "Fact", "Family", "Parted", "ShareOf", "SumOf"]
+__all__ = ["FAMILIES", "Absent", "At", "Fact", "Family", "Parted", "RoutedBy", "ShareOf", "SumOf", "TermOf"]

@@ -74,6 +74,31 @@ class ShareOf:
 
 
 @dataclass(frozen=True)
+class RoutedBy:
+    """The site is the weights that a router gives experts: it returns logits, and each token's weights and experts.
+
+    Args:
+        module: Path of the router below the layer. A layer without it has no experts.
+    """
+
+    module: str
+
+
+@dataclass(frozen=True)
+class TermOf:
+    """The site is what one of a layer's experts adds to the sum of them all.
+
+    Args:
+        module: Path below the layer of the module of all experts: it takes tokens, each token's experts and their
+            weights, and returns the sum.
+        router: Path of the router below the layer. A layer without either has no experts.
+    """
+
+    module: str
+    router: str
+
+
+@dataclass(frozen=True)
 class Absent:
     """The family has no such site.
 
@@ -84,7 +109,7 @@ class Absent:
     reason: str
 
 
-Fact = At | Parted | SumOf | ShareOf | Absent
+Fact = At | Parted | SumOf | ShareOf | RoutedBy | TermOf | Absent
 
 # What several families say alike.
 ROTARY: Final = Absent("positions enter inside attention, by rotary embeddings; use q_rot or k_rot")

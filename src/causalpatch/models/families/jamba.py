@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from causalpatch.models.families.family import Absent, At
+from causalpatch.models.families.family import Absent, At, RoutedBy, TermOf
 from causalpatch.models.families.mamba import MAMBA
 
 _MIXED = Absent(
@@ -26,6 +26,8 @@ JAMBA = replace(
         "resid_post": At("", "output"),
         "mlp_out": At("feed_forward", "output"),
         **dict.fromkeys(("mlp_pre", "mlp_gate", "mlp_post"), _EXPERTS),
+        "router": RoutedBy("feed_forward.router"),
+        "expert_out": TermOf("feed_forward.experts", router="feed_forward.router"),
         "final_norm": At("final_layernorm", "output"),
     },
 )
