@@ -86,7 +86,7 @@ def test_a_wrong_type_raises_in_the_experiment():
     with pytest.raises(TypeCheckError):
         cp.Experiment(model, PAIRS, seed="zero")
     with pytest.raises(TypeCheckError):
-        cp.Experiment(model, PAIRS).count_units("embed")
+        cp.Experiment(model, PAIRS).count_units("embed", "width")
 
 
 def test_a_wrong_type_raises_in_sweeps():

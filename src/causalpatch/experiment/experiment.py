@@ -336,11 +336,12 @@ class Experiment:
         self._require(targets)
         return self._job(targets)
 
-    def count_units(self, site: Site) -> int:
-        """Count the entries of a module's unit axis, such as its channels, in a run of the first clean input.
+    def count_units(self, site: Site, axis: str) -> int:
+        """Count the entries of an axis of a module, such as its channels, in a run of the first clean input.
 
         Args:
             site: A ``module(…)`` site with named axes and no unit.
+            axis: One of its axes.
 
         Raises:
             SiteUnsupported: The module's tensor does not have the axes that were named.
@@ -348,14 +349,14 @@ class Experiment:
         axes = site.module.axes if site.module else ()
         captured = probe(self.model, self.pairs, self.base, 0, [site])
         shape = tuple(captured.value(site).shape[1:])
-        if len(shape) != len(axes) or site.unit_axis is None:
+        if len(shape) != len(axes) or axis not in axes:
             raise SiteUnsupported(
                 f"'{site}' names {len(axes)} axes",
                 facts=[("its tensor", f"has {len(shape)} after the pair, of sizes {shape}")],
                 fix="name every axis after the pair, such as axes=(channel,height,column)",
             )
         # The value of a site has its positions first, wherever the module has them.
-        return shape[sorted(axes, key=lambda axis: axis != "position").index(site.unit_axis)]
+        return shape[sorted(axes, key=lambda each: each != "position").index(axis)]
 
     def _measure(self, job: Job, means: Means, tally: Tally, route: Route, screen: Screen | None) -> bool:
         """Fill the tally; return False where the user stopped it in between."""

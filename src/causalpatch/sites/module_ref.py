@@ -29,6 +29,7 @@ class ModuleRef:
         side: ``"input"`` or ``"output"``.
         items: Picks inside a nested input or output, outermost first: ``[0]["key"]``.
         axes: Names of the tensor's axes after the pair; a unit counts on the first that is not ``position``.
+        counts: The axis that a unit counts on, if it is another one.
 
     Raises:
         SiteSyntaxError: A part cannot be written in a site, or an axis name is unknown or given twice.
@@ -38,6 +39,7 @@ class ModuleRef:
     side: Side
     items: tuple[int | str, ...] = ()
     axes: tuple[str, ...] = ()
+    counts: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "items", tuple(i if isinstance(i, str) else integer(i) for i in self.items))
@@ -65,11 +67,19 @@ class ModuleRef:
                 )
         if len(set(self.axes)) < len(self.axes):
             raise SiteSyntaxError(f"axes=({','.join(self.axes)}) names an axis twice", fix="name each axis once")
+        units = [axis for axis in self.axes if axis != "position"]
+        if self.counts is not None and self.counts not in units:
+            raise SiteSyntaxError(
+                f"no unit of module({self.path}) counts on {self.counts!r}",
+                facts=[("axes", " ".join(units) or "none is named")],
+                fix=f"write for instance #{units[-1]}=7" if units else "name the axes: axes=(channel,height,column)",
+            )
+        object.__setattr__(self, "counts", None if units[:1] == [self.counts] else self.counts)
 
     @property
     def unit_axis(self) -> str | None:
-        """The axis that a unit counts on: the first named one that is not ``position``; None without names."""
-        return next((axis for axis in self.axes if axis != "position"), None)
+        """The axis that a unit counts on: by itself the first named one but ``position``; None without names."""
+        return self.counts or next((axis for axis in self.axes if axis != "position"), None)
 
     def __str__(self) -> str:
         items = "".join(f"[{json.dumps(item, ensure_ascii=False)}]" for item in self.items)
@@ -91,7 +101,7 @@ def parse_module(text: str) -> tuple[ModuleRef, str]:
         raise SiteSyntaxError(
             f"{text!r} is not a site of a module",
             facts=[
-                ("grammar", 'module(PATH).output|input [i]["key"] axes=(…) #UNIT @POSITION'),
+                ("grammar", 'module(PATH).output|input [i]["key"] axes=(…) #[AXIS=]UNIT @POSITION'),
                 ("example", "module(conv2).output axes=(channel,height,column)#7"),
             ],
             fix="write it as in the example",

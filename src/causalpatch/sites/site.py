@@ -4,7 +4,7 @@ One grammar names every activation::
 
     site     = [STREAM "/"] NAME ["." LAYER ["." UNIT]] ["@" POSITION]      STREAM = encoder | decoder
              | feature(DICTIONARY)|feature_error(DICTIONARY) ["." LAYER ["." UNIT]] ["@" POSITION]
-             | module(PATH).output|input [items] [" axes=(...)"] ["#" UNIT] ["@" POSITION]
+             | module(PATH).output|input [items] [" axes=(...)"] ["#" [AXIS "="] UNIT] ["@" POSITION]
     LAYER, UNIT = 3 | 2:5 (half open) | 1,4,7 | *                           POSITION = 3 | -1 | 2:5 | span | *
 
 With all its indices a text is a ``Site``, one target of a patch. A missing, starred or sliced layer or unit makes a
@@ -91,7 +91,7 @@ class Site(_Named):
         name: A name of ``sites.names.NAMES``.
         layer: The layer, from 0; None for names without layers.
         unit: The head, kv_head or neuron, from 0, for names that have units; of a module, the index on the first of
-            its named axes that is not ``position``, or None for all of it.
+            its named axes that is not ``position`` (or the one that is named with it), or None for all of it.
         position: Where in each prompt, counted in real tokens; None for all positions at once.
         stream: ``"encoder"`` or ``"decoder"`` in models that have both.
         module: The module, for the name ``"module"`` alone.
@@ -202,6 +202,8 @@ def parse(text: str | Site | SiteSet) -> Site | SiteSet:
         SiteSet('resid_pre.2:5@subject')
         >>> parse("module(conv2).output axes=(channel,height,column)#7")
         Site('module(conv2).output axes=(channel,height,column)#7')
+        >>> parse("module(conv2).output axes=(channel,height,column)#height=2:5")
+        SiteSet('module(conv2).output axes=(channel,height,column)#height=2:5')
     """
     if isinstance(text, Site | SiteSet):
         return text
@@ -228,7 +230,9 @@ def _read(text: str, original: str) -> dict[str, Any]:
     if text.startswith("module("):
         module, rest = parse_module(text)
         before, at, position_text = rest.partition("@")
-        unit = parse_index(before[1:], module.unit_axis or "unit") if before else None
+        axis, is_named, index = before[1:].rpartition("=")
+        module = dataclasses.replace(module, counts=axis.strip()) if is_named else module
+        unit = parse_index(index, module.unit_axis or "unit") if before else None
         layer, name, stream, dictionary = None, "module", None, None
     else:
         module = None
@@ -276,6 +280,8 @@ def _settle(site: _Named) -> None:
     object.__setattr__(site, "layer", settle_index(site.layer, "layer"))
     object.__setattr__(site, "unit", settle_index(site.unit, unit_axis or "unit"))
     object.__setattr__(site, "position", settle_position(site.position))
+    if isinstance(site.module, ModuleRef) and site.unit is None and site.module.counts is not None:
+        object.__setattr__(site, "module", dataclasses.replace(site.module, counts=None))
     if (info.name == "module") != isinstance(site.module, ModuleRef):
         _refuse(site.name, "the name 'module', and no other, comes with a module", "write module(PATH).output")
     if (info.name in FEATURE_SITES) != (site.dictionary is not None):
@@ -297,7 +303,8 @@ def _settle(site: _Named) -> None:
 def _text(site: _Named) -> str:
     """Return the canonical text."""
     if site.module is not None:
-        text = str(site.module) + ("" if site.unit is None else f"#{index_text(site.unit)}")
+        axis = "" if site.module.counts is None else f"{site.module.counts}="
+        text = str(site.module) + ("" if site.unit is None else f"#{axis}{index_text(site.unit)}")
     else:
         stream = [] if site.stream is None else [f"{site.stream}/"]
         indices = [f".{index_text(index)}" for index in (site.layer, site.unit) if index is not None]

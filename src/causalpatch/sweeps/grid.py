@@ -289,8 +289,9 @@ def grid_of(experiment: Experiment, wanted: Site | SiteSet, over: str | Sequence
     if wanted.module is not None:
         paths = list(dict.fromkeys(str(site.module) for site in members))
         possible["intervention"] = paths
-    if members[0].unit is not None and wanted.unit_axis is not None:
-        possible[wanted.unit_axis] = sorted({site.unit for site in members if site.unit is not None})
+    units = members[0].unit_axis
+    if members[0].unit is not None and units is not None:
+        possible[units] = sorted({site.unit for site in members if site.unit is not None})
     # Named sites of one kind are tapped alike; modules each in their own way.
     can_walk = all(experiment.model.tap(site).has_position for site in (members if wanted.module else members[:1]))
     if wanted.position is None or isinstance(wanted.position, Every):
@@ -314,8 +315,9 @@ def grid_of(experiment: Experiment, wanted: Site | SiteSet, over: str | Sequence
 
 def _members(experiment: Experiment, wanted: Site | SiteSet, over: str | Sequence[str] | None) -> list[Site]:
     """Expand the set; a module's units are counted in a run of the first pair where they are walked along."""
-    axis = wanted.unit_axis
     walked = _axes_of(over) or ()
+    named = [each for each in walked if wanted.module and each in wanted.module.axes and each != "position"]
+    axis = named[0] if named and wanted.unit is None else wanted.unit_axis
     if wanted.module is None or axis is None or not (isinstance(wanted.unit, Every) or axis in walked):
         return list(expand(wanted, experiment.model.shape))
     if wanted.unit is not None and not isinstance(wanted.unit, Every):
@@ -323,9 +325,10 @@ def _members(experiment: Experiment, wanted: Site | SiteSet, over: str | Sequenc
     whole = SiteSet if "*" in wanted.module.path else Site
     modules = expand(whole("module", module=wanted.module, position=wanted.position), experiment.model.shape)
     return [
-        Site("module", unit=unit, module=site.module, position=site.position)
+        Site("module", unit=unit, module=replace(site.module, counts=axis), position=site.position)
         for site in modules
-        for unit in range(experiment.count_units(site))
+        if site.module is not None
+        for unit in range(experiment.count_units(site, axis))
     ]
 
 
