@@ -3,12 +3,14 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import causalpatch as cp
@@ -257,13 +259,35 @@ def assert_as_raw_hooks(engine: str, world: World, laid: Sequence[Sequence[Laid]
 
 def modules_of(world: World, draw: Any, n: int = 4) -> list[cp.Patch]:
     """Draw outputs and inputs of layers and of modules within them."""
-    inside = [path for path, _ in world.model.module.named_modules() if re.search(r"\.\d", path)]
-    inside = [path for path in inside if not re.search("rotary|attn_dropout|attention_dropout", path)]
     patches = []
     for _ in range(n):
-        path, side = draw(st.sampled_from(inside)), draw(st.sampled_from(["output", "input"]))
+        path, side = draw(st.sampled_from(_ports_with_tokens(world.model.module)))
         patches.append(cp.Patch(f"module({path}).{side}", draw(st.sampled_from([None, cp.Function(mixed), "zero"]))))
     return patches
+
+
+def _ports_with_tokens(module: nn.Module) -> list[tuple[str, str]]:
+    """Return the sides of modules within layers that run once, on a row for each prompt and a column per token."""
+    found, handles = [], []
+
+    def look(path: str, side: str, held: Any) -> None:
+        first = held[0] if isinstance(held, tuple) and held else held
+        if isinstance(first, torch.Tensor) and first.ndim == 3 and first.shape[:2] == (2, 5):
+            found.append((path, side))
+
+    for path, part in module.named_modules():
+        if re.search(r"\.\d", path):
+            handles.append(part.register_forward_hook(partial(_look_at, look, path), with_kwargs=True))
+    with torch.no_grad():
+        module(input_ids=torch.arange(3, 13).reshape(2, 5))
+    for handle in handles:
+        handle.remove()
+    return sorted(port for port in set(found) if found.count(port) == 1)
+
+
+def _look_at(look: Any, path: str, part: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    look(path, "output", output)
+    look(path, "input", args or next(iter(kwargs.values()), None))
 
 
 def experiment_on(engine: str, world: World, **settings: Any) -> cp.Experiment:
