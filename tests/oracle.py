@@ -92,9 +92,10 @@ class Inside:
         def softmax(scores, *args, **kwargs):
             if not running:
                 return plain(scores, *args, **kwargs)
+            module = running.pop()  # a mode of torch's calls what goes by this name once more
             visible = scores[0, 0] > torch.finfo(scores.dtype).min / 2
-            scores = self.change(running[0], "scores", scores, visible)
-            return self.change(running[0], "pattern", plain(scores, *args, **kwargs), visible)
+            scores = self.change(module, "scores", scores, visible)
+            return self.change(module, "pattern", plain(scores, *args, **kwargs), visible)
 
         handles = []
         for module in {step[0] for step in self.steps}:
