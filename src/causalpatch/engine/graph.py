@@ -41,6 +41,7 @@ from causalpatch.engine.subgraph import BaseRun, Subgraph, run_base
 from causalpatch.engine.untouched import Untouched, run_untouched
 from causalpatch.engine.values import Row, writes_of_rows
 from causalpatch.models import Model, Port
+from causalpatch.models.taps import STEPS
 from causalpatch.models.views import take
 from causalpatch.pairs import Batch
 from causalpatch.patches import Source
@@ -72,6 +73,8 @@ def why_not(job: Job, gauge: Gauge) -> str | None:
     for target in (target for group in job.interventions for target in group):
         if job.model.tap(target.site).port.like is not None:
             return f"the tensor of {target.site} has its rows and positions elsewhere than on its first two axes"
+        if job.model.tap(target.site).port.side in STEPS:
+            return f"{target.site} stands between the steps of a recurrent module, which a graph holds as one"
     hooked = [
         *users_hooks(job.model),
         *(_shown(name) for name, part in module.named_modules() if hasattr(part, "_hf_hook")),

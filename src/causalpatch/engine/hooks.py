@@ -33,8 +33,9 @@ from causalpatch.engine.full_precision import full_precision
 from causalpatch.engine.memory import is_out_of_memory
 from causalpatch.engine.opened import not_met, opened
 from causalpatch.engine.ports import pick_input, pick_output, put_input, put_output, with_rows
+from causalpatch.engine.steps import steps_of, stepwise
 from causalpatch.models import Model, Port, Tap
-from causalpatch.models.taps import Side
+from causalpatch.models.taps import STEPS, Side
 from causalpatch.models.views import take
 
 _LOCKS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
@@ -171,7 +172,9 @@ def hooked(
         _register(model.module, states, hooks)
         if opens_attention or any(port.is_inside for port in states):
             _open_attention(model, states, hooks)
+        finish = _open_steps(model.module, states, hooks)
         yield kept
+        finish()
     for each in states.values():
         if each.port.is_inside and each.times_run == 0:
             raise not_met(model, each.port)
@@ -254,7 +257,7 @@ def _call(model: Model, inputs: Mapping[str, Any]) -> Any:
 def _register(root: nn.Module, states: dict[Port, _PortState], hooks: ExitStack) -> None:
     by_call: dict[tuple[str, str], list[_PortState]] = {}
     for port, state in states.items():
-        if port.is_inside:
+        if port.is_inside or port.side in STEPS:
             continue
         by_call.setdefault((port.path, port.side), []).append(state)
     for (path, side), group in by_call.items():
@@ -279,6 +282,23 @@ def _open_attention(model: Model, states: dict[Port, _PortState], hooks: ExitSta
         return _on_step(inside.get(module, {}).get(side, []), states, tensor)
 
     hooks.enter_context(opened(model, inside, step))
+
+
+def _open_steps(root: nn.Module, states: dict[Port, _PortState], hooks: ExitStack) -> Callable[[], None]:
+    """Run recurrent modules step by step, where a state of theirs is met; return what is called after the run."""
+
+    def change(ports: Collection[Port], tensor: Tensor) -> Tensor:
+        for _, writes in _in_order([states[port] for port in ports]):
+            tensor = _written(writes, tensor, states)
+        return tensor
+
+    def end(ports: Collection[Port], tensor: Tensor) -> None:
+        for port in ports:
+            _pass(states[port], tensor)
+
+    writes = {port: [write for _, write in each.writes] for port, each in states.items() if port.side in STEPS}
+    n_steps = {port: max((steps_of(w.index, w.value) for w in every), default=0) for port, every in writes.items()}
+    return stepwise(root, n_steps, change, end, standing_in, hooks)
 
 
 def _on_step(group: list[_PortState], states: dict[Port, _PortState], tensor: Tensor) -> Tensor:

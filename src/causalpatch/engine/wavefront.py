@@ -40,6 +40,7 @@ from causalpatch.engine.stack import Stack, layer_of
 from causalpatch.engine.values import Row
 from causalpatch.engine.wave import Wave
 from causalpatch.models import Model
+from causalpatch.models.taps import STEPS
 from causalpatch.results.status import Status
 
 # Sites by which layers are taken apart.
@@ -66,6 +67,8 @@ def why_not_targets(model: Model, targets: Sequence[Target]) -> str | None:
     for target in targets:
         if not target.has_position:
             return f"{target.site} has no positions"
+        if target.site.module is not None and target.site.module.side in STEPS:
+            return f"{target.site} needs all steps of a recurrent module"
         if target.site.module is not None and layer_of(model, target.site.module.path) is None:
             return f"{target.site} stands outside the layers"
     return None

@@ -1,4 +1,4 @@
-"""``module(PATH).input|output``: a tap on any module of any ``nn.Module``."""
+"""``module(PATH).input|output|state|cell``: a tap on any module of any ``nn.Module``."""
 
 from causalpatch.models.taps import Port, Tap
 from causalpatch.models.views import ModuleUnit, PositionAt, View, Whole

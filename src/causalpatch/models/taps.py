@@ -6,7 +6,10 @@ from typing import Final, Literal
 from causalpatch.models.views import View
 from causalpatch.sites.site import Site
 
-Side = Literal["input", "output", "routes", "query", "key", "visible", "scores", "pattern"]
+Side = Literal["input", "output", "state", "cell", "routes", "query", "key", "visible", "scores", "pattern"]
+
+STEPS: Final = ("state", "cell")
+"""Sides that are no door of a module: what one step of a recurrent module hands on to the next."""
 
 INSIDE: Final = ("query", "key", "visible", "scores", "pattern")
 """Sides that are no door of a module: tensors on the way through attention, in the order in which they pass."""
@@ -20,6 +23,7 @@ class Port:
     side                axes                                        what it is
     ==================  ==========================================  ==========================================
     ``input, output``   the module's own                            what goes into the module, what comes out
+    ``state, cell``     row position width                          what each step of a recurrent module hands on
     ``routes``          token expert                                weights of all experts, by what a router returns
     ``query``           row position head head_width                queries as attention compares them
     ``key``             row position kv_head head_width             keys as attention compares them
@@ -34,7 +38,8 @@ class Port:
         items: Picks within the arguments or the output, outermost first. For ``input``, a first number counts
             positional arguments, a first text names a keyword argument, and nothing means the first positional
             argument or, if there is none, the first keyword argument. For ``output``, nothing means the tensor
-            itself, or the first item of a tuple.
+            itself, or the first item of a tuple. For ``state`` and ``cell``, a number counts the layers of a recurrent
+            module, and nothing means the last.
         like: Where the tensor does not have rows and positions as its first two axes: a port that passes before, and
             whose tensor does. What is read and written has them.
     """

@@ -3,18 +3,18 @@
 import json
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from causalpatch.base.axes import AXES
 from causalpatch.base.errors import SiteSyntaxError
 from causalpatch.base.suggest import closest
 from causalpatch.sites.index import integer
 
-Side = Literal["input", "output"]
+Side = Literal["input", "output", "state", "cell"]
 
 _ITEM = r"""\[\s*(?:-?[0-9]+|"(?:[^"\\]|\\.)*"|'[^'\\]*')\s*\]"""
 _MODULE = re.compile(
-    rf"module\((?P<path>[^()\s]*)\)\.(?P<side>input|output)(?P<items>(?:{_ITEM})*)"
+    rf"module\((?P<path>[^()\s]*)\)\.(?P<side>input|output|state|cell)(?P<items>(?:{_ITEM})*)"
     r"(?:\s*axes=\((?P<axes>[^()]*)\))?(?P<rest>(?:#[^@#]*)?(?:@.*)?)"
 )
 
@@ -26,7 +26,8 @@ class ModuleRef:
     Args:
         path: The module's path as in ``named_modules()``; empty for the model itself. In a set ``*`` stands for
             anything within one part of the path.
-        side: ``"input"`` or ``"output"``.
+        side: ``"input"`` or ``"output"``; of a recurrent module also ``"state"``, what each step hands on to the next,
+            and ``"cell"``, the cell of an LSTM.
         items: Picks inside a nested input or output, outermost first: ``[0]["key"]``.
         axes: Names of the tensor's axes after the pair; a unit counts on the first that is not ``position``.
         counts: The axis that a unit counts on, if it is another one.
@@ -50,10 +51,10 @@ class ModuleRef:
                 facts=[("allowed", "no spaces, no parentheses")],
                 fix="write it as in named_modules()",
             )
-        if self.side not in ("input", "output"):
+        if self.side not in get_args(Side):
             raise SiteSyntaxError(
                 f"{self.side!r} is not a side of module({self.path})",
-                facts=[("allowed", "input   output")],
+                facts=[("allowed", "   ".join(get_args(Side)))],
                 fix=f"module({self.path}).output",
             )
         known = [axis for axis in AXES if axis != "pair"]
@@ -107,7 +108,7 @@ def parse_module(text: str) -> tuple[ModuleRef, str]:
             fix="write it as in the example",
         )
     axes = tuple(part.strip() for part in found["axes"].split(",") if part.strip()) if found["axes"] else ()
-    side: Side = "input" if found["side"] == "input" else "output"
+    side = cast(Side, found["side"])
     return ModuleRef(found["path"], side, tuple(map(_item, re.findall(_ITEM, found["items"]))), axes), found["rest"]
 
 

@@ -4,7 +4,7 @@ One grammar names every activation::
 
     site     = [STREAM "/"] NAME ["." LAYER ["." UNIT]] ["@" POSITION]      STREAM = encoder | decoder
              | feature(DICTIONARY)|feature_error(DICTIONARY) ["." LAYER ["." UNIT]] ["@" POSITION]
-             | module(PATH).output|input [items] [" axes=(...)"] ["#" [AXIS "="] UNIT] ["@" POSITION]
+             | module(PATH).output|input|state|cell [items] [" axes=(...)"] ["#" [AXIS "="] UNIT] ["@" POSITION]
     LAYER, UNIT = 3 | 2:5 (half open) | 1,4,7 | *                           POSITION = 3 | -1 | 2:5 | span | *
 
 With all its indices a text is a ``Site``, one target of a patch. A missing, starred or sliced layer or unit makes a
