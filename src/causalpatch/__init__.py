@@ -142,6 +142,9 @@ if TYPE_CHECKING:
         FittedOn as FittedOn,
     )
     from causalpatch.patches import (
+        From as From,
+    )
+    from causalpatch.patches import (
         Function as Function,
     )
     from causalpatch.patches import (
@@ -164,6 +167,9 @@ if TYPE_CHECKING:
     )
     from causalpatch.patches import (
         Optimal as Optimal,
+    )
+    from causalpatch.patches import (
+        OtherPrompts as OtherPrompts,
     )
     from causalpatch.patches import (
         Patch as Patch,
@@ -306,6 +312,7 @@ _ROOMS = {
         "Constant",
         "Fitted",
         "FittedOn",
+        "From",
         "Function",
         "Given",
         "Identity",
@@ -314,6 +321,7 @@ _ROOMS = {
         "Mean",
         "Noise",
         "Optimal",
+        "OtherPrompts",
         "Patch",
         "ProjectOut",
         "Resample",
