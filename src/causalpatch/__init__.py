@@ -198,6 +198,9 @@ if TYPE_CHECKING:
     from causalpatch.patches import (
         save_interventions as save_interventions,
     )
+    from causalpatch.results.beside import (
+        beside as beside,
+    )
     from causalpatch.results.effects import (
         Effects as Effects,
     )
@@ -250,10 +253,16 @@ if TYPE_CHECKING:
         direct_effect as direct_effect,
     )
     from causalpatch.sweeps import (
+        direct_logit_attribution as direct_logit_attribution,
+    )
+    from causalpatch.sweeps import (
         everything_but as everything_but,
     )
     from causalpatch.sweeps import (
         joint as joint,
+    )
+    from causalpatch.sweeps import (
+        logit_lens as logit_lens,
     )
     from causalpatch.sweeps import (
         path_patch as path_patch,
@@ -332,6 +341,7 @@ _ROOMS = {
         "load_interventions",
         "save_interventions",
     ),
+    "results.beside": ("beside",),
     "results.effects": ("Effects",),
     "sites": ("Edge", "Path", "Receiver", "Site", "SiteSet", "parse"),
     "subspaces": (
@@ -347,8 +357,10 @@ _ROOMS = {
         "TopFeatures",
         "Tracing",
         "direct_effect",
+        "direct_logit_attribution",
         "everything_but",
         "joint",
+        "logit_lens",
         "path_patch",
         "plan_sweep",
         "sites_of",

@@ -64,7 +64,7 @@ def taken_from(x: object) -> Taken | None:
         warnings.warn(
             CausalPatchWarning(
                 f"'{type(x).__name__}' of {peer} holds no Hugging Face module: it computes by code of its own, on "
-                "weights that may be folded. It opens with module(PATH) sites alone; open the checkpoint itself for more"
+                "weights that may be folded. It opens with module(PATH) sites alone; open the checkpoint for others"
             ),
             stacklevel=3,
         )

@@ -24,6 +24,6 @@ def test_a_row_runs_and_has_its_axes(theirs, ours, axes):
     # As many kv_heads as heads, as in the models that the rows were written for; four layers' names fit in three.
     model, _ = tiny_world("llama", (3, 2, 2, 0))
     experiment = cp.Experiment(model, prompts(([3, 4, 5], [3, 9, 5]), ([8, 4, 1], [2, 4, 6])))
-    made = eval(ours, {"cp": cp, "experiment": experiment})  # noqa: S307 - the page is the repository's own
+    made = eval(ours, {"cp": cp, "experiment": experiment})
     effects = made[0] if isinstance(made, list) else made
     assert effects.dims == (*axes.split(), "pair")
