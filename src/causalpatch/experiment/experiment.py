@@ -66,7 +66,7 @@ from causalpatch.experiment.requests import (
     one_of,
     reads_both_answers,
 )
-from causalpatch.experiment.sources import check_same_shape, require_sites
+from causalpatch.experiment.sources import check_same_shape, makers_of_runs, require_sites
 from causalpatch.experiment.tally import Tally
 from causalpatch.metrics import Metric, logit_difference, top1
 from causalpatch.models import Model
@@ -89,8 +89,7 @@ class Experiment:
         metric: A metric, its name, or a list of them: one sweep feeds them all and costs once.
         direction: ``"denoise"`` puts clean activations into the corrupted run and asks what restores the behaviour;
             ``"noise"`` puts corrupted ones into the clean run and asks what breaks it.
-        source_model: Another model of the same shape, such as an older checkpoint, that makes the source runs; by
-            default the same one.
+        source_model: Another model of the same shape that makes the source runs, such as an older checkpoint.
         engine: How runs are made. ``"auto"`` takes the fastest way that the model allows, after a check against full
             forwards: ``"wavefront"`` (only the tokens and layers that a patch can change, on unmodified layers),
             ``"restart"`` (whole prompts from the first patched layer on), ``"graph"`` (what depends on the patched
@@ -181,7 +180,6 @@ class Experiment:
             table[0 if block.interventions[0] == BASE else 1][:, block.pairs] = block.values
         clean, corrupt = table if self.base == "clean" else table[::-1]
         is_answered = len(extra) == 2
-        names = (self.model.name, (self.source_model or self.model).name)
         return Baseline(
             tuple(metric.name for metric in self.metrics),
             clean[:n_metrics],
@@ -189,7 +187,7 @@ class Experiment:
             clean[n_metrics] > 0 if is_answered else None,
             corrupt[n_metrics] < 0 if is_answered else None,
             clean[n_metrics + 1] == 1 if is_answered else None,
-            () if self.source_model is None else (names if self.base == "clean" else names[::-1]),
+            makers_of_runs(self.model, self.source_model, self.base),
         )
 
     def plan(self, interventions: Iterable[Request] | Request) -> Plan:

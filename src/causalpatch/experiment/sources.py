@@ -48,6 +48,14 @@ def read_in(target: Target, value: From) -> Target:
     return Target(site.at(None), None, None, value, None, target.has_position)  # type: ignore[arg-type]  # one site
 
 
+def makers_of_runs(model: Model, source_model: Model | None, base: Role) -> tuple[str, ...]:
+    """Return the names of the models that make the clean and the corrupted runs; nothing where they are one model."""
+    if source_model is None:
+        return ()
+    names = (model.name, source_model.name)
+    return names if base == "clean" else names[::-1]
+
+
 def check_same_shape(model: Model, other_model: Model) -> None:
     """Make sure that values of one model fit into another.
 
