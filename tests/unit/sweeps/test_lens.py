@@ -36,7 +36,7 @@ def test_a_head_s_contribution_is_what_its_part_of_the_stream_gives_under_the_fr
     pair, norm = PAIRS[0], model.module.model.norm
     stream = plain.value(pair.clean, ("resid_post", 1, None))[-1]
     part = plain.value(pair.clean, ("head_out", 0, 2))[-1]
-    scale = (stream.pow(2).mean() + norm.eps).rsqrt()
+    scale = (stream.pow(2).mean() + norm.epsilon).rsqrt()
     unembed = model.module.lm_head.weight
     direction = unembed[pair.answer[0][0]] - unembed[pair.wrong_answer[0][0]]
     wanted = float((part * scale * norm.weight) @ direction)
