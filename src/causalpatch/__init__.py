@@ -148,6 +148,9 @@ if TYPE_CHECKING:
         FittedOn as FittedOn,
     )
     from causalpatch.patches import (
+        From as From,
+    )
+    from causalpatch.patches import (
         Function as Function,
     )
     from causalpatch.patches import (
@@ -170,6 +173,9 @@ if TYPE_CHECKING:
     )
     from causalpatch.patches import (
         Optimal as Optimal,
+    )
+    from causalpatch.patches import (
+        OtherPrompts as OtherPrompts,
     )
     from causalpatch.patches import (
         Patch as Patch,
@@ -197,6 +203,9 @@ if TYPE_CHECKING:
     )
     from causalpatch.patches import (
         save_interventions as save_interventions,
+    )
+    from causalpatch.results.beside import (
+        beside as beside,
     )
     from causalpatch.results.effects import (
         Effects as Effects,
@@ -250,6 +259,9 @@ if TYPE_CHECKING:
         direct_effect as direct_effect,
     )
     from causalpatch.sweeps import (
+        direct_logit_attribution as direct_logit_attribution,
+    )
+    from causalpatch.sweeps import (
         everything_but as everything_but,
     )
     from causalpatch.sweeps import (
@@ -257,6 +269,9 @@ if TYPE_CHECKING:
     )
     from causalpatch.sweeps import (
         joint as joint,
+    )
+    from causalpatch.sweeps import (
+        logit_lens as logit_lens,
     )
     from causalpatch.sweeps import (
         path_patch as path_patch,
@@ -317,6 +332,7 @@ _ROOMS = {
         "Constant",
         "Fitted",
         "FittedOn",
+        "From",
         "Function",
         "Given",
         "Identity",
@@ -325,6 +341,7 @@ _ROOMS = {
         "Mean",
         "Noise",
         "Optimal",
+        "OtherPrompts",
         "Patch",
         "ProjectOut",
         "Resample",
@@ -335,6 +352,7 @@ _ROOMS = {
         "load_interventions",
         "save_interventions",
     ),
+    "results.beside": ("beside",),
     "results.effects": ("Effects",),
     "sites": ("Edge", "Path", "Receiver", "Site", "SiteSet", "parse"),
     "subspaces": (
@@ -350,9 +368,11 @@ _ROOMS = {
         "TopFeatures",
         "Tracing",
         "direct_effect",
+        "direct_logit_attribution",
         "everything_but",
         "generate",
         "joint",
+        "logit_lens",
         "path_patch",
         "plan_sweep",
         "sites_of",

@@ -24,8 +24,8 @@ def test_an_unknown_value_is_answered_with_those_known(refuses):
         """
         'zeros' is not a value to patch in
           known  source, identity, zero, mean, resample, noise, optimal, interpolate(0.5), a number,
-                 Constant(array), Steer(array), ProjectOut(array), Subspace(basis), Function(…),
-                 Fitted(…), Given(…)
+                 Constant(array), Steer(array), ProjectOut(array), Subspace(basis),
+                 From("resid_post.5@-1"), Function(…), Fitted(…), Given(…)
           fix: write for example Patch("z.9.6", "zero")
         """,
     ):

@@ -5,6 +5,7 @@ from typing import Final
 AXES: Final[tuple[str, ...]] = (
     "pair",
     "layer",
+    "source_layer",
     "position",
     "head",
     "kv_head",

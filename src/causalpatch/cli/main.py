@@ -134,7 +134,7 @@ def sweep(  # noqa: PLR0913 - each argument is an option that a person types
         typer.Option(
             "--value",
             help="source, identity, interpolate(0.5), zero, mean, mean(positions), resample, noise, optimal, a number, "
-            "constant(FILE.npz:NAME), steer(FILE.npz:NAME, 2) or project_out(FILE.npz:NAME).",
+            "from(resid_post.5@-1), constant(FILE.npz:NAME), steer(FILE.npz:NAME, 2) or project_out(FILE.npz:NAME).",
         ),
     ] = "source",
     draws: Annotated[int | None, typer.Option("--draws", min=1, help="Draws of noise or resampled values.")] = None,
@@ -163,6 +163,9 @@ def sweep(  # noqa: PLR0913 - each argument is an option that a person types
     ] = None,
     budget: Annotated[int | None, typer.Option("--budget", min=1, help="Refuse more than N runs of the model.")] = None,
     dictionary: Dictionary = None,
+    source_model: Annotated[
+        str | None, typer.Option("--source-model", help="Another checkpoint of the same shape, for the source runs.")
+    ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print what it would cost, and stop.")] = False,
     out: Out = None,
     top: Top = 10,
@@ -176,12 +179,13 @@ def sweep(  # noqa: PLR0913 - each argument is an option that a person types
     metrics = metric or [metric_of_task(pairs)]
     wanted = values.as_value(value)
     put = wanted.of if isinstance(wanted, cp.Subspace) else wanted
-    moves = isinstance(put, cp.Source | cp.Identity | cp.Interpolate)
+    moves = isinstance(put, cp.Source | cp.Identity | cp.Interpolate | cp.From)
     experiment = cp.Experiment(
         opened,
         loaded,
         metric=metrics,
         direction=direction or ("denoise" if moves else "noise"),
+        source_model=None if source_model is None else cp.open_model(source_model, dtype=dtype, device=device),
         engine=engine,
         precision=precision,
         budget_gib=budget_gib,

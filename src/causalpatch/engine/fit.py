@@ -4,7 +4,8 @@
 2. Noise without a sigma is given one: ``multiple`` standard deviations of all numbers that the site has on its side,
    at the tokens that any intervention of the job patches there with such noise. So it is the same in every cell.
 3. Resampled values are given the pair that each is taken from.
-4. Optimal constants are learnt (``learn``), with all else in place. The run that ablates everything at once takes the
+4. Values of other sites, tokens, runs or prompts are read (``elsewhere``), before all else.
+5. Optimal constants are learnt (``learn``), with all else in place. The run that ablates everything at once takes the
    constants of the single runs.
 
 All of it is written into the record, with the hash of the pairs and of what was fitted.
@@ -12,7 +13,7 @@ All of it is written into the record, with the hash of the pairs and of what was
 Cost: one run per prompt for each different mean, one for all widths of a side; constants see ``learn``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -23,12 +24,26 @@ import torch
 from causalpatch.base.errors import PairError, PatchError
 from causalpatch.engine.batches import in_batches
 from causalpatch.engine.drawn import Donated, Scattered, draw_donors
+from causalpatch.engine.elsewhere import read_elsewhere
 from causalpatch.engine.job import Job, batches_of_pairs
 from causalpatch.engine.learn import Learnt, Place, Start, learn_constants
 from causalpatch.engine.means import Means, fit_means
 from causalpatch.engine.resolve import Target
 from causalpatch.engine.widths import deviations, run_with_pairs
-from causalpatch.patches import Fitted, FittedOn, Intervention, Mean, Noise, Optimal, Patch, Resample, Subspace, Value
+from causalpatch.patches import (
+    Fitted,
+    FittedOn,
+    From,
+    Given,
+    Intervention,
+    Mean,
+    Noise,
+    Optimal,
+    Patch,
+    Resample,
+    Subspace,
+    Value,
+)
 from causalpatch.patches.sampled import hash_of
 from causalpatch.sites import Site
 
@@ -41,11 +56,13 @@ class Fit:
         job: The job.
         means: The means of its sites.
         record: What was fitted and drawn, as plain data.
+        elsewhere: What was asked for where a given value was read elsewhere.
     """
 
     job: Job
     means: Means = field(default_factory=Means)
     record: Sequence[dict[str, Any]] = ()
+    elsewhere: Mapping[Given, From] = field(default_factory=dict)
 
 
 def fit_values(job: Job) -> Fit:
@@ -56,6 +73,8 @@ def fit_values(job: Job) -> Fit:
         PatchError: One intervention learns constants in two ways.
         MemoryExhausted: One run does not fit into memory.
     """
+    elsewhere = read_elsewhere(job)
+    job = elsewhere.job
     means = fit_all_means(job)
     sigmas = _fit_sigmas(job)
     wanted = dict.fromkeys(target.value for target in _targets(job) if isinstance(target.value, Resample))
@@ -73,7 +92,7 @@ def fit_values(job: Job) -> Fit:
     learnt, said = _learn(drawn, means)
     record += said
     made = replace(drawn, interventions=_with_constants(drawn, learnt))
-    return Fit(made, means, [*record, *_record_given(job)])
+    return Fit(made, means, [*record, *elsewhere.record, *_record_given(job)], elsewhere.of)
 
 
 def fit_patches(job: Job, asked: Sequence[Intervention]) -> list[Intervention]:
@@ -98,6 +117,8 @@ def fit_patches(job: Job, asked: Sequence[Intervention]) -> list[Intervention]:
             return Fitted(array, str(value), _on(job, value.side), by_position, groups)
         if isinstance(value, Scattered):
             return replace(value.value, sigma=value.sigma)
+        if isinstance(value, Given):
+            return fit.elsewhere.get(value, value)
         return value.value if isinstance(value, Donated) else value
 
     def whole(target: Target) -> Value:

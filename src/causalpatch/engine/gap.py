@@ -8,6 +8,7 @@ whole prompts: of that the noise floor tells, from identity patches.)
 """
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from causalpatch.engine.capture import capture
 from causalpatch.engine.gauge import Gauge, Run
 from causalpatch.engine.job import Block, Cost, Job
 from causalpatch.engine.untouched import Fork, run_role, spell
+from causalpatch.models import Model
 from causalpatch.pairs import Batch
 
 RUNS_PER_LOOK = 1000
@@ -55,16 +57,17 @@ def _plain(job: Job, gauge: Gauge, indices: Int[np.ndarray, " one"]) -> Float[np
     pair = torch.as_tensor(indices, device=job.model.device)
     reads_source = any("source" in metric.compares for metric in gauge.metrics)
 
-    def go_on(fork: Fork, inputs: Batch) -> Run:
+    def go_on(model: Model, fork: Fork, inputs: Batch) -> Run:
         del fork
-        return Run(job.model.logits(capture(job.model, inputs, ()).output), inputs, pair)
+        return Run(model.logits(capture(model, inputs, ()).output), inputs, pair)
 
     runs: dict[str, Run] = {}
-    for name, role in (("base", job.base), ("source", job.source)):
+    models = (job.model_of("base"), job.model_of("source"))
+    for name, role, model in zip(("base", "source"), (job.base, job.source), models, strict=True):
         if name == "base" or reads_source:
-            captured = run_role(job, role, indices, (), Cost())
-            run = Run(job.model.logits(captured.output), captured.batch, pair)
-            runs[name] = spell(job, gauge, role, run, go_on)
+            captured = run_role(job, role, indices, (), Cost(), model)
+            run = Run(model.logits(captured.output), captured.batch, pair)
+            runs[name] = spell(job, gauge, role, run, partial(go_on, model))
     runs.setdefault("source", runs["base"])  # which no metric reads
     values: np.ndarray = gauge.values(runs["base"], runs, torch.zeros(1, dtype=torch.long, device=pair.device))[:, 0]
     return values

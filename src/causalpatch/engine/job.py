@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -40,6 +41,7 @@ class Job:
         n_controls: How many of the last interventions are controls, such as the reference. Where a pair lacks one of
             their positions the rest is patched all the same.
         few_bits: How the wavefront multiplies the linear maps of patched rows, or None for what the layers do.
+        source_model: The model that makes the source runs, or None for the same one.
     """
 
     model: Model
@@ -52,6 +54,11 @@ class Job:
     reference: int | None = None
     n_controls: int = 0
     few_bits: FewBits | None = None
+    source_model: Model | None = None
+
+    def model_of(self, run: Literal["base", "source"]) -> Model:
+        """Return the model that makes the base or the source runs."""
+        return self.model if run == "base" or self.source_model is None else self.source_model
 
     @property
     def n_asked(self) -> int:

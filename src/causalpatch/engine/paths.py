@@ -36,7 +36,7 @@ from causalpatch.engine.frozen import Branch, Frozen, Told, kept_ports
 from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.hooks import Write, hooked, quiet
 from causalpatch.engine.job import Job, batches_of_pairs, most_rows
-from causalpatch.engine.scene import Prompts
+from causalpatch.engine.scene import Prompts, run_other
 from causalpatch.engine.selfcheck import why_drifts
 from causalpatch.engine.stack import Place, Stack
 from causalpatch.engine.trees import Reach, Received, Sent, own_tokens
@@ -167,6 +167,9 @@ class _Carrier:
             for role in (job.base, job.source)
         )
         slots = prompts.slots[job.base]
+        if job.source_model is not None:
+            read = list(dict.fromkeys(sent.site for sent in self.sent))
+            self.source = run_other(job, job.source_model, prompts, read)
         self.frozen = Frozen(self.stack, self.run, slots, recompute_mlps=self.recompute_mlps)
         self._check(slots)
 
@@ -242,10 +245,11 @@ class _Carrier:
         local = np.concatenate([np.full(len(place.base), n) for n, place in known])
         token = np.concatenate([place.base for _, place in known])
         start, stop = (np.concatenate([getattr(place, end) for _, place in known]) for end in ("start", "stop"))
-        value = self.source.at(tap, local, start)
+        there = self.source.model.tap(sent.site)
+        value = self.source.at(there, local, start)
         for number in np.flatnonzero(stop - start > 1).tolist():  # spans that meet by their mean
             steps = np.arange(start[number], stop[number])
-            value[number] = self.source.at(tap, np.full(len(steps), local[number]), steps).mean(0)
+            value[number] = self.source.at(there, np.full(len(steps), local[number]), steps).mean(0)
         differs = (value != self.base.at(tap, local, token)).any(-1).cpu().numpy()
         return Told(local, token, value).where(differs)
 

@@ -29,7 +29,7 @@ from causalpatch.engine.screen_cost import Pass
 from causalpatch.engine.shares import Kept, Limits, logits_bytes, logits_rows, n_columns, waves
 from causalpatch.engine.values import Row
 from causalpatch.models import Model
-from causalpatch.patches import Mean, Noise, Resample
+from causalpatch.patches import From, Mean, Noise, Resample
 from causalpatch.sites import Site
 
 _POINTS = {
@@ -86,9 +86,9 @@ def plan_job(job: Job, n_forks: int, *, gauge: Gauge | None = None, tier: str = 
     laid = layout.laid if layout else [lay_rows(job, Placer(pairs, job.base), np.arange(len(pairs)))[0]]
     asked = [row.pair for rows in laid for row in rows if row.intervention < job.n_asked]
     # Each mean, each width of noise and each resampled value takes a run of every prompt.
-    n_means = len(
-        {t.value for group in job.interventions for t in group if isinstance(t.value, Mean | Noise | Resample)}
-    )
+    values = [target.value for group in job.interventions for target in group]
+    n_means = len({value for value in values if isinstance(value, Mean | Noise | Resample)})
+    n_means += len({(value.run, value.prompts) for value in values if isinstance(value, From)})  # read together
     lengths = np.maximum(pairs.lengths("clean"), pairs.lengths("corrupt"))
     cost = _cost_of(job, int(lengths.max()))
     sites = dict.fromkeys(str(target.site) for group in job.interventions for target in group)

@@ -71,7 +71,8 @@ def moves_of(job: Job, target: Target) -> Float[np.ndarray, "element width"]:
     placer = Placer(job.pairs, job.base)
 
     def differences(indices: np.ndarray) -> np.ndarray:
-        base, source = (run_role(job, role, indices, [target.site], Cost()) for role in (job.base, job.source))
+        base = run_role(job, job.base, indices, [target.site], Cost())
+        source = run_role(job, job.source, indices, [target.site], Cost(), job.model_of("source"))
         here, there = base.value(target.site).double(), source.value(target.site).double()
         if not target.has_position:
             return _flat([there - here])

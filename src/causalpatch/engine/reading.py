@@ -80,7 +80,7 @@ def _captured(job: Job, means: Means, placer: Placer, read: Sequence[Target], in
         return run_role(job, job.base, indices, sites, cost)
     base = run_role(job, job.base, indices, [t.site for t in written if t.needs_base], cost)
     from_source = [t.site for t in written if t.needs_source]
-    source = run_role(job, job.source, indices, from_source, cost) if from_source else base
+    source = run_role(job, job.source, indices, from_source, cost, job.model_of("source")) if from_source else base
     groups = [job.pairs[number].group for number in indices.tolist()]
     known = Known(source, base, means, groups=groups, donors=run_donors(job, indices, cost))
     rows, lost = lay_rows(job, placer, indices, [0])

@@ -14,12 +14,14 @@ import numpy as np
 from causalpatch.base.errors import PairError, PatchError, SiteNotFound
 from causalpatch.engine.drawn import Donated, Scattered
 from causalpatch.engine.joined import is_joined, joined_patch
+from causalpatch.engine.other_tokens import tokens_elsewhere, value_elsewhere
 from causalpatch.models import Model
 from causalpatch.pairs import Pairs
 from causalpatch.pairs.positions import resolve
 from causalpatch.pairs.role import ROLE_WORDS
 from causalpatch.patches import (
     Constant,
+    From,
     Function,
     Given,
     Identity,
@@ -84,7 +86,9 @@ class Target:
     @property
     def moves_to_source(self) -> bool:
         """Whether the new value moves the base run towards the source run, which shares then refer to."""
-        return self.needs_source or (isinstance(self.value, Given) and self.value.is_from_source)
+        if isinstance(self.value, Given):
+            return self.value.is_from_source
+        return self.needs_source or (isinstance(self.value, From) and self.value.moves_to_source)
 
     @property
     def needs_base(self) -> bool:
@@ -129,7 +133,9 @@ def crosses_positions(model: Model, pairs: Pairs, base: Role, targets: Sequence[
         return None
     placer = Placer(pairs, base)
     for target in (target for group in targets for target in group):
-        if target.needs_source and target.site.name in ("q_rot", "k_rot"):
+        takes = target.needs_source or isinstance(target.value, From)
+        names = {target.site.name, target.value.parsed.name if isinstance(target.value, From) else ""}
+        if takes and names & {"q_rot", "k_rot"}:
             for place in placer.places(target, range(len(pairs))):
                 if place is not None and ((place.start != place.base) | (place.stop != place.base + 1)).any():
                     return target.site
@@ -171,7 +177,7 @@ def _targets_of_patch(model: Model, patch: Patch) -> list[Target]:
                 facts=[("its axes", "are not named" if site.module and not site.module.axes else "have no position")],
                 fix="leave the position out, or name the axes: axes=(position,width)",
             )
-        if isinstance(patch.value, Given) and not has_position:
+        if isinstance(patch.value, Given | From) and not has_position:
             raise PatchError(
                 f"'{site}' has no tokens to be given values",
                 facts=[("given", str(patch.value))],
@@ -181,6 +187,7 @@ def _targets_of_patch(model: Model, patch: Patch) -> list[Target]:
             _require_row(site, patch.value)
         inside = patch.value if isinstance(patch.value, Subspace) else None
         value = patch.value.of if isinstance(patch.value, Subspace) else patch.value
+        value = value_elsewhere(model, site, value) if isinstance(value, From) else value
         anchor = "" if site.dictionary is None else model.anchor(site)
         targets.append(Target(site.at(None), position, patch.column, value, patch.align, has_position, inside, anchor))
     return targets
@@ -230,7 +237,7 @@ class Placer:
     def places(self, target: Target, pairs: Sequence[int]) -> list[Placement | None]:
         """Return where a target lies in each of some pairs; see ``place``."""
         # What says by itself where it lies.
-        own = target.value if isinstance(target.value, Donated | Given) else None
+        own = target.value if isinstance(target.value, Donated | Given | From) else None
         key = (target.position, target.column, target.align, target.needs_source, target.meets_keys, own)
         known = self._known.setdefault(key, {})
         for pair in pairs:
@@ -248,9 +255,11 @@ class Placer:
             )
         if isinstance(target.value, Given):
             return self._find_given(target, target.value, pair)
-        if target.column is not None:
+        if target.column is not None and not isinstance(target.value, From):
             return self._find_column(target, target.column, pair)
-        if isinstance(target.value, Donated):
+        if isinstance(target.value, From):
+            base, source = self._meet_elsewhere(target, target.value, pair)
+        elif isinstance(target.value, Donated):
             base, source = self._meet_donor(target, target.value, pair)
         elif target.needs_source:
             base, source = self.pairs.positions(pair, target.position, self.base)
@@ -370,6 +379,17 @@ class Placer:
         both = (mine >= 0) & (theirs >= 0)
         return mine[both], theirs[both]
 
+    def _meet_elsewhere(self, target: Target, value: From, pair: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the base's tokens, and those that a value is read at."""
+        if target.column is None:
+            written = self._base_tokens(pair, target.position)
+        else:
+            place = self._find_column(replace(target, value=Zero()), target.column, pair)
+            written = np.zeros(0, dtype=np.int64) if place is None else place.base
+        if not len(written):
+            return written, written
+        return tokens_elsewhere(self.pairs, pair, self.base, value, target.position, target.column, written)
+
     def _align(self, target: Target, pair: int, base: np.ndarray, source: np.ndarray) -> Placement:
         if target.align == "mean":
             start = np.full(len(base), source[0])
@@ -378,8 +398,9 @@ class Placer:
             n = min(len(base), len(source))
             part = slice(0, n) if target.align == "first" else slice(-n, None)
             return Placement(base[part], source[part], source[part] + 1)
+        at = "" if target.position is None else f"@{target.position}"
         raise PairError(
-            f"pair {pair} of '{self.pairs.name}' has {len(base)} and {len(source)} tokens at '@{target.position}'",
+            f"pair {pair} of '{self.pairs.name}' has {len(base)} and {len(source)} tokens at '{at or target.value}'",
             facts=[("base", f"tokens {base.tolist()}"), ("source", f"tokens {source.tolist()}")],
-            fix=f"say how they meet: Patch('{target.site}@{target.position}', align='first'), 'last' or 'mean'",
+            fix=f"say how they meet: Patch('{target.site}{at}', align='first'), 'last' or 'mean'",
         )

@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from causalpatch.engine.capture import Captured
+from causalpatch.engine.capture import Captured, capture
 from causalpatch.engine.drawn import Donated
 from causalpatch.engine.gauge import Gauge, Run
 from causalpatch.engine.head import Head
-from causalpatch.engine.job import Job
+from causalpatch.engine.job import Job, most_rows
 from causalpatch.engine.means import Means
 from causalpatch.engine.neurons import Neurons
 from causalpatch.engine.reads import Reads, what_matters
@@ -29,9 +29,10 @@ from causalpatch.engine.shelf import Where
 from causalpatch.engine.stack import Place, Stack, StackRun, layer_of
 from causalpatch.engine.unchanged_rows import kept_ports
 from causalpatch.engine.values import Known, Row, Taps, unchanged
-from causalpatch.models import Port
+from causalpatch.models import Model, Port
 from causalpatch.pairs import Batch
 from causalpatch.patches import Source
+from causalpatch.sites import Site
 
 Side = Literal["answer", "wrong_answer"]
 Fork = tuple[Side, int]
@@ -133,6 +134,10 @@ class Scene:
             side: Captured(stack.model, self.prompts.batch, None, self.run.kept, slots)
             for side, slots in self.prompts.slots.items()
         }
+        read = dict.fromkeys(t.site for group in job.interventions for t in group if t.needs_source)
+        other = None if job.source_model is None else run_other(job, job.source_model, self.prompts, list(read))
+        if other is not None:
+            runs[job.source] = other
         donors = {side: run for side, run in runs.items() if isinstance(side, Donated)}
         groups = [job.pairs[number].group for number in indices.tolist()]
         self.known = Known(runs[job.source], runs[job.base], means, groups=groups, donors=donors)
@@ -144,7 +149,8 @@ class Scene:
         per_prompt[self.slots] = self.tokens[job.base]
         self.reads = Reads.of(per_prompt)
         self.matters = what_matters(self.run.visible, self.reads)
-        self._logits = {role: self._unembed(role) for role in (job.base, job.source)}
+        self._logits = {job.base: self._unembed(job.base)}
+        self._logits[job.source] = self._unembed(job.source) if other is None else self._of_other(other)
 
     @property
     def side(self) -> Side:
@@ -221,6 +227,12 @@ class Scene:
                 taken = torch.as_tensor(back[where] - begin, device=device)
                 found[0][torch.as_tensor(where, device=device)] = part[taken]
         return found[0].reshape(*tokens.shape, -1)
+
+    def _of_other(self, run: Captured) -> Float[Tensor, "pair read column"]:
+        """Return another model's logits where those of the source runs are read."""
+        tokens = torch.as_tensor(self.tokens[self.job.source], device=run.output.device)
+        found: Tensor = run.output[torch.as_tensor(run.slots, device=tokens.device)[:, None], tokens]
+        return found if self.vocab is None else found[..., self.vocab.to(found.device)]
 
     def as_run(self, role: Role, logits: Tensor, local: np.ndarray, forks: dict[str, Tensor]) -> Run:
         """Return logits of rows as metrics read them.
@@ -322,6 +334,31 @@ def _stand_apart(row: Row) -> bool:
             return False
         taken |= here
     return len(kinds) == 1 and (None not in units or len(units) == 1)
+
+
+def run_other(job: Job, model: Model, prompts: Prompts, sites: Sequence[Site]) -> Captured:
+    """Run another model on the source prompts of some pairs, as many at once as fit; its output are the logits.
+
+    Args:
+        job: The job.
+        model: The model of the source runs.
+        prompts: The prompts of the pairs.
+        sites: What is kept.
+    """
+    chosen, slots = np.unique(prompts.slots[job.source], return_inverse=True)
+
+    def batch_of(rows: np.ndarray) -> Batch:
+        whole = prompts.batch
+        return Batch(*(part[rows] for part in (whole.ids, whole.mask, whole.position_ids, whole.start, whole.lengths)))
+
+    n_parts = -(-len(chosen) // most_rows(job, prompts.batch.ids.shape[1]))
+    parts = [
+        capture(model, batch_of(rows), sites, opens_attention=job.opens_attention)
+        for rows in np.array_split(chosen, n_parts)
+    ]
+    tensors = {port: torch.cat([part.tensors[port] for part in parts]) for port in parts[0].tensors}
+    logits = torch.cat([model.logits(part.output) for part in parts])
+    return Captured(model, batch_of(chosen), logits, tensors, slots)
 
 
 def donated_in(job: Job) -> list[Donated]:

@@ -94,7 +94,14 @@ def _compare(measure: Measure, job: Job, chosen: Sequence[int], *, with_patches:
     pairs = job.pairs.take(list(chosen))
     runs = _runs(job, pairs) if with_patches else []
     check = replace(
-        job, pairs=pairs, interventions=runs, reference=None, n_controls=len(runs[-1:]), max_rows=None, few_bits=None
+        job,
+        pairs=pairs,
+        interventions=runs,
+        reference=None,
+        n_controls=len(runs[-1:]),
+        max_rows=None,
+        few_bits=None,
+        source_model=None,
     )
     gauge = Gauge(_metrics(check), check.pairs, job.model, keeps_nothing=True)
     try:

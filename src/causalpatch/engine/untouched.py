@@ -22,6 +22,7 @@ from causalpatch.engine.job import BASE, SOURCE, Block, Cost, Job, check_finite
 from causalpatch.engine.means import Means
 from causalpatch.engine.resolve import Role
 from causalpatch.engine.values import Known
+from causalpatch.models import Model
 from causalpatch.pairs import Batch
 from causalpatch.results.status import Status
 from causalpatch.sites import Site
@@ -87,9 +88,13 @@ def run_untouched(
         "base": [*(t.site for t in targets if t.needs_base), *base_sites],
         "source": [t.site for t in targets if t.needs_source],
     }
-    roles: dict[str, Role] = {"base": job.base, "source": job.source}
+    roles: dict[Literal["base", "source"], Role] = {"base": job.base, "source": job.source}
     # Both are captured before any is spelt out: what runs out of memory should do so early.
-    kept = {name: run_role(job, role, indices, list(dict.fromkeys(sites[name])), cost) for name, role in roles.items()}
+    models = {name: job.model_of(name) for name in ("base", "source")}
+    kept = {
+        name: run_role(job, role, indices, list(dict.fromkeys(sites[name])), cost, models[name])
+        for name, role in roles.items()
+    }
     donors = run_donors(job, indices, cost)
     pair = torch.as_tensor(indices, device=job.model.device)
     runs: dict[str, Run] = {}
@@ -97,14 +102,14 @@ def run_untouched(
 
     def go_on(name: str, fork: Fork, inputs: Batch) -> Run:
         sites = fork_sites if name == "base" else ()
-        found = capture(job.model, inputs, sites, opens_attention=job.opens_attention)
+        found = capture(models[name], inputs, sites, opens_attention=job.opens_attention)
         cost.forwards, cost.rows = cost.forwards + 1, cost.rows + len(indices)
         if name == "base" and fork_sites:
             forks[fork] = replace(found, output=None)
-        return Run(job.model.logits(found.output), inputs, pair)
+        return Run(models[name].logits(found.output), inputs, pair)
 
     for name, role in roles.items():
-        run = Run(job.model.logits(kept[name].output), kept[name].batch, pair)
+        run = Run(models[name].logits(kept[name].output), kept[name].batch, pair)
         runs[name] = spell(job, gauge, role, run, partial(go_on, name))
     values = {
         name: gauge.values(run, runs, torch.arange(len(indices), device=pair.device)) for name, run in runs.items()
@@ -116,7 +121,14 @@ def run_untouched(
     return Untouched(indices, known, runs, values, forks)
 
 
-def run_role(job: Job, role: Role, indices: Int[np.ndarray, " pair"], sites: Sequence[Site], cost: Cost) -> Captured:
+def run_role(
+    job: Job,
+    role: Role,
+    indices: Int[np.ndarray, " pair"],
+    sites: Sequence[Site],
+    cost: Cost,
+    model: Model | None = None,
+) -> Captured:
     """Run one side of some pairs as it is, and keep what the sites need.
 
     Args:
@@ -125,9 +137,10 @@ def run_role(job: Job, role: Role, indices: Int[np.ndarray, " pair"], sites: Seq
         indices: The pairs.
         sites: The sites.
         cost: Counts what is spent.
+        model: The model that runs, by default the one that is patched.
     """
     inputs = job.pairs.batch(role, indices, padding_side=job.padding_side)
-    captured = capture(job.model, inputs, sites, opens_attention=job.opens_attention)
+    captured = capture(model or job.model, inputs, sites, opens_attention=job.opens_attention)
     cost.forwards, cost.rows = cost.forwards + 1, cost.rows + len(indices)
     return captured
 

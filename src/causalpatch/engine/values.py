@@ -25,6 +25,7 @@ from causalpatch.pairs import Batch
 from causalpatch.patches import (
     Constant,
     Fitted,
+    From,
     Function,
     Given,
     Identity,
@@ -269,7 +270,7 @@ def _are_same(
     taps: Taps, known: Known, kind: _Kind, entries: Sequence[tuple[Target, int, Placement]]
 ) -> Iterator[Bool[np.ndarray, " element"]]:
     elements = _flatten(kind, [(0, local, place, taps.kind(target).tap) for target, local, place in entries])
-    source, base = _gather(known.source, kind, elements), _gather(known.base, kind, _own(elements))
+    source, base = _from_source(known, kind, elements), _gather(known.base, kind, _own(elements))
     # Batches have keys for their longest prompt.
     n_keys = max(source.shape[-1:], base.shape[-1:])
     same = _meeting(kind.tap, source, n_keys) == _meeting(kind.tap, base, n_keys)
@@ -325,11 +326,11 @@ def _value(known: Known, kind: _Kind, elements: _Elements) -> Shaped[Tensor, "el
     target = kind.target
     match target.value:
         case Source():
-            return _gather(known.source, kind, elements)
+            return _from_source(known, kind, elements)
         case Identity():
             return _gather(known.base, kind, _own(elements))
         case Interpolate(alpha=alpha):
-            own, other = _gather(known.base, kind, _own(elements)), _gather(known.source, kind, elements)
+            own, other = _gather(known.base, kind, _own(elements)), _from_source(known, kind, elements)
             return torch.lerp(own, _meeting(kind.tap, other, own.shape[-1:]), alpha)
         case Donated() as donated:
             return _gather(known.donors[donated], kind, elements)
@@ -338,7 +339,7 @@ def _value(known: Known, kind: _Kind, elements: _Elements) -> Shaped[Tensor, "el
         case Mean() as mean:
             return known.means.at(target.site, mean, elements.placement, known.groups_of(elements.local))
         case Function(function=function, needs_source=needs_source):
-            source = _gather(known.source, kind, elements) if needs_source else None
+            source = _from_source(known, kind, elements) if needs_source else None
             change = partial(called, target, function)
 
             def new(current: Tensor) -> Tensor:
@@ -366,9 +367,16 @@ def _changed(known: Known, target: Target, elements: _Elements, current: Tensor)
             return from_fit(target, fitted, place, known.groups_of(elements.local), current)
         case Given() as given if place is not None:
             return given_at(target, given, place.start, current)
-        case Noise() | Resample() | Optimal() as asked:
+        case From() | Noise() | Resample() | Optimal() as asked:
             raise AssertionError(f"{asked} was not drawn before the runs: fit_values")
     raise AssertionError(f"no new value is known for {target.value}")
+
+
+def _from_source(known: Known, kind: _Kind, elements: _Elements) -> Shaped[Tensor, "element *axes"]:
+    """Read a site's values of the source runs; of another model through its own weights, as a head's share needs."""
+    run = known.source
+    kind = kind if run.model is known.base.model else replace(kind, tap=run.model.tap(kind.target.site))
+    return _gather(run, kind, elements)
 
 
 def _gather(run: Captured, kind: _Kind, elements: _Elements) -> Shaped[Tensor, "element *axes"]:

@@ -17,6 +17,7 @@ class Baseline:
             no such answers.
         right_corrupt: Whether the corrupted run prefers the wrong answer, ``(pair,)``; None likewise.
         top1_clean: Whether the answer is the clean run's first choice of all, ``(pair,)``; None likewise.
+        models: The names of the models that made the clean and the corrupted runs, where these are two.
     """
 
     metrics: tuple[str, ...]
@@ -25,6 +26,7 @@ class Baseline:
     right_clean: np.ndarray | None
     right_corrupt: np.ndarray | None
     top1_clean: np.ndarray | None
+    models: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [
@@ -37,4 +39,6 @@ class Baseline:
                 f"right on clean {self.right_clean.mean():.0%} (top choice of all {self.top1_clean.mean():.0%}), "
                 f"wrong answer preferred on corrupted {self.right_corrupt.mean():.0%}, both {both:.0%}"
             )
+        if self.models:
+            lines.insert(0, "clean runs of '{}', corrupted runs of '{}'".format(*self.models))
         return "\n".join(lines)

@@ -44,12 +44,16 @@ from causalpatch.engine import (
     plan_job,
     plan_screen,
     probe,
-    require_positions,
-    require_proofs,
     targets_of,
 )
 from causalpatch.experiment.baseline import Baseline
-from causalpatch.experiment.provenance import describe_precision, describe_request, describe_setup, notes_on
+from causalpatch.experiment.provenance import (
+    describe_precision,
+    describe_request,
+    describe_setup,
+    describe_source,
+    notes_on,
+)
 from causalpatch.experiment.reference import Reference, reference_of
 from causalpatch.experiment.requests import (
     Request,
@@ -62,6 +66,7 @@ from causalpatch.experiment.requests import (
     reads_both_answers,
     warn_of,
 )
+from causalpatch.experiment.sources import check_same_shape, makers_of_runs, require_sites
 from causalpatch.experiment.tally import Tally
 from causalpatch.metrics import Metric, logit_difference, top1
 from causalpatch.models import Model
@@ -84,6 +89,7 @@ class Experiment:
         metric: A metric, its name, or a list of them: one sweep feeds them all and costs once.
         direction: ``"denoise"`` puts clean activations into the corrupted run and asks what restores the behaviour;
             ``"noise"`` puts corrupted ones into the clean run and asks what breaks it.
+        source_model: Another model of the same shape that makes the source runs, such as an older checkpoint.
         engine: How runs are made. ``"auto"`` takes the fastest way that the model allows, after a check against full
             forwards: ``"wavefront"`` (only the tokens and layers that a patch can change, on unmodified layers),
             ``"restart"`` (whole prompts from the first patched layer on), ``"graph"`` (what depends on the patched
@@ -100,7 +106,9 @@ class Experiment:
         show_progress: Whether to show a bar; by default where the error stream is a terminal.
 
     Raises:
-        SettingError: The direction, engine or precision is unknown, or does not fit the model.
+        SettingError: The direction, engine or precision is unknown, or does not fit the model; or the source model is
+            on another device or in another dtype.
+        ModelUnsupported: The source model is not of the same shape; the message says in what.
         MetricError: A metric does not exist, or is a function that was not wrapped by ``metric``.
         AnswerError: The pairs do not have the answers that a metric needs.
         PairError: There are no pairs, or they are of another kind than the model.
@@ -118,6 +126,7 @@ class Experiment:
         metric: Metric | str | Sequence[Metric | str] = logit_difference,
         direction: Direction = "denoise",
         *,
+        source_model: Model | None = None,
         engine: EngineName = "auto",
         precision: Precision | None = None,
         recheck_top: int = 20,
@@ -131,8 +140,11 @@ class Experiment:
         one_of("engine", engine, ENGINES)
         one_of("padding_side", padding_side, ("right", "left"))
         check_kinds(model, pairs)
+        if source_model is not None:
+            check_same_shape(model, source_model)
         check_precision(precision, engine, model, recheck_top)
         self.model = model
+        self.source_model = source_model
         self.pairs = pairs
         self.metrics = as_metrics(metric)
         self.direction = direction
@@ -175,6 +187,7 @@ class Experiment:
             clean[n_metrics] > 0 if is_answered else None,
             corrupt[n_metrics] < 0 if is_answered else None,
             clean[n_metrics + 1] == 1 if is_answered else None,
+            makers_of_runs(self.model, self.source_model, self.base),
         )
 
     def plan(self, interventions: Iterable[Request] | Request) -> Plan:
@@ -254,7 +267,7 @@ class Experiment:
         targets = self._targets(asked)
         axes = {"intervention": [each.label for each in asked]} if axes is None else axes
         check_grid(axes, len(asked))
-        self._require(targets)
+        require_sites(self.model, self.source_model, self.pairs, self.base, targets)
         warned = warn_of(self.model, self.pairs, self.base, targets)
         reference = reference_of(targets, self.direction)
         job = self._job(targets, reference)
@@ -275,12 +288,13 @@ class Experiment:
             metrics=[metric.name for metric in self.metrics],
             values=tally.values[:, :n_cells, kept].reshape(len(self.metrics), *shape, len(kept)),
             status=tally.status[:n_cells, kept].reshape(*shape, len(kept)),
-            baselines=self._baselines(tally, kept, job.reference),
+            baselines=tally.baselines(kept, self.base, job.reference),
             labels=labels,
             positions=self._aligned_positions(kept) if "position" in axes else None,
             provenance={
                 **describe_program(),
                 **describe_setup(self.model, self.pairs, self.metrics, self.direction, self.seed),
+                **describe_source(self.source_model),
                 **describe_request(asked, targets, reference, self.direction, self.model),
                 **({"site": title} if title else {}),
                 **({"fitted": list(fitted.record)} if fitted.record else {}),
@@ -333,7 +347,7 @@ class Experiment:
     def job(self, interventions: Sequence[Intervention]) -> Job:
         """Return what the engine is asked for by some interventions, their sites proven."""
         targets = self._targets(interventions)
-        self._require(targets)
+        require_sites(self.model, self.source_model, self.pairs, self.base, targets)
         return self._job(targets)
 
     def count_units(self, site: Site, axis: str) -> int:
@@ -378,14 +392,6 @@ class Experiment:
             return False
         return True
 
-    def _require(self, targets: Sequence[tuple[Target, ...]]) -> None:
-        """Make sure that all sites are what their names say, before anything is measured."""
-        asked = [target for group in targets for target in group]
-        require_proofs(self.model, {target.provable for target in asked})
-        if self.pairs.kind == "tokens":
-            by_token = {target.site for target in asked if target.site.module and target.has_position}
-            require_positions(self.model, self.pairs, self.base, by_token)
-
     def _targets(self, interventions: Sequence[Intervention]) -> list[tuple[Target, ...]]:
         return [targets_of(self.model, intervention) for intervention in interventions]
 
@@ -405,15 +411,8 @@ class Experiment:
             self.max_rows,
             place,
             len(controls),
+            source_model=self.source_model,
         )
-
-    def _baselines(self, tally: Tally, kept: np.ndarray, reference: int | None) -> dict[str, np.ndarray]:
-        base, source = tally.untouched[:, :, kept]
-        runs = {"base": base, "source": source}
-        runs |= {"clean": base, "corrupt": source} if self.base == "clean" else {"clean": source, "corrupt": base}
-        if reference is not None:
-            runs["reference"] = tally.values[:, reference, kept]
-        return runs
 
     def _aligned_positions(self, kept: np.ndarray) -> np.ndarray:
         columns: np.ndarray = self.pairs.aligned().columns[kept]

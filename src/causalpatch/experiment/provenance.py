@@ -10,10 +10,12 @@ from causalpatch.experiment.reference import Reference
 from causalpatch.metrics import Metric
 from causalpatch.models import Model
 from causalpatch.pairs import Pairs
-from causalpatch.patches import Intervention
+from causalpatch.patches import From, Intervention, Value
 
 # Above this share of mirrored pairs, denoising and noising are the same numbers on the same pairs.
 MIRRORED = 0.1
+# From so many on, places that values are read at are not all named.
+MANY = 3
 
 
 def describe_setup(model: Model, pairs: Pairs, metrics: Sequence[Metric], direction: str, seed: int) -> dict[str, Any]:
@@ -34,6 +36,13 @@ def describe_setup(model: Model, pairs: Pairs, metrics: Sequence[Metric], direct
         **({"generates": generates} if generates else {}),
         "seed": seed,
     }
+
+
+def describe_source(source_model: Model | None) -> dict[str, Any]:
+    """Return the model of the source runs, as plain data; nothing where it is the one that is patched."""
+    if source_model is None:
+        return {}
+    return {"source_model": {"name": source_model.name, "hash": source_model.content_hash}}
 
 
 def describe_precision(model: Model, asked: str | None) -> dict[str, Any]:
@@ -85,7 +94,7 @@ def describe_request(
     References:
         Miller et al. 2024, "Transformer Circuit Faithfulness Metrics are not Robust", 2407.08734.
     """
-    values = ", ".join(sorted({str(patch.value) for each in asked for patch in each.patches}))
+    values = _values_text([patch.value for each in asked for patch in each.patches])
     sites = list(dict.fromkeys(str(patch.site) for each in asked for patch in each.patches))
     kinds = sorted({target.site.unit_axis or target.site.name for group in targets for target in group})
     return {
@@ -103,6 +112,14 @@ def describe_request(
             "circuit": "single interventions, the rest of the run intact",
         },
     }
+
+
+def _values_text(values: Sequence[Value]) -> str:
+    """Return values in words; of many that are read elsewhere the first and the last."""
+    elsewhere = list(dict.fromkeys(str(value) for value in values if isinstance(value, From)))
+    others = sorted({str(value) for value in values if not isinstance(value, From)})
+    shown = elsewhere if len(elsewhere) < MANY else [f"{elsewhere[0]} … {elsewhere[-1]} ({len(elsewhere)} places)"]
+    return ", ".join([*shown, *others])
 
 
 def _dictionaries(model: Model, targets: Sequence[tuple[Target, ...]]) -> dict[str, Any]:

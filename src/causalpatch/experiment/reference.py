@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from causalpatch.engine import Target
-from causalpatch.patches import Identity
+from causalpatch.patches import From, Identity
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ def reference_of(interventions: Sequence[tuple[Target, ...]], direction: str) ->
     ablated = [target for target in used if not target.moves_to_source]
     if not ablated:
         return Reference((), "corrupted run")
+    elsewhere = [target for target in ablated if isinstance(target.value, From)]
+    if elsewhere:
+        why = f"a value of '{elsewhere[0].described}' does not move a run towards the other one of its pair"
+        return Reference((), "none", why)
     kinds = sorted({target.described for target in ablated})
     if len(ablated) < len(used):
         return Reference((), "none", "patches from the source and ablations have different references")

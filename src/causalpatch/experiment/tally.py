@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from causalpatch.engine import BASE, SOURCE, Block, Cost, Job
+from causalpatch.engine import BASE, SOURCE, Block, Cost, Job, Role
 from causalpatch.results.status import Status
 
 
@@ -47,6 +47,19 @@ class Tally:
         """Return the largest effect of the identity patch by metric: what a patch that changes nothing seems to do."""
         seeming = np.abs(self.values[:, -1] - self.untouched[0])
         return {name: float(np.nanmax(row, initial=0.0)) for name, row in zip(metrics, seeming, strict=True)}
+
+    def baselines(self, kept: np.ndarray, base: Role, reference: int | None) -> dict[str, np.ndarray]:
+        """Return the metrics of the unpatched runs of some pairs by role, ``(metric, pair)``.
+
+        Args:
+            kept: The pairs.
+            base: Which side is the base run's.
+            reference: Index of the run that ablates everything at once, or None.
+        """
+        changed, source = self.untouched[:, :, kept]
+        clean, corrupt = (changed, source) if base == "clean" else (source, changed)
+        runs = {"base": changed, "source": source, "clean": clean, "corrupt": corrupt}
+        return runs if reference is None else {**runs, "reference": self.values[:, reference, kept]}
 
     def add(self, block: Block) -> int:
         """Take in the numbers of some cells; return how many patched cells of them had none."""

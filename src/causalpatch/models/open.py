@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from causalpatch.base.errors import CausalPatchWarning, ModelNotFound, ModelUnsupported, SettingError
 from causalpatch.base.tokens import Tokenizer
 from causalpatch.models.adapter import Model
+from causalpatch.models.interop import taken_from
 from causalpatch.models.sources import Source, find_source, require_config, said
 from causalpatch.models.tokens import WrappedTokenizer
 
@@ -36,7 +37,7 @@ _TOKENIZER_FILES = (
 
 
 def open_model(
-    x: str | Path | nn.Module,
+    x: Any,
     *,
     tokenizer: Any = None,
     dtype: str | torch.dtype | None = None,
@@ -46,7 +47,8 @@ def open_model(
 
     Args:
         x: ``"zoo:NAME"`` for a model that comes with the library, a folder with ``config.json`` and weights, a name
-            on the Hugging Face hub, or any module. A module is used as it is and not copied.
+            on the Hugging Face hub, or any module. A module is used as it is and not copied. Of a model of nnsight,
+            pyvene or TransformerLens the Hugging Face module inside is taken, and its tokenizer.
         tokenizer: A tokenizer of transformers, a ``causalpatch.base.tokens.Tokenizer``, or the folder or hub name of
             one. By default the one beside the model; a model without one takes ids or arrays only.
         dtype: The model's floating-point type, such as ``"float32"``; by default that of the checkpoint, or the
@@ -58,8 +60,9 @@ def open_model(
 
     Raises:
         ModelNotFound: The name or folder does not hold a model. Where the hub does not answer, only its cache is read.
-        ModelUnsupported: The checkpoint lacks weights of its model, or cannot be built; or the module is compiled, so
-            that what runs is not the modules that sites name; or it puts virtual tokens before each prompt.
+        ModelUnsupported: The checkpoint lacks weights of its model, or cannot be built; the module is compiled, so
+            that what runs is not the modules that sites name, or puts virtual tokens before each prompt; or another
+            library's model has no weights yet, or other ones than the module inside.
         SettingError: The dtype or the device does not exist, or the model or the tokenizer is not one.
 
     Examples:
@@ -69,6 +72,9 @@ def open_model(
         ('arrays', ('', '0', '1', '2'))
     """
     wanted_dtype = _read_dtype(dtype)
+    taken = taken_from(x)
+    if taken is not None:
+        x, tokenizer = taken.module, tokenizer if tokenizer is not None else taken.tokenizer
     if isinstance(x, nn.Module):
         _require_eager(x)
         _require_own_tokens(x)

@@ -363,6 +363,14 @@ class Pairs(Sequence[Pair]):
         pad_id = 0 if self.tokenizer is None else self.tokenizer.pad_id
         return batch.pad(rows, pad_id=pad_id, padding_side=padding_side, continuations=continuations)
 
+    def one_sided(self, role: Role) -> "Pairs":
+        """Return the pairs with the prompts of one side on both, to compare two models on the same prompts.
+
+        Args:
+            role: Whose prompts; answers stay.
+        """
+        return self._with([pair.one_sided(role) for pair in self.pairs], None)
+
     def check(self) -> PairReport:
         """Report what would make the numbers mean less than they seem to.
 

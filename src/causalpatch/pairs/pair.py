@@ -77,6 +77,13 @@ class Pair:
             spans={name: (corrupt, clean) for name, (clean, corrupt) in self.spans.items()},
         )
 
+    def one_sided(self, role: Role) -> "Pair":
+        """Return the pair with one input, its text and its spans on both sides; answers stay."""
+        whole, side = self.input(role), int(as_role(role) == "corrupt")
+        spans = {name: (both[side], both[side]) for name, both in self.spans.items()}
+        text = self.text(role)
+        return dataclasses.replace(self, clean=whole, corrupt=whole, clean_text=text, corrupt_text=text, spans=spans)
+
     @cached_property
     def digests(self) -> tuple[str, str]:
         """Hashes of the clean and of the corrupted input: type, shape and content."""

@@ -1,6 +1,7 @@
 """What to do to a run: patches as plain data that prints, hashes, saves and travels."""
 
 from causalpatch.patches.direction import ProjectOut, Steer
+from causalpatch.patches.elsewhere import From, OtherPrompts
 from causalpatch.patches.files import load_interventions, save_interventions
 from causalpatch.patches.fixed import Constant, Function, Identity, Interpolate, Source, Zero
 from causalpatch.patches.given import Given
@@ -13,6 +14,7 @@ __all__ = [
     "Constant",
     "Fitted",
     "FittedOn",
+    "From",
     "Function",
     "Given",
     "Identity",
@@ -21,6 +23,7 @@ __all__ = [
     "Mean",
     "Noise",
     "Optimal",
+    "OtherPrompts",
     "Patch",
     "ProjectOut",
     "Resample",

@@ -16,6 +16,7 @@ import numpy as np
 
 from causalpatch.base.errors import CausalPatchError, PatchError, ResultsNotFound, StoreCorrupt
 from causalpatch.patches.direction import ProjectOut, Steer
+from causalpatch.patches.elsewhere import From, OtherPrompts
 from causalpatch.patches.fixed import Constant, Identity, Interpolate, Source, Zero
 from causalpatch.patches.given import Given
 from causalpatch.patches.patch import Intervention, Patch
@@ -30,7 +31,7 @@ _KINDS: Mapping[str, type] = {
     kind.__name__: kind
     for kind in (
         *(Source, Identity, Interpolate, Zero, Constant, Mean, Resample, Noise, Optimal),
-        *(Fitted, FittedOn, Given, Steer, ProjectOut, Subspace),
+        *(Fitted, FittedOn, From, OtherPrompts, Given, Steer, ProjectOut, Subspace),
     )
 }
 

@@ -20,8 +20,8 @@ class Patch:
         site: What is replaced: a site or a set of sites, or its text. All sites of a set are replaced in the same run.
         value: The new value: ``Source()`` (default), ``Identity()``, ``Interpolate(alpha)``, ``Zero()``,
             ``Constant(array)``, ``Function(f)``, ``Mean()``, ``Resample()``, ``Noise()``, ``Steer(vector)``,
-            ``ProjectOut(direction)``, ``Subspace(basis)`` or ``Fitted``; or its text, such as ``"zero"`` or
-            ``"interpolate(0.5)"``, or a number.
+            ``ProjectOut(direction)``, ``Subspace(basis)``, ``From(site)`` or ``Fitted``; or its text, such as
+            ``"zero"`` or ``"interpolate(0.5)"``, or a number.
         align: How positions meet when the site's span has different lengths in base and source: ``"first"`` and
             ``"last"`` use as many tokens as the shorter has, from that end; ``"mean"`` writes the mean of the
             source's tokens into each of the base's.

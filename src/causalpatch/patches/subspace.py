@@ -11,6 +11,7 @@ import numpy as np
 
 from causalpatch.base.errors import PatchError
 from causalpatch.patches.direction import ProjectOut, Steer
+from causalpatch.patches.elsewhere import From
 from causalpatch.patches.fixed import Constant, Function, Identity, Interpolate, Source, Zero, plain_array
 from causalpatch.patches.given import Given
 from causalpatch.patches.sampled import Fitted, FittedOn, Mean, Noise, Optimal, Resample, hash_of
@@ -28,6 +29,7 @@ Whole = (
     | Optimal
     | Fitted
     | Given
+    | From
     | Steer
     | ProjectOut
 )

@@ -1,8 +1,8 @@
 """Where a patched site's new value comes from: plain data, computed by the engine, and its spelling as text.
 
 The classes stand in ``fixed`` (source, identity, interpolation, zero, constant, function), ``sampled`` (mean, resample,
-noise, optimal, fitted), ``direction`` (steering, projection), ``given`` (known before) and ``subspace``. Most can
-be written as text wherever a value is asked for:
+noise, optimal, fitted), ``direction`` (steering, projection), ``elsewhere`` (another site, token or run), ``given``
+(known before) and ``subspace``. Most can be written as text wherever a value is asked for:
 
 ==============================  =========================================================
 text                            value
@@ -15,6 +15,7 @@ text                            value
 ``noise`` ``noise(draw=3)``     ``Noise()``, ``Noise(draw=3)``
 ``resample(seed=1)``            ``Resample(seed=1)``
 ``optimal(steps=50)``           ``Optimal(steps=50)``
+``from(resid_post.5@-1)``       ``From("resid_post.5@-1")``, of the source run
 ``constant(FILE.npz:NAME)``     ``Constant(array)``, the array read from the file
 ``steer(FILE.npz:NAME, -2)``    ``Steer(array, -2)``
 ``project_out(FILE.npz:NAME)``  ``ProjectOut(array)``
@@ -34,6 +35,7 @@ import numpy as np
 from causalpatch.base.errors import PatchError
 from causalpatch.base.suggest import closest
 from causalpatch.patches.direction import ProjectOut, Steer
+from causalpatch.patches.elsewhere import From
 from causalpatch.patches.fixed import Constant, Identity, Interpolate, Source, Zero
 from causalpatch.patches.sampled import Mean, Noise, Optimal, Resample
 from causalpatch.patches.subspace import Subspace, Whole
@@ -48,6 +50,7 @@ NAMED: dict[str, Callable[..., Value]] = {
     "resample": Resample,
     "noise": Noise,
     "optimal": Optimal,
+    "from": From,
     "constant": Constant,
     "steer": Steer,
     "project_out": ProjectOut,
@@ -158,7 +161,7 @@ def _load(path: Path, name: str) -> np.ndarray:
 
 def _unknown(value: object) -> PatchError:
     names = [*_BARE, "interpolate(0.5)", "a number", "Constant(array)", "Steer(array)", "ProjectOut(array)"]
-    names += ["Subspace(basis)"]
+    names += ["Subspace(basis)", 'From("resid_post.5@-1")']
     near = closest(value.partition("(")[0].strip(), NAMED, 1) if isinstance(value, str) else []
     return PatchError(
         f"{value!r} is not a value to patch in",
@@ -168,5 +171,5 @@ def _unknown(value: object) -> PatchError:
 
 
 def _example(name: str) -> str:
-    arguments = {"interpolate": "(0.5)", "steer": "(vectors.npz:name, 2)"}
+    arguments = {"interpolate": "(0.5)", "from": "(resid_post.5@-1)", "steer": "(vectors.npz:name, 2)"}
     return name + arguments.get(name, "(vectors.npz:name)" if name in ("constant", "project_out", "subspace") else "")

@@ -3,6 +3,7 @@
 from causalpatch.sweeps.features import TopFeatures, top_features
 from causalpatch.sweeps.generation import Generated, generate
 from causalpatch.sweeps.grid import plan_sweep, sweep
+from causalpatch.sweeps.lens import direct_logit_attribution, logit_lens
 from causalpatch.sweeps.paths import direct_effect, path_patch
 from causalpatch.sweeps.tracing import Tracing, trace
 from causalpatch.sweeps.windows import everything_but, joint, sites_of, together, window
@@ -12,9 +13,11 @@ __all__ = [
     "TopFeatures",
     "Tracing",
     "direct_effect",
+    "direct_logit_attribution",
     "everything_but",
     "generate",
     "joint",
+    "logit_lens",
     "path_patch",
     "plan_sweep",
     "sites_of",

@@ -18,7 +18,8 @@ site                                     axes by default
 ``module(PATH).output``                  intervention: one per module
 =======================================  =========================================================
 
-With a position in the site (``z@-1``) there is no position axis.
+With a position in the site (``z@-1``) there is no position axis. The axis ``source_layer`` walks along the layers that
+a value ``From`` is read at: back-patching, patchscopes.
 """
 
 import itertools
@@ -35,6 +36,7 @@ from causalpatch.patches.patch import Alignment
 from causalpatch.patches.value import as_value
 from causalpatch.results.effects import Effects
 from causalpatch.sites import Every, Site, SiteSet, expand, parse
+from causalpatch.sweeps.source_layers import SOURCE_LAYER, source_layers
 
 
 def sweep(  # noqa: PLR0913 - what, over which axes, with what; each has a default
@@ -55,8 +57,8 @@ def sweep(  # noqa: PLR0913 - what, over which axes, with what; each has a defau
         experiment: Model, pairs, metrics and direction.
         site: What to patch: ``"resid_pre"``, ``"z"``, ``"z.8:12@-1"``, ``"k.3"``, ``"module(conv*).output"``.
         over: Axes of the grid, in order, as a list or one text with commas: of ``layer``, the site's unit (``head``,
-            ``kv_head``, ``neuron``, a module's named axis), ``position`` and, for modules, ``intervention``; by default
-            as in the table above.
+            ``kv_head``, ``neuron``, a module's named axis), ``position``, for modules ``intervention``, and for a value
+            ``From`` ``source_layer``; by default as in the table above.
         value: The new value, the source run's by default; see ``Patch``.
         align: How spans of unequal lengths meet; see ``Patch``.
         budget: Most runs of the model, counted in rows (one intervention on one pair); a larger grid is refused.
@@ -88,8 +90,8 @@ def sweep(  # noqa: PLR0913 - what, over which axes, with what; each has a defau
         a run is the tokens and layers that the patch can change; ``plan_sweep`` says how much that is.
     """
     wanted = parse(site)
-    grid = freezing(windows_of(grid_of(experiment, wanted, over), window, wanted), frozen)
     wanted_value = as_value(value) if value is not None else None
+    grid = freezing(_grid(experiment, wanted, over, wanted_value, window), frozen)
     interventions = grid.interventions(wanted_value, align)
     rows = len(interventions) * len(experiment.pairs) * (draws or 1)
     if budget is not None and rows > budget:
@@ -232,8 +234,27 @@ def plan_sweep(
         Rows, forwards, FLOPs and memory; it prints as a table.
     """
     wanted = parse(site)
-    grid = freezing(windows_of(grid_of(experiment, wanted, over), window, wanted), frozen)
-    return experiment.plan(grid.interventions(as_value(value) if value is not None else None, None))
+    wanted_value = as_value(value) if value is not None else None
+    grid = freezing(_grid(experiment, wanted, over, wanted_value, window), frozen)
+    return experiment.plan(grid.interventions(wanted_value, None))
+
+
+def _grid(
+    experiment: Experiment,
+    wanted: Site | SiteSet,
+    over: str | Sequence[str] | None,
+    value: Value | None,
+    window: int | None,
+) -> "Grid":
+    """Return the cells of a sweep with its windows, and the layers that a value is read at."""
+    axes = list(_axes_of(over) or ())
+    if SOURCE_LAYER not in axes:
+        return windows_of(grid_of(experiment, wanted, over), window, wanted)
+    rest = [axis for axis in axes if axis != SOURCE_LAYER]
+    grid = windows_of(grid_of(experiment, wanted, rest), window, wanted)
+    layers, at = source_layers(experiment.model.shape, value)
+    every = {**grid.axes, SOURCE_LAYER: layers}
+    return replace(grid, axes={axis: every[axis] for axis in axes}, values=lambda cell, given: at(cell[SOURCE_LAYER]))
 
 
 @dataclass(frozen=True)
@@ -245,12 +266,14 @@ class Grid:
         labels: Labels by axis.
         sites: From a cell's coordinates to the sites patched there.
         frozen: What keeps the values of the base run in all cells.
+        values: From a cell's coordinates and the sweep's value to the value that is put in there.
     """
 
     axes: dict[str, Sequence[Any]]
     labels: dict[str, Sequence[str]]
     sites: Callable[[dict[str, Any]], list[Site]]
     frozen: tuple[Patch, ...] = ()
+    values: Callable[[dict[str, Any], Value | None], Value | None] = lambda cell, value: value
 
     def interventions(self, value: Value | None, align: Alignment | None) -> list[Intervention]:
         """Return one intervention per cell, in row-major order."""
@@ -258,7 +281,8 @@ class Grid:
         for coordinates in itertools.product(*self.axes.values()):
             cell = dict(zip(self.axes, coordinates, strict=True))
             column = cell.get("position")
-            patches = tuple(Patch(site, value, align, column) for site in self.sites(cell))
+            put = self.values(cell, value)
+            patches = tuple(Patch(site, put, align, column) for site in self.sites(cell))
             name = ", ".join(f"{axis} {coordinate}" for axis, coordinate in cell.items())
             if not patches:
                 raise SettingError(
