@@ -73,7 +73,7 @@ class Inside:
         """Compute attention head by head, in the dtype of the model; a sink adds to what weights are divided by."""
         query, key = self.change(module, "q_rot", query), self.change(module, "k_rot", key)
         shared = query.shape[1] // key.shape[1]
-        visible = mask[0, 0] == 0
+        visible = torch.ones(query.shape[2], key.shape[2]).bool() if mask is None else mask[0, 0] == 0
         of_heads = [query[:, h] @ key[:, h // shared].mT for h in range(query.shape[1])]
         scores = torch.stack(of_heads, 1) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
         scores = scores if softcap is None else softcap * (scores / softcap).tanh()
@@ -116,7 +116,7 @@ class Plain:
     def __init__(self, module: nn.Module, family: str) -> None:
         self.module, self.family, self.config, self.parts = module, family, module.config, PARTS[family]
         self.body = module.get_submodule(self.parts.body)
-        self.layers = getattr(self.body, self.parts.layers)
+        self.layers = self.body.get_submodule(self.parts.layers)
         self.inside = Inside()
         self.n_heads = getattr(self.config, "num_attention_heads", 0)
         self.n_kv_heads = getattr(self.config, "num_key_value_heads", self.n_heads)
@@ -183,9 +183,9 @@ class Plain:
         if name.endswith("_bias"):
             return [self._bias(block, name, unit, change)]
         if name == "pos_embed":
-            return [on_output(getattr(self.body, parts.positions), change)]
+            return [on_output(self.body.get_submodule(parts.positions), change)]
         if name in ("embed", "final_norm"):
-            return [on_output(getattr(self.body, parts.embed if name == "embed" else parts.final), change)]
+            return [on_output(self.body.get_submodule(parts.embed if name == "embed" else parts.final), change)]
         if name == "resid_pre":
             return [on_input(block, change)]
         if name == "resid_post":

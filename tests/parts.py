@@ -114,6 +114,35 @@ OPT = replace(
 DEEPSEEK = replace(LLAMA, q="self_attn.q_b_proj", v="self_attn.kv_b_proj", experts="mlp.experts")
 MAMBA = Parts(body="backbone", embed="embeddings", final="norm_f")
 
+BERT = Parts(
+    body="bert",
+    layers="encoder.layer",
+    embed="embeddings.word_embeddings",
+    positions="embeddings.position_embeddings",
+    q="attention.self.query",
+    k="attention.self.key",
+    v="attention.self.value",
+    attention="attention.self",
+    heads="attention.output.dense",
+    attn_out="attention.output.dense",
+    mlp_out="output.dense",
+    up="intermediate.dense",
+    down="output.dense",
+    middle="attention.output.LayerNorm",
+)
+MODERNBERT = Parts(
+    embed="embeddings.tok_embeddings",
+    final="final_norm",
+    qkv="attn.Wqkv",
+    fused="side by side",
+    attention="attn",
+    heads="attn.Wo",
+    attn_out="attn",
+    gate_up="mlp.Wi",
+    down="mlp.Wo",
+    reader="mlp_norm",
+)
+
 PARTS: Mapping[str, Parts] = {
     **dict.fromkeys(["llama", "mistral", "qwen2", "qwen3", "gemma", "smollm3", "stablelm", "stablelm_parallel"], LLAMA),
     **dict.fromkeys(["cohere", "cohere2"], LLAMA),
@@ -157,6 +186,9 @@ PARTS: Mapping[str, Parts] = {
     "deepseek_v3": DEEPSEEK,
     "deepseek_v3_full_queries": replace(DEEPSEEK, q="self_attn.q_proj"),
     **dict.fromkeys(["mamba", "mamba2"], MAMBA),
+    "bert": BERT,
+    "roberta": replace(BERT, body="roberta"),
+    "modernbert": MODERNBERT,
     "jamba": replace(LLAMA, final="final_layernorm", mlp_out="feed_forward", experts="feed_forward.experts"),
 }
 
@@ -167,7 +199,7 @@ BIASED: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(PARTS, ()),
     **dict.fromkeys(["gpt2", "gpt_bigcode", "gpt_neox", "gpt_neox_sequential", "bloom", "phi", "starcoder2"], _ALL),
     **dict.fromkeys(["falcon", "falcon_grouped", "falcon_grouped_one_norm", "falcon_sequential"], _ALL),
-    **dict.fromkeys(["opt", "opt_post_norm"], _ALL),
+    **dict.fromkeys(["opt", "opt_post_norm", "bert", "roberta", "modernbert"], _ALL),
     **dict.fromkeys(["qwen2", "qwen2_moe"], _QKV),
     "gpt_oss": (*_QKV, "attn_bias"),
     "gpt_neo": ("attn_bias", "mlp_bias"),

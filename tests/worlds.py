@@ -26,7 +26,7 @@ from causalpatch.models.families import Absent
 from causalpatch.pairs import Pair, Pairs
 from causalpatch.sites import NAMES, Range, Site, Span, expand
 from causalpatch.sites.names import ATTENTION_SITES
-from causalpatch.testing.tiny import FAMILY_NAMES, GROUPED, VOCAB, tiny_model
+from causalpatch.testing.tiny import ENCODERS, FAMILY_NAMES, GROUPED, VOCAB, tiny_model
 from oracle import Edit, Plain
 from oracle_values import donor_of, key, new_value, other
 from parts import BIASED, PARTS
@@ -45,7 +45,8 @@ for _family, _lacks in LACKS.items():
 NEEDED_BY_THE_WAVEFRONT = frozenset({"resid_pre", "z", "mlp_post", "final_norm"})
 # Families whose attention is computed by themselves, not by a kernel that can be switched.
 OWN_ATTENTION = tuple(family for family in FAMILY_NAMES if PARTS[family].spelt_out)
-ON_WAVEFRONT = tuple(f for f in FAMILY_NAMES if not LACKS[f] & NEEDED_BY_THE_WAVEFRONT and f not in OWN_ATTENTION)
+CAUSAL = tuple(family for family in FAMILY_NAMES if family not in ENCODERS)
+ON_WAVEFRONT = tuple(f for f in CAUSAL if not LACKS[f] & NEEDED_BY_THE_WAVEFRONT and f not in OWN_ATTENTION)
 TOLERANCE = 1e-10
 # (layers, heads, kv_heads, seed); hypothesis tries the first ones most.
 FEW_SHAPES = ((2, 4, 2, 0), (3, 3, 1, 1), (1, 2, 2, 2))

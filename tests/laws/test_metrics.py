@@ -8,7 +8,7 @@ from scipy.special import log_softmax, logsumexp
 
 from causalpatch.metrics import METRICS
 from causalpatch.pairs import Pairs
-from worlds import VOCAB, World, assert_same, law, numbers, plain_edits, some_patch
+from worlds import CAUSAL, VOCAB, World, assert_same, law, numbers, plain_edits, some_patch
 
 SPELLING = ("log_probability", "log_probability_difference", "probability", "probability_difference", "cross_entropy")
 
@@ -88,7 +88,7 @@ def teacher_forced(world: World, pair, prompt, answer: tuple[int, ...], edits) -
     return float(sum(log_softmax(row)[token] for row, token in zip(logits, answer, strict=True)))
 
 
-@law
+@law(only=CAUSAL)
 def test_answers_of_several_tokens_equal_log_probabilities_of_teacher_forced_runs(world, draw):
     world = replace(world, pairs=with_answers(world.pairs, draw(st.integers(0, 999)), longest=3))
     direction = draw(st.sampled_from(["denoise", "noise"]))

@@ -24,7 +24,7 @@ from causalpatch.models.taps import Side
 
 # Arguments of attention kernels that change nothing in the arithmetic above, or are in the mask already.
 HARMLESS = frozenset({"dropout", "sliding_window", "is_causal", "use_cache", "position_ids", "output_attentions"})
-HARMLESS |= {"output_hidden_states", "output_router_logits"}
+HARMLESS |= {"output_hidden_states", "output_router_logits", "deterministic"}
 KNOWN = frozenset({"scaling", "softcap", "s_aux"}) | HARMLESS
 
 Door = Callable[[Side, Tensor], Tensor]

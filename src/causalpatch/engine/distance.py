@@ -112,7 +112,7 @@ def _elsewhere(
     pairs = np.array([row.pair for row in rows])
     if gauge.reads_all:
         return np.full(len(rows), np.nan)
-    reads = gauge.reads(prompts.lengths, pairs)
+    reads = gauge.reads(prompts.lengths, pairs, job.base)
     found = np.full(len(rows), np.nan)
     for number, row in enumerate(rows):
         patched = [int(place.base.min()) for _, place in row.targets if place is not None]

@@ -2,7 +2,7 @@
 
 The unembedding of a small model with a large vocabulary costs more than several layers. Where every metric is built in,
 and so known to read its own position alone, forwards that take ``logits_to_keep`` are asked for the range of columns
-from the first that is read to the last.
+from the first that is read to the last. A metric that reads a span reads another column in each pair.
 """
 
 import inspect
@@ -26,7 +26,7 @@ def may_take_few(layers: Layers, gauge: Gauge) -> bool:
     module = layers.model.module
     if "logits_to_keep" not in inspect.signature(module.forward).parameters:
         return False
-    if any(not is_built_in(metric) or metric.position == "all" for metric in gauge.metrics):
+    if any(not is_built_in(metric) or isinstance(metric.position, str) for metric in gauge.metrics):
         return False
     # A reader's own hook outside of the layers may read the logits of any token.
     outside = [part for path, part in module.named_modules() if layers.holding(path) is None]
@@ -53,7 +53,7 @@ def few_columns(gauge: Gauge, inputs: Batch, *, is_fork: bool = False) -> range:
     read = [
         inputs.start + (inputs.lengths + metric.position if metric.position < 0 else metric.position)
         for metric in gauge.metrics
-        if metric.position != "all"
+        if not isinstance(metric.position, str)
     ]
     columns = np.clip(np.concatenate(read), 0, n_columns - 1)
     return range(int(columns.min()), int(columns.max()) + 1)

@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from causalpatch.base.errors import MetricError
+from causalpatch.base.errors import AnswerError, MetricError
 from causalpatch.metrics import AnswerTable, Metric, Outputs, is_built_in
 from causalpatch.models import Model
 from causalpatch.pairs import Batch, Pairs
+from causalpatch.pairs.role import ROLES, Role
 
 Mode = Literal["prompt", "all"]
 """What is patched while a model goes on writing: the prompt alone, or what is written too."""
@@ -67,6 +68,11 @@ class Gauge:
         for metric in metrics:
             metric.check(pairs)
         self.metrics = tuple(metrics)
+        spelling = [metric for metric in metrics if metric.spells_answers]
+        if model.family is not None and model.family.sees_ahead:
+            if spelling:
+                _require_single_tokens(spelling[0], pairs, model.name)
+            _require_no_writing(metrics, model.name)
         self.keeps_nothing = all(map(is_built_in, metrics)) if keeps_nothing is None else keeps_nothing
         self.pairs = pairs
         self.answers = AnswerTable.of(pairs, model.device)
@@ -193,18 +199,19 @@ class Gauge:
         """Whether a metric reads the outputs at all positions."""
         return any(metric.position == "all" for metric in self.metrics)
 
-    def reads(self, lengths: Int[np.ndarray, " row"], rows: np.ndarray) -> Int[np.ndarray, "row read"]:
+    def reads(self, lengths: Int[np.ndarray, " row"], rows: np.ndarray, role: Role) -> Int[np.ndarray, "row read"]:
         """Return the real tokens that the metrics read, one column for each position.
 
         Args:
             lengths: Tokens of each row's prompt.
             rows: The pair of each row.
+            role: Whose prompts they are.
 
         Raises:
             MetricError: A prompt does not have a token that a metric reads.
         """
         asked = {metric.position: metric for metric in self.metrics}
-        return np.stack([self._token(metric, lengths, rows) for metric in asked.values()], 1)
+        return np.stack([self._token(metric, lengths, rows, role) for metric in asked.values()], 1)
 
     @property
     def needs_vocabulary(self) -> bool:
@@ -223,10 +230,17 @@ class Gauge:
         return torch.unique(torch.cat(first)) if first else torch.zeros(0, dtype=torch.long)
 
     def _column(self, run: Run, metric: Metric) -> Int[Tensor, " row"]:
-        return run.columns(self._token(metric, run.batch.lengths, run.pair.cpu().numpy()))
+        return run.columns(self._token(metric, run.batch.lengths, run.pair.cpu().numpy(), run.batch.role))
 
-    def _token(self, metric: Metric, lengths: np.ndarray, rows: np.ndarray) -> Int[np.ndarray, " row"]:
-        position = -1 if metric.position == "all" else metric.position
+    def _token(
+        self, metric: Metric, lengths: np.ndarray, rows: np.ndarray, role: Role | None
+    ) -> Int[np.ndarray, " row"]:
+        if metric.span is not None:
+            if role is None:
+                raise LookupError(metric.name)  # spans are those of pairs' prompts
+            ranges = [self.pairs[int(pair)].spans[metric.span][ROLES.index(role)] for pair in rows]
+            return np.array([start for start, _ in ranges], dtype=np.int64)
+        position = metric.position if isinstance(metric.position, int) else -1
         real = np.where(position < 0, lengths + position, position)
         outside = (real < 0) | (real >= lengths)
         if outside.any():
@@ -247,10 +261,35 @@ def _unpadded(run: Run, rows: Int[np.ndarray, " some"]) -> Run:
     return replace(
         run,
         logits=run.logits[index, real],
-        batch=Batch(ids, mask, positions, np.zeros_like(rows), batch.lengths[rows]),
+        batch=Batch(ids, mask, positions, np.zeros_like(rows), batch.lengths[rows], role=batch.role),
         pair=run.pair[index],
         forks={side: table[index] for side, table in run.forks.items()},
     )
+
+
+def _require_no_writing(metrics: Sequence[Metric], model_name: str) -> None:
+    for metric in metrics:
+        if metric.generates is not None:
+            raise MetricError(
+                f"metric '{metric.name}' reads what '{model_name}' writes on, but its tokens see later ones",
+                fix="read the answer where it is masked, such as log_probability.at('mask')",
+            )
+
+
+def _require_single_tokens(metric: Metric, pairs: Pairs, model_name: str) -> None:
+    """Make sure that no answer is to be spelt out behind prompts whose tokens would see it.
+
+    Raises:
+        AnswerError: One would be.
+    """
+    for number, pair in enumerate(pairs):
+        longest = max((answer for side in metric.answers for answer in getattr(pair, side)), key=len, default=())
+        if len(longest) > 1:
+            raise AnswerError(
+                f"an answer of pair {number} of '{pairs.name}' has {len(longest)} tokens, and '{model_name}' reads one",
+                facts=[("tokens", list(longest)), ("why", "the prompt's tokens would see an answer spelt out behind")],
+                fix="give answers of one token, or load_pairs(…, first_token=True)",
+            )
 
 
 def check_answers(pairs: Pairs, n_columns: int, model_name: str) -> None:

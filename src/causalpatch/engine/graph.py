@@ -161,7 +161,7 @@ class _Started:
             part[local] for part in (whole.ids, whole.mask, whole.position_ids, whole.start, whole.lengths)
         )
         values = None if whole.values is None else whole.values[local]
-        return Batch(ids, mask, position_ids, start, lengths, values)
+        return Batch(ids, mask, position_ids, start, lengths, values, whole.role)
 
 
 class _Replayer:

@@ -24,7 +24,7 @@ from causalpatch.engine.job import Job, lay_rows, most_rows, portions
 from causalpatch.engine.memory import chunk_bytes, row_cost, state_bytes
 from causalpatch.engine.plan import ModelCost, Plan, Wave, for_tier, make_plan, whole_flops
 from causalpatch.engine.reads import Reads
-from causalpatch.engine.resolve import Placer, Target
+from causalpatch.engine.resolve import Placer, Role, Target
 from causalpatch.engine.screen_cost import Pass
 from causalpatch.engine.shares import Kept, Limits, logits_bytes, logits_rows, n_columns, waves
 from causalpatch.engine.values import Row
@@ -332,7 +332,7 @@ def _plan_cells(
     layout, cells = laid
     lengths = job.pairs.lengths(job.base)
     columns = numbers.vocab if gauge.needs_vocabulary else len(gauge.answer_columns)
-    made = cone(numbers, cells.runs(_reads(gauge, lengths)), columns)
+    made = cone(numbers, cells.runs(_reads(gauge, lengths, job.base)), columns)
     # What leads to nothing that is read is not run, and its answers are not spelt out.
     spelt = _spelling_flops(gauge, cells, numbers, lengths, columns) * ~made.is_derived
     whole = full_flops(numbers, lengths[cells.pair], from_layer=cells.layer) * (1 + plan.n_forks)
@@ -356,12 +356,12 @@ def _plan_cells(
     )
 
 
-def _reads(gauge: Gauge, lengths: np.ndarray) -> np.ndarray:
+def _reads(gauge: Gauge, lengths: np.ndarray, role: Role) -> np.ndarray:
     """Return the tokens that are read in each pair, each once and -1 to fill up, ``(pair, read)``."""
     if gauge.reads_all:
         tokens = np.arange(lengths.max())
         return np.where(tokens < lengths[:, None], tokens, -1)
-    reads = np.sort(gauge.reads(lengths, np.arange(len(lengths))), axis=1)
+    reads = np.sort(gauge.reads(lengths, np.arange(len(lengths)), role), axis=1)
     reads[:, 1:][reads[:, 1:] == reads[:, :-1]] = -1
     return reads
 
@@ -386,7 +386,7 @@ def _wave(job: Job, gauge: Gauge, layout: _Layout, cells: _Cells, made: Cone, nu
     found = remembered(numbers, device, job.model.dtype)
     limits = [Limits.of(job, numbers, kept.longest(batch), found.rows if found else None) for batch in layout.batches]
     lengths = np.where(made.held > 0, made.held + kept.further[cells.pair], 0)
-    reads, kinds = _reads(gauge, job.pairs.lengths(job.base)), np.zeros(len(job.pairs), dtype=np.int64)
+    reads, kinds = _reads(gauge, job.pairs.lengths(job.base), job.base), np.zeros(len(job.pairs), dtype=np.int64)
     for pairs in layout.batches:
         kinds[pairs] = Reads.of(reads[pairs]).kinds
     order = np.lexsort((cells.pair, kinds[cells.pair], made.start))  # as segments are packed

@@ -44,7 +44,7 @@ MOST_FEATURES = 256  # of a dictionary, that are tried
 WHOLE = ("embed", "resid_pre", "resid_mid", "resid_post", "final_norm", "logits")
 
 # What MLPs call their activation function.
-_ACTIVATIONS = ("act", "act_fn", "activation_fn", "activation", "activation_func", "gelu_impl")
+_ACTIVATIONS = ("act", "act_fn", "activation_fn", "activation", "activation_func", "gelu_impl", "intermediate_act_fn")
 
 
 @dataclass(frozen=True)
@@ -125,23 +125,27 @@ class _Trial:
         vocab = model.vocab_size or 2
         ids = generator(0, "prove").integers(0, vocab, size=(N_ROWS, N_TOKENS))
         self.base, self.source = _batch(ids), _batch((ids + 1) % vocab)
-        self._require_finite()
+        self.has_positions = self._require_finite().ndim > 2
         eps = torch.finfo(model.dtype).eps
         # Relative to the largest value: room for a hundred sums in float32, for a few in half precision.
         self.tolerance = 64 * eps if eps < 1e-4 else 8 * eps
 
-    def _require_finite(self) -> None:
-        output, _ = run_with_hooks(self.model, inputs_of(self.model, self.base))
-        if not torch.isfinite(self._logits(output)).all():
+    def _require_finite(self) -> Tensor:
+        """Return the logits of the base prompts, which are numbers."""
+        logits = self._logits(run_with_hooks(self.model, inputs_of(self.model, self.base))[0])
+        if not torch.isfinite(logits).all():
             raise NotFinite(
                 f"'{self.model.name}' gives NaN or infinite logits on a short random prompt",
                 facts=[("dtype", self.model.dtype)],
                 fix="check the checkpoint for NaN weights, or open the model in float32",
             )
+        return logits
 
     def of(self, name: str) -> Proof:
         if name in self.model.shape.refused:
             return Proof(name, (), self.model.shape.refused[name])
+        if name == "logits" and not self.has_positions:
+            return Proof(name, (), "the model gives one answer for a whole prompt, not one for each token")
         trials: list[tuple[str, Callable[[Site], str | None]]] = [("identity", self._identity), ("edit", self._edit)]
         if name in WHOLE and not self._is_passed_by(name):
             trials.append(("whole", self._whole))
@@ -314,9 +318,14 @@ class _Trial:
         parts = [Site(name, site.layer, site.unit) for name in names]
         run = capture(self.model, self.base, parts)
         *given, post = (run.value(part) for part in parts)
-        path = self.model.tap(parts[-1]).port.path.rpartition(".")[0]
-        mlp = self.model.module.get_submodule(path)
-        name, act = next(((n, found) for n in _ACTIVATIONS if callable(found := getattr(mlp, n, None))), ("", None))
+        around = [self.model.tap(part).port.path.rpartition(".")[0] for part in reversed(parts)]
+        acts = (
+            (path, name, found)
+            for path in dict.fromkeys(around)
+            for name in _ACTIVATIONS
+            if callable(found := getattr(self.model.module.get_submodule(path), name, None))
+        )
+        path, name, act = next(acts, ("", "", None))
         if act is None:
             return None
         if self.model.family is not None and self.model.family.thins_gates:
@@ -378,7 +387,7 @@ class _Trial:
         what = f"attention step by step against the model's own kernel ({self.model.attention})"
         return self._compare(opened, own, what, max(self.tolerance, least))
 
-    def _write(self, site: Site, value: Tensor) -> Float[Tensor, "row position vocab"]:
+    def _write(self, site: Site, value: Tensor) -> Float[Tensor, "row *axes"]:
         rows, columns = np.divmod(np.arange(N_ROWS * N_TOKENS), N_TOKENS)
         index = (torch.as_tensor(rows, device=value.device), torch.as_tensor(columns, device=value.device))
         tap = self.model.tap(site)

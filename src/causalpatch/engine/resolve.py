@@ -55,6 +55,7 @@ class Target:
         has_position: Whether the site's tensor has a position axis.
         inside: The subspace inside which the value is put in, or None for the whole site.
         anchor: The name of the site in whose tensor a feature is written; "" for all but features.
+        sees_ahead: Whether queries see keys behind them.
     """
 
     site: Site
@@ -65,6 +66,7 @@ class Target:
     has_position: bool
     inside: Subspace | None = None
     anchor: str = ""
+    sees_ahead: bool = False
 
     @property
     def described(self) -> str:
@@ -189,7 +191,9 @@ def _targets_of_patch(model: Model, patch: Patch) -> list[Target]:
         value = patch.value.of if isinstance(patch.value, Subspace) else patch.value
         value = value_elsewhere(model, site, value) if isinstance(value, From) else value
         anchor = "" if site.dictionary is None else model.anchor(site)
-        targets.append(Target(site.at(None), position, patch.column, value, patch.align, has_position, inside, anchor))
+        ahead = model.family is not None and model.family.sees_ahead
+        rest = (patch.column, value, patch.align, has_position, inside, anchor, ahead)
+        targets.append(Target(site.at(None), position, *rest))
     return targets
 
 
@@ -279,13 +283,17 @@ class Placer:
         prompts have equally many tokens up to there, and none of these is aligned with a token elsewhere.
         """
         crossing = np.flatnonzero((place.start != place.base) | (place.stop != place.base + 1))
+        reach = "from first to last" if target.sees_ahead else "up to the query"
         of = "another pair's prompt" if isinstance(target.value, Donated) else "the source prompt"
         if len(crossing):
             base, source = place.base[crossing[0]], place.start[crossing[0]]
             tokens = f"token {source}" if place.stop[crossing[0]] == source + 1 else "the mean of several tokens"
-            why = f"query {base} takes the row of {tokens}"
+            why = f"query {base} takes the row of {tokens} of {of}"
+        elif target.sees_ahead and len(set(self._sizes(target, pair))) > 1:
+            why = "a row over {} keys cannot take one over {}".format(*self._sizes(target, pair))
         else:
             alignment, last = self.pairs.alignment, int(place.base.max(initial=-1))
+            last = max(self._sizes(target, pair)) if target.sees_ahead else last
             has_columns = alignment is not None and target.needs_source
             matches = alignment.columns[pair] if alignment and has_columns else np.zeros((0, 2), dtype=np.int64)
             inside = (matches >= 0).all(1) & (matches <= last).any(1)
@@ -293,16 +301,23 @@ class Placer:
             if not len(moved):
                 return
             base, source = moved[0] if self.base == "clean" else moved[0][::-1]
-            why = f"key {base} is aligned with token {source}"
+            why = f"key {base} is aligned with token {source} of {of}"
         raise PairError(
             f"the keys of '{target.site}' in pair {pair} of '{self.pairs.name}' are not those of its source",
             facts=[
-                ("why", f"{why} of {of}"),
-                ("rule", "key by key: both prompts must have the same tokens in the same places up to the query"),
+                ("why", why),
+                ("rule", f"key by key: both prompts must have the same tokens in the same places {reach}"),
                 *[(word, f"{len(self.pairs[pair].input(side))} tokens") for side, word in ROLE_WORDS.items()],
             ],
             fix=f"drop it (pairs.drop({pair})), patch earlier queries, or patch z.{target.site.layer}: it has no keys",
         )
+
+    def _sizes(self, target: Target, pair: int) -> tuple[int, int]:
+        """Return how many tokens the base prompt has, and the prompt that a value is taken from."""
+        own = len(self.pairs[pair].input(self.base))
+        if isinstance(target.value, Donated):
+            return own, len(target.value.pool[target.value.donor(self.pairs[pair])].input(target.value.value.side))
+        return own, len(self.pairs[pair].input("clean" if self.base == "corrupt" else "corrupt"))
 
     def _refuse_empty_span(self, target: Target, pair: int) -> None:
         """Tell a pair none of whose tokens is aligned, which is no error, from a span that holds no token."""

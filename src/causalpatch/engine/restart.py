@@ -326,7 +326,7 @@ def _logits_from(
     columns: range | None = None,
     *,
     opens_attention: bool = False,
-) -> Float[Tensor, "row column vocab"]:
+) -> Float[Tensor, "row *axes"]:
     """Run prompts from a layer on; return the logits of all columns, or of some."""
     model = layers.model
     call = dict(inputs_of(model, inputs))
@@ -390,7 +390,8 @@ def _agree(got: Tensor, wanted: Tensor, mask: np.ndarray) -> bool:
     """Say whether logits of real tokens are the same but for rounding, which other shapes may bring."""
     if got.shape != wanted.shape:
         return False
-    real = torch.as_tensor(mask, device=got.device)
+    # A classifier's answers have no positions.
+    real = torch.as_tensor(mask if got.ndim > 2 else np.ones(len(got), dtype=bool), device=got.device)
     # 16 units in the last place of the largest logit: a wrong stream is off by much more.
     allowed = 16 * torch.finfo(wanted.dtype).eps * max(1.0, float(wanted[real].nan_to_num(0.0).abs().max()))
     got, wanted = got[real].double(), wanted[real].double()

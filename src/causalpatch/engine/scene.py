@@ -205,7 +205,7 @@ class Scene:
         if self.whole:
             every: np.ndarray = np.minimum(np.arange(int(lengths.max()))[None], lengths[:, None] - 1)
             return every
-        return self.gauge.reads(lengths, self.indices)
+        return self.gauge.reads(lengths, self.indices, role)
 
     def _unembed(self, role: Role) -> Float[Tensor, "pair read column"]:
         slots, tokens = self.prompts.slots[role], self.tokens[role]
@@ -247,7 +247,7 @@ class Scene:
         slots, batch = self.prompts.slots[role][local], self.prompts.batch
         columns = slice(logits.shape[1] if self.whole else None)  # the longest prompt of a role may be the other's
         ids, mask, positions = batch.ids[slots, columns], batch.mask[slots, columns], batch.position_ids[slots, columns]
-        rows = Batch(ids, mask, positions, batch.start[slots], batch.lengths[slots])
+        rows = Batch(ids, mask, positions, batch.start[slots], batch.lengths[slots], role=role)
         return Run(logits, rows, pair, forks, None if self.whole else self.tokens[role][local], self.vocab)
 
     def place(self, rows: Sequence[Row]) -> Placed:

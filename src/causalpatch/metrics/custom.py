@@ -15,7 +15,7 @@ def metric(
     function: Callable[[Outputs, Pairs], Tensor],
     *,
     name: str = "",
-    position: int | Literal["all"] = "all",
+    position: int | str = "all",
     higher_is_better: bool = True,
     answers: tuple[Literal["answer", "wrong_answer"], ...] = (),
     compares: tuple[Literal["base", "source"], ...] = (),
@@ -27,7 +27,7 @@ def metric(
         function: Takes ``outputs`` (see ``Outputs``; ``outputs.logits`` is ``[row, position, vocab]`` for text) and
             ``pairs``, the pair of each row, and returns a tensor ``[row]``.
         name: How results call it; the function's own name by default.
-        position: The real token it reads, or ``"all"``.
+        position: The real token it reads, the name of a span of one token, or ``"all"``.
         higher_is_better: Whether the clean run is expected to have the higher value.
         answers: Which answers every pair must have. Those of several tokens are spelt out by runs that go on through
             them, so that ``outputs.answer_log_probs`` gives whole answers; the position must then be ``-1``.

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from causalpatch.base.errors import AnswerError, MetricError
 from causalpatch.metrics.outputs import Outputs
-from causalpatch.pairs import Pairs
+from causalpatch.pairs import Pair, Pairs
+from causalpatch.pairs.rows import MASK
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Metric:
     Args:
         name: How results call it.
         function: Takes ``outputs`` and the rows' ``pairs`` and returns a tensor ``[row]``.
-        position: The real token whose outputs are read (``-1``: the last of the prompt), or ``"all"``.
+        position: The real token whose outputs are read (``-1``: the last of the prompt), the name of a span of one
+            token, such as ``"mask"``, or ``"all"``.
         columns: The vocabulary columns that are read: ``"all"``, or those of the ``"answers"`` where nothing but
             ``outputs.answer_logits`` is asked for; other columns are then not computed, and cannot be read.
         needs_normaliser: Whether the sum over the whole vocabulary is needed.
@@ -62,7 +64,7 @@ class Metric:
 
     name: str
     function: Callable[[Outputs, Pairs], Tensor] = field(repr=False)
-    position: int | Literal["all"] = -1
+    position: int | str = -1
     columns: Literal["answers", "all"] = "all"
     needs_normaliser: bool = False
     higher_is_better: bool = True
@@ -78,8 +80,13 @@ class Metric:
         has_all = self.columns == "all" or self.needs_normaliser
         return has_all or bool(self.compares) or self.position == "all"
 
-    def at(self, position: int) -> "Metric":
-        """Return the same metric read at another real token of the prompt, such as ``-2``."""
+    @property
+    def span(self) -> str | None:
+        """The span whose one token is read, or None."""
+        return self.position if isinstance(self.position, str) and self.position != "all" else None
+
+    def at(self, position: int | str) -> "Metric":
+        """Return the same metric read at another real token of the prompt, such as ``-2`` or the span ``"mask"``."""
         return replace(self, position=position, name=f"{self.name}@{position}")
 
     def generating(
@@ -115,7 +122,8 @@ class Metric:
 
         Raises:
             AnswerError: A pair lacks an answer, or an answer has several tokens where one is needed.
-            MetricError: Generated tokens are read at another position than the prompt's last.
+            MetricError: Generated tokens are read at another position than the prompt's last; or a pair lacks the span
+                that the metric reads, or the span is not one token.
         """
         if self.generates is not None and self.position != -1:
             raise MetricError(
@@ -124,6 +132,7 @@ class Metric:
                 fix="position=-1",
             )
         for number, pair in enumerate(pairs):
+            self._check_span(pair, f"pair {number} of '{pairs.name}'")
             for side in self.answers:
                 answers = getattr(pair, side)
                 if not answers:
@@ -147,6 +156,27 @@ class Metric:
                         facts=[("metric", self.name)],
                         fix="whole answers can only follow the prompt: use position -1",
                     )
+
+    def _check_span(self, pair: Pair, where: str) -> None:
+        """Make sure that a pair has the span that is read, and that it is one token on both sides."""
+        if self.span is None:
+            return
+        if self.span not in pair.spans:
+            is_mask = self.span == MASK
+            raise MetricError(
+                f"metric '{self.name}' reads the span '{self.span}', which {where} does not have",
+                facts=[("its spans", ", ".join(pair.spans) or "none")],
+                fix="put the tokenizer's mask once into each prompt, or name it in spans"
+                if is_mask
+                else f'name it in the column spans: {{"{self.span}": [first, last + 1]}}',
+            )
+        sizes = [stop - start for start, stop in pair.spans[self.span]]
+        if sizes != [1, 1]:
+            raise MetricError(
+                f"metric '{self.name}' reads one token, but the span '{self.span}' of {where} has more",
+                facts=[("clean", f"{sizes[0]} tokens"), ("corrupted", f"{sizes[1]} tokens")],
+                fix="name a span of one token",
+            )
 
     def __call__(self, outputs: Outputs, pairs: Pairs) -> Float[Tensor, " row"]:
         """Measure.

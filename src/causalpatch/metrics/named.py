@@ -15,6 +15,7 @@ from causalpatch.metrics.loss import (
     probability_difference,
 )
 from causalpatch.metrics.metric import Metric
+from causalpatch.sites.index import SPAN_NAME
 
 METRICS = MappingProxyType(
     {
@@ -49,17 +50,18 @@ def is_built_in(metric: Metric) -> bool:
 
 
 def named_metric(name: str) -> Metric:
-    """Return the built-in metric of this name; ``NAME@POSITION`` reads it at another real token.
+    """Return the built-in metric of this name; ``NAME@POSITION`` reads it at another real token or a span of one.
 
     Raises:
         MetricError: There is no such metric.
     """
     stem, _, position = name.partition("@")
-    if stem not in METRICS or (position and not position.lstrip("-").isdigit()):
+    is_number = position.lstrip("-").isdigit()
+    if stem not in METRICS or not (is_number or SPAN_NAME.fullmatch(position or "all")):
         near = closest(stem, METRICS)
         raise MetricError(
             f"there is no metric {name!r}",
             facts=[("metrics", ", ".join(METRICS))],
             fix=f"did you mean {near[0]}?" if near else "choose one of them",
         )
-    return METRICS[stem].at(int(position)) if position else METRICS[stem]
+    return METRICS[stem].at(int(position) if is_number else position) if position else METRICS[stem]

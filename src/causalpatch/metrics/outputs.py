@@ -165,7 +165,14 @@ class Outputs:
         if self.vocab is not None:
             # A pair with fewer answers than others is filled up with 0, which need not be among the columns.
             first = torch.searchsorted(self.vocab, first).clamp(max=len(self.vocab) - 1)
-        return self._computed_here.gather(1, first).masked_fill(~self.present(side), -torch.inf)
+        here = self._computed_here
+        if self.column is None and int(first.max()) >= here.shape[1]:
+            raise MetricError(
+                f"{side} {int(first.max())} is none of the classes that the model tells apart",
+                facts=[("classes", f"0 to {here.shape[1] - 1}")],
+                fix=f"give the number of a class, in a column {side}_id",
+            )
+        return here.gather(1, first).masked_fill(~self.present(side), -torch.inf)
 
     def answer_log_probs(self, side: Side) -> Float[Tensor, "row answer"]:
         """Return the log-probabilities of whole answers, summed over their tokens; minus infinity where absent.

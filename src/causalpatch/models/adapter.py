@@ -263,10 +263,15 @@ class Model:
                 change the answer.
         """
         call: dict[str, Any] = {self._main_argument("input_ids"): self._tensor(ids).long()}
+        is_padded = mask is not None and not bool(self._tensor(mask).all())
+        if position_ids is not None and self._table:
+            position_ids = self._tensor(position_ids) + self._table.numbers.first_position
         for name, values in (("attention_mask", mask), ("position_ids", position_ids)):
-            if values is not None and self._takes(name):
+            # Where a model of no known family begins to count positions is not known: unpadded prompts are left to it.
+            is_left_out = name == "position_ids" and not (self._table or is_padded or name in self._needed)
+            if values is not None and self._takes(name) and not is_left_out:
                 call[name] = self._tensor(values).long()
-            elif values is not None and mask is not None and not bool(self._tensor(mask).all()):
+            elif values is not None and is_padded:
                 raise ModelUnsupported(
                     f"{self.name!r} cannot run prompts of unequal length together",
                     facts=[("forward", f"takes {', '.join(self._parameters[0])}"), ("padding", f"needs {name}")],
@@ -390,6 +395,12 @@ class Model:
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
         return tuple(parameter.name for parameter in parameters if parameter.kind in named), takes_any
+
+    @cached_property
+    def _needed(self) -> frozenset[str]:
+        """Names of the forward's arguments that have no default."""
+        parameters = inspect.signature(self.module.forward).parameters.values()
+        return frozenset(parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty)
 
     def _takes(self, argument: str) -> bool:
         """Tell whether the forward takes an argument; a wrapper of a known family passes any on."""

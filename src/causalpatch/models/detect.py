@@ -171,7 +171,7 @@ def _whole(family: Family, base: str, names: frozenset[str]) -> str | None:
     if base != family.base and not base.endswith(f".{family.base}"):
         return None
     outer = base[: -len(family.base)].rstrip(".")
-    return outer if join(outer, family.head) in names else None
+    return outer if any(join(outer, head) in names for head in (family.head, *family.other_heads)) else None
 
 
 def _count(family: Family, config: object, module: nn.Module, layer: str, n_layers: int) -> Numbers | str:
@@ -194,7 +194,8 @@ def _count(family: Family, config: object, module: nn.Module, layer: str, n_laye
     embedding = module.get_submodule(join(_base_of(layer, family), *fact_modules(family.sites["embed"])))
     embed_width = getattr(embedding, "embedding_dim", width)
     neurons = columns.get("mlp_post", 0)
-    numbers = Numbers(n_layers, width, n_heads, n_kv_heads, head_width, neurons, query_width, embed_width)
+    first = 1 + getattr(config, family.positions_behind) if family.positions_behind else 0
+    numbers = Numbers(n_layers, width, n_heads, n_kv_heads, head_width, neurons, query_width, embed_width, first)
     return _why_columns_differ(family, numbers, columns) or numbers
 
 

@@ -53,6 +53,7 @@ class Numbers:
         n_neurons: Width of the MLP, as the down projection takes it.
         query_width: Width of a head's query, and of the key that it meets.
         embed_width: Width of the token embedding.
+        first_position: The id of the first token's position.
     """
 
     n_layers: int
@@ -63,6 +64,7 @@ class Numbers:
     n_neurons: int
     query_width: int
     embed_width: int
+    first_position: int = 0
 
     def sizes(self, name: str) -> dict[str, int]:
         """Return the sizes of the axes of a site's value.
@@ -271,8 +273,8 @@ def output_width(projection: nn.Module) -> int | None:
 
 
 def attention_path(family: Family) -> str:
-    """Return the path of the module around the output projection, below the layer; the layer's own where none is."""
-    return next(iter(fact_modules(family.sites["z"])), "").rpartition(".")[0]
+    """Return the path of the module that attends, below the layer; the layer's own where none is named."""
+    return family.attention or next(iter(fact_modules(family.sites["z"])), "").rpartition(".")[0]
 
 
 def fact_modules(fact: Fact) -> tuple[str, ...]:

@@ -31,6 +31,12 @@ class WrappedTokenizer:
                 return int(token_id)
         return 0
 
+    @property
+    def mask_id(self) -> int | None:
+        """Id of the token that stands for what a masked language model is to fill in; None where there is none."""
+        found = self.tokenizer.mask_token_id
+        return None if found is None else int(found)
+
     @cached_property
     def vocab_size(self) -> int:
         """Number of ids, added tokens included."""

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from causalpatch.base.errors import PairError, SettingError
+from causalpatch.pairs.role import Role
 
 PaddingSide: TypeAlias = Literal["right", "left"]
 
@@ -27,6 +28,7 @@ class Batch:
         start: First real column of each row, axis (row,).
         lengths: Number of prompt tokens of each row, without its continuation, axis (row,).
         values: Stacked inputs of pairs of arrays, axes (row, …); None for text.
+        role: Whose inputs they are, where they are those of pairs.
     """
 
     ids: NDArray[np.int64]
@@ -35,6 +37,7 @@ class Batch:
     start: NDArray[np.int64]
     lengths: NDArray[np.int64]
     values: NDArray[np.generic] | None = None
+    role: Role | None = None
 
     def __len__(self) -> int:
         return len(self.start)

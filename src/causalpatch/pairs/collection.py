@@ -359,9 +359,11 @@ class Pairs(Sequence[Pair]):
         """
         rows = [self.pairs[int(i)].input(role) for i in (range(len(self)) if indices is None else indices)]
         if self.kind == "arrays":
-            return batch.stack(rows, self.name)
-        pad_id = 0 if self.tokenizer is None else self.tokenizer.pad_id
-        return batch.pad(rows, pad_id=pad_id, padding_side=padding_side, continuations=continuations)
+            made = batch.stack(rows, self.name)
+        else:
+            pad_id = 0 if self.tokenizer is None else self.tokenizer.pad_id
+            made = batch.pad(rows, pad_id=pad_id, padding_side=padding_side, continuations=continuations)
+        return dataclasses.replace(made, role=as_role(role))
 
     def one_sided(self, role: Role) -> "Pairs":
         """Return the pairs with the prompts of one side on both, to compare two models on the same prompts.

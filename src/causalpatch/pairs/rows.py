@@ -34,6 +34,10 @@ COLUMNS: Final = (
 )
 
 
+MASK: Final = "mask"
+"""The span that is named without being asked for: the one masked token, of tokenizers that have such."""
+
+
 class HasTokenizer(Protocol):
     """A model, as far as reading pairs goes."""
 
@@ -95,7 +99,7 @@ class RowReader:
             id=str(index) if values.get("id") is None else str(values["id"]),
             group=None if values.get("group") is None else str(values["group"]),
             split=None if values.get("split") is None else str(values["split"]),
-            spans=self._spans(row, (clean, corrupt)),
+            spans=self._masked(clean, corrupt) | self._spans(row, (clean, corrupt)),
             entities=_entities(values.get("entities")),
             clean_text=clean.text,
             corrupt_text=corrupt.text,
@@ -212,6 +216,17 @@ class RowReader:
                 fix=f"end both prompts alike, or give {side}_id",
             )
         return after[0]
+
+    def _masked(self, clean: "_Input", corrupt: "_Input") -> dict[str, tuple[TokenRange, TokenRange]]:
+        """Name the masked token of both prompts, where each has just one."""
+        mask_id = getattr(self.tokenizer, "mask_id", None)
+        if mask_id is None or "arrays" in (clean.kind, corrupt.kind):
+            return {}
+        places = [np.flatnonzero(one.array == mask_id).tolist() for one in (clean, corrupt)]
+        if any(len(found) != 1 for found in places):
+            return {}
+        (first,), (second,) = places
+        return {MASK: ((first, first + 1), (second, second + 1))}
 
     def _spans(self, row: Row, inputs: tuple["_Input", "_Input"]) -> dict[str, tuple[TokenRange, TokenRange]]:
         spans = row.values.get("spans")

@@ -18,7 +18,7 @@ from typing import Final, TypeAlias
 
 from causalpatch.base.errors import SiteSyntaxError
 
-_SPAN_NAME = re.compile(r"[^\W\d][\w.\-]*")
+SPAN_NAME = re.compile(r"[^\W\d][\w.\-]*")
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _RANGE = re.compile(r"(-?[0-9]*):(-?[0-9]*)")
 
@@ -69,7 +69,7 @@ class Span:
     name: str
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not _SPAN_NAME.fullmatch(self.name):
+        if not isinstance(self.name, str) or not SPAN_NAME.fullmatch(self.name):
             raise SiteSyntaxError(
                 f"{self.name!r} is not the name of a span",
                 facts=[("allowed", "a letter or _, then letters, digits, '_', '-', '.'")],
@@ -183,7 +183,7 @@ def parse_position(text: str) -> Position:
         return settle_position(_range(ends)) or EVERY
     if _INTEGER.fullmatch(text):
         return int(text)
-    if _SPAN_NAME.fullmatch(text):
+    if SPAN_NAME.fullmatch(text):
         return Span(text)
     raise SiteSyntaxError(
         f"{text!r} is not a position", facts=[("allowed", "3   -1   2:5   :-1   subject   *")], fix="write one of these"

@@ -54,7 +54,7 @@ def logit_lens(experiment: Experiment) -> "xr.Dataset":
         >>> import causalpatch as cp
         >>> model = cp.open_model("zoo:stories")
         >>> lens = logit_lens(cp.Experiment(model, cp.load_pairs("ioi", model)))
-        >>> dict(lens["clean"].sizes) == {"layer": 4, "pair": 40}
+        >>> dict(lens["clean"].sizes) == {"layer": 4, "pair": 48}
         True
 
     Cost:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from transformers import (
+    BertConfig,
     BloomConfig,
     Cohere2Config,
     CohereConfig,
@@ -32,6 +33,7 @@ from transformers import (
     MambaConfig,
     MistralConfig,
     MixtralConfig,
+    ModernBertConfig,
     MptConfig,
     Olmo2Config,
     OPTConfig,
@@ -42,6 +44,7 @@ from transformers import (
     Qwen2MoeConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    RobertaConfig,
     SmolLM3Config,
     StableLmConfig,
     Starcoder2Config,
@@ -97,9 +100,14 @@ _CONFIGS: Final[Mapping[str, type[PretrainedConfig]]] = MappingProxyType(
         "mamba": MambaConfig,
         "mamba2": Mamba2Config,
         "jamba": JambaConfig,
+        "bert": BertConfig,
+        "roberta": RobertaConfig,
+        "modernbert": ModernBertConfig,
     }
 )
 FAMILY_NAMES: Final = tuple(_CONFIGS)
+# Families whose tokens see each other both ways; they fill in masked tokens.
+ENCODERS: Final = ("bert", "roberta", "modernbert")
 # Families in which heads may share keys and values.
 GROUPED: Final = (
     *("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma", "gemma3", "olmo2", "phi3", "smollm3"),
@@ -234,5 +242,8 @@ def _special(family: str, layers: int, heads: int, kv_heads: int) -> dict[str, A
             "use_mamba_kernels": False,
             **experts,
         },
+        # A padding id that is not 0 where positions are counted from behind it.
+        "roberta": {"pad_token_id": 2, "eos_token_id": 0},
+        "modernbert": {"local_attention": WINDOW, "layer_types": by_turns, "attention_bias": True, "mlp_bias": True},
     }
     return special.get(family, {})

@@ -16,13 +16,39 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PretrainedConfig
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+)
 from transformers.masking_utils import eager_mask
 from transformers.pytorch_utils import Conv1D
 
-from causalpatch.testing.configs import FAMILY_NAMES, GROUPED, HEAD_WIDTH, MAX_POSITIONS, VOCAB, WINDOW, tiny_config
+from causalpatch.testing.configs import (
+    ENCODERS,
+    FAMILY_NAMES,
+    GROUPED,
+    HEAD_WIDTH,
+    MAX_POSITIONS,
+    VOCAB,
+    WINDOW,
+    tiny_config,
+)
 
-__all__ = ["FAMILY_NAMES", "GROUPED", "HEAD_WIDTH", "MAX_POSITIONS", "VOCAB", "WINDOW", "tiny_model"]
+__all__ = [
+    "ENCODERS",
+    "FAMILY_NAMES",
+    "GROUPED",
+    "HEAD_WIDTH",
+    "MAX_POSITIONS",
+    "VOCAB",
+    "WINDOW",
+    "tiny_classifier",
+    "tiny_model",
+]
 
 _ATTENTION = "causalpatch_float64"
 # Modules that compute something in float32 whatever they are given.
@@ -39,6 +65,7 @@ _IN_FLOAT32: Final = (
     ),
     *("MixtralTopKRouter", "Qwen2MoeTopKRouter", "Qwen3MoeTopKRouter", "DeepseekV3TopkRouter"),
     *("MambaMixer", "Mamba2Mixer", "JambaMambaMixer", "JambaSparseMoeBlock", "MambaForCausalLM", "Mamba2ForCausalLM"),
+    "ModernBertAttention",
 )
 
 
@@ -68,8 +95,8 @@ def tiny_model(
             patches fade from layer to layer.
 
     Returns:
-        A causal language model over 40 ids and up to 64 positions. Where a family has windows, they are of 4
-        positions, in all layers or in every other.
+        A causal language model, of ``ENCODERS`` a masked one, over 40 ids and up to 64 positions. Where a family has
+        windows, they are of 4 positions, in all layers or in every other.
 
     Raises:
         SettingError: There is no such family, or the heads do not divide.
@@ -80,8 +107,30 @@ def tiny_model(
         torch.Size([1, 3, 40])
     """
     config = tiny_config(family, layers, heads, kv_heads)
+    builder = AutoModelForMaskedLM if family in ENCODERS else AutoModelForCausalLM
+    return _built(builder, config, seed, dtype, effect_scale)
+
+
+def tiny_classifier(family: str, n_classes: int = 3, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """Build a random small model of a family that tells classes of prompts apart, in eval mode.
+
+    Args:
+        family: One of ``ENCODERS``.
+        n_classes: Number of classes.
+        seed: Seed of the weights.
+        dtype: The model's floating-point type.
+
+    Returns:
+        A classifier of two layers with four heads each, otherwise as ``tiny_model``.
+    """
+    config = tiny_config(family, 2, 4, None)
+    config.num_labels = n_classes
+    return _built(AutoModelForSequenceClassification, config, seed, dtype, 2.0)
+
+
+def _built(builder: Any, config: PretrainedConfig, seed: int, dtype: torch.dtype, effect_scale: float) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        module: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        module: nn.Module = builder.from_config(config, dtype=dtype)
     _randomize(module, seed, effect_scale)
     if dtype == torch.float64:
         _compute_in_float64(module, config)

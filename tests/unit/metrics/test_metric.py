@@ -152,7 +152,7 @@ def test_every_built_in_metric_goes_by_its_name_and_says_what_it_reads(name):
     assert elsewhere.function is found.function
 
 
-@pytest.mark.parametrize("name", ["logit_diference", "accuracy", "logit_difference@last", ""])
+@pytest.mark.parametrize("name", ["logit_diference", "accuracy", "logit_difference@2nd", ""])
 def test_a_name_that_no_metric_has_is_refused_with_those_that_exist(name):
     with pytest.raises(MetricError, match="there is no metric") as caught:
         named_metric(name)

@@ -16,13 +16,14 @@ from causalpatch.models import FAMILIES, Port
 from causalpatch.sites import NAMES, Site, parse
 from causalpatch.testing.tiny import FAMILY_NAMES, tiny_model
 from parts import BIASED, PARTS
-from worlds import FIRST, LACKS, OWN_ATTENTION
+from worlds import CAUSAL, FIRST, LACKS, OWN_ATTENTION
 
 SITES = (
     *("embed", "resid_pre.1", "resid_mid.1", "resid_post.0", "attn_out.1", "mlp_out.0", "q.1.3", "k.1.1", "v.1.0"),
     *("z.1.2", "head_out.1.1", "mlp_pre.0.5", "mlp_gate.1.3", "mlp_post.0.5", "final_norm", "logits"),
     *("pos_embed", "q_bias.1.1", "k_bias.1.0", "v_bias.1.1", "attn_bias.0", "mlp_bias.1"),
 )
+NORMS_BEHIND = ("opt_post_norm", "bert", "roberta")
 POST_NORMS = ("gemma2", "gemma3", "gemma3n", "olmo2")
 
 
@@ -54,7 +55,7 @@ def bend(value):
 def layer_of(found, layer=1):
     """Return a layer, found by its author's names."""
     parts = PARTS[found.family]
-    return getattr(found.module.get_submodule(parts.body), parts.layers)[layer]
+    return found.module.get_submodule(parts.body).get_submodule(parts.layers)[layer]
 
 
 def added(found, made, norm):
@@ -103,7 +104,7 @@ def test_the_shares_of_the_heads_and_the_bias_sum_to_the_output_of_the_projectio
 def test_the_weights_of_attention_times_the_values_are_what_the_projection_is_given(probe, family):
     found = probe(family)
     model, config = found.model, found.module.config
-    port = Port(model.tap(parse("z.1.0")).port.path.rpartition(".")[0], "output", (1,))
+    port = Port(f"{model.tap(parse('resid_pre.1')).port.path}.{PARTS[family].attention}", "output", (1,))
     before, config._attn_implementation = config._attn_implementation, "eager"
     try:
         heads = [f"z.1.{head}" for head in range(model.n_heads)]
@@ -176,7 +177,8 @@ def test_the_neurons_through_the_down_projection_are_what_the_mlp_adds(probe, fa
 @pytest.mark.parametrize("family", having("mlp_post"))
 def test_the_activation_function_of_what_is_before_it_gives_the_neurons(probe, family):
     found, parts = probe(family), PARTS[family]
-    mlp = layer_of(found).get_submodule(parts.down.rpartition(".")[0])
+    around = "intermediate" if "intermediate" in parts.up else parts.down.rpartition(".")[0]
+    mlp = layer_of(found).get_submodule(around)
     act = next(part for name, part in mlp.named_children() if "act" in name or "gelu" in name)
     is_gated = bool(parts.gate_up) or hasattr(mlp, "gate_proj")
     assert is_gated == ("mlp_gate" not in found.model.shape.refused)
@@ -230,6 +232,11 @@ def test_the_position_embedding_is_what_is_added_to_the_embedding(probe, family)
     if family == "opt_post_norm":
         with torch.no_grad():
             embed = found.module.model.decoder.project_in(embed)
+    if family in ("bert", "roberta"):
+        embeddings = found.module.get_submodule(f"{family}.embeddings")
+        with torch.no_grad():
+            assert same(embeddings.LayerNorm(embed + embeddings.token_type_embeddings.weight[0] + positions), pre)
+        return
     assert same(embed + positions, pre)
 
 
@@ -248,13 +255,18 @@ def test_what_the_sublayers_add_accounts_for_the_whole_stream(probe, family):
         with torch.no_grad():
             made = layer.final_layer_norm(layer.self_attn_layer_norm(pre + attn_out) + mlp_out)
         assert same(made, post)
+    elif family in ("bert", "roberta"):
+        layer = layer_of(found)
+        with torch.no_grad():
+            made = layer.output.LayerNorm(layer.attention.output.LayerNorm(pre + attn_out) + mlp_out)
+        assert same(made, post)
     else:
         assert same(pre + attn_out + mlp_out, post)
     assert attn_out.abs().mean() > 0.05
     assert mlp_out.abs().mean() > 0.05
 
 
-@pytest.mark.parametrize("family", [name for name in having("resid_mid") if name != "opt_post_norm"])
+@pytest.mark.parametrize("family", [name for name in having("resid_mid") if name not in NORMS_BEHIND])
 def test_the_middle_of_a_block_is_what_the_next_module_reads(probe, family):
     found = probe(family)
     reader = f"{found.model.tap(parse('resid_pre.1')).port.path}.{PARTS[family].reader}"
@@ -346,6 +358,12 @@ def test_the_embedding_is_the_output_of_its_module(probe, family):
             embed = embed + body.embed_positions.weight[2 : 2 + n_tokens]  # the first two are not used
         elif family == "bloom":
             embed = body.word_embeddings_layernorm(embed)
+        elif family in ("bert", "roberta"):
+            first = 0 if family == "bert" else 3  # behind the id of padding
+            places = body.embeddings.position_embeddings.weight[first : first + n_tokens]
+            embed = body.embeddings.LayerNorm(embed + body.embeddings.token_type_embeddings.weight[0] + places)
+        elif family == "modernbert":
+            embed = body.embeddings.norm(embed)
         elif family == "granite":
             embed = embed * 1.5
     assert same(embed, pre)
@@ -356,7 +374,8 @@ def test_the_final_norm_through_the_head_gives_the_logits(probe, family):
     found = probe(family)
     normed, logits_site, logits = found.read("final_norm", "logits")
     with torch.no_grad():
-        made = found.module.lm_head(normed)
+        head = found.module.get_submodule(found.model.family.head)
+        made = head(found.module.head(normed) if family == "modernbert" else normed)
         made = 30 * torch.tanh(made / 30) if family in ("gemma2", "gemma3n") else made
         made = made * {"granite": 0.5, "cohere": 0.5, "cohere2": 0.5}.get(family, 1.0)
     assert same(made, logits)
@@ -422,7 +441,7 @@ def test_queries_keys_and_values_are_those_that_attention_is_given(probe, family
             read = read * found.module.model.rotary_emb.attention_scaling
         # The rotary embedding turns by nothing at position 0; some have none, or leave columns alone.
         assert same(read[:, 0], given[:, 0], 1e-6 if family == "gpt_oss" else 1e-12)
-        if family in ("gpt2", "gpt_bigcode", "opt", "opt_post_norm"):
+        if family in ("gpt2", "gpt_bigcode", "opt", "opt_post_norm", "bert", "roberta"):
             assert same(read, given)
         elif family in ("gpt_neox", "gpt_neox_sequential", "phi", "stablelm", "stablelm_parallel"):
             assert same(read[..., 4:], given[..., 4:])
@@ -460,9 +479,10 @@ def test_a_written_value_is_read_back_where_it_was_written_and_nowhere_else(prob
     else:
         assert same(after, wanted)
     change = (written - logits).abs().amax(-1)
-    assert change[0, :2].max() < 1e-11
+    if family in CAUSAL:
+        assert change[0, :2].max() < 1e-11
+        assert change[1, 0] < 1e-11
     assert change[0, 2] > 1e-9
-    assert change[1, 0] < 1e-11
     assert change[1, 1] > 1e-9
 
 

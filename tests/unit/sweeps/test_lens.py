@@ -39,7 +39,7 @@ def test_a_head_s_contribution_is_what_its_part_of_the_stream_gives_under_the_fr
     scale = (stream.pow(2).mean() + norm.epsilon).rsqrt()
     unembed = model.module.lm_head.weight
     direction = unembed[pair.answer[0][0]] - unembed[pair.wrong_answer[0][0]]
-    wanted = float((part * scale * norm.weight) @ direction)
+    wanted = float(((part * scale * norm.weight) @ direction).detach())
     assert abs(float(parts.sel(sender="head_out.0.2")[0]) - wanted) < 1e-12
 
 

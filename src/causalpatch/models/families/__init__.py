@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from causalpatch.models.families.bert import BERT, ROBERTA
 from causalpatch.models.families.bloom import BLOOM
 from causalpatch.models.families.cohere import COHERE, COHERE2
 from causalpatch.models.families.deepseek_v3 import DEEPSEEK_V3, DEEPSEEK_V3_FULL_QUERIES
@@ -20,6 +21,7 @@ from causalpatch.models.families.jamba import JAMBA
 from causalpatch.models.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3
 from causalpatch.models.families.mamba import MAMBA, MAMBA2
 from causalpatch.models.families.mixtral import GPT_OSS, MIXTRAL, QWEN2_MOE, QWEN3_MOE
+from causalpatch.models.families.modernbert import MODERNBERT
 from causalpatch.models.families.mpt import MPT
 from causalpatch.models.families.olmo2 import OLMO2
 from causalpatch.models.families.opt import OPT, OPT_POST_NORM
@@ -36,6 +38,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
     *(OPT, OPT_POST_NORM, PHI, STABLELM, STABLELM_PARALLEL, COHERE, COHERE2, GPT_BIGCODE, STARCODER2, GRANITE),
     *(MIXTRAL, QWEN2_MOE, QWEN3_MOE, DEEPSEEK_V3_FULL_QUERIES, DEEPSEEK_V3, GPT_OSS),
     *(GEMMA3N, MAMBA, MAMBA2, JAMBA),
+    *(BERT, ROBERTA, MODERNBERT),
 )
 
 __all__ = ["FAMILIES", "Absent", "At", "Fact", "Family", "Parted", "RoutedBy", "ShareOf", "SumOf", "TermOf"]

@@ -138,9 +138,13 @@ class Family:
         base: Attribute of the whole model that holds everything but the head.
         layers: Path of the list of layers, below the base.
         head: Path of the head, below the whole model.
+        other_heads: Paths of heads that models of the family have instead, such as a classifier's.
         sites: For each site name, where it is found.
         norms: Each layer's norms, below the layer, in the order in which they are applied.
         extras: Further direct children of a layer which add nothing to the stream.
+        attention: Path of the module that attends, where it is not the one around the projection that ``z`` goes into.
+        sees_ahead: Tokens see later ones of their prompt.
+        positions_behind: Name of the configuration's id after which it numbers positions; empty where they begin at 0.
         when: Values that the configuration must have (or leave out), for variants that share a ``model_type``.
         heads: Name of the configuration's number of heads; empty where there are none.
         kv_heads: Name of the configuration's number of key and value heads, or that number.
@@ -163,6 +167,10 @@ class Family:
     sites: Mapping[str, Fact]
     norms: tuple[str, ...]
     extras: tuple[str, ...] = ()
+    other_heads: tuple[str, ...] = ()
+    attention: str = ""
+    positions_behind: str = ""
+    sees_ahead: bool = False
     when: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     heads: str = "num_attention_heads"
     kv_heads: str | int = "num_attention_heads"
