@@ -195,3 +195,8 @@ def test_a_row_over_keys_is_taken_only_from_a_prompt_with_the_same_keys():
     other = cp.Experiment(model, pairs.take([1]), cp.logit_difference.at("mask"), show_progress=False)
     with pytest.raises(PairError, match="a row over 7 keys cannot take one over 8"):
         other.run(["pattern.1.0@1"])
+
+
+def test_nothing_is_written_on_behind_prompts_whose_tokens_see_later_ones():
+    with pytest.raises(MetricError, match="its tokens see later ones"):
+        cp.Experiment(cp.open_model(tiny_model("bert")), masked_pairs(), metric=cp.generated_answer)
