@@ -92,7 +92,7 @@ def test_a_direction_that_is_projected_out_is_gone_whatever_its_length_and_whate
 
 @law
 def test_steering_back_at_a_token_leaves_the_others_steered(world, draw):
-    site = world.some_site(draw, draw(st.sampled_from(["resid_pre", "mlp_out", "attn_out"])))
+    site = world.some_site(draw, draw(st.sampled_from(world.among("resid_pre", "mlp_out", "attn_out"))))
     vector = np.random.default_rng(1).normal(size=world.model.width)
     back, rest = run_all(
         world.experiment(),
