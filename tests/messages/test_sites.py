@@ -168,7 +168,7 @@ def test_an_axis_of_a_module_must_have_a_known_name(refuses):
         """
         'module(conv1).output axes=(chanel,height,column)' is not a site
           problem  'chanel' does not name an axis after the pair
-          axes     channel layer position head kv_head neuron expert feature width head_width
+          axes     channel layer source_layer position head kv_head neuron expert feature width head_width
                    query_position key_position vocab intervention sender receiver draw seed height column
           fix: did you mean 'channel'?
         """,

@@ -69,7 +69,7 @@ class Gauge:
             metric.check(pairs)
         self.metrics = tuple(metrics)
         spelling = [metric for metric in metrics if metric.spells_answers]
-        if model.family is not None and model.family.sees_ahead:
+        if model.sees_ahead:
             if spelling:
                 _require_single_tokens(spelling[0], pairs, model.name)
             _require_no_writing(metrics, model.name)

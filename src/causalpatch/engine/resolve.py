@@ -191,8 +191,7 @@ def _targets_of_patch(model: Model, patch: Patch) -> list[Target]:
         value = patch.value.of if isinstance(patch.value, Subspace) else patch.value
         value = value_elsewhere(model, site, value) if isinstance(value, From) else value
         anchor = "" if site.dictionary is None else model.anchor(site)
-        ahead = model.family is not None and model.family.sees_ahead
-        rest = (patch.column, value, patch.align, has_position, inside, anchor, ahead)
+        rest = (patch.column, value, patch.align, has_position, inside, anchor, model.sees_ahead)
         targets.append(Target(site.at(None), position, *rest))
     return targets
 

@@ -55,7 +55,7 @@ def why_not(job: Job, gauge: Gauge) -> str | None:
         return "its layers are not known by name"
     if job.pairs.kind != "tokens":
         return "its inputs are not tokens"
-    if job.model.family.sees_ahead:
+    if job.model.sees_ahead:
         return "its tokens see later ones"
     lacking = [name for name in _NEEDED if name in job.model.shape.refused]
     if lacking:

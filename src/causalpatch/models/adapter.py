@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from causalpatch.base.errors import ModelUnsupported
 from causalpatch.base.tokens import Tokenizer
+from causalpatch.models.attention import kernel_of
 from causalpatch.models.detect import find_family
 from causalpatch.models.dictionaries import Anatomy, Dictionary, Registry, Wanted
 from causalpatch.models.families import Family
 from causalpatch.models.generic import module_tap
-from causalpatch.models.offload import execution_device, hash_state
+from causalpatch.models.offload import Content, execution_device
 from causalpatch.models.taps import Port, Tap
+from causalpatch.models.tokens import find_stop_ids
 from causalpatch.models.views import View
 from causalpatch.sites.names import FEATURE_SITES, NAMES
 from causalpatch.sites.select import ModelShape, check
@@ -63,6 +65,7 @@ class Model:
         self.module = module
         self.name = name
         self.tokenizer = tokenizer
+        self._content = Content(module)
         finding = find_family(module)
         self._table = finding.table
         self.family_source = finding.source
@@ -79,6 +82,11 @@ class Model:
     def family(self) -> Family | None:
         """The family's table of facts, or None for a generic model."""
         return self._table.family if self._table else None
+
+    @property
+    def sees_ahead(self) -> bool:
+        """Whether tokens see later ones of their prompt, so far as the family says."""
+        return self.family is not None and self.family.sees_ahead
 
     @property
     def is_assumed(self) -> bool:
@@ -137,20 +145,12 @@ class Model:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Token ids that end a text, as the model's generation settings or its configuration say; else none."""
-        for settings in (getattr(self.module, name, None) for name in ("generation_config", "config")):
-            ids = getattr(settings, "eos_token_id", None)
-            if ids is not None:
-                return tuple(ids) if isinstance(ids, list | tuple) else (int(ids),)
-        return ()
+        return find_stop_ids(self.module)
 
     @property
     def attention(self) -> str:
         """Name of the attention kernel, such as ``sdpa``; ``"unknown"`` where the model does not say."""
-        for part in self.module.modules():
-            kernel = getattr(getattr(part, "config", None), "_attn_implementation", None)
-            if isinstance(kernel, str):
-                return kernel
-        return "unknown"
+        return kernel_of(self.module)
 
     @property
     def content_hash(self) -> str:
@@ -158,11 +158,7 @@ class Model:
 
         It is computed again after a tensor of the state was changed in place or replaced.
         """
-        state = self.module.state_dict()
-        stamp = tuple((name, x.data_ptr(), -1 if x.is_inference() else x._version) for name, x in state.items())
-        if getattr(self, "_stamp", None) != stamp:
-            self._stamp, self._hash = stamp, hash_state(self.module, state)
-        return self._hash
+        return self._content.hash
 
     def tap(self, site: Site) -> Tap:
         """Return where and how a site is read and written.
@@ -243,8 +239,9 @@ class Model:
         Args:
             site: The site.
         """
-        is_feature = site.dictionary is not None
-        return self.dictionaries.of(site.dictionary or "", site.layer or 0).writes if is_feature else site.name
+        if site.dictionary is None:
+            return site.name
+        return self.dictionaries.of(site.dictionary, site.layer or 0).writes
 
     def inputs(self, ids: Ids, mask: Mask | None = None, position_ids: Ids | None = None) -> dict[str, Any]:
         """Return the keyword arguments to call the module with on token ids.
@@ -374,9 +371,8 @@ class Model:
         widths = dict.fromkeys(("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "mlp_in"), self.width)
         widths |= {"z": units.get("head", 0) * self.head_width, "mlp_post": units.get("neuron", 0)}
         norm = self.module.get_submodule(self.tap(Site("final_norm")).port.path)
-        is_centered = isinstance(norm, nn.LayerNorm)
         like = self._first.new_empty(0, device=self.device)
-        return Anatomy(self.name, self.tap, widths, like, is_centered, "v_bias" not in refused)
+        return Anatomy(self.name, self.tap, widths, like, isinstance(norm, nn.LayerNorm), "v_bias" not in refused)
 
     @cached_property
     def _first(self) -> Tensor:

@@ -171,3 +171,12 @@ def _forget(place: int, reference: "weakref.ref[Any]") -> None:
 
 AttentionInterface.register(OURS, _dispatch)
 AttentionMaskInterface.register(OURS, _mask)
+
+
+def kernel_of(module: nn.Module) -> str:
+    """Return the name of a model's attention kernel, such as ``sdpa``; ``"unknown"`` where it does not say."""
+    for part in module.modules():
+        kernel = getattr(getattr(part, "config", None), "_attn_implementation", None)
+        if isinstance(kernel, str):
+            return kernel
+    return "unknown"

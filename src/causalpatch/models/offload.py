@@ -53,7 +53,28 @@ def _hooks(part: nn.Module) -> Iterator[Any]:
     yield from getattr(hook, "hooks", (hook,))
 
 
-def hash_state(module: nn.Module, state: Mapping[str, Tensor]) -> str:
+class Content:
+    """The weights of a model, known by their hash.
+
+    Args:
+        module: The model.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._known: tuple[object, str] | None = None
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the names, types, shapes and bytes of the state, again after a tensor of it was changed."""
+        state = self.module.state_dict()
+        stamp = tuple((name, x.data_ptr(), -1 if x.is_inference() else x._version) for name, x in state.items())
+        if self._known is None or self._known[0] != stamp:
+            self._known = stamp, _hash_state(self.module, state)
+        return self._known[1]
+
+
+def _hash_state(module: nn.Module, state: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of the names, types, shapes and bytes of a model's state, wherever its weights are.
 
     Args:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import cached_property
 
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from causalpatch.base.errors import ModelUnsupported
@@ -117,3 +118,12 @@ class WrappedTokenizer:
         if stop - start > 1 and ids[-1] == ids[-2] and ids[-1] in self._frame_ids:
             stop -= 1
         return start, stop
+
+
+def find_stop_ids(module: nn.Module) -> tuple[int, ...]:
+    """Return the ids of tokens that end a text, as a model's generation settings or its configuration say."""
+    for settings in (getattr(module, name, None) for name in ("generation_config", "config")):
+        ids = getattr(settings, "eos_token_id", None)
+        if ids is not None:
+            return tuple(ids) if isinstance(ids, list | tuple) else (int(ids),)
+    return ()
