@@ -57,10 +57,11 @@ def reference_of(interventions: Sequence[tuple[Target, ...]], direction: str) ->
     if any(len(values) > 1 for values in places.values()):
         return Reference((), "none", "several values for one place have no reference in common")
     together = tuple({(t.site, t.position, t.column): t for t in ablated}.values())
-    if any(sum(not isinstance(t.value, Identity) for t in group) == len(together) for group in interventions):
+    held = tuple(_held(interventions, places))
+    if any(sum(target not in held for target in group) == len(together) for group in interventions):
         why = "one intervention ablates all that was asked for, so that its share would be 1 whatever it does"
         return Reference((), "none", why)
-    return Reference((*_held(interventions, places), *together), f"{kinds[0]} at {len(together)} places together")
+    return Reference((*held, *together), f"{kinds[0]} at {len(together)} places together")
 
 
 def _held(interventions: Sequence[tuple[Target, ...]], ablated: Collection[tuple[object, ...]]) -> Iterator[Target]:

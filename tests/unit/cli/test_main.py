@@ -100,7 +100,7 @@ def test_doctor_prints_every_site_with_its_proofs(capsys, folder):
     assert code == 0
     assert "resid_mid" in out
     assert "identity, edit, whole, algebra" in out
-    assert "21 sites can be patched, 8 are refused" in out
+    assert "21 sites can be patched, 10 are refused" in out
 
 
 def test_doctor_says_why_a_site_is_refused(capsys, tmp_path):

@@ -63,7 +63,7 @@ def test_a_plan_prints_what_is_patched_what_it_costs_and_the_first_pair():
     assert "patch          z.0.0@-1, z.0.1@-1" in text
     assert "3 on 2 pairs" in text
     assert "2 cells whose pair lacks the position" in text
-    assert "1 more forwards per row, to spell answers out" in text
+    assert "1 more forwards per row, through answers or what is written" in text
     assert "20 rows in 3 forwards of up to 8 rows" in text
     assert text.splitlines()[-2:] == ["clean          'a'", "corrupted      'b'"]
     shown = (("'a'", "'b'"), tuple(f"z.0.{head}" for head in range(12)))

@@ -99,6 +99,8 @@ def test_an_exception_anywhere_leaves_model_and_process_as_they_were(engine, kin
     calls, limit = [0], [-1]
 
     def fail(name, args, result):
+        if name == "_set_grad_enabled":
+            return  # stopped half-way through its own entry, torch's no_grad does not come back
         calls[0] += 1
         if calls[0] == limit[0]:
             raise kind("in the middle")

@@ -26,6 +26,7 @@ EVERY = [
     cp.Fitted(BY_POSITION, "mean", ON, by_position=True),
     cp.Fitted(RNG.normal(size=(2, 8)), "mean", ON, groups=("a", "b")),
     cp.Given(RNG.normal(size=(3, 8)), np.array([0, 2, 1]), np.array([0, 2, 3]), ("one", "other"), "read before"),
+    cp.From("resid_post.1@-1"),
     cp.Steer(RNG.normal(size=8), -2.0),
     cp.ProjectOut(RNG.normal(size=8)),
     cp.Subspace(RNG.normal(size=(3, 8)), cp.Steer(RNG.normal(size=8)), ON),
