@@ -80,7 +80,7 @@ def test_every_metric_equals_its_formula_on_the_logits_of_plain_runs(world, draw
                 assert_same(got[name][number], value)
         for side, run in (("base", runs[base]), ("source", runs[source])):
             wanted = formulas(pair, run, runs[base], runs[source])
-            assert_same(kept[side][:, number], np.array([wanted[name] for name in METRICS]))
+            assert_same(kept[side][:, number], np.array([wanted[name] for name in names]))
 
 
 def teacher_forced(world: World, pair, prompt, answer: tuple[int, ...], edits) -> float:
