@@ -118,6 +118,7 @@ def test_of_several_searches_the_best_is_kept():
     assert ends[1] <= ends[0]
 
 
+@pytest.mark.slow
 def test_small_forwards_give_the_same_subspace():
     whole, small = (
         cp.learn_subspace(experiment(max_rows=rows), SITE, HELD_OUT, wanted="swapped", search=BRIEF, controls=ALONE)
