@@ -42,6 +42,21 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+ModelName = Annotated[str, typer.Argument(help="zoo:NAME, a folder, or a name on the hub.")]
+PairsName = Annotated[str, typer.Argument(help="A task's name, or a .jsonl, .csv or .parquet file.")]
+Where = Annotated[list[str] | None, typer.Option("--where", help="Keep pairs with COLUMN=VALUE.")]
+First = Annotated[int | None, typer.Option("--first", min=1, help="Use the first N pairs only.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; a GPU where there is one.")]
+Metrics = Annotated[list[str] | None, typer.Option("--metric", help="What to measure; may be repeated.")]
+OneMetric = Annotated[str | None, typer.Option("--metric", help="What to measure; by default the task's.")]
+Direction = Annotated[
+    Literal["denoise", "noise"],
+    typer.Option("--direction", help="denoise: into the corrupted run; noise: into the clean one."),
+]
+Align = Annotated[
+    Literal["position", "difference", "spans"] | None,
+    typer.Option("--align", help="How prompts of different lengths meet."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the numbers and pictures; made where missing.")]
 Dictionary = Annotated[
@@ -118,11 +133,11 @@ def demo(
 
 @app.command()
 def sweep(  # noqa: PLR0913 - each argument is an option that a person types
-    model: Annotated[str, typer.Argument(help="zoo:NAME, a folder, or a name on the hub.")],
-    pairs: Annotated[str, typer.Argument(help="A task's name, or a .jsonl, .csv or .parquet file.")],
+    model: ModelName,
+    pairs: PairsName,
     site: Annotated[list[str] | None, typer.Option("--site", help="What to patch, such as z or resid_pre@-1.")] = None,
     over: Annotated[str | None, typer.Option("--over", help="Axes of the grid, such as layer,head.")] = None,
-    metric: Annotated[list[str] | None, typer.Option("--metric", help="What to measure; may be repeated.")] = None,
+    metric: Metrics = None,
     direction: Annotated[
         Literal["denoise", "noise"] | None,
         typer.Option(
@@ -139,17 +154,14 @@ def sweep(  # noqa: PLR0913 - each argument is an option that a person types
     ] = "source",
     draws: Annotated[int | None, typer.Option("--draws", min=1, help="Draws of noise or resampled values.")] = None,
     window: Annotated[int | None, typer.Option("--window", min=1, help="Patch windows of N layers together.")] = None,
-    align: Annotated[
-        Literal["position", "difference", "spans"] | None,
-        typer.Option("--align", help="How prompts of different lengths meet."),
-    ] = None,
-    where: Annotated[list[str] | None, typer.Option("--where", help="Keep pairs with COLUMN=VALUE.")] = None,
-    first: Annotated[int | None, typer.Option("--first", min=1, help="Use the first N pairs only.")] = None,
+    align: Align = None,
+    where: Where = None,
+    first: First = None,
     first_token: Annotated[
         bool, typer.Option("--first-token", help="Cut longer answers to their first token.")
     ] = False,
     dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, …; the checkpoint's own.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; a GPU where there is one.")] = None,
+    device: Device = None,
     engine: Annotated[
         Literal["auto", "wavefront", "restart", "graph", "rows", "reference"],
         typer.Option("--engine", help="How runs are made; auto takes the fastest that the model allows."),
@@ -205,17 +217,17 @@ def sweep(  # noqa: PLR0913 - each argument is an option that a person types
 
 @app.command()
 def trace(  # noqa: PLR0913 - each argument is an option that a person types
-    model: Annotated[str, typer.Argument(help="zoo:NAME, a folder, or a name on the hub.")],
-    pairs: Annotated[str, typer.Argument(help="A task's name, or a .jsonl, .csv or .parquet file.")],
+    model: ModelName,
+    pairs: PairsName,
     span: Annotated[str, typer.Option("--span", help="The span of every pair that noise is put on.")] = "subject",
     window: Annotated[int, typer.Option("--window", min=1, help="Layers of attn and mlp restored together.")] = 10,
     by: Annotated[list[str] | None, typer.Option("--by", help="noise or pairs; both by default.")] = None,
     kind: Annotated[list[str] | None, typer.Option("--kind", help="resid, attn or mlp; all by default.")] = None,
     draws: Annotated[int, typer.Option("--draws", min=1, help="Draws of noise per pair.")] = 10,
-    metric: Annotated[str | None, typer.Option("--metric", help="What to measure; by default the task's.")] = None,
-    where: Annotated[list[str] | None, typer.Option("--where", help="Keep pairs with COLUMN=VALUE.")] = None,
-    first: Annotated[int | None, typer.Option("--first", min=1, help="Use the first N pairs only.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; a GPU where there is one.")] = None,
+    metric: OneMetric = None,
+    where: Where = None,
+    first: First = None,
+    device: Device = None,
     out: Out = None,
     top: Top = 5,
     as_json: Json = False,
@@ -239,8 +251,8 @@ def trace(  # noqa: PLR0913 - each argument is an option that a person types
 
 @app.command()
 def paths(  # noqa: PLR0913 - each argument is an option that a person types
-    model: Annotated[str, typer.Argument(help="zoo:NAME, a folder, or a name on the hub.")],
-    pairs: Annotated[str, typer.Argument(help="A task's name, or a .jsonl, .csv or .parquet file.")],
+    model: ModelName,
+    pairs: PairsName,
     senders: Annotated[
         list[str] | None, typer.Option("--senders", help="What sends, such as head_out or mlp_out.2; may be repeated.")
     ] = None,
@@ -256,18 +268,15 @@ def paths(  # noqa: PLR0913 - each argument is an option that a person types
         bool, typer.Option("--recompute-mlps", help="Let MLPs in between see the change; frozen by default.")
     ] = False,
     each_position: Annotated[bool, typer.Option("--each-position", help="Token by token, along an axis.")] = False,
-    metric: Annotated[list[str] | None, typer.Option("--metric", help="What to measure; may be repeated.")] = None,
+    metric: Metrics = None,
     direction: Annotated[
         Literal["denoise", "noise"],
         typer.Option("--direction", help="denoise: into the corrupted run; noise: into the clean one."),
     ] = "denoise",
-    align: Annotated[
-        Literal["position", "difference", "spans"] | None,
-        typer.Option("--align", help="How prompts of different lengths meet."),
-    ] = None,
-    where: Annotated[list[str] | None, typer.Option("--where", help="Keep pairs with COLUMN=VALUE.")] = None,
-    first: Annotated[int | None, typer.Option("--first", min=1, help="Use the first N pairs only.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; a GPU where there is one.")] = None,
+    align: Align = None,
+    where: Where = None,
+    first: First = None,
+    device: Device = None,
     out: Out = None,
     top: Top = 10,
     as_json: Json = False,
@@ -295,16 +304,16 @@ def paths(  # noqa: PLR0913 - each argument is an option that a person types
 
 @app.command()
 def features(  # noqa: PLR0913 - each argument is an option that a person types
-    model: Annotated[str, typer.Argument(help="zoo:NAME, a folder, or a name on the hub.")],
-    pairs: Annotated[str, typer.Argument(help="A task's name, or a .jsonl, .csv or .parquet file.")],
+    model: ModelName,
+    pairs: PairsName,
     dictionary: Dictionary = None,
     layer: Annotated[list[int] | None, typer.Option("--layer", min=0, help="Which layers; all by default.")] = None,
     position: Annotated[str | None, typer.Option("--position", help="Such as -1 or subject; all by default.")] = None,
-    metric: Annotated[str | None, typer.Option("--metric", help="What to measure; by default the task's.")] = None,
+    metric: OneMetric = None,
     value: Annotated[Literal["source", "zero"], typer.Option("--value", help="The features' new value.")] = "source",
-    where: Annotated[list[str] | None, typer.Option("--where", help="Keep pairs with COLUMN=VALUE.")] = None,
-    first: Annotated[int | None, typer.Option("--first", min=1, help="Use the first N pairs only.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; a GPU where there is one.")] = None,
+    where: Where = None,
+    first: First = None,
+    device: Device = None,
     budget: Annotated[int | None, typer.Option("--budget", min=1, help="Refuse more than N runs of the model.")] = None,
     out: Out = None,
     top: Top = 10,
@@ -331,9 +340,9 @@ def features(  # noqa: PLR0913 - each argument is an option that a person types
 
 @app.command()
 def doctor(
-    model: Annotated[str, typer.Argument(help="zoo:NAME, a folder, or a name on the hub.")],
+    model: ModelName,
     dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, …; the checkpoint's own.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; a GPU where there is one.")] = None,
+    device: Device = None,
     dictionary: Dictionary = None,
     as_json: Json = False,
 ) -> None:

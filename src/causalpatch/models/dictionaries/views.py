@@ -8,6 +8,7 @@ back what was read adds an exact zero.
 Values are read in the dtype of the tensor and computed in float32 at least.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +69,7 @@ class FeatureView(ElementView):
         """Change the tensor by what the value differs from the current one."""
         self.add(x, companions, index, difference(value, self.at(x, companions, index)), x)
 
+    @abstractmethod
     def add(self, x: Tensor, companions: Companions, index: Index, change: Tensor, before: Tensor) -> None:
         """Change the tensor in place.
 
@@ -78,7 +80,6 @@ class FeatureView(ElementView):
             change: What their values gain, in float32 at least; axes (n, value).
             before: The tensor as it was before any feature was written.
         """
-        raise NotImplementedError
 
     def units(self, n_elements: int) -> Int[Tensor, " n"]:
         """Return the feature of each element; zeros where the view is of none."""
