@@ -42,6 +42,12 @@ if TYPE_CHECKING:
     from causalpatch.algorithms.strict import (
         strict_test as strict_test,
     )
+    from causalpatch.attribution import (
+        EdgeScores as EdgeScores,
+    )
+    from causalpatch.attribution import (
+        attribute_edges as attribute_edges,
+    )
     from causalpatch.base.errors import (
         CausalPatchError as CausalPatchError,
     )
@@ -304,6 +310,7 @@ _ROOMS = {
     "algorithms.interchange": ("Interchange", "interchange_accuracy"),
     "algorithms.scrubbing": ("Scrubbing", "causal_scrubbing"),
     "algorithms.strict": ("StrictTest", "strict_test"),
+    "attribution": ("EdgeScores", "attribute_edges"),
     "base.errors": ("CausalPatchError", "IllusionWarning", "IntegrityError", "RequestError", "UnsupportedError"),
     "experiment": ("Baseline", "Experiment", "off_distribution"),
     "metrics": (

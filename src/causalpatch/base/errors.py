@@ -146,6 +146,10 @@ class NoGap(IntegrityError):
     """The clean and the reference runs do not differ, so a share of their gap means nothing."""
 
 
+class NoGradient(IntegrityError):
+    """Scores are asked for where the metric has no slope, so that all of them would be 0."""
+
+
 class NotFinite(IntegrityError):
     """The model or a metric produced NaN or infinity."""
 

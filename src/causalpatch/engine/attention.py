@@ -8,7 +8,7 @@ Legend of the axes in names: R row, H head, K kv_head, Q query_position, S key_p
    that the rows of a pattern with sinks do not sum to 1; they are never renormalised.
 4. ``z`` = pattern @ v. Heads that share keys and values each have rows of their own. There is no dropout.
 
-Each of the four tensors passes a door, which may hand on another. The order of operations and the dtypes are those of
+Queries, keys, values, scores and patterns pass a door each, which may hand on another. The order of operations and the dtypes are those of
 the plain kernels of transformers, so that what is read here is what such a kernel computes.
 """
 
@@ -56,9 +56,12 @@ def attend_openly(
     n_shared = query.shape[1] // key.shape[1]
     query = door("query", query.transpose(1, 2)).transpose(1, 2)
     key = door("key", key.transpose(1, 2)).transpose(1, 2)
+    value = door("value", value.transpose(1, 2)).transpose(1, 2)
     door("visible", _visible(mask, query, key).transpose(1, 2))
+    key = door("head_key", key.repeat_interleave(n_shared, 1).transpose(1, 2)).transpose(1, 2)
+    value = door("head_value", value.repeat_interleave(n_shared, 1).transpose(1, 2)).transpose(1, 2)
     scaling = more.get("scaling")
-    scores = query @ key.repeat_interleave(n_shared, 1).transpose(-1, -2)
+    scores = query @ key.transpose(-1, -2)
     scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if more.get("softcap") is not None:
         scores = torch.tanh(scores / more["softcap"]) * more["softcap"]
@@ -67,7 +70,7 @@ def attend_openly(
     scores = door("scores", scores.transpose(1, 2)).transpose(1, 2)
     pattern = _pattern(scores, more.get("s_aux")).to(query.dtype)
     pattern = door("pattern", pattern.transpose(1, 2)).transpose(1, 2)
-    return (pattern @ value.repeat_interleave(n_shared, 1)).transpose(1, 2).contiguous()
+    return (pattern @ value).transpose(1, 2).contiguous()
 
 
 def unknown_arguments(more: Mapping[str, Any]) -> list[str]:

@@ -6,12 +6,26 @@ from typing import Final, Literal
 from causalpatch.models.views import View
 from causalpatch.sites.site import Site
 
-Side = Literal["input", "output", "state", "cell", "routes", "query", "key", "visible", "scores", "pattern"]
+Side = Literal[
+    "input",
+    "output",
+    "state",
+    "cell",
+    "routes",
+    "query",
+    "key",
+    "value",
+    "visible",
+    "head_key",
+    "head_value",
+    "scores",
+    "pattern",
+]
 
 STEPS: Final = ("state", "cell")
 """Sides that are no door of a module: what one step of a recurrent module hands on to the next."""
 
-INSIDE: Final = ("query", "key", "visible", "scores", "pattern")
+INSIDE: Final = ("query", "key", "value", "visible", "head_key", "head_value", "scores", "pattern")
 """Sides that are no door of a module: tensors on the way through attention, in the order in which they pass."""
 
 
@@ -27,6 +41,9 @@ class Port:
     ``routes``          token expert                                weights of all experts, by what a router returns
     ``query``           row position head head_width                queries as attention compares them
     ``key``             row position kv_head head_width             keys as attention compares them
+    ``value``           row position kv_head head_width             values as attention weighs them
+    ``head_key``        row position head head_width                keys, once for each head that they serve
+    ``head_value``      row position head head_width                values, once for each head that they serve
     ``visible``         row query_position one key_position         which keys a query sees; only read
     ``scores``          row query_position head key_position        what the softmax gets, sinks apart
     ``pattern``         row query_position head key_position        what the softmax gives, sinks apart

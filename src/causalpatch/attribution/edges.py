@@ -1,0 +1,137 @@
+"""Scores of every edge of a model from a few forwards and backwards.
+
+====================================  =====================================================================
+method                                slopes are taken
+====================================  =====================================================================
+``"eap"``                             at the base run
+``"eap-ig"``                          at points between the base's and the source's embeddings
+``"eap-ig-activations"``              with each sender's own output between the base's and the source's
+``"clean-corrupted"``                 at the clean and at the corrupted run
+====================================  =====================================================================
+
+A score approximates the effect of replacing what the sender sends to the receiver, and to it alone, by what it sends in
+the source run. It is not a patch: ``patch_edges`` makes one.
+
+References:
+    Syed et al. 2023, "Attribution Patching Outperforms Automated Circuit Discovery", 2310.10348; Hanna et al. 2024,
+    "Have Faith in Faithfulness", 2403.17806; "Position-aware Automatic Circuit Discovery", 2502.04577.
+"""
+
+import time
+from typing import Any, Literal, get_args
+
+from causalpatch.base.collector import undisturbed
+from causalpatch.base.errors import ModelUnsupported, SettingError
+from causalpatch.engine.edge_slopes import EdgeSlopes
+from causalpatch.engine.gauge import Gauge
+from causalpatch.engine.senders import Senders
+from causalpatch.engine.slopes import Points, Rule
+from causalpatch.engine.wiring import graph_of, wiring_of
+from causalpatch.experiment import Experiment
+from causalpatch.experiment.provenance import describe_setup
+from causalpatch.patches import Intervention, Patch
+from causalpatch.results.edge_scores import EdgeScores
+from causalpatch.results.provenance import describe_program
+
+__all__ = ["EdgeMethod", "EdgeScores", "attribute_edges"]
+
+EdgeMethod = Literal["eap", "eap-ig", "eap-ig-activations", "clean-corrupted"]
+
+
+def attribute_edges(
+    experiment: Experiment,
+    method: EdgeMethod = "eap-ig",
+    *,
+    steps: int = 5,
+    rule: Rule = "midpoint",
+    positions: bool = False,
+) -> EdgeScores:
+    """Score every edge between the embedding, heads, MLPs and the logits.
+
+    Args:
+        experiment: Model, pairs, metric and direction; of several metrics the first.
+        method: Where slopes are taken; see the table above.
+        steps: Points of ``"eap-ig"`` and ``"eap-ig-activations"``.
+        rule: Which points: ``"midpoint"``, which makes both directions alike, or ``"eap-ig"``, as in the code of Hanna
+            et al., for comparison with theirs.
+        positions: Whether the positions of receivers are told apart.
+
+    Returns:
+        Scores with the sign of the effect on the metric, means over pairs.
+
+    Raises:
+        ModelUnsupported: The model's components are not known by name, or its stream is not the sum of what they add;
+            or source runs are made by another model.
+        MetricError: The metric has no gradient, such as ``rank``, or spells out answers.
+        NoGradient: The metric has no slope at the base run, such as ``kl_from_base``.
+        PairError: Prompts of unequal lengths have no alignment.
+        SettingError: The method, the rule or the number of steps is not known.
+
+    Examples:
+        >>> import causalpatch as cp
+        >>> model = cp.open_model("zoo:stories")
+        >>> experiment = cp.Experiment(model, cp.load_pairs("ioi", model)[:4])
+        >>> cp.attribute_edges(experiment, "eap").graph.n_edges
+        2173
+
+    Cost:
+        Per pair three forwards and a backward; with steps as many forwards and backwards, with ``"eap-ig-activations"``
+        as many for each sender. Memory: the differences of all senders and, over several points, the gradients of all
+        receivers, of as many pairs at once as fit into the budget.
+    """
+    _check(experiment, method)
+    with undisturbed():
+        started = time.perf_counter()
+        graph = graph_of(experiment.model)
+        points = _points(experiment, method, steps, rule)
+        sites = Senders.sites(graph.n_layers)
+        job = experiment.job([Intervention(tuple(Patch(site) for site in sites))])
+        wiring = wiring_of(experiment.model, experiment.pairs)
+        gauge = Gauge(experiment.metrics[:1], experiment.pairs, experiment.model)
+        slopes = EdgeSlopes(job, gauge, wiring, points, by_position=positions, own=method == "eap-ig-activations")
+        sums = slopes.measure()
+    n_pairs = len(experiment.pairs)
+    labels = experiment.pairs.aligned().labels(experiment.base) if positions else None
+    record: dict[str, Any] = {
+        **describe_program(),
+        **describe_setup(
+            experiment.model, experiment.pairs, experiment.metrics[:1], experiment.direction, experiment.seed
+        ),
+        "method": method,
+        "points": points.rule,
+        "mean_base": float(sums.base.mean()),
+        "mean_source": float(sums.source.mean()),
+        "contraction": str(slopes.dtype).removeprefix("torch."),
+        "facts": {
+            "granularity": "heads (q, k, v), MLPs",
+            "kind": "edge",
+            "value": "source",
+            "positions": "each aligned column by itself" if positions else "all aligned",
+            "direction": experiment.direction,
+            "circuit": "single edges, the rest of the run intact; a gradient, not a run",
+        },
+        "cost": {**vars(sums.cost), "seconds": round(time.perf_counter() - started, 3)},
+    }
+    total = sums.total / n_pairs
+    return EdgeScores(graph, total if positions else total[0], record, labels)
+
+
+def _check(experiment: Experiment, method: str) -> None:
+    if method not in get_args(EdgeMethod):
+        raise SettingError(
+            f"unknown method {method!r} for scores of edges",
+            facts=[("known", ", ".join(get_args(EdgeMethod)))],
+            fix='method="eap-ig"',
+        )
+    if experiment.source_model is not None:
+        raise ModelUnsupported(
+            "edges cannot take values from another model's runs",
+            facts=[("why", "what a head sends depends on its own output projection")],
+            fix="leave source_model= out, or take scores of nodes: attribute(experiment, 'z')",
+        )
+
+
+def _points(experiment: Experiment, method: str, steps: int, rule: Rule) -> Points:
+    if method == "eap":
+        return Points.base()
+    return Points.ends() if method == "clean-corrupted" else Points.along(steps, rule, experiment.base)

@@ -1,0 +1,296 @@
+"""Scores of all edges of a decoder, by one product of differences and gradients.
+
+    s(u -> v) = mean over pairs of <delta_u, G_v>,    G_v the gradient at the stream by way of v alone
+
+1. Base and source run once. Of a sender u they give delta_u, what it would add more: the embedding's difference, the
+   MLP's, and of a head its difference of z through its columns of the output projection, to first order through a
+   post-norm, times what the model multiplies it by.
+2. A forward and a backward at each point (``slopes``) give gradients where receivers' inputs stand: at the outputs of
+   the projections and at what the MLP reads. Keys and values that heads share are met once for each head that they
+   serve, and taken back to their projection together, one member of all groups at a time.
+3. ``chains`` takes them back to the stream. Gradients of a receiver are averaged over points first and contracted once,
+   where what has to be kept fits into the budget; else they are contracted at each point.
+
+Nothing has a copy of the stream for each receiver but G itself, one layer at a time, or all layers over the points.
+
+Symbols: N tokens of a batch of pairs, U receivers of a group, D width, P columns.
+
+References:
+    Syed et al. 2023, 2310.10348 (EAP); Hanna et al. 2024, 2403.17806 (EAP-IG); "Position-aware Automatic Circuit
+    Discovery", 2502.04577 (edges by position).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from causalpatch.engine.chains import Chain
+from causalpatch.engine.gauge import Gauge
+from causalpatch.engine.job import Cost, Job, batches_of_pairs
+from causalpatch.engine.means import Means
+from causalpatch.engine.memory import budget_bytes
+from causalpatch.engine.probes import Probes
+from causalpatch.engine.resolve import Placer
+from causalpatch.engine.senders import Senders
+from causalpatch.engine.slopes import Meeting, Points, moved_to, no_gradient, require_slope, take_slopes
+from causalpatch.engine.untouched import Untouched, run_untouched
+from causalpatch.engine.wiring import Wired, Wiring
+from causalpatch.models import Port
+from causalpatch.sites.graph import KINDS
+
+Key = tuple[int, str]
+"""A layer and ``"q"``, ``"k"``, ``"v"`` or ``"mlp"``; behind the last layer ``"logits"``."""
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeSums:
+    """What is found of all edges.
+
+    Args:
+        total: Sum of scores over pairs, ``(position, sender, receiver)``; one position where they are not told apart.
+        base: The metric of each pair's base run.
+        source: The metric of each pair's source run.
+        cost: What was spent.
+    """
+
+    total: Float[np.ndarray, "position sender receiver"]
+    base: Float[np.ndarray, " pair"]
+    source: Float[np.ndarray, " pair"]
+    cost: Cost
+
+
+@dataclass(eq=False)
+class EdgeSlopes:
+    """Scores of edges by gradients.
+
+    Args:
+        job: Its one intervention patches all senders; see ``Senders.sites``.
+        gauge: The metric.
+        wiring: How the model is wired.
+        points: Where slopes are taken.
+        by_position: Whether the positions of receivers are told apart.
+        own: Whether each sender's output is moved by itself, all else as in the base run (IG over activations).
+    """
+
+    job: Job
+    gauge: Gauge
+    wiring: Wiring
+    points: Points
+    by_position: bool = False
+    own: bool = False
+    cost: Cost = field(default_factory=Cost)
+
+    def __post_init__(self) -> None:
+        graph, model = self.wiring.graph, self.wiring.model
+        self.dtype = torch.promote_types(model.dtype, torch.float32)
+        self.chains = {key: self._chain(key) for key in self._keys()}
+        self.senders = Senders(self.wiring, self.dtype)
+        self.placer = Placer(self.job.pairs, self.job.base)
+        self.n_columns = self.job.pairs.aligned().n_columns if self.by_position else 1
+        self.total = torch.zeros(self.n_columns, *graph.shape, dtype=torch.float64, device=model.device)
+
+    def measure(self) -> EdgeSums:
+        """Return the sums of scores over all pairs.
+
+        Raises:
+            MetricError: The metric has no gradient.
+            NoGradient: Its slope is 0 everywhere.
+            PairError: Prompts of unequal lengths have no alignment.
+        """
+        require_slope(self.job, self.gauge, self.points)
+        values = {name: np.zeros(len(self.job.pairs)) for name in ("base", "source")}
+        steepest = 0.0
+        for indices in self._batches():
+            batch = run_untouched(
+                self.job,
+                self.gauge,
+                Means(),
+                self.cost,
+                indices,
+                base_sites=[t.site for t in self.job.interventions[0]],
+            )
+            for name, found in values.items():
+                found[indices] = batch.values[name][0]
+            steepest = max(steepest, self._add(batch))
+        if steepest == 0:
+            raise no_gradient(self.gauge.metrics[0].name, "its gradient is 0 at every input of every component")
+        return EdgeSums(self.total.cpu().numpy(), values["base"], values["source"], self.cost)
+
+    def _add(self, batch: Untouched) -> float:
+        """Add the scores of some pairs; return the largest slope."""
+        meeting = Meeting.of(self.job, batch, self.job.interventions[0][0], self.placer)
+        deltas = self.senders.deltas(batch, meeting)
+        columns = self._columns(batch) if self.by_position else None
+        if self.own:
+            return self._add_own(batch, deltas, columns)
+        start = self.wiring.layers[0].stream
+        keeps = len(self.points.shares) > 1 and self._bytes_per_token() * deltas[0, ..., 0].numel() <= self._budget
+        sums: dict[Key, Tensor] = {}
+        steepest = 0.0
+        for number, share in enumerate(self.points.shares):
+            probes = self._probes(moved_to(share, start, deltas[0]))
+            steepest = max(steepest, self._run(batch, probes))
+            is_last = number == len(self.points.shares) - 1
+            for key, x, g in self._met(probes):
+                pulled = self.chains[key].pull(x, g)
+                if keeps:
+                    pulled = sums.pop(key).add_(pulled) if key in sums else pulled
+                if keeps and not is_last:
+                    sums[key] = pulled
+                else:
+                    self._contract(key, deltas, pulled / len(self.points.shares), columns)
+        return steepest
+
+    def _add_own(self, batch: Untouched, deltas: Tensor, columns: Tensor | None) -> float:
+        """Add scores with each sender's output moved by itself."""
+        steepest = 0.0
+        for sender, (port, moved) in enumerate(self.senders.moves(deltas)):
+            first = int(np.flatnonzero(self.wiring.graph.exists[sender])[0])
+            delta = deltas[sender].flatten(0, 1)
+            for share in self.points.shares:
+                probes = self._probes({port: share * moved}, first)
+                steepest = max(steepest, self._run(batch, probes))
+                for key, x, g in self._met(probes):
+                    receivers = self._receivers(key)
+                    if receivers.start < first:
+                        continue
+                    chain = self.chains[key]
+                    pushed = chain.push(x, delta.to(x.dtype)).to(self.dtype)
+                    pushed = pushed if chain.way.starts is None else chain.columns(pushed)
+                    of_token = (
+                        (g.to(self.dtype) * pushed).flatten(1).sum(-1)
+                        if chain.way.starts is None
+                        else (g.to(self.dtype) * pushed).sum(-1)
+                    )
+                    self._sum_tokens(sender, receivers, of_token / len(self.points.shares), columns)
+        return steepest
+
+    def _sum_tokens(self, sender: int, receivers: slice, of_token: Tensor, columns: Tensor | None) -> None:
+        """Add scores of tokens, ``[N]`` or ``[N, U]``."""
+        of_token = of_token.double().reshape(len(of_token), -1)
+        if columns is None:
+            self.total[0, sender, receivers] += of_token.sum(0)
+            return
+        padded = torch.cat([of_token, of_token.new_zeros(1, of_token.shape[1])])
+        self.total[:, sender, receivers] += padded[columns].sum(0)
+
+    def _contract(self, key: Key, deltas: Tensor, pulled: Float[Tensor, "U N D"], columns: Tensor | None) -> None:
+        """Add the products of differences and gradients."""
+        receivers = self._receivers(key)
+        heard = int(self.wiring.graph.heard[receivers.start])
+        some = deltas[:heard].flatten(1, 2)
+        if columns is None:
+            self.total[0, :heard, receivers] += (some.flatten(1) @ pulled.flatten(1).T).double()
+            return
+        for column, places in enumerate(columns.T):
+            real = places[places < some.shape[1]]
+            found = some[:, real].flatten(1) @ pulled[:, real].flatten(1).T
+            self.total[column, :heard, receivers] += found.double()
+
+    def _run(self, batch: Untouched, probes: Probes) -> float:
+        opens = self.wiring.n_shared > 1
+        take_slopes(self.job, self.gauge, batch, probes, opens=opens, keeps_graph=opens)
+        self.cost.forwards, self.cost.rows = self.cost.forwards + 1, self.cost.rows + len(batch.indices)
+        return max((float(slope.abs().amax()) for slope in probes.slopes.values()), default=0.0)
+
+    def _probes(self, moved: Mapping[Port, Tensor], first: int = 0) -> Probes:
+        """Return the probes of a run, from a receiver on."""
+        ports: list[Port] = []
+        for layer, wired in enumerate(self.wiring.layers):
+            for key, way in [((layer, kind), wired.heads[kind]) for kind in KINDS] + [((layer, "mlp"), wired.mlp)]:
+                if self._receivers(key).start >= first:
+                    ports += [wired.stream, way.port]
+                    if self.wiring.n_shared > 1 and key[1] in ("k", "v"):
+                        ports += _shared(wired, key[1])
+        return Probes.at([*ports, self.wiring.last], moved)
+
+    def _met(self, probes: Probes) -> Iterator[tuple[Key, Tensor, Tensor]]:
+        """Yield for each group of receivers the stream and the gradients, from the last to the first."""
+        for key in reversed(list(self.chains)):
+            way, wired = self.chains[key].way, self.wiring.layers[min(key[0], len(self.wiring.layers) - 1)]
+            if way.port not in probes.values:
+                continue
+            if way.port not in probes.slopes:
+                continue  # nothing of it reaches the metric
+            stream = probes.values[way.port if key[1] == "logits" else wired.stream].flatten(0, 1)
+            if key[1] in ("k", "v") and self.wiring.n_shared > 1:
+                yield key, stream, self._of_heads(key, wired, probes)
+            elif way.starts is None:
+                yield key, stream, probes.slopes[way.port].flatten(0, 1)
+            else:
+                yield key, stream, self.chains[key].columns(probes.slopes[way.port].flatten(0, 1))
+
+    def _of_heads(self, key: Key, wired: Wired, probes: Probes) -> Float[Tensor, "N U W"]:
+        """Return gradients at a shared key's or value's projection, for each head that it serves by itself."""
+        chain, n_shared = self.chains[key], self.wiring.n_shared
+        shared, of_head = _shared(wired, key[1])
+        found_slopes = probes.slopes[of_head]
+        slopes = found_slopes.reshape(
+            *found_slopes.shape[:2], -1, n_shared, found_slopes.shape[-1]
+        )  # …, kv_head, member
+        found: list[Tensor] = []
+        for member in range(n_shared):
+            (back,) = torch.autograd.grad(
+                probes.nodes[shared], probes.nodes[chain.way.port], slopes[..., member, :], retain_graph=True
+            )
+            found.append(chain.columns(back.flatten(0, 1))[:, member::n_shared])
+        return torch.stack(found, 2).flatten(1, 2)
+
+    def _keys(self) -> list[Key]:
+        layers = range(len(self.wiring.layers))
+        return [*((layer, kind) for layer in layers for kind in (*KINDS, "mlp")), (len(layers), "logits")]
+
+    def _chain(self, key: Key) -> Chain:
+        layer, kind = key
+        model, n_heads = self.wiring.model, self.wiring.graph.n_heads
+        if kind == "logits":
+            return Chain(self.wiring.end, model.width, self.dtype)
+        wired = self.wiring.layers[layer]
+        if kind == "mlp":
+            return Chain(wired.mlp, model.width, self.dtype)
+        n_shared = 1 if kind == "q" else self.wiring.n_shared
+        return Chain(wired.heads[kind], model.width, self.dtype, [head // n_shared for head in range(n_heads)])
+
+    def _receivers(self, key: Key) -> slice:
+        graph, (layer, kind) = self.wiring.graph, key
+        if kind in KINDS:
+            return graph.heads_to(kind, layer)
+        place = graph.logits if kind == "logits" else graph.mlp_to(layer)
+        return slice(place, place + 1)
+
+    def _columns(self, batch: Untouched) -> Tensor:
+        """Return the place of each pair's column among the tokens of the batch, ``[pair, column]``; the end if none."""
+        side = 0 if self.job.base == "clean" else 1
+        tokens = self.job.pairs.aligned().columns[batch.indices, :, side]
+        width = batch.known.base.batch.mask.shape[1]
+        rows = np.arange(len(tokens))[:, None] * width + batch.known.base.batch.start[:, None]
+        places = np.where(tokens < 0, len(tokens) * width, rows + tokens)
+        return torch.as_tensor(places, device=self.wiring.model.device)
+
+    def _batches(self) -> Iterator[np.ndarray]:
+        """Yield the pairs whose differences fit into the budget together."""
+        lengths = np.maximum(self.job.pairs.lengths("clean"), self.job.pairs.lengths("corrupt"))
+        for indices in batches_of_pairs(self.job):
+            most = self._budget // max(1, self._bytes_per_token() * int(lengths[indices].max()))
+            yield from np.array_split(indices, -(-len(indices) // max(1, int(most))))
+
+    @property
+    def _budget(self) -> int:
+        return budget_bytes(self.wiring.model.device, self.job.budget_gib)
+
+    def _bytes_per_token(self) -> int:
+        """Bytes of the differences of all senders and of the gradients of all receivers at one token."""
+        graph, size = self.wiring.graph, torch.finfo(self.dtype).bits // 8
+        n_kept = graph.n_receivers if len(self.points.shares) > 1 and not self.own else 3 * graph.n_heads
+        return (graph.n_senders + n_kept) * self.wiring.model.width * size
+
+
+def _shared(wired: Wired, kind: str) -> tuple[Port, Port]:
+    """Return where a shared key or value stands, and where it stands once for each head."""
+    if kind == "k":
+        return Port(wired.attends, "key"), Port(wired.attends, "head_key")
+    return Port(wired.attends, "value"), Port(wired.attends, "head_value")

@@ -1,0 +1,106 @@
+"""Probes: what stands at ports of a run, and the slope of a metric there, while the model runs as it is.
+
+A probe is a write that puts back what it finds, perhaps moved a little, and remembers it: its value, the tensor that
+goes on, and in the backward the gradient that arrives. At the input of a module it meets the gradient by way of this
+module alone, since only the call of the module is handed the tensor that goes on. Where nothing before it has a
+gradient, the graph begins at the probe.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from causalpatch.engine.hooks import Write
+from causalpatch.models import Port, Tap
+from causalpatch.models.views import Whole
+from causalpatch.sites import Site
+
+_ANY = Site("logits")  # taps of probes are read and written whole, whatever they are of
+
+
+@dataclass(eq=False)
+class Probes:
+    """Probes of one forward and its backward.
+
+    Args:
+        ports: Where they stand.
+        moved: What is added to the tensor at some of the ports.
+        scaled: What the gradient is multiplied by on its way back through some of the ports.
+        values: The tensor at each port, filled by the forward.
+        nodes: The same as it goes on, with its graph.
+        slopes: The gradient at each port, filled by the backward.
+        dropped: Ports through which no gradient goes back.
+    """
+
+    ports: tuple[Port, ...]
+    moved: Mapping[Port, Tensor] = field(default_factory=dict)
+    scaled: Mapping[Port, Tensor | float] = field(default_factory=dict)
+    values: dict[Port, Tensor] = field(default_factory=dict)
+    nodes: dict[Port, Tensor] = field(default_factory=dict)
+    slopes: dict[Port, Tensor] = field(default_factory=dict)
+    dropped: set[Port] = field(default_factory=set)
+
+    @classmethod
+    def at(
+        cls,
+        ports: Iterable[Port],
+        moved: Mapping[Port, Tensor] | None = None,
+        scaled: Mapping[Port, Tensor | float] | None = None,
+    ) -> "Probes":
+        """Return probes at ports, each once; those that are moved or scaled too."""
+        every = dict.fromkeys([*(moved or {}), *ports, *(scaled or {})])
+        return cls(tuple(every), moved or {}, scaled or {})
+
+    def writes(self, n_rows: int, device: torch.device) -> list[Write]:
+        """Return what is to be written in the forward.
+
+        Args:
+            n_rows: Rows of the forward.
+            device: Where they are.
+        """
+        index = (torch.arange(n_rows, device=device),)
+        return [Write(Tap(_ANY, port, Whole()), index, _Met(self, port)) for port in self.ports]
+
+    def meet(self, port: Port, found: Shaped[Tensor, " row *axes"]) -> Shaped[Tensor, " row *axes"]:
+        """Remember what stands at a port, and return what goes on."""
+        if port in self.moved:
+            found = found + self.moved[port].to(found)
+        if not found.is_floating_point():
+            return found
+        self.values[port] = found.detach()
+        if torch.is_grad_enabled():
+            # What was taken out of the model's tensor is a tensor of our own, so that it may begin a graph.
+            going = found if found.requires_grad else found.detach().requires_grad_()
+            going.register_hook(_Arrived(self, port))  # type: ignore[no-untyped-call]
+            self.nodes[port] = going
+            return going
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Met:
+    """Hands what stands at a port to the probes."""
+
+    probes: Probes
+    port: Port
+
+    def __call__(self, current: Tensor) -> Tensor:
+        return self.probes.meet(self.port, current)
+
+
+@dataclass(frozen=True, eq=False)
+class _Arrived:
+    """Takes the gradient that arrives at a port."""
+
+    probes: Probes
+    port: Port
+
+    def __call__(self, gradient: Tensor) -> Tensor | None:
+        self.probes.slopes[self.port] = gradient
+        if self.port in self.probes.dropped:
+            return torch.zeros_like(gradient)
+        factor = self.probes.scaled.get(self.port)
+        return None if factor is None else gradient * factor

@@ -1,0 +1,118 @@
+"""What each sender of a decoder's graph adds to the stream more in the source run than in the base run.
+
+Of a head that is its difference of z times its rows of the output projection. Behind a post-norm the sum of all heads
+is scaled together: to first order, the base run's Jacobian times each head's term.
+
+Symbols: B pairs, T tokens, D width.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from causalpatch.engine.slopes import Meeting
+from causalpatch.engine.untouched import Untouched
+from causalpatch.engine.wiring import Wired, Wiring
+from causalpatch.models import Port, plain_rows
+from causalpatch.models.views import Scaled
+from causalpatch.sites import Site
+
+
+class Senders:
+    """The senders of a model.
+
+    Args:
+        wiring: How the model is wired.
+        dtype: In which differences are computed, float32 at least.
+    """
+
+    def __init__(self, wiring: Wiring, dtype: torch.dtype) -> None:
+        self.wiring, self.dtype = wiring, dtype
+
+    @staticmethod
+    def sites(n_layers: int) -> list[Site]:
+        """Return the sites whose values are needed, the stream into the first layer first."""
+        layers = range(n_layers)
+        found = [Site("resid_pre", 0)]
+        for layer in layers:
+            found += [Site("z", layer, 0), Site("mlp_out", layer)]
+        return found
+
+    def deltas(self, batch: Untouched, meeting: Meeting) -> Float[Tensor, "sender B T D"]:
+        """Return what every sender would add more, at the base's tokens."""
+        wiring, graph = self.wiring, self.wiring.graph
+        base, source = batch.known.base, batch.known.source
+        first = wiring.layers[0].stream
+        embedded = meeting.difference(base.tensors[first], source.tensors[first])
+        found = embedded.new_empty(graph.n_senders, *embedded.shape, dtype=self.dtype)
+        found[0] = embedded
+        for layer, wired in enumerate(wiring.layers):
+            self._heads(layer, batch, meeting, found[graph.heads_from(layer)])
+            tap = wired.mlp_out
+            here, there = (tap.view.read(run.tensors[tap.port], ()) for run in (base, source))
+            found[graph.mlp_from(layer)] = meeting.difference(here, there)
+        self._z = {
+            wired.z: meeting.difference(base.tensors[wired.z], source.tensors[wired.z]) for wired in wiring.layers
+        }
+        return found
+
+    def moves(self, deltas: Float[Tensor, "sender B T D"]) -> Iterator[tuple[Port, Tensor]]:
+        """Yield for each sender where its output stands, and what moves it from the base's to the source's."""
+        yield self.wiring.layers[0].stream, deltas[0]
+        for layer, wired in enumerate(self.wiring.layers):
+            for start in wired.starts:
+                moved = torch.zeros_like(self._z[wired.z])
+                columns = slice(start, start + self.wiring.model.head_width)
+                moved[..., columns] = self._z[wired.z][..., columns]
+                yield wired.z, moved
+            view = wired.mlp_out.view
+            factor = view.factor if isinstance(view, Scaled) else 1.0
+            yield wired.mlp_out.port, deltas[self.wiring.graph.mlp_from(layer)] / factor
+
+    def _heads(self, layer: int, batch: Untouched, meeting: Meeting, out: Float[Tensor, "head B T D"]) -> None:
+        """Fill in what the heads of a layer would add more."""
+        wired, width = self.wiring.layers[layer], self.wiring.model.head_width
+        base, source = (run.tensors[wired.z] for run in (batch.known.base, batch.known.source))
+        dz = meeting.difference(base, source).to(self.dtype)
+        weight = plain_rows(wired.project)
+        for head, start in enumerate(wired.starts):
+            columns = slice(start, start + width)
+            if weight is not None:
+                torch.matmul(dz[..., columns], weight.detach()[columns].to(self.dtype), out=out[head])
+            else:
+                out[head] = _term(wired.project, base, columns, dz[..., columns])
+        if wired.after is not None:
+            given = wired.project.forward(base)
+            for head in range(len(wired.starts)):
+                out[head] = _pushed(wired.after, given, out[head].to(given.dtype))
+        if wired.times != 1.0:
+            out *= wired.times
+
+
+def term_of(wired: Wired, z: Float[Tensor, "*lead C"]) -> Float[Tensor, "*lead D"]:
+    """Return what a layer's attention adds to the stream, by what its heads hand to the output projection."""
+    with torch.no_grad():
+        given: Tensor = wired.project.forward(z)
+        return (given if wired.after is None else wired.after.forward(given)) * wired.times
+
+
+def _term(project: nn.Module, z: Tensor, columns: slice, dz: Tensor) -> Tensor:
+    """Return by how much a projection's output changes where some columns of its input do."""
+    with torch.no_grad():
+        changed = z.clone()
+        changed[..., columns] += dz.to(z)
+        more: Tensor = project.forward(changed) - project.forward(z)
+    return more
+
+
+def _pushed(module: nn.Module, x: Tensor, delta: Tensor) -> Tensor:
+    """Return a module's Jacobian at x times a difference."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        made = module.forward(x)
+        dual = torch.zeros_like(made, requires_grad=True)
+        (back,) = torch.autograd.grad(made, x, dual, create_graph=True)
+        (pushed,) = torch.autograd.grad(back, dual, delta)
+    return pushed.detach()

@@ -1,0 +1,247 @@
+"""The slope of a metric at every port at once: one forward and one backward for all pairs of a batch.
+
+Rows are pairs: each has a metric of its own that no other row touches, so the gradient of the sum over rows is each
+row's own. The model is held as for any run and its parameters are frozen, so gradients flow to activations alone,
+whatever kind of weights there is.
+
+*Points* are where slopes are taken on the straight way from the base run's input to the source run's. The stream into
+the first layer, or an array itself, is moved there; one point at 0 is the base run. Slopes are averaged over points.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from causalpatch.base.errors import MetricError, ModelUnsupported, NoGradient, NotFinite, SettingError
+from causalpatch.engine.capture import inputs_of
+from causalpatch.engine.gauge import Gauge, Run
+from causalpatch.engine.gradient import differentiable
+from causalpatch.engine.hooks import run_with_hooks
+from causalpatch.engine.job import Job
+from causalpatch.engine.probes import Probes
+from causalpatch.engine.resolve import Placer, Target
+from causalpatch.engine.untouched import Untouched
+from causalpatch.models import Model, Port
+from causalpatch.sites import Site
+
+Rule = Literal["midpoint", "eap-ig"]
+
+
+@dataclass(frozen=True)
+class Points:
+    """Where slopes are taken on the way from the base (0) to the source (1).
+
+    Args:
+        shares: The share of the way of each point.
+        rule: How they were chosen, in words.
+    """
+
+    shares: tuple[float, ...]
+    rule: str
+
+    @classmethod
+    def base(cls) -> "Points":
+        """Return the base run alone."""
+        return cls((0.0,), "the base run")
+
+    @classmethod
+    def ends(cls) -> "Points":
+        """Return the base and the source run."""
+        return cls((0.0, 1.0), "the clean and the corrupted run")
+
+    @classmethod
+    def along(cls, steps: int, rule: Rule, base: str) -> "Points":
+        """Return the points of integrated gradients.
+
+        Args:
+            steps: How many.
+            rule: ``"midpoint"``: (k - 1/2) / steps, k from 1. ``"eap-ig"``: k / steps of the way from the corrupted to
+                the clean run, k from 0, as in the code of Hanna et al.
+            base: Which side the base run is.
+
+        Raises:
+            SettingError: There are no steps, or no such rule.
+
+        References:
+            Sundararajan et al. 2017, 1703.01365; Hanna et al. 2024, 2403.17806.
+        """
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise SettingError(f"gradients cannot be integrated in {steps!r} steps", fix="steps=5")
+        if rule == "midpoint":
+            return cls(tuple((k - 0.5) / steps for k in range(1, steps + 1)), f"{steps} midpoints")
+        if rule != "eap-ig":
+            raise SettingError(f"unknown rule {rule!r}", facts=[("known", "midpoint, eap-ig")], fix='rule="midpoint"')
+        shares = [k / steps for k in range(steps)]
+        shares = shares if base == "corrupt" else [1 - share for share in shares]
+        return cls(tuple(shares), f"{steps} points from the corrupted end")
+
+
+@dataclass(frozen=True, eq=False)
+class Meeting:
+    """Which tokens of the source's prompts stand for which of the base's, over the columns of both batches.
+
+    Args:
+        row: The pair of each element in the batch.
+        base: Its column in the base's batch.
+        source: Its column in the source's batch.
+    """
+
+    row: Tensor
+    base: Tensor
+    source: Tensor
+
+    @classmethod
+    def of(cls, job: Job, batch: Untouched, target: Target, placer: Placer) -> "Meeting":
+        """Return where a target takes its value from; pairs that lack its column have no elements.
+
+        Raises:
+            PairError: Prompts of unequal lengths have no alignment, or a position is outside a prompt.
+        """
+        places = placer.places(target, batch.indices.tolist())
+        known = [(local, place) for local, place in enumerate(places) if place is not None]
+        row = np.concatenate([np.zeros(0, dtype=np.int64), *(np.full(len(place.base), n) for n, place in known)])
+        base, source = (
+            np.concatenate([np.zeros(0, dtype=np.int64), *(getattr(place, name) for _, place in known)])
+            for name in ("base", "start")
+        )
+        starts = [run.batch.start for run in (batch.known.base, batch.known.source)]
+        device = job.model.device
+        return cls(
+            *(torch.as_tensor(at, device=device) for at in (row, starts[0][row] + base, starts[1][row] + source))
+        )
+
+    def difference(
+        self, base: Float[Tensor, "row position *axes"], source: Float[Tensor, "row place *axes"]
+    ) -> Float[Tensor, "row position *axes"]:
+        """Return source less base where they meet, 0 elsewhere; float32 at least."""
+        wide = torch.promote_types(base.dtype, torch.float32)
+        found = torch.zeros(base.shape, dtype=wide, device=base.device)
+        here = (self.row, self.base)
+        found[here] = source[self.row, self.source].to(wide) - base[here].to(wide)
+        return found
+
+
+def require_slope(job: Job, gauge: Gauge, points: Points) -> None:
+    """Make sure that the metric can have a slope at some points.
+
+    Raises:
+        SettingError: Gradients are off for good, or the metric spells out answers or reads what the model writes.
+        NoGradient: The metric is smallest just there.
+    """
+    metric = gauge.metrics[0]
+    if torch.is_inference_mode_enabled():
+        raise SettingError(
+            "scores cannot be computed inside torch.inference_mode(), where nothing has a gradient",
+            fix="leave it for this call; inside torch.no_grad() they can be computed",
+        )
+    if gauge.forks or gauge.steps:
+        does = "spells out answers of several tokens" if gauge.forks else "reads what the model writes on"
+        raise MetricError(
+            f"no scores can be computed of '{metric.name}', which {does}",
+            facts=[("pairs", f"'{job.pairs.name}'")],
+            fix='measure the first token: load_pairs(…, first_token=True), or metric="kl_divergence"',
+        )
+    if "base" in metric.compares and not any(points.shares):
+        raise no_gradient(metric.name, "it compares with the base run, where its slope is taken: it is smallest there")
+
+
+def no_gradient(name: str, why: str) -> NoGradient:
+    """Return the error for a metric whose slope is 0 everywhere."""
+    return NoGradient(
+        f"the metric '{name}' has no slope at the base run, so that all scores would be 0",
+        facts=[("why", why)],
+        fix='take a metric that changes there: metric="logit_difference", or method="ig"',
+    )
+
+
+def take_slopes(
+    job: Job, gauge: Gauge, batch: Untouched, probes: Probes, *, opens: bool = False, keeps_graph: bool = False
+) -> Tensor | None:
+    """Run the base prompts of a batch with probes, and the backward of their metrics.
+
+    Args:
+        job: The job.
+        gauge: The metric.
+        batch: The pairs with their untouched runs.
+        probes: Filled with values and slopes.
+        opens: Whether attention is computed step by step.
+        keeps_graph: Whether further backwards will follow.
+
+    Returns:
+        What the metrics of all pairs sum to with its graph, where it is kept.
+
+    Raises:
+        MetricError: The metric has no gradient.
+        NotFinite: A slope is NaN or infinite.
+    """
+    with differentiable(job.model):
+        total = forward_with(job, gauge, batch, probes, opens=opens).sum()
+        torch.autograd.backward(total, retain_graph=keeps_graph)
+    check_slopes(job, gauge, probes)
+    return total if keeps_graph else None
+
+
+def forward_with(
+    job: Job, gauge: Gauge, batch: Untouched, probes: Probes, *, opens: bool = False
+) -> Float[Tensor, " pair"]:
+    """Return the metric of each pair of a run with probes; to be called inside ``differentiable``.
+
+    Raises:
+        MetricError: The metric has no gradient.
+    """
+    model, device = job.model, job.model.device
+    inputs = job.pairs.batch(job.base, batch.indices, padding_side=job.padding_side)
+    writes = probes.writes(len(batch.indices), device)
+    output, _ = run_with_hooks(model, inputs_of(model, inputs), writes, opens_attention=opens, with_gradient=True)
+    run = Run(model.logits(output), inputs, torch.as_tensor(batch.indices, device=device))
+    values = gauge.tensors(run, batch.runs, torch.arange(len(batch.indices), device=device))[0]
+    if not values.requires_grad:
+        metric = gauge.metrics[0]
+        raise MetricError(
+            f"no scores can be computed of '{metric.name}': it has no gradient",
+            facts=[("such are", "rank, top1, and functions that count, compare or detach")],
+            fix=f"metric=\"logit_difference\", or patch: sweep(experiment, …) measures '{metric.name}'",
+        )
+    return values
+
+
+def check_slopes(job: Job, gauge: Gauge, probes: Probes) -> None:
+    """Make sure that slopes are numbers.
+
+    Raises:
+        NotFinite: One is NaN or infinite.
+    """
+    for port, slope in probes.slopes.items():
+        if not bool(torch.isfinite(slope).all()):
+            raise NotFinite(
+                f"the slope of '{gauge.metrics[0].name}' is not a number at the {port.side} of '{port.path}'",
+                facts=[("model", f"'{job.model.name}' in {job.model.dtype}")],
+                fix="open the model in float32",
+            )
+
+
+def input_port(model: Model) -> Port:
+    """Return where inputs are moved on their way from the base run's to the source run's.
+
+    Raises:
+        ModelUnsupported: Tokens go into a model whose stream is not known.
+    """
+    if model.family is not None and "resid_pre" not in model.shape.refused:
+        return model.tap(Site("resid_pre", 0)).port
+    if model.kind == "arrays":
+        return Port("", "input")
+    raise ModelUnsupported(
+        f"gradients of '{model.name}' cannot be integrated from input to input",
+        facts=[("why", "tokens have no values in between, and the stream behind their embedding is not known by name")],
+        fix='method="ig-activations" (each site by itself), or method="atp"',
+    )
+
+
+def moved_to(share: float, port: Port, difference: Tensor) -> Mapping[Port, Tensor]:
+    """Return how far inputs are moved at a point; not at all at the base."""
+    return {port: share * difference} if share else {}

@@ -1,0 +1,84 @@
+"""Arrays and a record in one file without pickles, with a checksum: numpy's ``.npz`` with a JSON text in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from causalpatch.base.errors import ResultsNotFound, SettingError, StoreCorrupt
+
+_SCHEMA = "1"
+_ENTRY = "about"
+
+
+def write(path: Path, kind: str, held: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Path:
+    """Write arrays and what is to be known of them.
+
+    Args:
+        path: Ends in ``.npz``; folders are made where they are missing.
+        kind: What it is, in words; ``read`` asks for it.
+        held: The arrays by name.
+        about: What is to be known of them, as plain data.
+
+    Raises:
+        SettingError: The path has another ending.
+    """
+    if path.suffix != ".npz":
+        raise SettingError(f"scores are saved as .npz, not as '{path.name}'", fix=f'scores.save("{path.stem}.npz")')
+    content = json.dumps(about, sort_keys=True)
+    head = {"format": kind, "schema": _SCHEMA, "content": content, "sha256": _digest(content, held)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **{_ENTRY: np.array(json.dumps(head, sort_keys=True)), **held})  # type: ignore[arg-type]
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def read(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read arrays and what is known of them.
+
+    Args:
+        path: What ``write`` wrote.
+        kind: What it must be.
+
+    Raises:
+        ResultsNotFound: There is no such file.
+        StoreCorrupt: It is something else, or was changed since.
+    """
+    if not path.is_file():
+        raise ResultsNotFound(f"no saved scores in '{path}'", fix="name the file that scores.save(path) wrote")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            head = json.loads(str(file[_ENTRY]))
+            held = {name: file[name] for name in file.files if name != _ENTRY}
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise _corrupt(path, f"{type(error).__name__}: {str(error)[:80]}") from error
+    if head.get("format") != kind or head.get("schema") != _SCHEMA:
+        raise _corrupt(path, f"it is '{head.get('format')}', not '{kind}', schema {_SCHEMA}")
+    if _digest(head["content"], held) != head["sha256"]:
+        raise _corrupt(path, "it was changed after it was written")
+    return held, json.loads(head["content"])
+
+
+def _digest(content: str, held: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(content.encode())
+    for name in sorted(held):
+        digest.update(f"{name} {held[name].dtype.str} {held[name].shape}".encode() + held[name].tobytes())
+    return digest.hexdigest()
+
+
+def _corrupt(path: Path, why: str) -> StoreCorrupt:
+    return StoreCorrupt(
+        f"the scores in '{path}' cannot be read", facts=[("why", why)], fix="write them again: scores.save(path)"
+    )
