@@ -8,8 +8,8 @@ Legend of the axes in names: R row, H head, K kv_head, Q query_position, S key_p
    that the rows of a pattern with sinks do not sum to 1; they are never renormalised.
 4. ``z`` = pattern @ v. Heads that share keys and values each have rows of their own. There is no dropout.
 
-Queries, keys, values, scores and patterns pass a door each, which may hand on another. The order of operations and the dtypes are those of
-the plain kernels of transformers, so that what is read here is what such a kernel computes.
+Queries, keys, values, scores and patterns pass a door each, which may hand on another. The order of operations and the
+dtypes are those of the plain kernels of transformers, so that what is read here is what such a kernel computes.
 """
 
 from collections.abc import Callable, Mapping

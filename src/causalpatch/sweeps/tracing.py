@@ -26,6 +26,7 @@ import numpy as np
 from causalpatch.base.errors import PairError, SettingError
 from causalpatch.base.suggest import closest
 from causalpatch.experiment import Experiment
+from causalpatch.experiment.cells import Grid, grid_of
 from causalpatch.pairs import Pairs
 from causalpatch.pairs.role import ROLES
 from causalpatch.patches import Identity, Intervention, Noise, Patch
@@ -33,7 +34,7 @@ from causalpatch.results.effects import Effects
 from causalpatch.results.panels import panels
 from causalpatch.results.pictures import Picture
 from causalpatch.sites import parse
-from causalpatch.sweeps.grid import Grid, draw_numbers, grid_of, run_grid, stack_draws, windows_of
+from causalpatch.sweeps.grid import draw_numbers, run_grid, stack_draws, windows_of
 
 By = Literal["noise", "pairs"]
 Kind = Literal["resid", "attn", "mlp"]
