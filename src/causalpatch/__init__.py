@@ -46,6 +46,12 @@ if TYPE_CHECKING:
         EdgeScores as EdgeScores,
     )
     from causalpatch.attribution import (
+        Scores as Scores,
+    )
+    from causalpatch.attribution import (
+        attribute as attribute,
+    )
+    from causalpatch.attribution import (
         attribute_edges as attribute_edges,
     )
     from causalpatch.base.errors import (
@@ -310,7 +316,7 @@ _ROOMS = {
     "algorithms.interchange": ("Interchange", "interchange_accuracy"),
     "algorithms.scrubbing": ("Scrubbing", "causal_scrubbing"),
     "algorithms.strict": ("StrictTest", "strict_test"),
-    "attribution": ("EdgeScores", "attribute_edges"),
+    "attribution": ("EdgeScores", "Scores", "attribute", "attribute_edges"),
     "base.errors": ("CausalPatchError", "IllusionWarning", "IntegrityError", "RequestError", "UnsupportedError"),
     "experiment": ("Baseline", "Experiment", "off_distribution"),
     "metrics": (

@@ -33,8 +33,6 @@ from causalpatch.patches import Intervention, Patch
 from causalpatch.results.edge_scores import EdgeScores
 from causalpatch.results.provenance import describe_program
 
-__all__ = ["EdgeMethod", "EdgeScores", "attribute_edges"]
-
 EdgeMethod = Literal["eap", "eap-ig", "eap-ig-activations", "clean-corrupted"]
 
 

@@ -36,7 +36,15 @@ from causalpatch.engine.memory import budget_bytes
 from causalpatch.engine.probes import Probes
 from causalpatch.engine.resolve import Placer
 from causalpatch.engine.senders import Senders
-from causalpatch.engine.slopes import Meeting, Points, moved_to, no_gradient, require_slope, take_slopes
+from causalpatch.engine.slopes import (
+    Meeting,
+    Points,
+    columns_of,
+    moved_to,
+    no_gradient,
+    require_slope,
+    take_slopes,
+)
 from causalpatch.engine.untouched import Untouched, run_untouched
 from causalpatch.engine.wiring import Wired, Wiring
 from causalpatch.models import Port
@@ -124,7 +132,7 @@ class EdgeSlopes:
         """Add the scores of some pairs; return the largest slope."""
         meeting = Meeting.of(self.job, batch, self.job.interventions[0][0], self.placer)
         deltas = self.senders.deltas(batch, meeting)
-        columns = self._columns(batch) if self.by_position else None
+        columns = columns_of(self.job, batch) if self.by_position else None
         if self.own:
             return self._add_own(batch, deltas, columns)
         start = self.wiring.layers[0].stream
@@ -261,15 +269,6 @@ class EdgeSlopes:
             return graph.heads_to(kind, layer)
         place = graph.logits if kind == "logits" else graph.mlp_to(layer)
         return slice(place, place + 1)
-
-    def _columns(self, batch: Untouched) -> Tensor:
-        """Return the place of each pair's column among the tokens of the batch, ``[pair, column]``; the end if none."""
-        side = 0 if self.job.base == "clean" else 1
-        tokens = self.job.pairs.aligned().columns[batch.indices, :, side]
-        width = batch.known.base.batch.mask.shape[1]
-        rows = np.arange(len(tokens))[:, None] * width + batch.known.base.batch.start[:, None]
-        places = np.where(tokens < 0, len(tokens) * width, rows + tokens)
-        return torch.as_tensor(places, device=self.wiring.model.device)
 
     def _batches(self) -> Iterator[np.ndarray]:
         """Yield the pairs whose differences fit into the budget together."""

@@ -28,7 +28,7 @@ class Probes:
     Args:
         ports: Where they stand.
         moved: What is added to the tensor at some of the ports.
-        scaled: What the gradient is multiplied by on its way back through some of the ports.
+        scaled: What the gradient is multiplied by at some of the ports.
         values: The tensor at each port, filled by the forward.
         nodes: The same as it goes on, with its graph.
         slopes: The gradient at each port, filled by the backward.
@@ -99,8 +99,7 @@ class _Arrived:
     port: Port
 
     def __call__(self, gradient: Tensor) -> Tensor | None:
-        self.probes.slopes[self.port] = gradient
-        if self.port in self.probes.dropped:
-            return torch.zeros_like(gradient)
-        factor = self.probes.scaled.get(self.port)
-        return None if factor is None else gradient * factor
+        factor = 0.0 if self.port in self.probes.dropped else self.probes.scaled.get(self.port)
+        # What stands here is a part of what was stopped or scaled, so that its slope is too.
+        self.probes.slopes[self.port] = gradient if factor is None else gradient * factor
+        return None if factor is None else self.probes.slopes[self.port]

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from causalpatch.base.errors import MetricError, ModelUnsupported, NoGradient, NotFinite, SettingError
@@ -124,6 +124,21 @@ class Meeting:
         here = (self.row, self.base)
         found[here] = source[self.row, self.source].to(wide) - base[here].to(wide)
         return found
+
+
+def columns_of(job: Job, batch: Untouched) -> Int[Tensor, "pair column"]:
+    """Return the place of each aligned column of each pair among all tokens of a batch; their number where it has none.
+
+    Args:
+        job: The job.
+        batch: The pairs.
+    """
+    tokens = job.pairs.aligned().columns[batch.indices, :, 0 if job.base == "clean" else 1]
+    prompts = batch.known.base.batch
+    width = prompts.mask.shape[1]
+    first = np.arange(len(tokens))[:, None] * width + prompts.start[:, None]
+    places = np.where(tokens < 0, len(tokens) * width, first + tokens)
+    return torch.as_tensor(places, device=job.model.device)
 
 
 def require_slope(job: Job, gauge: Gauge, points: Points) -> None:
