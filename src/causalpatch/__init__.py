@@ -69,6 +69,15 @@ if TYPE_CHECKING:
     from causalpatch.base.errors import (
         UnsupportedError as UnsupportedError,
     )
+    from causalpatch.circuits import (
+        Graph as Graph,
+    )
+    from causalpatch.circuits import (
+        graph_of as graph_of,
+    )
+    from causalpatch.circuits import (
+        patch_edges as patch_edges,
+    )
     from causalpatch.experiment import (
         Baseline as Baseline,
     )
@@ -318,6 +327,7 @@ _ROOMS = {
     "algorithms.strict": ("StrictTest", "strict_test"),
     "attribution": ("EdgeScores", "Scores", "attribute", "attribute_edges"),
     "base.errors": ("CausalPatchError", "IllusionWarning", "IntegrityError", "RequestError", "UnsupportedError"),
+    "circuits": ("Graph", "graph_of", "patch_edges"),
     "experiment": ("Baseline", "Experiment", "off_distribution"),
     "metrics": (
         "METRICS",

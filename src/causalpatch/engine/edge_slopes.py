@@ -48,7 +48,7 @@ from causalpatch.engine.slopes import (
 from causalpatch.engine.untouched import Untouched, run_untouched
 from causalpatch.engine.wiring import Wired, Wiring
 from causalpatch.models import Port
-from causalpatch.sites.graph import KINDS
+from causalpatch.sites.graph import KINDS, Graph
 
 Key = tuple[int, str]
 """A layer and ``"q"``, ``"k"``, ``"v"`` or ``"mlp"``; behind the last layer ``"logits"``."""
@@ -95,7 +95,7 @@ class EdgeSlopes:
     def __post_init__(self) -> None:
         graph, model = self.wiring.graph, self.wiring.model
         self.dtype = torch.promote_types(model.dtype, torch.float32)
-        self.chains = {key: self._chain(key) for key in self._keys()}
+        self.chains = chains_of(self.wiring, self.dtype)
         self.senders = Senders(self.wiring, self.dtype)
         self.placer = Placer(self.job.pairs, self.job.base)
         self.n_columns = self.job.pairs.aligned().n_columns if self.by_position else 1
@@ -163,7 +163,7 @@ class EdgeSlopes:
                 probes = self._probes({port: share * moved}, first)
                 steepest = max(steepest, self._run(batch, probes))
                 for key, x, g in self._met(probes):
-                    receivers = self._receivers(key)
+                    receivers = receivers_of(self.wiring.graph, key)
                     if receivers.start < first:
                         continue
                     chain = self.chains[key]
@@ -188,7 +188,7 @@ class EdgeSlopes:
 
     def _contract(self, key: Key, deltas: Tensor, pulled: Float[Tensor, "U N D"], columns: Tensor | None) -> None:
         """Add the products of differences and gradients."""
-        receivers = self._receivers(key)
+        receivers = receivers_of(self.wiring.graph, key)
         heard = int(self.wiring.graph.heard[receivers.start])
         some = deltas[:heard].flatten(1, 2)
         if columns is None:
@@ -210,7 +210,7 @@ class EdgeSlopes:
         ports: list[Port] = []
         for layer, wired in enumerate(self.wiring.layers):
             for key, way in [((layer, kind), wired.heads[kind]) for kind in KINDS] + [((layer, "mlp"), wired.mlp)]:
-                if self._receivers(key).start >= first:
+                if receivers_of(self.wiring.graph, key).start >= first:
                     ports += [wired.stream, way.port]
                     if self.wiring.n_shared > 1 and key[1] in ("k", "v"):
                         ports += _shared(wired, key[1])
@@ -248,28 +248,6 @@ class EdgeSlopes:
             found.append(chain.columns(back.flatten(0, 1))[:, member::n_shared])
         return torch.stack(found, 2).flatten(1, 2)
 
-    def _keys(self) -> list[Key]:
-        layers = range(len(self.wiring.layers))
-        return [*((layer, kind) for layer in layers for kind in (*KINDS, "mlp")), (len(layers), "logits")]
-
-    def _chain(self, key: Key) -> Chain:
-        layer, kind = key
-        model, n_heads = self.wiring.model, self.wiring.graph.n_heads
-        if kind == "logits":
-            return Chain(self.wiring.end, model.width, self.dtype)
-        wired = self.wiring.layers[layer]
-        if kind == "mlp":
-            return Chain(wired.mlp, model.width, self.dtype)
-        n_shared = 1 if kind == "q" else self.wiring.n_shared
-        return Chain(wired.heads[kind], model.width, self.dtype, [head // n_shared for head in range(n_heads)])
-
-    def _receivers(self, key: Key) -> slice:
-        graph, (layer, kind) = self.wiring.graph, key
-        if kind in KINDS:
-            return graph.heads_to(kind, layer)
-        place = graph.logits if kind == "logits" else graph.mlp_to(layer)
-        return slice(place, place + 1)
-
     def _batches(self) -> Iterator[np.ndarray]:
         """Yield the pairs whose differences fit into the budget together."""
         lengths = np.maximum(self.job.pairs.lengths("clean"), self.job.pairs.lengths("corrupt"))
@@ -286,6 +264,34 @@ class EdgeSlopes:
         graph, size = self.wiring.graph, torch.finfo(self.dtype).bits // 8
         n_kept = graph.n_receivers if len(self.points.shares) > 1 and not self.own else 3 * graph.n_heads
         return (graph.n_senders + n_kept) * self.wiring.model.width * size
+
+
+def chains_of(wiring: Wiring, dtype: torch.dtype) -> dict[Key, Chain]:
+    """Return what each group of receivers reads the stream through, from the first to the last.
+
+    Args:
+        wiring: How the model is wired.
+        dtype: In which contractions are computed.
+    """
+    width, n_heads = wiring.model.width, wiring.graph.n_heads
+    found: dict[Key, Chain] = {}
+    for layer, wired in enumerate(wiring.layers):
+        for kind in KINDS:
+            n_shared = 1 if kind == "q" else wiring.n_shared
+            owners = [head // n_shared for head in range(n_heads)]
+            found[layer, kind] = Chain(wired.heads[kind], width, dtype, owners)
+        found[layer, "mlp"] = Chain(wired.mlp, width, dtype)
+    found[len(wiring.layers), "logits"] = Chain(wiring.end, width, dtype)
+    return found
+
+
+def receivers_of(graph: Graph, key: Key) -> slice:
+    """Return the receivers of a group."""
+    layer, kind = key
+    if kind in KINDS:
+        return graph.heads_to(kind, layer)
+    place = graph.logits if kind == "logits" else graph.mlp_to(layer)
+    return slice(place, place + 1)
 
 
 def _shared(wired: Wired, kind: str) -> tuple[Port, Port]:
