@@ -168,13 +168,20 @@ class EdgePlain:
             found.append(self.mlp_added(layer, source.mlp[layer] - base.mlp[layer]))
         return torch.stack(found).detach()
 
-    def slopes(self, ids: Sequence[int], deltas: Tensor, measure, embed: Tensor | None = None) -> Tensor:
-        """Return (sender, receiver, token): the slope of a metric in each sender's part of each receiver's stream."""
+    def slopes(
+        self, ids: Sequence[int], deltas: Tensor, measure, embed: Tensor | None = None, moved: Tensor | float = 0.0
+    ) -> Tensor:
+        """Return (sender, receiver, token): the slope of a metric in each sender's part of each receiver's stream.
+
+        Parts of senders are moved by a share of their difference, ``moved`` (sender,), at all receivers alike.
+        """
+        start = torch.as_tensor(moved).to(deltas) * torch.ones(self.n_senders).to(deltas)
         mask = torch.zeros(self.n_senders, self.n_receivers, deltas.shape[1], dtype=deltas.dtype, requires_grad=True)
 
         def assemble(receiver: int, stream: Tensor) -> Tensor:
             n = self.heard(receiver)
-            return stream + (mask[:n, receiver, :, None] * deltas[:n]).sum(0)
+            shares = start[:n, None, None] + mask[:n, receiver, :, None]
+            return stream + (shares * deltas[:n]).sum(0)
 
         logits = self.run(ids, assemble, embed).logits
         (found,) = torch.autograd.grad(measure(logits), mask)

@@ -292,14 +292,18 @@ class _Layer:
 
     def _readers(self, read: Tensor, heads: Sequence[str]) -> list[str]:
         """Return the outermost modules that are handed a tensor and do not lead to the heads' projections."""
-        before = {name for name, (_, made) in self._inside() for path in heads if _same(made, self._given(path))}
+        before: set[str] = set()
+        if self.graph.is_parallel:  # else the heads have read their own stream before
+            before = {name for name, (_, made) in self._inside() for path in heads if _same(made, self._given(path))}
         attends = tuple(f"{head.rpartition('.')[0]}." for head in heads)
         found: list[str] = []
         for path, (given, _) in sorted(self._inside()):
             is_heads = path in before or f"{path}.".startswith(attends) or any(h.startswith(f"{path}.") for h in heads)
             if _same(given, read) and not is_heads and not any(path.startswith(f"{outer}.") for outer in found):
                 found.append(path)
-        return found
+        # A norm that does nothing hands the stream on: then its reader is who is meant.
+        doing = [path for path in found if not _same(*self.seen.of[path])]
+        return doing or found
 
     def _given(self, path: str) -> Tensor | None:
         return self.seen.of.get(path, (None, None))[0]

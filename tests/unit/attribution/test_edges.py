@@ -1,13 +1,18 @@
 """Scores of edges against a slow implementation by hand, and what must not change them."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
 import causalpatch as cp
 from causalpatch.testing.tiny import tiny_model
 from oracle_edges import EdgePlain, ungrouped
-from toys import prompts
+from toys import hooks_of, prompts
 
 torch.set_num_threads(1)
 
@@ -21,9 +26,13 @@ GROUPED = ("llama", "gemma2", "qwen3")
 FAMILIES = ("gpt2", "llama", "gemma2", "gpt_neox", "qwen3", "olmo2", "phi", "granite", "opt")
 
 
+@functools.cache
+def model_of(family):
+    return cp.open_model(tiny_model(family, kv_heads=2 if family in GROUPED else 4))
+
+
 def experiment_of(family, pairs=PROMPTS, direction="denoise", **more):
-    model = cp.open_model(tiny_model(family, kv_heads=2 if family in GROUPED else 4))
-    return cp.Experiment(model, prompts(*pairs), direction=direction, **more)
+    return cp.Experiment(model_of(family), prompts(*pairs), direction=direction, **more)
 
 
 def by_hand(family, pairs=PROMPTS, direction="denoise", shares=(0.0,)):
@@ -53,3 +62,214 @@ def test_scores_equal_those_of_heads_taken_apart_by_hand(family):
     assert wanted.shape == scores.graph.shape
     assert not wanted[~exists].any()
     close(scores.values[exists], wanted[exists])
+
+
+@pytest.mark.parametrize(("method", "shares"), [("eap-ig", (0.25, 0.75)), ("clean-corrupted", (0.0, 1.0))])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_slopes_along_the_way_are_those_of_runs_with_moved_embeddings(family, method, shares):
+    scores = cp.attribute_edges(experiment_of(family), method, steps=2)
+    close(scores.values[scores.graph.exists], by_hand(family, shares=shares).sum(0)[scores.graph.exists])
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_the_rule_of_eap_ig_counts_from_the_corrupted_end(direction):
+    shares = (0.0, 0.5) if direction == "denoise" else (1.0, 0.5)
+    scores = cp.attribute_edges(experiment_of("gpt2", direction=direction), steps=2, rule="eap-ig")
+    wanted = by_hand("gpt2", direction=direction, shares=shares).sum(0)
+    close(scores.values[scores.graph.exists], wanted[scores.graph.exists])
+
+
+def test_positions_are_told_apart_and_sum_to_the_whole():
+    scores = cp.attribute_edges(experiment_of("gemma2"), "eap", positions=True)
+    exists = scores.graph.exists
+    close(scores.values[:, exists], by_hand("gemma2")[:, exists])
+    whole = cp.attribute_edges(experiment_of("gemma2"), "eap")
+    np.testing.assert_allclose(scores.over_positions().values, whole.values, atol=1e-12)
+    assert scores.score().dims == ("position", "sender", "receiver")
+    assert scores["m0 -> logits"] == pytest.approx(whole["m0 -> logits"])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_activations_are_moved_one_sender_at_a_time(family):
+    scores = cp.attribute_edges(experiment_of(family, PROMPTS[:1]), "eap-ig-activations", steps=1)
+    plain = EdgePlain(ungrouped(family) if family in GROUPED else tiny_model(family, kv_heads=4), family)
+    clean, corrupt = PROMPTS[0]
+    deltas = plain.deltas(plain.run(corrupt), plain.run(clean))
+    for sender in (0, 2, plain.n_heads + 1, plain.n_senders - 1):
+        moved = torch.zeros(plain.n_senders)
+        moved[sender] = 0.5
+        slopes = plain.slopes(corrupt, deltas, lambda logits: logits[-1, 5] - logits[-1, 6], moved=moved)
+        exists = scores.graph.exists[sender]
+        close(scores.values[sender, exists], slopes.sum(-1)[sender].numpy()[exists])
+
+
+@pytest.mark.parametrize("method", ["eap", "eap-ig"])
+def test_batches_padding_and_order_change_nothing(method):
+    pairs = PROMPTS + SHORT
+    wanted = cp.attribute_edges(experiment_of("llama", pairs), method, steps=2).values
+    for other in (
+        experiment_of("llama", pairs, max_rows=1),
+        experiment_of("llama", pairs, padding_side="left"),
+        experiment_of("llama", pairs[::-1]),
+        experiment_of("llama", pairs, budget_gib=1e-6),  # contracted at each point
+    ):
+        found = cp.attribute_edges(other, method, steps=2).values
+        np.testing.assert_allclose(found, wanted, atol=1e-10 * np.nanmax(np.abs(wanted)))
+
+
+def test_both_directions_have_opposite_scores_and_the_same_importance():
+    denoise, noise = (
+        cp.attribute_edges(experiment_of("gpt2", direction=direction), steps=3) for direction in ("denoise", "noise")
+    )
+    np.testing.assert_allclose(noise.values, -denoise.values, atol=1e-12)
+    np.testing.assert_allclose(noise.importance(), denoise.importance(), atol=1e-12)
+
+
+class Int8(nn.Module):
+    """A projection whose weight is kept in eight bits."""
+
+    def __init__(self, of: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.bias = of.in_features, of.out_features, of.bias
+        scale = of.weight.abs().amax(1, keepdim=True) / 127
+        self.register_buffer("scale", scale.detach())
+        self.register_buffer("weight", (of.weight / scale).round().to(torch.int8).detach())
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
+
+
+def test_gradients_flow_through_quantised_projections():
+    kept, plain = tiny_model("llama", kv_heads=2), tiny_model("llama", kv_heads=2)
+    for quantised, same in zip(kept.model.layers, plain.model.layers, strict=True):
+        for name in ("q_proj", "k_proj", "o_proj"):
+            module = Int8(getattr(quantised.self_attn, name))
+            setattr(quantised.self_attn, name, module)
+            with torch.no_grad():
+                getattr(same.self_attn, name).weight.copy_(module.weight.double() * module.scale)
+    found, wanted = (
+        cp.attribute_edges(cp.Experiment(cp.open_model(module), prompts(*PROMPTS)), "eap").values
+        for module in (kept, plain)
+    )
+    np.testing.assert_allclose(found, wanted, atol=1e-10 * np.nanmax(np.abs(wanted)))
+
+
+class OtherNorm(nn.Module):
+    """A norm of no known kind: by the mean magnitude."""
+
+    def forward(self, x):
+        return x / (x.abs().mean(-1, keepdim=True) + 0.1)
+
+
+def test_a_norm_of_an_unknown_kind_goes_through_autograd():
+    module = tiny_model("gpt2")
+    for block in module.transformer.h:
+        block.ln_1 = OtherNorm()
+    experiment = cp.Experiment(cp.open_model(module), prompts(*PROMPTS[:1]))
+    scores = cp.attribute_edges(experiment, "eap")
+    plain = EdgePlain(module, "gpt2")
+    clean, corrupt = PROMPTS[0]
+    deltas = plain.deltas(plain.run(corrupt), plain.run(clean))
+    wanted = plain.slopes(corrupt, deltas, lambda logits: logits[-1, 5] - logits[-1, 6]).sum(-1).numpy()
+    close(scores.values[scores.graph.exists], wanted[scores.graph.exists])
+
+
+def test_weights_stay_as_they_were_and_no_hook_is_left():
+    module = tiny_model("gpt2")
+    module.transformer.h[0].attn.c_attn.weight.requires_grad_(requires_grad=False)
+    before = [parameter.requires_grad for parameter in module.parameters()]
+    experiment = cp.Experiment(cp.open_model(module), prompts(*PROMPTS))
+    with torch.no_grad():
+        scores = cp.attribute_edges(experiment, "eap")
+    assert np.nanmax(np.abs(scores.values)) > 0
+    assert [parameter.requires_grad for parameter in module.parameters()] == before
+    assert all(parameter.grad is None for parameter in module.parameters())
+    assert hooks_of(module) == 0
+
+
+def test_few_bits_are_contracted_in_float32_and_the_record_says_so():
+    scores = {
+        dtype: cp.attribute_edges(
+            cp.Experiment(cp.open_model(tiny_model("llama", kv_heads=2, dtype=dtype)), prompts(*PROMPTS)), "eap"
+        )
+        for dtype in (torch.bfloat16, torch.float32)
+    }
+    few, full = scores[torch.bfloat16], scores[torch.float32]
+    assert few.provenance["contraction"] == "float32"
+    assert few.provenance["model"]["dtype"] == "bfloat16"
+    exists = few.graph.exists
+    assert np.corrcoef(few.values[exists], full.values[exists])[0, 1] > 0.99
+
+
+def linear_model():
+    """Return a GPT-2 whose parts multiply the stream by 2, 3, 1 and .5 on prompts of one token."""
+    config = GPT2Config(vocab_size=8, n_positions=8, n_embd=2, n_layer=2, n_head=1, n_inner=2)
+    config.activation_function, config.tie_word_embeddings = "linear", False
+    module = GPT2LMHeadModel(config).double().eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+        module.transformer.wte.weight.copy_(torch.arange(16).reshape(8, 2) / 8)
+        module.lm_head.weight[5] = torch.tensor([1.0, 0.0])
+        module.lm_head.weight[6] = torch.tensor([0.0, 1.0])
+        for block, heads, mlp in zip(module.transformer.h, (2.0, 1.0), (3.0, 0.5), strict=True):
+            block.ln_1, block.ln_2 = nn.Identity(), nn.Identity()
+            block.attn.c_attn.weight[:, 4:] = torch.eye(2)
+            block.attn.c_proj.weight.copy_(heads * torch.eye(2))
+            block.mlp.c_fc.weight.copy_(torch.eye(2))
+            block.mlp.c_proj.weight.copy_(mlp * torch.eye(2))
+        module.transformer.ln_f = nn.Identity()
+        module.transformer.wte.weight[1] = torch.tensor([2.0, -1.0])
+        module.transformer.wte.weight[2] = torch.tensor([1.0, 1.0])
+    return module
+
+
+# By hand, in units of the embeddings' difference: what an edge adds, times what all behind it make of that.
+BY_HAND = {
+    "embed -> a0.h0<v>": 24.0,
+    "embed -> m0": 9.0,
+    "embed -> a1.h0<v>": 1.5,
+    "embed -> m1": 0.5,
+    "embed -> logits": 1.0,
+    "a0.h0 -> m0": 18.0,
+    "a0.h0 -> a1.h0<v>": 3.0,
+    "a0.h0 -> m1": 1.0,
+    "a0.h0 -> logits": 2.0,
+    "m0 -> a1.h0<v>": 13.5,
+    "m0 -> m1": 4.5,
+    "m0 -> logits": 9.0,
+    "a1.h0 -> m1": 6.0,
+    "a1.h0 -> logits": 12.0,
+    "m1 -> logits": 12.0,
+}
+
+
+def test_on_a_linear_model_scores_are_effects_and_both_are_the_hand_numbers():
+    experiment = cp.Experiment(cp.open_model(linear_model()), prompts(([1], [2])))
+    scores = cp.attribute_edges(experiment, "eap")
+    gap = float(experiment.baseline.clean[0, 0] - experiment.baseline.corrupt[0, 0])
+    assert gap == pytest.approx(36 * 3)  # the difference of the embeddings is (1, -2), read as 1 - (-2)
+    exact = cp.patch_edges(experiment, list(BY_HAND)).effect().values
+    for (edge, share), effect in zip(BY_HAND.items(), exact, strict=True):
+        assert scores[edge] == pytest.approx(3 * share, abs=1e-9)
+        assert effect == pytest.approx(3 * share, abs=1e-9)
+    assert np.nansum(np.abs(scores.values)) == pytest.approx(3 * sum(BY_HAND.values()))
+    assert np.nansum(scores.values[0]) == pytest.approx(gap, abs=1e-6)  # out of the embedding
+    assert np.nansum(scores.values[:, -1]) == pytest.approx(gap, abs=1e-6)  # into the logits
+    nodes = cp.attribute(experiment, "mlp_out", over="layer")
+    np.testing.assert_allclose(nodes.score(), cp.sweep(experiment, "mlp_out", over="layer").effect(), atol=1e-9)
+
+
+def test_scores_are_saved_and_read_and_listed(tmp_path):
+    scores = cp.attribute_edges(experiment_of("gpt2"), "eap")
+    read = cp.EdgeScores.load(scores.save(tmp_path / "edges.npz"))
+    np.testing.assert_array_equal(read.values, scores.values)
+    assert read.graph == scores.graph
+    assert read.provenance == scores.provenance
+    table = scores.to_dataframe()
+    assert len(table) == scores.graph.n_edges == np.isfinite(scores.values).sum()
+    top = scores.top(3)
+    assert list(top["score"].abs()) == sorted(table["score"].abs(), reverse=True)[:3]
+    assert list(scores.top(2, by="importance")["importance"]) == sorted(table["importance"], reverse=True)[:2]
+    assert top["score"][0] == pytest.approx(scores[top["edge"][0]])
+    assert float(scores.score().sel(sender="m0", receiver="logits")) == scores["m0 -> logits"]
