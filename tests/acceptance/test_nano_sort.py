@@ -105,3 +105,21 @@ def test_the_model_is_right_on_all_of_its_pairs(shared, captured):
     assert baseline.right_clean.all()
     assert baseline.right_corrupt.all()
     assert baseline.clean.mean() == pytest.approx(10.2, abs=0.05)
+
+
+@pytest.mark.parametrize(("method", "name"), [("eap", "eap"), ("eap-ig", "eap_ig_5")])
+def test_scores_of_all_edges_are_those_of_their_authors_code(shared, method, name):
+    reference = json.loads((shared / "reference" / "nano_sort_eap.json").read_text())
+    lines = (shared / FOLDER / "pairs.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if row["n_tokens"] == 6]
+    model = cp.open_model(shared / FOLDER, dtype="float32")
+    # Their sign: the change of the metric where an edge carries the corrupted run.
+    experiment = cp.Experiment(model, cp.load_pairs(rows, model), direction="noise")
+    scores = cp.attribute_edges(experiment, method, steps=5, rule="eap-ig")
+    graph = scores.graph
+    assert graph.receiver_labels == reference["destinations"]
+    assert [graph.find_sender(text) for text in reference["sources"]] == list(range(graph.n_senders))
+    wanted = np.array(reference[name], dtype=float)[graph.exists]
+    assert len(wanted) == 172
+    np.testing.assert_allclose(scores.values[graph.exists], wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
+    assert scores.provenance["mean_base"] == pytest.approx(reference["mean_metric_clean"], rel=1e-5)

@@ -71,7 +71,9 @@ class Norm:
 
 def norm_of(module: nn.Module, width: int) -> Norm | None:
     """Return the formula of a norm; None where it is another one, or the module no norm over the width."""
-    eps = next((float(held) for name in ("eps", "variance_epsilon") if (held := getattr(module, name, None))), None)
+    eps = next(
+        (float(held) for name in ("eps", "variance_epsilon", "epsilon") if (held := getattr(module, name, None))), None
+    )
     given = getattr(module, "weight", None)
     if eps is None or not (isinstance(given, Tensor) and given.shape == (width,) and given.is_floating_point()):
         return None

@@ -189,12 +189,12 @@ class NodeSlopes:
         """Fill in scores with each cell's own output moved."""
         steepest = 0.0
         for group in self.groups:
-            changes = self._changes(batch, group)
             port = self.model.tap(group.target.site).port
-            cells = np.unique(group.cells)
-            parts = [sum(change for change, cell in zip(changes, group.cells, strict=True) if cell == c) for c in cells]
-            for cell, whole in zip(cells.tolist(), parts, strict=True):
-                for column, change in self._one_at_a_time(batch, torch.as_tensor(whole)):
+            parts: dict[int, Tensor] = {}
+            for change, cell in zip(self._changes(batch, group), group.cells.tolist(), strict=True):
+                parts[cell] = parts[cell] + change if cell in parts else change
+            for cell, whole in parts.items():
+                for column, change in self._one_at_a_time(batch, whole):
                     total: Tensor | float = 0.0
                     for share in self.points.shares:
                         probes = Probes.at([port], {port: share * change})

@@ -55,7 +55,7 @@ class Points:
         return cls((0.0, 1.0), "the clean and the corrupted run")
 
     @classmethod
-    def along(cls, steps: int, rule: Rule, base: str) -> "Points":
+    def along(cls, steps: int, rule: str, base: str) -> "Points":
         """Return the points of integrated gradients.
 
         Args:

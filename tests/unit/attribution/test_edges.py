@@ -5,7 +5,6 @@ import functools
 import numpy as np
 import pytest
 import torch
-
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -62,6 +61,20 @@ def test_scores_equal_those_of_heads_taken_apart_by_hand(family):
     assert wanted.shape == scores.graph.shape
     assert not wanted[~exists].any()
     close(scores.values[exists], wanted[exists])
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt_neox"])
+def test_the_score_of_a_node_is_the_sum_over_the_edges_out_of_it(family):
+    experiment = experiment_of(family)
+    scores = cp.attribute_edges(experiment, "eap")
+    nodes = cp.attribute(experiment, ["z", "mlp_out", "resid_pre.0"], over="layer")
+    out = scores.score().sum("receiver").values
+    graph = scores.graph
+    assert out[0] == pytest.approx(float(nodes["resid_pre.0"].score()[0]), rel=1e-9)
+    for layer in range(graph.n_layers):
+        assert out[graph.mlp_from(layer)] == pytest.approx(float(nodes["mlp_out"].score()[layer]), rel=1e-9)
+        heads = out[graph.heads_from(layer)].sum()
+        assert heads == pytest.approx(float(nodes["z"].score()[layer]), rel=1e-9)
 
 
 @pytest.mark.parametrize(("method", "shares"), [("eap-ig", (0.25, 0.75)), ("clean-corrupted", (0.0, 1.0))])

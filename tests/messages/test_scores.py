@@ -1,0 +1,319 @@
+"""Refusals of scores and of edges."""
+
+import numpy as np
+import pytest
+import torch
+
+import causalpatch as cp
+from causalpatch.base.errors import (
+    MetricError,
+    ModelUnsupported,
+    NoGap,
+    NoGradient,
+    PathError,
+    ResultsNotFound,
+    SettingError,
+    StoreCorrupt,
+)
+from causalpatch.pairs import Pair, Pairs
+from causalpatch.testing.tiny import tiny_model
+from toys import Chain, opened, prompts, vectors
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return cp.Experiment(cp.open_model(tiny_model("gpt2")), prompts(([1, 2, 3], [1, 4, 3])))
+
+
+def test_a_distance_to_the_base_run_has_no_slope_there(experiment, refuses):
+    text = """
+        the metric 'kl_from_base' has no slope at the base run, so that all scores would be 0
+          why  it compares with the base run, where its slope is taken: it is smallest there
+          fix: take a metric that changes there: metric="logit_difference", or method="ig"
+        """
+    other = experiment.measuring("kl_from_base")
+    with refuses(NoGradient, text):
+        cp.attribute_edges(other, "eap")
+    with refuses(NoGradient, text):
+        cp.attribute(other, "z")
+    assert np.abs(cp.attribute(other, "z", "ig").values).max() > 0
+
+
+def test_a_metric_that_is_constant_has_no_slope(experiment, refuses):
+    constant = cp.metric(lambda outputs, pairs: outputs.logits.sum((-2, -1)) * 0, name="constant")
+    with refuses(
+        NoGradient,
+        """
+        the metric 'constant' has no slope at the base run, so that all scores would be 0
+          why  its gradient is 0 at every site that was asked for
+          fix: take a metric that changes there: metric="logit_difference", or method="ig"
+        """,
+    ):
+        cp.attribute(experiment.measuring(constant), "z")
+    with refuses(
+        NoGradient,
+        """
+        the metric 'constant' has no slope at the base run, so that all scores would be 0
+          why  its gradient is 0 at every input of every component
+          fix: take a metric that changes there: metric="logit_difference", or method="ig"
+        """,
+    ):
+        cp.attribute_edges(experiment.measuring(constant), "eap")
+
+
+@pytest.mark.parametrize("name", ["rank", "top1"])
+def test_metrics_that_count_have_no_gradient(experiment, refuses, name):
+    text = f"""
+        no scores can be computed of '{name}': it has no gradient
+          such are  rank, top1, and functions that count, compare or detach
+          fix: metric="logit_difference", or patch: sweep(experiment, …) measures '{name}'
+        """
+    with refuses(MetricError, text):
+        cp.attribute(experiment.measuring(name), "z")
+    with refuses(MetricError, text):
+        cp.attribute_edges(experiment.measuring(name))
+
+
+def test_answers_of_several_tokens_are_not_scored(experiment, refuses):
+    pair = Pair(np.array([1, 2, 3]), np.array([1, 4, 3]), ((5, 6),), ((6, 7),), id="pair 0")
+    other = cp.Experiment(experiment.model, Pairs([pair], name="long"), "log_probability")
+    for call, what in (
+        (lambda: cp.attribute(other, "z"), "no scores can be computed of"),
+        (lambda: cp.patch_edges(other, ["m0"]), "edges cannot be measured by"),
+    ):
+        with refuses(
+            MetricError,
+            f"""
+            {what} 'log_probability', which spells out answers of several tokens
+              pairs  'long'
+              fix: measure the first token: load_pairs(…, first_token=True), or metric="kl_divergence"
+            """,
+        ):
+            call()
+
+
+def test_methods_rules_and_steps_are_named(experiment, refuses):
+    for call, text in (
+        (
+            lambda: cp.attribute(experiment, "z", "saliency"),
+            """
+            unknown method 'saliency' for scores
+              known  atp, ig, ig-activations, clean-corrupted, atp*, relp
+              fix: method="atp"
+            """,
+        ),
+        (
+            lambda: cp.attribute_edges(experiment, "acdc"),
+            """
+            unknown method 'acdc' for scores of edges
+              known  eap, eap-ig, eap-ig-activations, clean-corrupted
+              fix: method="eap-ig"
+            """,
+        ),
+        (
+            lambda: cp.attribute(experiment, "z", "ig", steps=0),
+            """
+            gradients cannot be integrated in 0 steps
+              fix: steps=5
+            """,
+        ),
+        (
+            lambda: cp.attribute(experiment, "z", "ig", rule="left"),
+            """
+            unknown rule 'left'
+              known  midpoint, eap-ig
+              fix: rule="midpoint"
+            """,
+        ),
+        (
+            lambda: cp.attribute(experiment, "z", "ig-activations", over="head"),
+            """
+            'z.*.*' cannot be moved at once along the way of ig-activations: it is in several layers
+              axes  head
+              fix: walk along the layers: over="layer"
+            """,
+        ),
+    ):
+        with refuses(SettingError, text):
+            call()
+
+
+def test_nothing_has_a_gradient_in_inference_mode(experiment, refuses):
+    with (
+        refuses(
+            SettingError,
+            """
+            scores cannot be computed inside torch.inference_mode(), where nothing has a gradient
+              fix: leave it for this call; inside torch.no_grad() they can be computed
+            """,
+        ),
+        torch.inference_mode(),
+    ):
+        cp.attribute(experiment, "z")
+
+
+def test_importance_needs_a_sign_and_a_gap(experiment, refuses):
+    with refuses(
+        SettingError,
+        """
+        scores by 'atp*' have no sign, so that importance is not defined
+          why  they are means of magnitudes
+          fix: rank by scores.score(), or take method="atp"
+        """,
+    ):
+        cp.attribute(experiment, "z", "atp*").importance()
+    same = cp.Experiment(experiment.model, prompts(([1, 2, 3], [1, 2, 3])))
+    mean = same.baseline.clean.mean()
+    with refuses(
+        NoGap,
+        f"""
+        base and source runs have the same mean metric, so that importance is not defined
+          mean  {mean}
+          fix: use scores.score(), or pairs on which the metric differs
+        """,
+    ):
+        cp.attribute_edges(same, "eap").importance()
+
+
+def test_edges_take_their_values_from_the_same_model(experiment, refuses):
+    older = cp.open_model(tiny_model("gpt2", seed=1))
+    other = cp.Experiment(experiment.model, experiment.pairs, source_model=older)
+    with refuses(
+        ModelUnsupported,
+        """
+        edges cannot take values from another model's runs
+          why  what a head sends depends on its own output projection
+          fix: leave source_model= out, or take scores of nodes: attribute(experiment, 'z')
+        """,
+    ):
+        cp.attribute_edges(other)
+
+
+def test_models_whose_stream_is_no_sum_have_no_edges(refuses):
+    with refuses(
+        ModelUnsupported,
+        """
+        'BertForMaskedLM' has no graph of edges
+          why     the stream goes through norms, so that it is not the sum of what components add
+          needed  heads and MLPs that read a stream and add to it
+          fix: take scores of nodes: attribute(experiment, 'resid_pre')
+        """,
+    ):
+        cp.graph_of(cp.open_model(tiny_model("bert")))
+
+
+def test_rules_need_norms_that_are_known(refuses):
+    with refuses(
+        ModelUnsupported,
+        """
+        the rules of RelP cannot be applied to 'Chain'
+          why  its norms, activations and gates are not known by name
+          fix: method="atp"
+        """,
+    ):
+        other = cp.Experiment(opened(Chain()), vectors(), "answer_logit")
+        cp.attribute(other, "module(first).output", "relp")
+
+
+def test_edges_are_named_as_the_graph_names_them(experiment, refuses):
+    graph = cp.graph_of(experiment.model)
+    for call, text in (
+        (
+            lambda: graph.parse("a0.h0"),
+            """
+            'a0.h0' is not an edge
+              grammar  SENDER -> RECEIVER
+              fix: "a0.h3 -> a2.h1<q>"
+            """,
+        ),
+        (
+            lambda: graph.parse("a9.h0 -> m1"),
+            """
+            there is no 'a9.h0' in this graph
+              layers  0 to 1
+              fix: name one of these
+            """,
+        ),
+        (
+            lambda: graph.parse("m1 -> a0.h0<q>"),
+            """
+            there is no edge 'm1 -> a0.h0<q>'
+              why  'a0.h0<q>' reads the stream before 'm1' adds to it
+              fix: name a receiver behind the sender
+            """,
+        ),
+        (
+            lambda: graph.parse("z.0 -> m1"),
+            """
+            'z.0' is not a sender of the graph
+              such as  embed  a0.h0  m0
+              fix: name one of these
+            """,
+        ),
+        (
+            lambda: cp.patch_edges(experiment, np.zeros((2, 2), dtype=bool)),
+            """
+            a mask of edges does not fit: shape (2, 2)
+              needed  (11, 27): senders, receivers
+              fix: make it by graph.mask([...])
+            """,
+        ),
+        (
+            lambda: cp.patch_edges(experiment, np.ones(graph.shape, dtype=bool)),
+            """
+            a mask names 'a0.h0 -> a0.h0<q>', which is no edge
+              fix: mask & graph.exists
+            """,
+        ),
+        (
+            lambda: cp.patch_edges(experiment, []),
+            """
+            there are no edges to interchange
+              fix: patch_edges(experiment, ["m0 -> logits"])
+            """,
+        ),
+    ):
+        with refuses(PathError, text):
+            call()
+
+
+def test_files_of_scores_are_what_they_say(experiment, refuses, tmp_path):
+    scores = cp.attribute(experiment, "z")
+    with refuses(
+        SettingError,
+        """
+        scores are saved as .npz, not as 'scores.json'
+          fix: scores.save("scores.npz")
+        """,
+    ):
+        scores.save(tmp_path / "scores.json")
+    with refuses(
+        ResultsNotFound,
+        """
+        no saved scores in 'TMP/none.npz'
+          fix: name the file that scores.save(path) wrote
+        """,
+    ):
+        cp.Scores.load(tmp_path / "none.npz")
+    path = scores.save(tmp_path / "scores.npz")
+    with refuses(
+        StoreCorrupt,
+        """
+        the scores in 'TMP/scores.npz' cannot be read
+          why  it is 'causalpatch scores', not 'causalpatch edge scores', schema 1
+          fix: write them again: scores.save(path)
+        """,
+    ):
+        cp.EdgeScores.load(path)
+    with np.load(path) as file:
+        held = {name: file[name] for name in file.files}
+    np.savez(path, **{**held, "values": held["values"] + 1})
+    with refuses(
+        StoreCorrupt,
+        """
+        the scores in 'TMP/scores.npz' cannot be read
+          why  it was changed after it was written
+          fix: write them again: scores.save(path)
+        """,
+    ):
+        cp.Scores.load(path)

@@ -1,0 +1,109 @@
+"""Edges interchanged exactly: against inputs put together by hand, and the laws that sets of edges obey."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+import causalpatch as cp
+from causalpatch.testing.tiny import tiny_model
+from oracle_edges import EdgePlain, ungrouped
+from toys import hooks_of, prompts
+
+torch.set_num_threads(1)
+
+PROMPTS = (([1, 7, 3, 9, 12, 4], [1, 8, 3, 10, 12, 4]), ([2, 5, 30, 11, 6, 9], [2, 5, 31, 17, 6, 9]))
+SHORT = (([4, 6, 15, 8], [4, 7, 16, 8]),)
+GROUPED = ("llama", "gemma2")
+
+
+@functools.cache
+def model_of(family):
+    return cp.open_model(tiny_model(family, kv_heads=2 if family in GROUPED else 4))
+
+
+def experiment_of(family, pairs=PROMPTS, **more):
+    return cp.Experiment(model_of(family), prompts(*pairs), **more)
+
+
+def masks_of(graph, seed=0):
+    """Return all edges, none, many, few, one edge and one node."""
+    rng = np.random.default_rng(seed)
+    draws = rng.random((2, *graph.shape)) < np.array([0.3, 0.03])[:, None, None]
+    one = graph.mask([tuple(graph.edges[rng.integers(graph.n_edges)])])
+    return np.stack([graph.exists, graph.exists & False, *(graph.exists & draws), one, graph.mask(nodes=["a0.h1"])])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "gpt_neox", "phi", "olmo2"])
+def test_inputs_are_put_together_as_by_hand(family):
+    experiment = experiment_of(family)
+    masks = masks_of(cp.graph_of(experiment))
+    found = cp.patch_edges(experiment, masks).to_xarray()["metric"].values.reshape(len(masks), -1)
+    plain = EdgePlain(ungrouped(family) if family in GROUPED else tiny_model(family, kv_heads=4), family)
+    for pair, (clean, corrupt) in enumerate(PROMPTS):
+        source = plain.run(clean)
+        for mask, value in zip(masks, found[:, pair], strict=True):
+            logits = plain.patched(corrupt, source, torch.tensor(mask))[-1]
+            assert value == pytest.approx(float(logits[5] - logits[6]), abs=1e-9)
+    node = experiment.run(["z.0.1"]).to_xarray()["metric"].values
+    np.testing.assert_allclose(found[5], node.reshape(-1), atol=1e-9)
+    np.testing.assert_allclose(found[0], experiment.baseline.clean[0], atol=1e-9)
+    np.testing.assert_allclose(found[1], experiment.baseline.corrupt[0], atol=1e-9)
+    assert hooks_of(experiment.model.module) == 0
+
+
+def test_one_edge_is_a_path_of_one_edge():
+    experiment = experiment_of("llama", PROMPTS + SHORT, direction="noise")
+    edges = {
+        "a0.h1 -> a1.h2<q>": "head_out.0.1 -> q.1.2",
+        "m0 -> m1": "mlp_out.0 -> mlp_in.1",
+        "embed -> logits": "embed -> logits",
+    }
+    paths = cp.path_patch(experiment, paths=list(edges.values())).effect(per_pair=True).values
+    found = cp.patch_edges(experiment, list(edges)).effect(per_pair=True).values
+    np.testing.assert_allclose(found, paths, atol=1e-9)
+    # A path into a shared key is the edges into the keys of all heads that share it.
+    path = cp.path_patch(experiment, paths=["mlp_out.0 -> k.1.1"]).effect(per_pair=True).values
+    both = cp.patch_edges(experiment, [["m0 -> a1.h2<k>", "m0 -> a1.h3<k>"]]).effect(per_pair=True).values
+    np.testing.assert_allclose(both, path, atol=1e-9)
+
+
+def test_batches_padding_and_neighbours_change_nothing():
+    pairs = PROMPTS + SHORT
+    graph = cp.graph_of(model_of("gemma2"))
+    masks = masks_of(graph)
+    wanted = cp.patch_edges(experiment_of("gemma2", pairs), masks).effect(per_pair=True).values
+    for other in (experiment_of("gemma2", pairs, max_rows=1), experiment_of("gemma2", pairs, padding_side="left")):
+        np.testing.assert_allclose(cp.patch_edges(other, masks).effect(per_pair=True), wanted, atol=1e-10)
+    alone = cp.patch_edges(experiment_of("gemma2", pairs), masks[3]).effect(per_pair=True).values
+    np.testing.assert_allclose(alone[0], wanted[3], atol=1e-10)
+
+
+def test_tokens_without_a_partner_keep_what_they_have():
+    pairs = prompts(([1, 7, 3, 9, 4], [1, 8, 8, 3, 9, 4])).align("difference")
+    experiment = cp.Experiment(model_of("gpt2"), pairs)
+    node = experiment.run(["mlp_out.0"]).effect(per_pair=True).values
+    np.testing.assert_allclose(cp.patch_edges(experiment, ["m0"]).effect(per_pair=True), node, atol=1e-9)
+    row = cp.attribute_edges(experiment, "eap").score().sel(sender="m0")
+    assert float(row.sum()) == pytest.approx(float(cp.attribute(experiment, "mlp_out.0", over="layer").score()[0]))
+
+
+def test_float32_keeps_the_laws():
+    model = cp.open_model(tiny_model("llama", kv_heads=2, dtype=torch.float32))
+    experiment = cp.Experiment(model, prompts(*PROMPTS))
+    graph = cp.graph_of(model)
+    found = cp.patch_edges(experiment, np.stack([graph.exists, graph.mask(nodes=["m0"])])).to_xarray()["metric"].values
+    np.testing.assert_allclose(found.reshape(2, -1)[0], experiment.baseline.clean[0], atol=1e-5)
+    node = experiment.run(["mlp_out.0"]).to_xarray()["metric"].values
+    np.testing.assert_allclose(found.reshape(2, -1)[1], node.reshape(-1), atol=1e-5)
+
+
+def test_several_metrics_cost_once_and_names_are_kept():
+    experiment = experiment_of("gpt2", metric=["logit_difference", "kl_divergence"])
+    effects = cp.patch_edges(experiment, ["m0 -> logits", ["m0", "a0.h1 -> m1"]])
+    assert effects.metrics == ["logit_difference", "kl_divergence"]
+    assert list(effects.effect().coords["intervention"].values) == ["m0 -> logits", "m0, a0.h1 -> m1"]
+    assert "from the first layer" in effects.provenance["engine"]["reason"]
+    named = cp.patch_edges(experiment, ["m0"], labels=["the first MLP"])
+    assert list(named.effect().coords["intervention"].values) == ["the first MLP"]
