@@ -70,7 +70,7 @@ def attribute_edges(
         >>> model = cp.open_model("zoo:stories")
         >>> experiment = cp.Experiment(model, cp.load_pairs("ioi", model)[:4])
         >>> cp.attribute_edges(experiment, "eap").graph.n_edges
-        2173
+        479
 
     Cost:
         Per pair three forwards and a backward; with steps as many forwards and backwards, with ``"eap-ig-activations"``

@@ -53,7 +53,7 @@ def graph_of(model: Model | Experiment) -> Graph:
     Examples:
         >>> import causalpatch as cp
         >>> cp.graph_of(cp.open_model("zoo:stories")).n_edges
-        2173
+        479
     """
     return _graph_of(model.model if isinstance(model, Experiment) else model)
 
