@@ -6,6 +6,7 @@ case too. A check takes the world and ``draw``, hypothesis' way to draw more.
 """
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,7 +34,8 @@ from parts import BIASED, PARTS
 
 torch.set_num_threads(1)
 
-ONE, QUICK, MANY = 1, 2, 12  # worlds of a law and family; each has several interventions of several pairs
+ONE, QUICK = 1, 2  # worlds of a law and family; each has several interventions of several pairs
+MANY = int(os.environ.get("WORLDS", "1"))  # the same in `make test-slow`, of every family and any shape
 FIRST = ("gpt2", "llama", "mistral", "qwen3", "gemma2", "gpt_neox")
 # Sites that the tiny models do not have: those that their family's table refuses, what is inside attention where there
 # are no heads, and biases.
@@ -246,15 +248,14 @@ def law(
         about_families = {"needs": needs, "only": only, "is_for_all": is_for_all}
         return functools.partial(law, **about_pairs, **about_families, is_typed=is_typed, is_varied=is_varied)
     families = [family for family in only if not LACKS[family] & set(needs)]
-    quick = [(family, QUICK if family in FIRST else ONE) for family in families if is_for_all or family in FIRST]
+    first = [(family, QUICK if family in FIRST else ONE) for family in families if is_for_all or family in FIRST]
+    quick = [pytest.param(family, n_cases, True, id=f"{n_cases}-{family}") for family, n_cases in first]
+    slow = [pytest.param(family, MANY, False, id=f"many-{family}", marks=pytest.mark.slow) for family in families]
 
     # Values of turned queries and keys may come from tokens at other places, which is right and said.
     @pytest.mark.filterwarnings("ignore:.*whose rotation they keep")
-    @pytest.mark.parametrize(
-        ("family", "n_cases"), [*quick, *(pytest.param(family, MANY, marks=pytest.mark.slow) for family in families)]
-    )
-    def test(family: str, n_cases: int) -> None:
-        is_quick = n_cases != MANY
+    @pytest.mark.parametrize(("family", "n_cases", "is_quick"), [*quick, *slow])
+    def test(family: str, n_cases: int, is_quick: bool) -> None:
         profile = settings.get_profile("test" if is_quick else "slow")
 
         # Worlds grow from seeds: there is nothing to shrink.
