@@ -20,7 +20,7 @@ def agree(model, pairs, asked, **settings):
         assert_agree(got, run_model("reference", model, pairs, asked, **given))
 
 
-@pytest.mark.parametrize("has_other", [False, True])
+@pytest.mark.parametrize("has_other", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_tokens_of_any_module_take_values_of_other_modules_tokens_runs_prompts_and_models(has_other):
     asked = [
         cp.Patch(f"{MIX}@1", cp.From(f"{EMBED}@-1")),
@@ -33,6 +33,7 @@ def test_tokens_of_any_module_take_values_of_other_modules_tokens_runs_prompts_a
     agree(opened(Pooled()), PROMPTS, asked, source_model=opened(Pooled(), 1) if has_other else None)
 
 
+@pytest.mark.slow
 def test_arrays_take_values_of_another_model_of_the_same_shape():
     asked = ["module(first).output", "module(head).input", cp.Patch("module(second).output", "interpolate(0.3)")]
     agree(opened(Chain()), vectors(5), asked, source_model=opened(Chain(), 1))

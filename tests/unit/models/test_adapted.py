@@ -49,7 +49,7 @@ def test_an_adapter_is_opened_on_the_model_that_it_names(folders):
 
 @pytest.mark.filterwarnings("ignore")
 def test_an_adapter_without_its_model_is_refused(folders, tmp_path):
-    base, adapter, _ = folders
+    _, adapter, _ = folders
     named(adapter, None)
     with pytest.raises(ModelNotFound, match="does not say which model it belongs to"):
         cp.open_model(str(adapter))
