@@ -38,9 +38,9 @@ def require_sites(
         require_proofs(one, {read_in(t, value).provable for t, value in elsewhere if value.run == run})
     if source_model is not None:
         require_proofs(source_model, {target.provable for target in asked if target.needs_source})
-        read = [target.site for target in asked if target.needs_source]
-        read += [read_in(t, value).site for t, value in elsewhere if value.run == "source"]
-        _require_modules(model, source_model, pairs, base, {site for site in read if site.module})
+        taken = [target.site for target in asked if target.needs_source]
+        taken += [read_in(t, value).site for t, value in elsewhere if value.run == "source"]
+        _require_modules(model, source_model, pairs, base, {site for site in taken if site.module})
     if pairs.kind != "tokens":
         return
     by_token = {target.site for target in asked if target.site.module and target.has_position}
