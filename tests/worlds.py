@@ -60,7 +60,7 @@ ALL_SHAPES = tuple(
     if heads % kv_heads == 0
     for seed in (0, 1)
 )
-# Proofs of a new model take longer than most laws: each family has a few shapes, of its own, unless many worlds are drawn.
+# Proofs of a new model take longer than most laws: each family has a few shapes, unless many worlds are drawn.
 N_SHAPES = 5
 SHORTEST, LONGEST = 3, 8  # tokens in a prompt; windows of attention have 4
 DIRECTION = np.random.default_rng(7).normal(size=VOCAB)
