@@ -52,7 +52,8 @@ def _attend(
     *call: Any,
 ) -> Tensor:
     by_interface.add(module)
-    return attend_openly(*call, door=partial(step, module))
+    query, key, value, mask, more = call
+    return attend_openly(query, key, value, mask, more, partial(step, module))
 
 
 def not_met(model: Model, port: Port) -> SiteUnsupported:
