@@ -86,7 +86,7 @@ def attribute(
 
     Returns:
         Scores with the axes asked for, then ``pair``, with the sign of the effect on the metric; those of ``"atp*"``
-        are magnitudes. For a list of sites a dictionary by their texts.
+        are magnitudes. For a list of sites a dictionary, by what they were called.
 
     Raises:
         SiteNotFound: A layer, unit or module is not in the model.
@@ -113,11 +113,12 @@ def attribute(
         raise SettingError(
             f"unknown method {method!r} for scores", facts=[("known", ", ".join(get_args(Method)))], fix='method="atp"'
         )
-    several = not isinstance(site, str | Site | SiteSet)
-    asked = [parse(each) for each in site] if not isinstance(site, str | Site | SiteSet) else [parse(site)]
+    given = [site] if isinstance(site, str | Site | SiteSet) else list(site)
     with undisturbed():
-        found = _Asked(experiment, method, steps, rule).scores(asked, over)
-    return {str(each): scores for each, scores in zip(asked, found, strict=True)} if several else found[0]
+        found = _Asked(experiment, method, steps, rule).scores([parse(each) for each in given], over)
+    if isinstance(site, str | Site | SiteSet):
+        return found[0]
+    return {str(each): scores for each, scores in zip(given, found, strict=True)}
 
 
 class _Asked:
