@@ -202,6 +202,21 @@ def test_models_whose_stream_is_no_sum_have_no_edges(refuses):
         cp.graph_of(cp.open_model(tiny_model("bert")))
 
 
+def test_attention_that_cannot_be_opened_shows_no_heads_own_keys(refuses):
+    other = cp.Experiment(cp.open_model(tiny_model("falcon")), prompts(([1, 2, 3], [1, 4, 3])))
+    with refuses(
+        ModelUnsupported,
+        """
+        edges of 'FalconForCausalLM' cannot be scored
+          why  heads share keys, and its attention does not let each head's own be seen
+          fix: take scores of nodes: attribute(experiment, 'z'), or measure edges: patch_edges(experiment, …)
+        """,
+    ):
+        cp.attribute_edges(other)
+    whole = cp.patch_edges(other, cp.graph_of(other.model).exists).to_xarray()["metric"].values
+    np.testing.assert_allclose(whole.reshape(-1), other.baseline.clean[0], atol=1e-9)
+
+
 def test_rules_need_norms_that_are_known(refuses):
     with refuses(
         ModelUnsupported,

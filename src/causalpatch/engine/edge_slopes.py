@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causalpatch.base.errors import ModelUnsupported, SiteUnsupported
 from causalpatch.engine.chains import Chain
 from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.job import Cost, Job, batches_of_pairs
@@ -201,7 +202,14 @@ class EdgeSlopes:
 
     def _run(self, batch: Untouched, probes: Probes) -> float:
         opens = self.wiring.n_shared > 1
-        take_slopes(self.job, self.gauge, batch, probes, opens=opens, keeps_graph=opens)
+        try:
+            take_slopes(self.job, self.gauge, batch, probes, opens=opens, keeps_graph=opens)
+        except SiteUnsupported as error:
+            raise ModelUnsupported(
+                f"edges of '{self.wiring.model.name}' cannot be scored",
+                facts=[("why", "heads share keys, and its attention does not let each head's own be seen")],
+                fix="take scores of nodes: attribute(experiment, 'z'), or measure edges: patch_edges(experiment, …)",
+            ) from error
         self.cost.forwards, self.cost.rows = self.cost.forwards + 1, self.cost.rows + len(batch.indices)
         return max((float(slope.abs().amax()) for slope in probes.slopes.values()), default=0.0)
 
@@ -218,32 +226,33 @@ class EdgeSlopes:
 
     def _met(self, probes: Probes) -> Iterator[tuple[Key, Tensor, Tensor]]:
         """Yield for each group of receivers the stream and the gradients, from the last to the first."""
+        slopes = dict(probes.slopes)  # going back from keys to their projection passes the probes once more
         for key in reversed(list(self.chains)):
             way, wired = self.chains[key].way, self.wiring.layers[min(key[0], len(self.wiring.layers) - 1)]
             if way.port not in probes.values:
                 continue
-            if way.port not in probes.slopes:
+            if way.port not in slopes:
                 continue  # nothing of it reaches the metric
             stream = probes.values[way.port if key[1] == "logits" else wired.stream].flatten(0, 1)
             if key[1] in ("k", "v") and self.wiring.n_shared > 1:
-                yield key, stream, self._of_heads(key, wired, probes)
+                yield key, stream, self._of_heads(key, wired, probes, slopes)
             elif way.starts is None:
-                yield key, stream, probes.slopes[way.port].flatten(0, 1)
+                yield key, stream, slopes[way.port].flatten(0, 1)
             else:
-                yield key, stream, self.chains[key].columns(probes.slopes[way.port].flatten(0, 1))
+                yield key, stream, self.chains[key].columns(slopes[way.port].flatten(0, 1))
 
-    def _of_heads(self, key: Key, wired: Wired, probes: Probes) -> Float[Tensor, "N U W"]:
+    def _of_heads(
+        self, key: Key, wired: Wired, probes: Probes, slopes: Mapping[Port, Tensor]
+    ) -> Float[Tensor, "N U W"]:
         """Return gradients at a shared key's or value's projection, for each head that it serves by itself."""
         chain, n_shared = self.chains[key], self.wiring.n_shared
         shared, of_head = _shared(wired, key[1])
-        found_slopes = probes.slopes[of_head]
-        slopes = found_slopes.reshape(
-            *found_slopes.shape[:2], -1, n_shared, found_slopes.shape[-1]
-        )  # …, kv_head, member
+        of_heads = slopes[of_head]
+        of_members = of_heads.reshape(*of_heads.shape[:2], -1, n_shared, of_heads.shape[-1])
         found: list[Tensor] = []
         for member in range(n_shared):
             (back,) = torch.autograd.grad(
-                probes.nodes[shared], probes.nodes[chain.way.port], slopes[..., member, :], retain_graph=True
+                probes.nodes[shared], probes.nodes[chain.way.port], of_members[..., member, :], retain_graph=True
             )
             found.append(chain.columns(back.flatten(0, 1))[:, member::n_shared])
         return torch.stack(found, 2).flatten(1, 2)

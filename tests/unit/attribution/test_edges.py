@@ -21,7 +21,7 @@ PROMPTS = (
     ([3, 33, 14, 8, 22, 19], [3, 32, 14, 8, 21, 19]),
 )
 SHORT = (([4, 6, 15, 8], [4, 7, 16, 8]),)
-GROUPED = ("llama", "gemma2", "qwen3")
+GROUPED = ("llama", "gemma2", "qwen3", "phi3")
 FAMILIES = ("gpt2", "llama", "gemma2", "gpt_neox", "qwen3", "olmo2", "phi", "granite", "opt")
 
 
@@ -63,7 +63,7 @@ def test_scores_equal_those_of_heads_taken_apart_by_hand(family):
     close(scores.values[exists], wanted[exists])
 
 
-@pytest.mark.parametrize("family", ["gemma2", "gpt_neox"])
+@pytest.mark.parametrize("family", ["gemma2", "gpt_neox", "phi3", "gpt_bigcode"])
 def test_the_score_of_a_node_is_the_sum_over_the_edges_out_of_it(family):
     experiment = experiment_of(family)
     scores = cp.attribute_edges(experiment, "eap")
