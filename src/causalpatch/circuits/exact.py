@@ -157,7 +157,7 @@ def _masks(graph: Graph, edges: Sequence[Asked] | np.ndarray) -> tuple[np.ndarra
 
 
 def _record(experiment: Experiment, runs: ExactEdges, seconds: float) -> dict[str, Any]:
-    how = "from the first layer that is changed" if runs.layers is not None else "whole forwards"
+    how = "from the first layer that is changed" if runs.restarts else "whole forwards"
     return {
         **describe_program(),
         **describe_setup(experiment.model, experiment.pairs, experiment.metrics, experiment.direction, experiment.seed),

@@ -136,6 +136,18 @@ class Chain:
             x = module.forward(x)
         return x
 
+    def of_unit(self, x: Float[Tensor, "*lead D"], number: int) -> Float[Tensor, "*lead W"]:
+        """Return what the chain makes of the stream in the columns of one receiver."""
+        start = (self.way.starts or ())[self.owners[number]]
+        columns = slice(start, start + self.way.width)
+        if self.plain is None:
+            return self.forward(x)[..., columns]
+        for module in reversed(self._rest):
+            x = module.forward(x)
+        made = x @ self.plain[:, number].to(x.dtype)
+        bias = getattr(self.modules[0], "bias", None)
+        return made if bias is None else made + bias.detach()[columns]
+
     @cached_property
     def plain(self) -> Float[Tensor, "D U W"] | None:
         """The projection's weight by receivers, where it is a plain linear map."""

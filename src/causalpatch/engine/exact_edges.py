@@ -21,7 +21,6 @@ Symbols: R rows, T tokens, D width.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -33,12 +32,12 @@ from torch import Tensor
 from causalpatch.base.errors import ModelUnsupported
 from causalpatch.engine import restart
 from causalpatch.engine.batches import in_batches
-from causalpatch.engine.capture import inputs_of
 from causalpatch.engine.edge_slopes import chains_of, receivers_of
+from causalpatch.engine.few_logits import few_columns
 from causalpatch.engine.gauge import Gauge, Run
-from causalpatch.engine.hooks import Write, quiet, run_with_hooks
+from causalpatch.engine.hooks import Write
 from causalpatch.engine.job import Cost, Job, batches_of_pairs, most_rows
-from causalpatch.engine.layers import Layers, entering, look_at
+from causalpatch.engine.layers import Layers
 from causalpatch.engine.means import Means
 from causalpatch.engine.memory import is_out_of_memory, release_memory
 from causalpatch.engine.resolve import Placer
@@ -77,8 +76,11 @@ class ExactEdges:
         changed = np.asarray(self.masks.any(1))
         # The logits are read behind the last layer, which is run again: what goes straight to them costs little.
         first = np.where(changed.any(1), layers[changed.argmax(1)], 0)
-        self.layers = self._restartable()
-        self.entry = np.minimum(first, self.wiring.graph.n_layers - 1) if self.layers else np.zeros_like(first)
+        self.layers = Layers(self.wiring.model)
+        self.entry = np.minimum(first, self.wiring.graph.n_layers - 1)
+        self.restarts, self.is_few = self._verified()
+        if not self.restarts:
+            self.entry = np.zeros_like(first)
 
     def measure(self) -> tuple[Float[np.ndarray, "metric mask pair"], Float[np.ndarray, "side metric pair"]]:
         """Return the metrics of all runs, and of the base and the source runs.
@@ -134,21 +136,20 @@ class ExactEdges:
 
     def _run(self, batch: Untouched, meeting: Meeting, some: np.ndarray, entry: int, copies: int) -> np.ndarray:
         """Return the metrics of some masks on the pairs of a batch, ``(metric, mask, pair)``."""
-        n_pairs, model = len(batch.indices), self.wiring.model
+        n_pairs = len(batch.indices)
         # Rows lie mask by mask, in it pair by pair, in it copy by copy.
         local = np.tile(np.repeat(np.arange(n_pairs), copies), len(some))
         owner = np.repeat(some, n_pairs * copies)
         inputs = self.job.pairs.batch(self.job.base, batch.indices[local], padding_side=self.job.padding_side)
         assembly = _Assembly(self, batch, meeting, local, owner, copies, entry)
-        with quiet(model), ExitStack() as context:
-            if entry and self.layers is not None:
-                stream = batch.known.base.tensors[self.wiring.layers[entry].stream]
-                rows = torch.as_tensor(local, device=stream.device)
-                context.enter_context(entering(self.layers, entry, stream[rows]))
-            output, _ = run_with_hooks(model, inputs_of(model, inputs), assembly.writes())
+        port, kept = self.wiring.layers[entry].stream, batch.known.base
+        stream = restart.stream_into(port, kept, torch.as_tensor(local), inputs, self.job) if entry else None
+        columns = few_columns(self.gauge, inputs) if self.is_few else None
+        logits = restart.logits_from(self.layers, entry, stream, inputs, assembly.writes(), columns)
         self.cost.forwards, self.cost.rows = self.cost.forwards + 1, self.cost.rows + len(local)
-        device = model.device
-        run = Run(model.logits(output), inputs, torch.as_tensor(batch.indices[local], device=device))
+        device = self.wiring.model.device
+        tokens = None if columns is None else np.array(columns) - inputs.start[:, None]
+        run = Run(logits, inputs, torch.as_tensor(batch.indices[local], device=device), tokens=tokens)
         found = self.gauge.values(run, batch.runs, torch.as_tensor(local, device=device))
         table: np.ndarray = found.reshape(len(found), len(some), n_pairs, copies)[..., 0]
         return table
@@ -166,17 +167,15 @@ class ExactEdges:
                 found |= (groups != groups[..., :1]).any((1, 2, 3))
         return found
 
-    def _restartable(self) -> Layers | None:
-        """Return the layers where runs can begin at any of them."""
+    def _verified(self) -> tuple[bool, bool]:
+        """Return whether runs can begin at the layers in question, and be asked for some of the logits alone."""
+        streams = [self.layers.sites[layer] for layer in sorted(set(self.entry.tolist())) if layer]
         if restart.why_not(self.job, self.gauge) is not None:
-            return None
-        layers = Layers(self.wiring.model)
-        shortest = int(np.argmin(self.job.pairs.lengths(self.job.base)))
+            return False, False
         try:
-            look_at(layers, self.job.pairs.batch(self.job.base, [shortest]), [])
+            return True, restart.verify(self.job, self.gauge, self.layers, streams, self.cost)
         except ModelUnsupported:
-            return None
-        return layers
+            return False, False
 
 
 @dataclass(eq=False)
@@ -283,8 +282,8 @@ class _Assembly:
             if not len(rows):
                 continue
             columns = slice(starts[owner], starts[owner] + width)
-            made = chain.forward(self._given(layer, receiver, rows, self.streams[layer][rows]))
-            out[rows, :, columns] = made[..., columns]
+            given = self._given(layer, receiver, rows, self.streams[layer][rows])
+            out[rows, :, columns] = chain.of_unit(given, head)
         return out
 
     def _read_mlp(self, layer: int, current: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ def measure(job: Job, gauge: Gauge, means: Means, cost: Cost) -> Iterator[Block]
     job = replace(job, interventions=[_from_first_change(layers, group) for group in job.interventions])
     entries = np.array([min((_entry(layers, t) for t in group), default=0) for group in job.interventions], dtype=int)
     stream = [layers.sites[layer] for layer in sorted(set(entries.tolist())) if layer]
-    is_few = _verify(job, gauge, layers, stream, cost)
+    is_few = verify(job, gauge, layers, stream, cost)
     keeps = [is_few and not any(reads_logits(layers, target) for target in group) for group in job.interventions]
     setup = _Setup(job, gauge, cost, layers, entries, keeps)
     placer, taps = Placer(job.pairs, job.base), Taps(job.model)
@@ -295,11 +295,11 @@ def _run_rows(setup: _Setup, batch: Untouched, rows: Sequence[Row]) -> Float[np.
         stream = None
         if entry:
             kept = batch.known.base if fork is None else batch.forks[fork]
-            stream = _stream_into(setup.layers.ports[entry], kept, local, inputs, job)
+            stream = stream_into(setup.layers.ports[entry], kept, local, inputs, job)
         setup.cost.forwards, setup.cost.rows = setup.cost.forwards + 1, setup.cost.rows + len(rows)
         with watching(job.ties, job.model, rows, inputs):
             start = (setup.layers, entry, stream, inputs, writes, columns)
-            logits = _logits_from(*start, opens_attention=job.opens_attention)
+            logits = logits_from(*start, opens_attention=job.opens_attention)
         tokens = None if columns is None else np.array(columns) - inputs.start[:, None]
         return Run(logits, inputs, pair, tokens=tokens)
 
@@ -310,7 +310,7 @@ def _run_rows(setup: _Setup, batch: Untouched, rows: Sequence[Row]) -> Float[np.
     return gauge.values(whole, batch.runs, local.to(pair.device))
 
 
-def _stream_into(
+def stream_into(
     port: Port, kept: Captured, local: Int[Tensor, " row"], inputs: Batch, job: Job
 ) -> Float[Tensor, "row position width"]:
     """Gather the base run's stream into a layer for some rows, padded as far as these are."""
@@ -320,7 +320,7 @@ def _stream_into(
     return stream.narrow(1, first, n_columns)[local.to(stream.device)]
 
 
-def _logits_from(
+def logits_from(
     layers: Layers,
     entry: int,
     stream: Float[Tensor, "row position width"] | None,
@@ -342,7 +342,7 @@ def _logits_from(
     return model.logits(output)
 
 
-def _verify(job: Job, gauge: Gauge, layers: Layers, stream: Sequence[Site], cost: Cost) -> bool:
+def verify(job: Job, gauge: Gauge, layers: Layers, stream: Sequence[Site], cost: Cost) -> bool:
     """Make sure on a few pairs that runs may begin at the layers in question.
 
     Returns:
@@ -374,7 +374,7 @@ def _look(
     local = torch.arange(len(indices))
     for site in stream:
         entry = site.layer or 0
-        got = _logits_from(layers, entry, _stream_into(layers.ports[entry], kept, local, inputs, job), inputs)
+        got = logits_from(layers, entry, stream_into(layers.ports[entry], kept, local, inputs, job), inputs)
         if not _agree(got, wanted, inputs.mask):
             refuse_layers(job.model, "the run does not come out the same from this layer on", entry)
     if not may_take_few(layers, gauge):
@@ -383,7 +383,7 @@ def _look(
     part = slice(columns.start, columns.stop)
     cost.forwards, cost.rows = cost.forwards + 1, cost.rows + len(indices)
     try:
-        few = _logits_from(layers, 0, None, inputs, columns=columns)
+        few = logits_from(layers, 0, None, inputs, columns=columns)
     except ModelUnsupported:
         return False
     return _agree(few, wanted[:, part], inputs.mask[:, part])
