@@ -13,6 +13,7 @@ from causalpatch.base.errors import (
     PathError,
     ResultsNotFound,
     SettingError,
+    SiteUnsupported,
     StoreCorrupt,
 )
 from causalpatch.pairs import Pair, Pairs
@@ -215,6 +216,19 @@ def test_attention_that_cannot_be_opened_shows_no_heads_own_keys(refuses):
         cp.attribute_edges(other)
     whole = cp.patch_edges(other, cp.graph_of(other.model).exists).to_xarray()["metric"].values
     np.testing.assert_allclose(whole.reshape(-1), other.baseline.clean[0], atol=1e-9)
+
+
+def test_what_a_router_chooses_has_no_slope(refuses):
+    other = cp.Experiment(cp.open_model(tiny_model("mixtral")), prompts(([1, 2, 3], [1, 4, 3])))
+    with refuses(
+        SiteUnsupported,
+        """
+        'router.0' has no score
+          why  weights are put in by choosing experts anew, which has no slope
+          fix: patch it: sweep(experiment, 'router')
+        """,
+    ):
+        cp.attribute(other, "router")
 
 
 def test_rules_need_norms_that_are_known(refuses):

@@ -54,10 +54,17 @@ from causalpatch.engine.slopes import (
 from causalpatch.engine.untouched import Untouched, run_untouched
 from causalpatch.engine.values import Row, writes_of_rows
 from causalpatch.models import Columns, Port
+from causalpatch.models.taps import STEPS
 from causalpatch.sites import Site
 
 Rules = Callable[[], AbstractContextManager[Mapping[Port, float]]]
 """Changes how gradients go back while it is open; gives what they are multiplied by at ports."""
+
+
+_NO_DOORS = {
+    "routes": "weights are put in by choosing experts anew, which has no slope",
+    **dict.fromkeys(STEPS, "one step of a recurrent module hands it to the next, where no gradient is met"),
+}
 
 
 def no_rules() -> AbstractContextManager[Mapping[Port, float]]:
@@ -143,6 +150,7 @@ class NodeSlopes:
             PairError: Prompts of unequal lengths have no alignment.
         """
         require_slope(self.job, self.gauge, self.points)
+        self._require_doors()
         found = {name: np.zeros(len(self.job.pairs)) for name in ("base", "source")}
         steepest = 0.0
         sites = [target.site for target in self.job.interventions[0]]
@@ -362,6 +370,21 @@ class NodeSlopes:
 
     def _count(self, batch: Untouched) -> None:
         self.cost.forwards, self.cost.rows = self.cost.forwards + 1, self.cost.rows + len(batch.indices)
+
+    def _require_doors(self) -> None:
+        """Make sure that what is scored is met where gradients pass.
+
+        Raises:
+            SiteUnsupported: It is chosen by a router, or handed from step to step.
+        """
+        for group in self.groups:
+            port = self.model.tap(group.target.site).port
+            if port.side in _NO_DOORS:
+                raise SiteUnsupported(
+                    f"'{group.target.site}' has no score",
+                    facts=[("why", _NO_DOORS[port.side])],
+                    fix=f"patch it: sweep(experiment, '{group.target.site.name}')",
+                )
 
     def _require_met(self, probes: Probes) -> None:
         for group in self.groups:

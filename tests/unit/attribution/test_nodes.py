@@ -8,6 +8,7 @@ import torch
 
 import causalpatch as cp
 from causalpatch.testing.tiny import tiny_model
+from dictionaries import weights, write_saelens
 from oracle import Edit, Plain
 from toys import Chain, hooks_of, opened, prompts, vectors
 
@@ -50,6 +51,26 @@ def test_a_score_is_the_slope_of_the_effect_of_a_patch(family, sites):
         assert scores.values.shape == wanted.shape
         np.testing.assert_array_equal(np.isnan(scores.values), np.isnan(wanted))
         np.testing.assert_allclose(scores.values, wanted, rtol=0, atol=2e-5 * np.nanmax(np.abs(wanted)))
+
+
+@pytest.mark.parametrize("metric", ["kl_divergence", "log_probability", "cosine"])
+def test_any_metric_with_a_gradient_has_a_slope(metric):
+    experiment = experiment_of("gpt2", metric=metric)
+    wanted = small_patch(experiment, "z.1")
+    found = cp.attribute(experiment, "z.1").values
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
+
+
+def test_features_of_a_dictionary_and_experts_are_scored(tmp_path):
+    model = cp.open_model(tiny_model("mixtral"))
+    write_saelens(tmp_path, "standard", weights(width=model.width, features=6), hook="blocks.1.hook_resid_pre")
+    model.add_dictionary("sae", tmp_path)
+    experiment = cp.Experiment(model, prompts(*PROMPTS))
+    for site in ("feature(sae).1", "feature_error(sae).1", "expert_out.0"):
+        wanted = small_patch(experiment, site)
+        found = cp.attribute(experiment, site).values
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
+        assert np.abs(wanted).max() > 0
 
 
 def test_sites_together_are_sums_over_what_is_not_an_axis():
