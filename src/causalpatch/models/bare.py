@@ -18,7 +18,7 @@ def bare_gpt2(dtype: torch.dtype = torch.float64, **settings: Any) -> nn.Module:
 
     Examples:
         >>> module = bare_gpt2(vocab_size=3, n_positions=4, n_embd=4, n_layer=1, n_head=2)
-        >>> float(module(torch.tensor([[0, 1]])).logits.abs().sum())
+        >>> float(module(torch.tensor([[0, 1]])).logits.detach().abs().sum())
         0.0
     """
     config = GPT2Config(tie_word_embeddings=False, bos_token_id=None, eos_token_id=None, **settings)

@@ -106,3 +106,16 @@ def test_what_is_not_selected_weighs_nothing():
     for layer in (0, 1):
         weights = patterns[layer][:, 0]
         assert float(weights[weights < 0.5].max()) <= np.exp(-SHARP)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_streams_are_small_and_sum_to_nothing(name):
+    """So that the norm is off by less than 1000 * 2^-61 of what it is given, which is 4e-16."""
+    program = PROGRAMS[name]
+    for seed in (None, 0):
+        module = build(compile_program(program).blueprint, seed=seed)
+        with torch.no_grad():
+            streams = module(torch.tensor(program.inputs()[:64]), output_hidden_states=True).hidden_states
+        for stream in streams:
+            assert float(stream.var(-1, correction=0).max()) < 1000
+            assert float(stream.mean(-1).abs().max()) < 1e-12

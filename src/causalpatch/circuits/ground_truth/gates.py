@@ -73,38 +73,37 @@ def cancelling() -> Program:
 def linear() -> Blueprint:
     """A linear model with hand numbers: two layers, two heads each, no activation function, attention to itself alone.
 
-    The stream has three columns. Prompts are single tokens, which every head sees alone. Tokens 1 and 2 are embedded as
-    (1, 0, 0) and (0, 2, 0), and what is sent is, of a stream (x, y, z)::
+    The stream has the columns x, y, z, and one for the position, which nothing reads. Prompts are single tokens, which
+    every head sees alone. Tokens 1 and 2 are embedded as x = 1 and y = 2, and what is sent, of a stream (x, y, z), is::
 
         a0.h0: (0, 0, x)     a0.h1: (0, 0, 3 y)     m0: (z, 0, 0)
         a1.h0: (0, 0, 2 x)   a1.h1: (0, 3 y, 0)     m1: (0, 0, x - y)
 
-    The logit of token 3 is z behind the last layer; all others are 0.
+    The logit of token 3 is z behind the last layer; those of the other tokens are 0.
     """
-    n = 3
+    x, y, z, place = range(4)
 
-    def through(*entries: tuple[int, int, float]) -> np.ndarray:
-        matrix = np.zeros((n, n))
-        for row, column, value in entries:
-            matrix[row, column] = value
-        return matrix
+    def column(*entries: tuple[int, float]) -> np.ndarray:
+        made = np.zeros((4, 1))
+        for row, value in entries:
+            made[row] = value
+        return made
 
-    def head(*entries: tuple[int, int, float]) -> Head:
-        none = np.zeros((n, 0))
-        return Head(none, np.zeros(0), none, np.eye(n), through(*entries))
+    def head(source: int, target: int, times: float) -> Head:
+        none = np.zeros((4, 0))
+        return Head(none, np.zeros(0), none, column((source, times)), column((target, 1.0)).T)
 
-    def mlp(*entries: tuple[int, int, float]) -> Mlp:
-        return Mlp(np.eye(n), np.zeros(n), through(*entries), np.zeros(n))
+    def mlp(target: int, *entries: tuple[int, float]) -> Mlp:
+        return Mlp(column(*entries), np.zeros(1), column((target, 1.0)).T, np.zeros(4))
 
-    x, y, z = range(n)
-    unembed = np.zeros((n, 4))
-    unembed[z, 3] = 1.0
     layers = (
-        Layer((head((x, z, 1.0)), head((y, z, 3.0))), mlp((z, x, 1.0))),
-        Layer((head((x, z, 2.0)), head((y, y, 3.0))), mlp((x, z, 1.0), (y, z, -1.0))),
+        Layer((head(x, z, 1.0), head(y, z, 3.0)), mlp(x, (z, 1.0))),
+        Layer((head(x, z, 2.0), head(y, y, 3.0)), mlp(z, (x, 1.0), (y, -1.0))),
     )
-    embedded = np.array([[0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 0]], dtype=float)
-    return Blueprint(embedded, np.zeros((4, n)), layers, unembed, activation="linear")
+    embedded, positions, unembed = np.zeros((4, 4)), np.zeros((4, 4)), np.zeros((4, 4))
+    embedded[1, x], embedded[2, y], unembed[z, 3] = 1.0, 2.0, 1.0
+    positions[:, place] = np.arange(4)
+    return Blueprint(embedded, positions, layers, unembed, activation="linear")
 
 
 LINEAR_EDGES = frozenset(
