@@ -79,7 +79,7 @@ class Small:
         return received("logits", "transformer.ln_f") @ w["lm_head.weight"].T, out
 
 
-def largest_changes(module, prompts, ablation: str, tokens, read=None, rows: int = 4096) -> dict[str, float]:
+def largest_changes(module, prompts, ablation: str, tokens, read=None, most=None, rows: int = 4096) -> dict[str, float]:
     """Return, for each edge, the largest change of any answer's logit over all inputs, for resampling over all sources.
 
     Args:
@@ -88,6 +88,7 @@ def largest_changes(module, prompts, ablation: str, tokens, read=None, rows: int
         ablation: ``"resample"``: every prompt's term into every other prompt; ``"zero"``: 0.
         tokens: The tokens whose logits are read.
         read: Positions that are read; by default all.
+        most: So many pairs of prompts, drawn at random, rather than all.
         rows: Prompts in one forward.
     """
     small, ids = Small(module), torch.tensor(list(prompts))
@@ -95,6 +96,7 @@ def largest_changes(module, prompts, ablation: str, tokens, read=None, rows: int
     with torch.no_grad():
         logits, sends = small.run(ids)
         both = torch.cartesian_prod(torch.arange(len(ids)), torch.arange(len(ids)))
+        both = both[torch.randperm(len(both), generator=torch.Generator().manual_seed(0))[:most]]
         base, source = both.T if ablation == "resample" else (torch.arange(len(ids)),) * 2
         found = {}
         for edge in small.edges():

@@ -29,20 +29,20 @@ COUNTS = {
 }
 
 
-def tried(module, prompts, ablation, tokens, reads):
+def tried(module, prompts, ablation, tokens, reads, most=None):
     """The edges that ever change an answer's logit; what is no change is far below what is one."""
-    changes = largest_changes(module, prompts, ablation, tokens, [-1] if reads == "last" else None)
+    changes = largest_changes(module, prompts, ablation, tokens, [-1] if reads == "last" else None, most)
     true = {edge for edge, change in changes.items() if change > 1e-6}
     assert min((changes[edge] for edge in true), default=1) > 1e-2
     assert max(change for edge, change in changes.items() if edge not in true) < 1e-9
     return true
 
 
-def agree(name, seed, n_symbols, ablation):
+def agree(name, seed, n_symbols, ablation, most=None):
     program = PROGRAMS[name]
     compiled = compile_program(program)
     module = build(compiled.blueprint, seed=seed)
-    found = tried(module, program.prompts(n_symbols), ablation, program.tokens, program.reads)
+    found = tried(module, program.prompts(n_symbols), ablation, program.tokens, program.reads, most)
     assert found == compiled.true_edges(ablation, n_symbols)
 
 
@@ -57,10 +57,18 @@ def test_the_compilers_edges_are_the_true_ones_on_small_inputs(name, seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
-@pytest.mark.parametrize("seed", [None, 0, 3])
+@pytest.mark.parametrize("seed", [None, 0])
 @pytest.mark.parametrize("ablation", ["resample", "zero"])
 def test_the_compilers_edges_are_the_true_ones_on_all_inputs(name, seed, ablation):
-    agree(name, seed, PROGRAMS[name].n_symbols, ablation)
+    agree(name, seed, 2 if name == "balance" else PROGRAMS[name].n_symbols, ablation)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [None, 0])
+@pytest.mark.parametrize("ablation", ["resample", "zero"])
+def test_the_compilers_edges_of_long_brackets_are_the_true_ones_on_some_inputs(seed, ablation):
+    """All 65,536 pairs of prompts of four brackets would take half an hour."""
+    agree("balance", seed, 4, ablation, most=4000)
 
 
 @pytest.mark.parametrize("name", COUNTS)
