@@ -171,11 +171,8 @@ def writes_of_rows(model: Model, known: Known, rows: Sequence[Row], batch: Batch
         rows: The rows of the forward.
         batch: Their inputs, for the columns in which real tokens stand.
     """
-
-    def locate(rows: np.ndarray, tokens: np.ndarray | None) -> tuple[np.ndarray, ...]:
-        return (rows,) if tokens is None else (rows, batch.start[rows] + tokens)
-
-    writes = writes_at(Taps(model), known, rows, locate)
+    start = batch.start
+    writes = writes_at(Taps(model), known, rows, lambda at, t: (at,) if t is None else (at, start[at] + t))
     return [replace(write, tap=replace(write.tap, view=bound(write.tap.view, batch.start))) for write in writes]
 
 
