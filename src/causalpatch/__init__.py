@@ -70,7 +70,22 @@ if TYPE_CHECKING:
         UnsupportedError as UnsupportedError,
     )
     from causalpatch.circuits import (
+        Circuit as Circuit,
+    )
+    from causalpatch.circuits import (
+        Evaluation as Evaluation,
+    )
+    from causalpatch.circuits import (
         Graph as Graph,
+    )
+    from causalpatch.circuits import (
+        acdc as acdc,
+    )
+    from causalpatch.circuits import (
+        discover_circuit as discover_circuit,
+    )
+    from causalpatch.circuits import (
+        evaluate_circuit as evaluate_circuit,
     )
     from causalpatch.circuits import (
         graph_of as graph_of,
@@ -327,7 +342,16 @@ _ROOMS = {
     "algorithms.strict": ("StrictTest", "strict_test"),
     "attribution": ("EdgeScores", "Scores", "attribute", "attribute_edges"),
     "base.errors": ("CausalPatchError", "IllusionWarning", "IntegrityError", "RequestError", "UnsupportedError"),
-    "circuits": ("Graph", "graph_of", "patch_edges"),
+    "circuits": (
+        "Circuit",
+        "Evaluation",
+        "Graph",
+        "acdc",
+        "discover_circuit",
+        "evaluate_circuit",
+        "graph_of",
+        "patch_edges",
+    ),
     "experiment": ("Baseline", "Experiment", "off_distribution"),
     "metrics": (
         *("METRICS", "Generation", "Metric", "Outputs", "answer_logit", "cosine", "cross_entropy"),

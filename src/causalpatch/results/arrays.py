@@ -31,7 +31,9 @@ def write(path: Path, kind: str, held: Mapping[str, np.ndarray], about: Mapping[
         SettingError: The path has another ending.
     """
     if path.suffix != ".npz":
-        raise SettingError(f"scores are saved as .npz, not as '{path.name}'", fix=f'scores.save("{path.stem}.npz")')
+        noun = _noun(kind)
+        verb = f"{noun} are" if noun.endswith("s") else f"a {noun} is"
+        raise SettingError(f"{verb} saved as .npz, not as '{path.name}'", fix=f'{noun}.save("{path.stem}.npz")')
     content = json.dumps(about, sort_keys=True)
     head = {"format": kind, "schema": _SCHEMA, "content": content, "sha256": _digest(content, held)}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,17 +59,18 @@ def read(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         StoreCorrupt: It is something else, or was changed since.
     """
     if not path.is_file():
-        raise ResultsNotFound(f"no saved scores in '{path}'", fix="name the file that scores.save(path) wrote")
+        noun = _noun(kind)
+        raise ResultsNotFound(f"no saved {noun} in '{path}'", fix=f"name the file that {noun}.save(path) wrote")
     try:
         with np.load(path, allow_pickle=False) as file:
             head = json.loads(str(file[_ENTRY]))
             held = {name: file[name] for name in file.files if name != _ENTRY}
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise _corrupt(path, f"{type(error).__name__}: {str(error)[:80]}") from error
+        raise _corrupt(path, kind, f"{type(error).__name__}: {str(error)[:80]}") from error
     if head.get("format") != kind or head.get("schema") != _SCHEMA:
-        raise _corrupt(path, f"it is '{head.get('format')}', not '{kind}', schema {_SCHEMA}")
+        raise _corrupt(path, kind, f"it is '{head.get('format')}', not '{kind}', schema {_SCHEMA}")
     if _digest(head["content"], held) != head["sha256"]:
-        raise _corrupt(path, "it was changed after it was written")
+        raise _corrupt(path, kind, "it was changed after it was written")
     return held, json.loads(head["content"])
 
 
@@ -78,7 +81,13 @@ def _digest(content: str, held: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _corrupt(path: Path, why: str) -> StoreCorrupt:
+def _noun(kind: str) -> str:
+    return kind.rpartition(" ")[2]
+
+
+def _corrupt(path: Path, kind: str, why: str) -> StoreCorrupt:
+    noun = _noun(kind)
+    again = "them" if noun.endswith("s") else "it"
     return StoreCorrupt(
-        f"the scores in '{path}' cannot be read", facts=[("why", why)], fix="write them again: scores.save(path)"
+        f"the {noun} in '{path}' cannot be read", facts=[("why", why)], fix=f"write {again} again: {noun}.save(path)"
     )

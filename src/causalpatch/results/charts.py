@@ -62,7 +62,7 @@ def heat_map(frame: pd.DataFrame, axes: Sequence[str], value: str, caption: Capt
     sheet: Sheet = {}
     chart = heat_layers(sheet, frame, axes, value, caption)
     width, _ = chart_size(frame, axes)
-    outlined = any(_is_significant(row) and row[value] is not None for row in _records(frame))
+    outlined = any(_is_significant(row) and row[value] is not None for row in records(frame))
     lines = [*on_labels(axes[1], frame, caption.base), *on_marks(frame, outlined=outlined, value=value)]
     chart = finished(chart, caption, lines, width + _BESIDE)
     if len(frame) > MOST_SPOKEN_CELLS:
@@ -95,8 +95,8 @@ def heat_layers(
     told = _told(frame, value)
     ups, alongs = _places(frame, axes)
     rows = [
-        {"y": _name(row, vertical), "x": _name(row, horizontal), **{key: _plain(row[key]) for key in told}}
-        for row in _records(frame)
+        {"y": _name(row, vertical), "x": _name(row, horizontal), **{key: plain(row[key]) for key in told}}
+        for row in records(frame)
     ]
     width, height = _column(alongs), _step(len(ups), wide=False)
     known = [row for row in rows if row[value] is not None]
@@ -110,18 +110,18 @@ def heat_layers(
     colour = _colours(frame[value].to_numpy(), value, caption, height * len(ups), limit)
     tooltip = [alt.Tooltip("y:N", title=vertical), alt.Tooltip("x:N", title=horizontal)]
     tooltip += _tooltip(told, caption)
-    cells = _layer(sheet, f"{name}known", known).mark_rect(stroke="#e4e4e4", strokeWidth=0.5)
+    cells = layer_of(sheet, f"{name}known", known).mark_rect(stroke="#e4e4e4", strokeWidth=0.5)
     layers = [cells.encode(x=x, y=y, color=colour, tooltip=tooltip)]
     if blank:
-        ground = _layer(sheet, f"{name}blank", blank).mark_rect(fill="white", stroke="#c8c8c8", strokeWidth=0.5)
-        hatch = _layer(sheet, f"{name}blank", blank).mark_point(
+        ground = layer_of(sheet, f"{name}blank", blank).mark_rect(fill="white", stroke="#c8c8c8", strokeWidth=0.5)
+        hatch = layer_of(sheet, f"{name}blank", blank).mark_point(
             shape=_hatch(width, height), size=4, stroke=FAINT, strokeWidth=0.8
         )
         layers += [ground.encode(x=x, y=y), hatch.encode(x=x, y=y, tooltip=tooltip)]
     if outlined:
         # Drawn inside the cell: where neighbours shared a line, a cell among outlined ones would look outlined too.
         inside = {"width": {"band": 1 - _INSET / width}, "height": {"band": 1 - _INSET / height}}
-        box = _layer(sheet, f"{name}outlined", outlined).mark_rect(fill=None, stroke=INK, strokeWidth=1.2, **inside)
+        box = layer_of(sheet, f"{name}outlined", outlined).mark_rect(fill=None, stroke=INK, strokeWidth=1.2, **inside)
         layers.append(box.encode(x=x, y=y, tooltip=tooltip))
     return alt.layer(*layers).properties(width=width * len(alongs), height=height * len(ups))
 
@@ -144,11 +144,11 @@ def bars(top: TopTable, axes: Sequence[str], caption: Caption) -> Picture:
         The picture.
     """
     frame = top.to_dataframe()
-    names = [_cell_name(row, axes) for row in _records(frame)]
+    names = [_cell_name(row, axes) for row in records(frame)]
     told = _told(frame, "recovered")
     rows = [
-        {"cell": name, **{key: _plain(row[key]) for key in told}}
-        for name, row in zip(names, _records(frame), strict=True)
+        {"cell": name, **{key: plain(row[key]) for key in told}}
+        for name, row in zip(names, records(frame), strict=True)
     ]
     y = alt.Y("cell:N", sort=None, scale=alt.Scale(domain=names), axis=alt.Axis(title=None, **_LABELS, ticks=False))
     x = alt.X(
@@ -165,10 +165,10 @@ def bars(top: TopTable, axes: Sequence[str], caption: Caption) -> Picture:
             some = [row for row in same if _is_significant(row) == outlined]
             if some:
                 edge = {"stroke": INK, "strokeWidth": 1.6} if outlined else {}
-                bar = _layer(sheet, sign + " outlined" * outlined, some)
+                bar = layer_of(sheet, sign + " outlined" * outlined, some)
                 bar = bar.mark_bar(color=paint, fillOpacity=0.75, height=14, **edge)
                 layers.append(bar.encode(y=y, x=x, tooltip=tooltip))
-    layers.append(_layer(sheet, "nought", [{"recovered": 0.0}]).mark_rule(color=INK, strokeWidth=1).encode(x=x))
+    layers.append(layer_of(sheet, "nought", [{"recovered": 0.0}]).mark_rule(color=INK, strokeWidth=1).encode(x=x))
     spans = [row for row in rows if row["low"] is not None and row["high"] is not None]
     marks = []
     if spans:
@@ -244,7 +244,7 @@ def check_request(kind: str | None, quantity: str, sizes: Mapping[str, int]) -> 
 
 def _places(frame: pd.DataFrame, axes: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the names of the places on the vertical axis, from the top down, and on the horizontal one."""
-    ups, alongs = (list(dict.fromkeys(_name(row, axis) for row in _records(frame))) for axis in axes)
+    ups, alongs = (list(dict.fromkeys(_name(row, axis) for row in records(frame))) for axis in axes)
     return (ups[::-1] if axes[0] == "layer" else ups), alongs
 
 
@@ -277,10 +277,10 @@ def _colours(values: np.ndarray, name: str, caption: Caption, height: int, limit
 
 def _whiskers(sheet: Sheet, spans: Sequence[Mapping[str, Any]], y: Any) -> list[Any]:
     """Return a line from end to end of each interval, and a tick at both ends."""
-    rule = _layer(sheet, "spans", spans).mark_rule(color=INK, strokeWidth=1.4)
+    rule = layer_of(sheet, "spans", spans).mark_rule(color=INK, strokeWidth=1.4)
     layers = [rule.encode(y=y, x=alt.X("low:Q"), x2="high:Q")]
     for end in ("low", "high"):
-        cap = _layer(sheet, "spans", spans).mark_tick(color=INK, thickness=1.4, size=8, orient="vertical")
+        cap = layer_of(sheet, "spans", spans).mark_tick(color=INK, thickness=1.4, size=8, orient="vertical")
         layers.append(cap.encode(y=y, x=alt.X(f"{end}:Q")))
     return layers
 
@@ -292,7 +292,7 @@ def _dots(sheet: Sheet, names: Sequence[str], by_component: np.ndarray) -> Any:
         for value in values[np.isfinite(values)]
     ]
     style = {"color": "white", "stroke": INK, "strokeWidth": 1, "size": 26, "opacity": 0.85}
-    return _layer(sheet, "dots", dots).mark_point(filled=True, **style)
+    return layer_of(sheet, "dots", dots).mark_point(filled=True, **style)
 
 
 def _axis(texts: Sequence[str], step: int | None) -> Any:
@@ -343,12 +343,14 @@ def _hatch(width: float, height: float) -> str:
     return "".join(lines)
 
 
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table by the names of its columns."""
     columns = [str(name) for name in frame.columns]
     return [dict(zip(columns, row, strict=True)) for row in frame.itertuples(index=False, name=None)]
 
 
-def _layer(sheet: Sheet, name: str, rows: Sequence[Mapping[str, Any]]) -> Any:
+def layer_of(sheet: Sheet, name: str, rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Return a chart of some rows, which it knows by a name in the sheet alone."""
     # Altair copies and checks its data many times over and refuses more than 5,000 rows by a global setting; so its
     # chart knows them by name only, and the picture puts them in.
     sheet[name] = rows
@@ -370,7 +372,8 @@ def _told(frame: pd.DataFrame, value: str) -> list[str]:
     return list(dict.fromkeys(name for name in wanted if name in frame.columns))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a value as JSON has it: what is not finite is missing."""
     value = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
