@@ -79,7 +79,16 @@ if TYPE_CHECKING:
         Graph as Graph,
     )
     from causalpatch.circuits import (
+        Stability as Stability,
+    )
+    from causalpatch.circuits import (
+        Violation as Violation,
+    )
+    from causalpatch.circuits import (
         acdc as acdc,
+    )
+    from causalpatch.circuits import (
+        completeness as completeness,
     )
     from causalpatch.circuits import (
         discover_circuit as discover_circuit,
@@ -91,7 +100,13 @@ if TYPE_CHECKING:
         graph_of as graph_of,
     )
     from causalpatch.circuits import (
+        minimality as minimality,
+    )
+    from causalpatch.circuits import (
         patch_edges as patch_edges,
+    )
+    from causalpatch.circuits import (
+        stability as stability,
     )
     from causalpatch.experiment import (
         Baseline as Baseline,
@@ -343,14 +358,8 @@ _ROOMS = {
     "attribution": ("EdgeScores", "Scores", "attribute", "attribute_edges"),
     "base.errors": ("CausalPatchError", "IllusionWarning", "IntegrityError", "RequestError", "UnsupportedError"),
     "circuits": (
-        "Circuit",
-        "Evaluation",
-        "Graph",
-        "acdc",
-        "discover_circuit",
-        "evaluate_circuit",
-        "graph_of",
-        "patch_edges",
+        *("Circuit", "Evaluation", "Graph", "Stability", "Violation", "acdc", "completeness"),
+        *("discover_circuit", "evaluate_circuit", "graph_of", "minimality", "patch_edges", "stability"),
     ),
     "experiment": ("Baseline", "Experiment", "off_distribution"),
     "metrics": (

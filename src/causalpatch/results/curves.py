@@ -43,7 +43,8 @@ def faithfulness(frame: pd.DataFrame, *, title: str, lines: Sequence[str], level
     )
     ends = float(shown["fraction"].min()), float(shown["fraction"].max())
     scale = alt.Scale(type="log", domain=[ends[0], ends[1]] if ends[0] < ends[1] else [ends[0] / 2, ends[1] * 2])
-    x = alt.X("fraction:Q", title="share of the edges kept", scale=scale, axis=alt.Axis(format="~p", labelOverlap=True))
+    axis = alt.Axis(format="~%", values=sorted(set(shown["fraction"].tolist())), labelOverlap=True)
+    x = alt.X("fraction:Q", title="share of the edges kept", scale=scale, axis=axis)
     y_title = "share of the gap kept (f)"
     tooltip = [
         alt.Tooltip("fraction:Q", format=".2~%"),

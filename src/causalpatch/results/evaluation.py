@@ -22,6 +22,7 @@ from causalpatch.results.shares import Numbers
 from causalpatch.results.top import readable
 from causalpatch.results.words import counted
 from causalpatch.statistics.areas import Areas, areas_under
+from causalpatch.statistics.hypothesis import dependence, non_equivalence
 from causalpatch.statistics.intervals import Interval, ratio_intervals
 
 if TYPE_CHECKING:
@@ -216,6 +217,30 @@ class Evaluation:
                 rows.append({**row, "low": at.low, "high": at.high, "verdict": _verdict(at, delta)})
         return pd.DataFrame(rows)
 
+    def hypotheses(self) -> pd.DataFrame:
+        """Return the p of two tests by Shi et al. for each circuit, under their names and nulls.
+
+        ``p_non_equivalence``: small where the circuit differs from the model. ``p_dependence``: small where the
+        complement's metric depends on the model's. What is not rejected is not shown: see ``equivalence`` for that.
+
+        References:
+            Shi et al. 2024, "Hypothesis Testing the Circuit Hypothesis in LLMs", 2410.13032.
+        """
+        seed = int(self.provenance.get("seed") or 0)
+        rows = []
+        for number, run in enumerate(self.runs):
+            if run["kind"] != CIRCUIT:
+                continue
+            rest = next(n for n, each in enumerate(self.runs) if _is_complement_of(each, run))
+            rows.append(
+                {
+                    **{key: run[key] for key in ("order", "fraction", "n_edges")},
+                    "p_non_equivalence": non_equivalence(self.values[number], self.clean, self.group),
+                    "p_dependence": dependence(self.values[rest], self.clean, self.group, seed=seed),
+                }
+            )
+        return pd.DataFrame(rows)
+
     def to_dataframe(self) -> pd.DataFrame:
         """Return a row per run and pair: the run, the pair's component, the metric, and the pair's own f."""
         n_pairs = len(self.clean)
@@ -236,7 +261,7 @@ class Evaluation:
         Raises:
             NoGap: There is nothing that f is a share of.
         """
-        lines = [self._words, *self.notes]
+        lines = [self._words, *self._areas(), *self.notes]
         if not any(each.is_bounded for each in self.intervals(level=level)):
             lines.append(f"no intervals: {self.intervals(level=level)[0].note}")
         return curves.faithfulness(self.summary(level=level), title=self._title, lines=lines, level=level)
@@ -274,18 +299,19 @@ class Evaluation:
     def __str__(self) -> str:
         frame = self.summary()
         notes = [f"note: {note}" for note in frame.attrs["notes"]]
-        areas = [f"CPR {self.cpr:.3f} by importance"] * self._has_curve("importance")
-        areas += [f"CMD {self.cmd:.3f} by magnitude"] * self._has_curve("magnitude")
-        areas += [
-            f"mean f over log sizes {self.areas(each).log_size:.3f} by {each}"
-            for each in self.orders
-            if self._has_curve(each)
-        ]
-        return "\n".join([self._title, self._words, readable(frame).to_string(index=False), *areas, *notes])
+        table = readable(frame).to_string(index=False)
+        return "\n".join([self._title, self._words, table, *self._areas(), *notes])
 
-    def _has_curve(self, order: str) -> bool:
-        sizes = [run["fraction"] for run in self.runs if run["kind"] == CIRCUIT and run["order"] == order]
-        return len(set(sizes)) == len(sizes) > 1
+    def _areas(self) -> list[str]:
+        """Return a line of areas for each order that has a curve."""
+        lines = []
+        for order in self.orders:
+            sizes = [run["fraction"] for run in self.runs if run["kind"] == CIRCUIT and run["order"] == order]
+            if len(set(sizes)) == len(sizes) > 1:
+                area = self.areas(order)
+                first = f"CMD {area.cmd:.3f}" if order == "magnitude" else f"CPR {area.cpr:.3f}"
+                lines.append(f"by {order}: {first}, mean f over log sizes {area.log_size:.3f}")
+        return lines
 
     def __repr__(self) -> str:
         kinds = [sum(run["kind"] == kind for run in self.runs) for kind in (CIRCUIT, RANDOM)]
