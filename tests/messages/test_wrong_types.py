@@ -18,6 +18,7 @@ model = cp.open_model(tiny_model("llama"))
 rows = [{"clean": [3, 4], "corrupt": [3, 5], "answer_id": 6, "wrong_answer_id": 7}]
 pairs = cp.load_pairs(rows, model, name="ids")
 experiment = cp.Experiment(model, pairs)
+scores = cp.attribute_edges(experiment, "eap")
 heard = {}
 for call in json.loads(sys.argv[1]):
     try:
@@ -28,6 +29,22 @@ print(json.dumps(heard))
 """
 
 CALLS = {
+    'cp.discover_circuit(scores, 3, method="ugs")': (
+        "SettingError",
+        """
+        unknown method 'ugs' to find a circuit
+          known  top, greedy
+          fix: method="top"
+        """,
+    ),
+    'cp.discover_circuit(scores, 3, by="size")': (
+        "SettingError",
+        """
+        unknown by 'size' to find a circuit
+          known  importance, magnitude
+          fix: by="importance"
+        """,
+    ),
     'cp.Experiment(model, pairs, direction="denoising")': (
         "SettingError",
         """

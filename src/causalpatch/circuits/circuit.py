@@ -141,8 +141,8 @@ class Circuit:
         if graph == self.graph and own["hash"] == model.content_hash:
             return
         facts = [
-            ("circuit of", f"'{own['name']}', weights {own['hash']}, {self.graph.n_edges:,} edges"),
-            ("given", f"'{model.name}', weights {model.content_hash}, {graph.n_edges:,} edges"),
+            ("circuit of", f"'{own['name']}', weights {own['hash'][:12]}, {self.graph.n_edges:,} edges"),
+            ("given", f"'{model.name}', weights {model.content_hash[:12]}, {graph.n_edges:,} edges"),
         ]
         fix = "open the model it was found in, or name its edges in this one: Circuit.of(model, circuit.edges())"
         raise ModelUnsupported("a circuit is evaluated in the model that it was found in", facts=facts, fix=fix)

@@ -2,6 +2,7 @@
 
 import platform
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -14,6 +15,7 @@ def describe_program() -> dict[str, Any]:
     return {"versions": versions, "created": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
+@cache
 def _version(package: str) -> str:
     try:
         return metadata.version(package)

@@ -1,0 +1,273 @@
+"""Refusals of circuits, of searches for them, and of their evaluation."""
+
+import numpy as np
+import pytest
+
+import causalpatch as cp
+from causalpatch.base.errors import (
+    ModelUnsupported,
+    NoGap,
+    PairError,
+    PathError,
+    RequestError,
+    ResultsNotFound,
+    SettingError,
+    StoreCorrupt,
+)
+from causalpatch.statistics.areas import areas_under
+from causalpatch.testing.tiny import tiny_model
+from scored import scores_of
+from toys import prompts
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return cp.Experiment(cp.open_model(tiny_model("gpt2")), prompts(([1, 2, 3], [1, 4, 3])), show_progress=False)
+
+
+@pytest.fixture(scope="module")
+def scores(experiment):
+    graph = cp.graph_of(experiment)
+    return scores_of(graph, np.arange(graph.n_edges), model=experiment.model)
+
+
+def test_an_empty_circuit_is_not_evaluated(experiment, refuses):
+    with refuses(
+        RequestError,
+        """
+        the circuit has no edges
+          found by  given
+          f         0 by definition: everything is ablated
+          fix: take more edges, or a lower threshold
+        """,
+    ):
+        cp.evaluate_circuit(experiment, cp.Circuit.of(experiment))
+    with refuses(
+        SettingError,
+        """
+        there are no circuits to evaluate
+          fix: evaluate_circuit(experiment, circuit)
+        """,
+    ):
+        cp.evaluate_circuit(experiment, [])
+
+
+def test_a_circuit_stays_in_its_model(experiment, scores, refuses):
+    other = cp.Experiment(cp.open_model(tiny_model("gpt2", seed=1)), experiment.pairs)
+    hashes = [each.model.content_hash[:12] for each in (experiment, other)]
+    text = f"""
+        a circuit is evaluated in the model that it was found in
+          circuit of  'GPT2LMHeadModel', weights {hashes[0]}, 110 edges
+          given       'GPT2LMHeadModel', weights {hashes[1]}, 110 edges
+          fix: open the model it was found in, or name its edges in this one: Circuit.of(model, circuit.edges())
+        """
+    circuit = cp.discover_circuit(scores, 3)
+    for call in (
+        lambda: cp.evaluate_circuit(other, circuit),
+        lambda: cp.evaluate_circuit(other, scores),
+        lambda: cp.completeness(other, circuit),
+        lambda: cp.minimality(other, circuit),
+    ):
+        with refuses(ModelUnsupported, text):
+            call()
+    moved = cp.Circuit.of(other.model, circuit.edges())
+    assert cp.evaluate_circuit(other, moved, n_random=0).values.shape == (2, 1)
+    with refuses(
+        PathError,
+        """
+        a mask of edges does not fit: shape (1, 1)
+          needed  (11, 27): senders, receivers
+          fix: make it by graph.mask([...])
+        """,
+    ):
+        cp.Circuit(scores.graph, np.ones((1, 1)), circuit.record)
+
+
+def test_sizes_lie_within_the_graph(experiment, scores, refuses):
+    n = scores.graph.n_edges
+    for call, text in (
+        (
+            lambda: cp.discover_circuit(scores, n + 1),
+            f"""
+            a circuit of {n + 1} edges is larger than the graph
+              edges         {n}
+              with a score  {n}
+              fix: n_edges={n}, or fewer
+            """,
+        ),
+        (
+            lambda: cp.discover_circuit(scores),
+            f"""
+            a circuit has a number of edges or a share of them
+              edges  {n}
+              fix: n_edges=20
+            """,
+        ),
+        (
+            lambda: cp.discover_circuit(scores, 0),
+            f"""
+            n_edges=0 is no size of a circuit
+              edges              {n}
+              smallest fraction  {1 / n:.2g}
+              fix: n_edges=20
+            """,
+        ),
+        (
+            lambda: cp.discover_circuit(scores, fraction=0.0001),
+            f"""
+            fraction=0.0001 is no size of a circuit
+              edges              {n}
+              smallest fraction  {1 / n:.2g}
+              fix: n_edges=20
+            """,
+        ),
+        (
+            lambda: cp.evaluate_circuit(experiment, scores, fractions=(0.5, 2)),
+            """
+            2 is no share of the edges
+              allowed  above 0, at most 1
+              fix: leave fractions= out for the usual ten
+            """,
+        ),
+        (
+            lambda: cp.acdc(experiment, 0),
+            """
+            the threshold 0 is not above 0
+              unit  the metric's
+              fix: 0.01
+            """,
+        ),
+    ):
+        with refuses(SettingError, text):
+            call()
+
+
+def test_the_greedy_search_ends_where_edges_have_no_score(scores, refuses):
+    graph = scores.graph
+    values = np.full(graph.n_edges, np.nan)
+    values[:5] = 1
+    logits = [n for n, (_, receiver) in enumerate(graph.edges.tolist()) if receiver == graph.logits]
+    values[logits[0]] = 1
+    n = int(np.isfinite(values).sum())
+    with refuses(
+        SettingError,
+        f"""
+        only 1 edges with a score lead to the logits
+          asked for  {n}
+          fix: n_edges=…, or method="top"
+        """,
+    ):
+        cp.discover_circuit(scores_of(graph, values), n, method="greedy")
+
+
+def test_importance_needs_a_gap_and_f_too(experiment, scores, refuses):
+    same = scores_of(scores.graph, np.ones(scores.graph.n_edges), base=1.0, source=1.0)
+    with refuses(
+        NoGap,
+        """
+        base and source runs have the same mean metric, so that importance is not defined
+          mean  1.0
+          fix: use scores.score(), or pairs on which the metric differs
+        """,
+    ):
+        cp.discover_circuit(same, 3)
+    alike = cp.Experiment(experiment.model, prompts(([1, 2, 3], [1, 2, 3])), show_progress=False)
+    found = cp.evaluate_circuit(alike, cp.discover_circuit(scores, 3), n_random=0)
+    clean = f"{found.clean.mean():.4g}"
+    with refuses(
+        NoGap,
+        f"""
+        clean and reference runs have no gap in 'logit_difference', so no share of it can be given
+          clean      {clean} (mean of 1 pairs)
+          reference  {clean}
+          gap        {(found.clean - found.empty).mean():.4g}
+          fix: read effects.effect() instead, or choose pairs that the model tells apart (pairs.check())
+        """,
+    ):
+        found.f()
+
+
+def test_held_out_pairs_share_nothing_with_those_it_was_found_on(experiment, scores, refuses):
+    with refuses(
+        PairError,
+        """
+        'prompts' is not independent of the pairs that the circuit was found on
+          shared  prompts, entities or groups in 1 independent components
+          fix: found_on, held_out = pairs.split()
+        """,
+    ):
+        cp.evaluate_circuit(experiment, scores, found_on=prompts(([1, 4, 3], [1, 5, 3])))
+
+
+def test_areas_need_a_curve(experiment, scores, refuses):
+    found = cp.evaluate_circuit(experiment, cp.discover_circuit(scores, 3), n_random=0)
+    with refuses(
+        SettingError,
+        """
+        no circuits found by 'importance' were evaluated
+          known  top by importance
+          fix: areas('top by importance')
+        """,
+    ):
+        _ = found.cpr
+    with refuses(
+        SettingError,
+        """
+        an area needs the curve of one method at two sizes or more, which rise
+          sizes  0.5
+          fix: evaluate the scores that circuits are taken from: evaluate_circuit(experiment, scores)
+        """,
+    ):
+        areas_under([0.5], [1.0])
+
+
+def test_searches_for_bounds_try_something(experiment, scores, refuses):
+    circuit = cp.discover_circuit(scores, 3)
+    with refuses(
+        SettingError,
+        """
+        no sets of edges are to be tried
+          fix: n_random=40
+        """,
+    ):
+        cp.completeness(experiment, circuit, n_random=0, n_steps=0)
+    with refuses(
+        SettingError,
+        """
+        pairs cannot be resampled in 1 blocks
+          components  1
+          needed      4 or more
+          fix: take more independent pairs
+        """,
+    ):
+        cp.stability(experiment, lambda _: scores, 3)
+
+
+def test_files_of_circuits_are_checked(scores, refuses, tmp_path):
+    circuit = cp.discover_circuit(scores, 3)
+    with refuses(
+        SettingError,
+        """
+        a circuit is saved as .npz, not as 'circuit.pt'
+          fix: circuit.save("circuit.npz")
+        """,
+    ):
+        circuit.save(tmp_path / "circuit.pt")
+    with refuses(
+        ResultsNotFound,
+        """
+        no saved circuit in 'TMP/none.npz'
+          fix: name the file that circuit.save(path) wrote
+        """,
+    ):
+        cp.Circuit.load(tmp_path / "none.npz")
+    path = scores.save(tmp_path / "scores.npz")
+    with refuses(
+        StoreCorrupt,
+        """
+        the circuit in 'TMP/scores.npz' cannot be read
+          why  it is 'causalpatch edge scores', not 'causalpatch circuit', schema 1
+          fix: write it again: circuit.save(path)
+        """,
+    ):
+        cp.Circuit.load(path)

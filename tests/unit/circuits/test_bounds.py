@@ -1,0 +1,58 @@
+"""Bounds by search: what is left out of an OR, edges that do nothing, and held-out pairs."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+import causalpatch as cp
+from causalpatch.circuits import Circuit
+from causalpatch.circuits.ground_truth import cases
+
+torch.set_num_threads(1)
+
+
+@functools.cache
+def case_of(name):
+    return next(case for case in cases([name], forms=["plain"]) if case.ablation == "resample")
+
+
+def test_half_of_an_or_is_faithful_and_incomplete():
+    case = case_of("or")
+    experiment = case.experiment()
+    half = cp.acdc(experiment, 1e-3)
+    assert cp.evaluate_circuit(experiment, half, n_random=0).f()[0] == pytest.approx(1)
+    found = cp.completeness(experiment, half, case.pairs, n_random=4, n_steps=2)
+    assert found.found == pytest.approx(1)
+    assert found.held_out.estimate == pytest.approx(-1)  # the half alone does nothing; the model goes the other way
+    assert set(found.edges) <= set(half.edges())
+    assert found.n_tried == 4 + min(10, half.n_edges) + min(10, half.n_edges - 1)
+    assert "does not show that the circuit is complete" in str(found)
+    whole = cp.completeness(experiment, Circuit.of(case.model, case.true_edges), n_random=4, n_steps=1)
+    assert whole.found == pytest.approx(0, abs=1e-9)
+    assert whole.held_out is None
+
+
+def test_what_is_not_needed_changes_nothing():
+    case = case_of("reverse")
+    idle = "m0 -> logits"
+    circuit = Circuit.of(case.model, [*case.true_edges, idle])
+    frame = cp.minimality(case.experiment(), circuit, case.pairs)
+    assert frame["edge"][0] == idle
+    assert frame["change"][0] == pytest.approx(0, abs=1e-9)
+    np.testing.assert_allclose(frame["change"][1:], 1, atol=1e-6)
+    np.testing.assert_allclose(frame["held_out"][1:], 1, atol=1e-6)
+    assert set(frame.columns) == {"edge", "change", "n_out", "held_out", "low", "high"}
+
+
+def test_an_edge_may_be_needed_beside_others_alone():
+    """Each branch of an OR is needed only where the other one is out."""
+    case = case_of("or")
+    circuit = Circuit.of(case.model, case.true_edges)
+    alone = cp.minimality(case.experiment(), circuit, n_sets=0).set_index("edge")["change"]
+    beside = cp.minimality(case.experiment(), circuit, n_sets=8).set_index("edge")["change"]
+    assert (beside >= alone[beside.index] - 1e-12).all()
+    branches = alone[alone < 1e-6].index
+    assert len(branches)
+    assert (beside[branches] > 0.9).any()
