@@ -33,7 +33,7 @@ from causalpatch.engine.resolve import targets_of
 from causalpatch.engine.slopes import Points, Rule
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.cells import Grid, grid_of
-from causalpatch.experiment.provenance import describe_setup
+from causalpatch.experiment.provenance import describe_setup, describe_source, notes_on
 from causalpatch.patches import Intervention, Patch
 from causalpatch.results.provenance import describe_program
 from causalpatch.results.score_words import UNSIGNED
@@ -154,6 +154,7 @@ class _Asked:
             for n, begin, end in zip(numbers, places[:-1], places[1:], strict=True):
                 record = {
                     **self._record(asked[n], grids[n], sums.base, sums.source),
+                    "notes": notes_on(experiment.pairs, experiment.base, slopes.job.interventions),
                     **({"rules": rules.describe()} if rules else {}),
                     "cost": {**vars(sums.cost), "seconds": seconds},
                 }
@@ -235,6 +236,7 @@ class _Asked:
             **describe_setup(
                 experiment.model, experiment.pairs, experiment.metrics[:1], experiment.direction, experiment.seed
             ),
+            **describe_source(experiment.source_model),
             "site": str(wanted),
             "method": self.method,
             "points": self.points.rule,

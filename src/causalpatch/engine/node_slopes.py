@@ -30,6 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causalpatch.base.errors import SiteUnsupported
+from causalpatch.engine.batches import in_batches
 from causalpatch.engine.before import Before
 from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.gradient import differentiable
@@ -153,16 +154,21 @@ class NodeSlopes:
         self._require_doors()
         found = {name: np.zeros(len(self.job.pairs)) for name in ("base", "source")}
         steepest = 0.0
-        sites = [target.site for target in self.job.interventions[0]]
-        for indices in batches_of_pairs(self.job):
-            batch = run_untouched(self.job, self.gauge, Means(), self.cost, indices, base_sites=sites)
+        for batch, slope in in_batches(self.job, batches_of_pairs(self.job), self._measure):
+            steepest = max(steepest, slope)
             for name, values in found.items():
-                values[indices] = batch.values[name][0]
-            with self.rules() as scaled:
-                steepest = max(steepest, self._add(batch, scaled))
+                values[batch.indices] = batch.values[name][0]
         if steepest == 0:
             raise no_gradient(self.gauge.metrics[0].name, "its gradient is 0 at every site that was asked for")
         return NodeSums(self.values, found["base"], found["source"], self.cost)
+
+    def _measure(self, indices: np.ndarray) -> tuple[Untouched, float]:
+        """Fill in the scores of some pairs; return their runs and the largest slope."""
+        sites = [target.site for target in self.job.interventions[0]]
+        self.values[:, :, indices] = 0  # what was begun when memory ran out
+        batch = run_untouched(self.job, self.gauge, Means(), self.cost, indices, base_sites=sites)
+        with self.rules() as scaled:
+            return batch, self._add(batch, scaled)
 
     def _add(self, batch: Untouched, scaled: Mapping[Port, float]) -> float:
         """Fill in the scores of some pairs; return the largest slope."""

@@ -10,7 +10,7 @@ import causalpatch as cp
 from causalpatch.testing.tiny import tiny_model
 from dictionaries import weights, write_saelens
 from oracle import Edit, Plain
-from toys import Chain, hooks_of, opened, prompts, vectors
+from toys import Chain, Narrow, hooks_of, opened, prompts, vectors
 
 torch.set_num_threads(1)
 
@@ -278,6 +278,23 @@ def test_any_module_is_scored_and_arrays_are_integrated():
     assert float(whole[0]) == pytest.approx(
         float((experiment.baseline.clean - experiment.baseline.corrupt).mean()), rel=1e-2
     )
+
+
+def test_batches_are_halved_when_memory_runs_out():
+    site = "module(second).output axes=(width)"
+    wanted, found = (
+        cp.attribute(cp.Experiment(opened(module), vectors(), "answer_logit"), site, "ig", steps=2).values
+        for module in (Chain(), Narrow(2))
+    )
+    np.testing.assert_allclose(found, wanted, atol=1e-12)
+
+
+def test_tokens_without_a_partner_are_noted():
+    pairs = prompts(([1, 7, 3, 9, 4], [1, 8, 8, 3, 9, 4])).align("difference")
+    scores = cp.attribute(cp.Experiment(model_of("gpt2"), pairs), "z")
+    wanted = small_patch(cp.Experiment(model_of("gpt2"), pairs), "z")
+    np.testing.assert_allclose(scores.values, wanted, atol=2e-5 * np.abs(wanted).max())
+    assert any("have no partner" in note for note in scores.top(1).notes)
 
 
 def test_values_may_come_from_an_older_model():
