@@ -69,13 +69,10 @@ if TYPE_CHECKING:
     from causalpatch.base.errors import (
         UnsupportedError as UnsupportedError,
     )
-    from causalpatch.circuits import (
-        Graph as Graph,
-    )
-    from causalpatch.circuits import (
+    from causalpatch.circuits.exact import (
         graph_of as graph_of,
     )
-    from causalpatch.circuits import (
+    from causalpatch.circuits.exact import (
         patch_edges as patch_edges,
     )
     from causalpatch.experiment import (
@@ -249,6 +246,9 @@ if TYPE_CHECKING:
     from causalpatch.sites import (
         parse as parse,
     )
+    from causalpatch.sites.graph import (
+        Graph as Graph,
+    )
     from causalpatch.subspaces import (
         Alignment as Alignment,
     )
@@ -327,7 +327,7 @@ _ROOMS = {
     "algorithms.strict": ("StrictTest", "strict_test"),
     "attribution": ("EdgeScores", "Scores", "attribute", "attribute_edges"),
     "base.errors": ("CausalPatchError", "IllusionWarning", "IntegrityError", "RequestError", "UnsupportedError"),
-    "circuits": ("Graph", "graph_of", "patch_edges"),
+    "circuits.exact": ("graph_of", "patch_edges"),
     "experiment": ("Baseline", "Experiment", "off_distribution"),
     "metrics": (
         *("METRICS", "Generation", "Metric", "Outputs", "answer_logit", "cosine", "cross_entropy"),
@@ -364,6 +364,7 @@ _ROOMS = {
     "results.beside": ("beside",),
     "results.effects": ("Effects",),
     "sites": ("Edge", "Path", "Receiver", "Site", "SiteSet", "parse"),
+    "sites.graph": ("Graph",),
     "subspaces": (
         "Alignment",
         "SubspaceControls",
