@@ -143,6 +143,7 @@ def require_positions(model: Model, pairs: Pairs, role: Role, sites: Collection[
 
 def inputs_of(model: Model, batch: Batch) -> Mapping[str, Any]:
     """Return the arguments of the model's forward for a batch."""
+    further = {**batch.beside, **batch.common}
     if batch.values is not None:
-        return model.inputs_of_arrays(batch.values)
-    return model.inputs(batch.ids, batch.mask, batch.position_ids)
+        return model.inputs_of_arrays(batch.values, further)
+    return model.inputs(batch.ids, batch.mask, batch.position_ids, further)

@@ -86,13 +86,13 @@ def draw_donors(pairs: Pairs, base: Role, value: Resample) -> Donated:
         PairError: A pair has no other whose prompt is not its own.
     """
     prompts = [pair.input(value.side) for pair in pairs]
-    hashes = [_digest(prompt) for prompt in prompts]
+    hashes = [_name(pair, value.side) for pair in pairs]
     sizes = np.array([_size(prompt) for prompt in prompts])
     names = np.array(hashes)
     donors: dict[str, int] = {}
     for pair in pairs:
         own = pair.input(base)
-        others = np.flatnonzero(names != _digest(own))
+        others = np.flatnonzero(names != _name(pair, base))
         alike = others[sizes[others] == _size(own)]
         found = alike if len(alike) else others
         if not len(found):
@@ -103,7 +103,7 @@ def draw_donors(pairs: Pairs, base: Role, value: Resample) -> Donated:
             )
         # One prompt may stand in several pairs: it is drawn once, whichever pairs hold it.
         kinds = sorted({hashes[i] for i in found.tolist()})
-        stream = generator(value.seed, "resample", value.side, _digest(own))
+        stream = generator(value.seed, "resample", value.side, _name(pair, base))
         chosen = kinds[stream.permutation(len(kinds))[value.draw % len(kinds)]]
         donors[pair.content_hash] = hashes.index(chosen)
     return Donated(value, pairs, donors)
@@ -163,6 +163,11 @@ class Draws:
 def _size(prompt: np.ndarray) -> int:
     """Return the number of tokens; inputs that are no prompts are alike."""
     return len(prompt) if prompt.ndim == 1 and prompt.dtype.kind in "iu" else 1
+
+
+def _name(pair: Pair, role: Role) -> str:
+    """Return the hash of an input, with what stands beside it."""
+    return pair.digests[ROLES.index(role)] if pair.beside else _digest(pair.input(role))
 
 
 def _digest(prompt: np.ndarray) -> str:

@@ -6,8 +6,7 @@ place; every method that selects or alters returns new ``Pairs``.
 
 import dataclasses
 import hashlib
-import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, TypeAlias, overload
 
@@ -17,11 +16,11 @@ from numpy.typing import NDArray
 from causalpatch.base.errors import PairError, SettingError
 from causalpatch.base.spec import to_json
 from causalpatch.base.tokens import Tokenizer
-from causalpatch.pairs import align, batch, check, components, positions, split
+from causalpatch.pairs import align, arrays, batch, check, components, positions, split
 from causalpatch.pairs.align import Alignment, Mapped
 from causalpatch.pairs.batch import Batch, PaddingSide
 from causalpatch.pairs.check import PairReport
-from causalpatch.pairs.pair import Answers, Array, Pair, as_numbers, digest
+from causalpatch.pairs.pair import Answers, Array, Pair, digest
 from causalpatch.pairs.role import ROLES, Role, as_role, other
 from causalpatch.sites.site import Every, Position
 
@@ -37,9 +36,10 @@ class Pairs(Sequence[Pair]):
         kind: ``"tokens"`` for prompts of token ids, ``"arrays"`` for inputs of other models.
         tokenizer: What turns ids into labels; None shows ids.
         alignment: How positions align; by default by position where clean and corrupted prompts are equally long.
+        common: Further arguments of the model's forward that are the same in every run, by name; see ``with_common``.
 
     Raises:
-        PairError: There is not even one pair.
+        PairError: There is not even one pair, or not all pairs have the same further arguments.
 
     Examples:
         >>> pairs = Pairs([Pair(np.array([1, 5]), np.array([1, 6]), answer=((7,),))], name="tiny")
@@ -55,6 +55,7 @@ class Pairs(Sequence[Pair]):
         kind: Kind = "tokens",
         tokenizer: Tokenizer | None = None,
         alignment: Alignment | None = None,
+        common: Mapping[str, Any] | None = None,
     ) -> None:
         if not pairs:
             raise PairError(f"no pairs are left of '{name}'", fix="select at least one")
@@ -65,6 +66,8 @@ class Pairs(Sequence[Pair]):
         self.kind: Kind = kind
         self.tokenizer = tokenizer
         self._alignment = alignment
+        self.common = arrays.as_common(common or {})
+        arrays.check_names(self.pairs, self.common, name)
 
     @classmethod
     def from_arrays(
@@ -95,25 +98,7 @@ class Pairs(Sequence[Pair]):
             >>> Pairs.from_arrays(images, images + 1, answer=[3, 5], wrong_answer=[8, 6])
             Pairs('arrays', 2 pairs of arrays (1, 28, 28))
         """
-        n_pairs = len(clean)
-        given = {"corrupt": corrupt, "answer": answer, "wrong_answer": wrong_answer, "group": group}
-        for word, values in given.items():
-            if values is not None and len(values) != n_pairs:
-                raise PairError(
-                    f"'{name}' has {n_pairs} clean inputs and {len(values)} of {word}", fix="give one of each per pair"
-                )
-        pairs = [
-            Pair(
-                as_numbers(clean[i]),
-                as_numbers(corrupt[i]),
-                answer=() if answer is None else ((operator.index(answer[i]),),),
-                wrong_answer=() if wrong_answer is None else ((operator.index(wrong_answer[i]),),),
-                id=str(i),
-                group=None if group is None else str(group[i]),
-            )
-            for i in range(n_pairs)
-        ]
-        return cls(pairs, name=name, kind="arrays")
+        return cls(arrays.pair_up(clean, corrupt, answer, wrong_answer, group, name=name), name=name, kind="arrays")
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -154,7 +139,8 @@ class Pairs(Sequence[Pair]):
         """Hash of all pairs, their order and their alignment; the name does not count."""
         chosen = self._alignment
         aligned = None if chosen is None else (chosen.how, digest(chosen.columns))
-        plain = to_json([self.kind, aligned, [pair.content_hash for pair in self.pairs]])
+        common = [{name: digest(array) for name, array in self.common.items()}] if self.common else []
+        plain = to_json([self.kind, aligned, [pair.content_hash for pair in self.pairs], *common])
         return hashlib.sha256(plain.encode()).hexdigest()[:16]
 
     def take(self, indices: Sequence[int] | NDArray[Any]) -> "Pairs":
@@ -201,25 +187,38 @@ class Pairs(Sequence[Pair]):
             >>> len(Pairs(rows).where(kind="a"))
             3
         """
-        known = {"id", "group", "split"}.union(*(pair.extra for pair in self.pairs))
-        for column in columns:
-            if column not in known:
-                raise PairError(
-                    f"'{self.name}' has no column '{column}'",
-                    facts=[("columns", ", ".join(sorted(known)))],
-                    fix="select by one of these",
-                )
-        kept = [
-            i
-            for i, pair in enumerate(self.pairs)
-            if all(pair.extra.get(name, getattr(pair, name, None)) == value for name, value in columns.items())
-        ]
-        return self.take(kept)
+        return self.take(split.by_values(self, columns))
 
     def swapped(self) -> "Pairs":
         """Return the pairs with clean and corrupted inputs exchanged, and with them texts and spans; answers stay."""
         alignment = None if self._alignment is None else self._alignment.swapped()
         return self._with([pair.swapped() for pair in self.pairs], alignment)
+
+    def with_beside(self, **arguments: Any) -> "Pairs":
+        """Return the pairs with further arguments of the model's forward, such as the picture that a prompt speaks of.
+
+        Args:
+            arguments: By the name of the argument, a tuple of the values of the clean and of the corrupted runs, each
+                with axes (pair, …); or one array or list for both. Pairs that share an array are not independent.
+
+        Raises:
+            PairError: There is not one for each pair, or they hold no numbers.
+
+        Examples:
+            >>> pairs = Pairs([Pair(np.array([1, 5]), np.array([1, 6]))])
+            >>> pairs.with_beside(pixel_values=np.zeros((1, 3, 8, 8)))[0].beside["pixel_values"][1].shape
+            (3, 8, 8)
+        """
+        return self._with(arrays.put_beside(self.pairs, arguments, self.name), self._alignment)
+
+    def with_common(self, **arguments: Any) -> "Pairs":
+        """Return the pairs with further arguments of the model's forward that are the same in every run.
+
+        Args:
+            arguments: By the name of the argument, what is handed over as it is, without an axis for the rows: such as
+                the texts that each picture is compared with.
+        """
+        return self._with(self.pairs, self._alignment, {**self.common, **arguments})
 
     def with_answers(self, answers: Sequence[Answers]) -> "Pairs":
         """Return the pairs with other sets of answers, one per pair, and no wrong ones."""
@@ -240,13 +239,7 @@ class Pairs(Sequence[Pair]):
             raise PairError(
                 f"'{self.name}' holds prompts; only inputs that are arrays can be transformed", fix="change the texts"
             )
-        changed = [
-            dataclasses.replace(
-                pair, clean=as_numbers(function(pair.clean)), corrupt=as_numbers(function(pair.corrupt))
-            )
-            for pair in self.pairs
-        ]
-        return self._with(changed, None)
+        return self._with(arrays.transform(self.pairs, function), None)
 
     def lengths(self, role: Role) -> NDArray[np.int64]:
         """Return the number of real tokens of each prompt, special ones included, axis (pair,); 1 for arrays."""
@@ -357,13 +350,15 @@ class Pairs(Sequence[Pair]):
             padding_side: ``"right"`` or ``"left"``; the real tokens and their position ids are the same.
             continuations: Ids that follow each prompt, such as the tokens of an answer; one list per row.
         """
-        rows = [self.pairs[int(i)].input(role) for i in (range(len(self)) if indices is None else indices)]
+        chosen = [self.pairs[int(i)] for i in (range(len(self)) if indices is None else indices)]
+        rows = [pair.input(role) for pair in chosen]
         if self.kind == "arrays":
             made = batch.stack(rows, self.name)
         else:
             pad_id = 0 if self.tokenizer is None else self.tokenizer.pad_id
             made = batch.pad(rows, pad_id=pad_id, padding_side=padding_side, continuations=continuations)
-        return dataclasses.replace(made, role=as_role(role))
+        beside = batch.stack_beside([pair.besides(role) for pair in chosen], self.name)
+        return dataclasses.replace(made, role=as_role(role), beside=beside, common=self.common)
 
     def one_sided(self, role: Role) -> "Pairs":
         """Return the pairs with the prompts of one side on both, to compare two models on the same prompts.
@@ -408,8 +403,11 @@ class Pairs(Sequence[Pair]):
         """
         return {name: self.take(indices) for name, indices in split.by_column(self).items()}
 
-    def _with(self, pairs: Sequence[Pair], alignment: Alignment | None) -> "Pairs":
-        return Pairs(pairs, name=self.name, kind=self.kind, tokenizer=self.tokenizer, alignment=alignment)
+    def _with(
+        self, pairs: Sequence[Pair], alignment: Alignment | None, common: Mapping[str, Any] | None = None
+    ) -> "Pairs":
+        more: dict[str, Any] = {"alignment": alignment, "common": self.common if common is None else common}
+        return Pairs(pairs, name=self.name, kind=self.kind, tokenizer=self.tokenizer, **more)
 
     def _need_tokens(self) -> None:
         if self.kind != "tokens":
