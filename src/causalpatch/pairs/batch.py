@@ -29,6 +29,7 @@ class Batch:
         lengths: Number of prompt tokens of each row, without its continuation, axis (row,).
         values: Stacked inputs of pairs of arrays, axes (row, …); None for text.
         role: Whose inputs they are, where they are those of pairs.
+        encoder: The encoder's prompts of the same rows, where a decoder has these.
     """
 
     ids: NDArray[np.int64]
@@ -38,6 +39,15 @@ class Batch:
     lengths: NDArray[np.int64]
     values: NDArray[np.generic] | None = None
     role: Role | None = None
+    encoder: "Batch | None" = None
+
+    def of(self, stream: str | None) -> "Batch":
+        """Return the prompts of a stream: the encoder's, or these.
+
+        Args:
+            stream: ``"encoder"``, ``"decoder"``, or None where there is one stream.
+        """
+        return self.encoder if stream == "encoder" and self.encoder is not None else self
 
     def __len__(self) -> int:
         return len(self.start)

@@ -6,7 +6,6 @@ place; every method that selects or alters returns new ``Pairs``.
 
 import dataclasses
 import hashlib
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal, TypeAlias, overload
@@ -21,11 +20,13 @@ from causalpatch.pairs import align, batch, check, components, positions, split
 from causalpatch.pairs.align import Alignment, Mapped
 from causalpatch.pairs.batch import Batch, PaddingSide
 from causalpatch.pairs.check import PairReport
-from causalpatch.pairs.pair import Answers, Array, Pair, as_numbers, digest
+from causalpatch.pairs.pair import Answers, Array, Pair, as_numbers, digest, pairs_of_arrays, require_same_streams
 from causalpatch.pairs.role import ROLES, Role, as_role, other
+from causalpatch.pairs.selection import index_of, where
 from causalpatch.sites.site import Every, Position
 
 Kind: TypeAlias = Literal["tokens", "arrays"]
+Stream: TypeAlias = Literal["encoder", "decoder"]
 
 
 class Pairs(Sequence[Pair]):
@@ -37,9 +38,10 @@ class Pairs(Sequence[Pair]):
         kind: ``"tokens"`` for prompts of token ids, ``"arrays"`` for inputs of other models.
         tokenizer: What turns ids into labels; None shows ids.
         alignment: How positions align; by default by position where clean and corrupted prompts are equally long.
+        of_encoder: The same for the encoder's prompts, of pairs that have such beside the decoder's.
 
     Raises:
-        PairError: There is not even one pair.
+        PairError: There is not even one pair, or only some have a prompt for an encoder.
 
     Examples:
         >>> pairs = Pairs([Pair(np.array([1, 5]), np.array([1, 6]), answer=((7,),))], name="tiny")
@@ -55,6 +57,7 @@ class Pairs(Sequence[Pair]):
         kind: Kind = "tokens",
         tokenizer: Tokenizer | None = None,
         alignment: Alignment | None = None,
+        of_encoder: Alignment | None = None,
     ) -> None:
         if not pairs:
             raise PairError(f"no pairs are left of '{name}'", fix="select at least one")
@@ -65,6 +68,8 @@ class Pairs(Sequence[Pair]):
         self.kind: Kind = kind
         self.tokenizer = tokenizer
         self._alignment = alignment
+        self._of_encoder = of_encoder
+        require_same_streams(self.pairs, name)
 
     @classmethod
     def from_arrays(
@@ -102,17 +107,7 @@ class Pairs(Sequence[Pair]):
                 raise PairError(
                     f"'{name}' has {n_pairs} clean inputs and {len(values)} of {word}", fix="give one of each per pair"
                 )
-        pairs = [
-            Pair(
-                as_numbers(clean[i]),
-                as_numbers(corrupt[i]),
-                answer=() if answer is None else ((operator.index(answer[i]),),),
-                wrong_answer=() if wrong_answer is None else ((operator.index(wrong_answer[i]),),),
-                id=str(i),
-                group=None if group is None else str(group[i]),
-            )
-            for i in range(n_pairs)
-        ]
+        pairs = pairs_of_arrays(clean, corrupt, (answer, wrong_answer), group)
         return cls(pairs, name=name, kind="arrays")
 
     def __len__(self) -> int:
@@ -134,7 +129,28 @@ class Pairs(Sequence[Pair]):
         if self.kind == "arrays":
             return f"Pairs({self.name!r}, {len(self)} pairs of arrays {self.pairs[0].clean.shape})"
         lengths = np.concatenate([self.lengths("clean"), self.lengths("corrupt")])
-        return f"Pairs({self.name!r}, {len(self)} pairs of {lengths.min()} to {lengths.max()} tokens)"
+        shown = f"{lengths.min()} to {lengths.max()} tokens"
+        if self.encoder is not None:
+            inner = np.concatenate([self.encoder.lengths("clean"), self.encoder.lengths("corrupt")])
+            shown = f"{inner.min()} to {inner.max()} tokens in the encoder, {shown} in the decoder"
+        return f"Pairs({self.name!r}, {len(self)} pairs of {shown})"
+
+    @cached_property
+    def encoder(self) -> "Pairs | None":
+        """What the encoder of a model is given, as pairs of their own; None where there is no encoder's prompt."""
+        inner = [pair.encoder for pair in self.pairs if pair.encoder is not None]
+        if not inner:
+            return None
+        more: dict[str, Any] = {"tokenizer": self.tokenizer, "alignment": self._of_encoder}
+        return Pairs(inner, name=self.name, kind=self.kind, **more)
+
+    def of(self, stream: str | None) -> "Pairs":
+        """Return the pairs of a stream's prompts: the encoder's, or these.
+
+        Args:
+            stream: ``"encoder"``, ``"decoder"``, or None where there is one stream.
+        """
+        return self.encoder if stream == "encoder" and self.encoder is not None else self
 
     @property
     def ids(self) -> list[str]:
@@ -154,7 +170,8 @@ class Pairs(Sequence[Pair]):
         """Hash of all pairs, their order and their alignment; the name does not count."""
         chosen = self._alignment
         aligned = None if chosen is None else (chosen.how, digest(chosen.columns))
-        plain = to_json([self.kind, aligned, [pair.content_hash for pair in self.pairs]])
+        streams = [] if self.encoder is None else [self.encoder.content_hash]
+        plain = to_json([self.kind, aligned, [pair.content_hash for pair in self.pairs], *streams])
         return hashlib.sha256(plain.encode()).hexdigest()[:16]
 
     def take(self, indices: Sequence[int] | NDArray[Any]) -> "Pairs":
@@ -166,8 +183,8 @@ class Pairs(Sequence[Pair]):
         chosen = np.asarray(indices)
         chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
         rows = chosen.tolist()
-        alignment = None if self._alignment is None else self._alignment.take(rows)
-        return self._with([self.pairs[i] for i in rows], alignment)
+        both = [None if one is None else one.take(rows) for one in (self._alignment, self._of_encoder)]
+        return self._with([self.pairs[i] for i in rows], *both)
 
     def drop(self, which: int | str) -> "Pairs":
         """Return all pairs but one.
@@ -178,14 +195,8 @@ class Pairs(Sequence[Pair]):
         Raises:
             PairError: There is no such pair.
         """
-        index = self.ids.index(which) if isinstance(which, str) and which in self.ids else which
-        if isinstance(index, str) or not -len(self) <= index < len(self):
-            raise PairError(
-                f"'{self.name}' has no pair {which!r}",
-                facts=[("pairs", f"0 to {len(self) - 1}, or an id")],
-                fix="see the ids: pairs.ids",
-            )
-        return self.take([i for i in range(len(self)) if i != index % len(self)])
+        index = index_of(self.pairs, which, self.name)
+        return self.take([i for i in range(len(self)) if i != index])
 
     def where(self, **columns: object) -> "Pairs":
         """Return the pairs whose columns have the given values.
@@ -201,31 +212,18 @@ class Pairs(Sequence[Pair]):
             >>> len(Pairs(rows).where(kind="a"))
             3
         """
-        known = {"id", "group", "split"}.union(*(pair.extra for pair in self.pairs))
-        for column in columns:
-            if column not in known:
-                raise PairError(
-                    f"'{self.name}' has no column '{column}'",
-                    facts=[("columns", ", ".join(sorted(known)))],
-                    fix="select by one of these",
-                )
-        kept = [
-            i
-            for i, pair in enumerate(self.pairs)
-            if all(pair.extra.get(name, getattr(pair, name, None)) == value for name, value in columns.items())
-        ]
-        return self.take(kept)
+        return self.take(where(self.pairs, columns, self.name))
 
     def swapped(self) -> "Pairs":
         """Return the pairs with clean and corrupted inputs exchanged, and with them texts and spans; answers stay."""
-        alignment = None if self._alignment is None else self._alignment.swapped()
-        return self._with([pair.swapped() for pair in self.pairs], alignment)
+        both = [None if one is None else one.swapped() for one in (self._alignment, self._of_encoder)]
+        return self._with([pair.swapped() for pair in self.pairs], *both)
 
     def with_answers(self, answers: Sequence[Answers]) -> "Pairs":
         """Return the pairs with other sets of answers, one per pair, and no wrong ones."""
         both = zip(self.pairs, answers, strict=True)
         made = [dataclasses.replace(pair, answer=tuple(one), wrong_answer=()) for pair, one in both]
-        return self._with(made, self._alignment)
+        return self._with(made, self._alignment, self._of_encoder)
 
     def transformed(self, function: Callable[[Array], Any]) -> "Pairs":
         """Return pairs of arrays with a function applied to every input, such as the scaling of images.
@@ -247,6 +245,10 @@ class Pairs(Sequence[Pair]):
             for pair in self.pairs
         ]
         return self._with(changed, None)
+
+    def sizes(self, role: Role) -> NDArray[np.int64]:
+        """Return the number of real tokens that a run of each pair has, its encoder's with its decoder's."""
+        return self.lengths(role) + (0 if self.encoder is None else self.encoder.lengths(role))
 
     def lengths(self, role: Role) -> NDArray[np.int64]:
         """Return the number of real tokens of each prompt, special ones included, axis (pair,); 1 for arrays."""
@@ -290,6 +292,7 @@ class Pairs(Sequence[Pair]):
         *,
         spans: Sequence[str] | None = None,
         mapping: Mapped | None = None,
+        stream: Stream | None = None,
     ) -> "Pairs":
         """Return the pairs with their positions aligned in another way.
 
@@ -298,6 +301,8 @@ class Pairs(Sequence[Pair]):
                 ``"spans"``: the tokens of named spans in order. ``"map"``: by the positions in ``mapping``.
             spans: For ``"spans"``, which of them, in this order; by default all that every pair has.
             mapping: For ``"map"``, (clean, corrupted) positions of each pair, by pair id or one list per pair.
+            stream: Of pairs for a model with an encoder and a decoder, whose prompts; by default the encoder's, and by
+                ``"position"`` and ``"difference"`` the decoder's as well.
 
         Raises:
             PairError: The pairs cannot be aligned in this way; the first that cannot is shown.
@@ -309,8 +314,12 @@ class Pairs(Sequence[Pair]):
             [[0, 0], [-1, -1], [2, 3]]
         """
         self._need_tokens()
-        made = align.build(self.pairs, how, name=self.name, tokenizer=self.tokenizer, spans=spans, mapping=mapping)
-        return self._with(self.pairs, made)
+        if self.encoder is not None and stream != "decoder":
+            of_encoder = self.encoder.align(how, spans=spans, mapping=mapping)._alignment
+            made = self._with(self.pairs, self._alignment, of_encoder)
+            return made if stream or how in ("spans", "map") else made.align(how, stream="decoder")
+        made_here = align.build(self.pairs, how, name=self.name, tokenizer=self.tokenizer, spans=spans, mapping=mapping)
+        return self._with(self.pairs, made_here, self._of_encoder)
 
     def positions(
         self, index: int, position: Position | None, base: Role
@@ -363,7 +372,8 @@ class Pairs(Sequence[Pair]):
         else:
             pad_id = 0 if self.tokenizer is None else self.tokenizer.pad_id
             made = batch.pad(rows, pad_id=pad_id, padding_side=padding_side, continuations=continuations)
-        return dataclasses.replace(made, role=as_role(role))
+        of_encoder = None if self.encoder is None else self.encoder.batch(role, indices, padding_side=padding_side)
+        return dataclasses.replace(made, role=as_role(role), encoder=of_encoder)
 
     def one_sided(self, role: Role) -> "Pairs":
         """Return the pairs with the prompts of one side on both, to compare two models on the same prompts.
@@ -408,8 +418,9 @@ class Pairs(Sequence[Pair]):
         """
         return {name: self.take(indices) for name, indices in split.by_column(self).items()}
 
-    def _with(self, pairs: Sequence[Pair], alignment: Alignment | None) -> "Pairs":
-        return Pairs(pairs, name=self.name, kind=self.kind, tokenizer=self.tokenizer, alignment=alignment)
+    def _with(self, pairs: Sequence[Pair], alignment: Alignment | None, of_encoder: Alignment | None = None) -> "Pairs":
+        more: dict[str, Any] = {"alignment": alignment, "of_encoder": of_encoder}
+        return Pairs(pairs, name=self.name, kind=self.kind, tokenizer=self.tokenizer, **more)
 
     def _need_tokens(self) -> None:
         if self.kind != "tokens":

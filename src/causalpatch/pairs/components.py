@@ -16,10 +16,13 @@ from causalpatch.pairs.pair import Pair
 
 
 def vertices(pair: Pair) -> list[Hashable]:
-    """Return what ties a pair to others: both prompts by their content, its entities, its group."""
+    """Return what ties a pair to others: both prompts by their content, its entities, its group.
+
+    Of a model with an encoder and a decoder the encoder's prompts: many pairs have the decoder begin alike.
+    """
     group = [] if pair.group is None else [("group", pair.group)]
     entities = [("entity", name) for name in pair.entities]
-    return [*(("prompt", content) for content in pair.digests), *entities, *group]
+    return [*(("prompt", content) for content in (pair.encoder or pair).digests), *entities, *group]
 
 
 def connected(members: Iterable[Sequence[Hashable]]) -> NDArray[np.int64]:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -37,6 +38,8 @@ class Pair:
         clean_text: The text that ``clean`` was read from.
         corrupt_text: The text that ``corrupt`` was read from.
         extra: Other columns, as they were.
+        encoder: For a model with an encoder and a decoder what the encoder is given, with its spans and texts; what
+            stands above is then the decoder's.
     """
 
     clean: Array
@@ -51,6 +54,7 @@ class Pair:
     clean_text: str | None = None
     corrupt_text: str | None = None
     extra: Mapping[str, object] = field(default_factory=dict)
+    encoder: "Pair | None" = None
 
     def __post_init__(self) -> None:
         for role in ("clean", "corrupt"):
@@ -75,25 +79,36 @@ class Pair:
             clean_text=self.corrupt_text,
             corrupt_text=self.clean_text,
             spans={name: (corrupt, clean) for name, (clean, corrupt) in self.spans.items()},
+            encoder=self.encoder and self.encoder.swapped(),
         )
 
     def one_sided(self, role: Role) -> "Pair":
         """Return the pair with one input, its text and its spans on both sides; answers stay."""
         whole, side = self.input(role), int(as_role(role) == "corrupt")
         spans = {name: (both[side], both[side]) for name, both in self.spans.items()}
-        text = self.text(role)
-        return dataclasses.replace(self, clean=whole, corrupt=whole, clean_text=text, corrupt_text=text, spans=spans)
+        text, encoder = self.text(role), self.encoder and self.encoder.one_sided(role)
+        made = dataclasses.replace(self, clean=whole, corrupt=whole, clean_text=text, corrupt_text=text, spans=spans)
+        return dataclasses.replace(made, encoder=encoder)
 
     @cached_property
     def digests(self) -> tuple[str, str]:
-        """Hashes of the clean and of the corrupted input: type, shape and content."""
-        return digest(self.clean), digest(self.corrupt)
+        """Hashes of the clean and of the corrupted input, with the encoder's: type, shape and content."""
+        own = (digest(self.clean), digest(self.corrupt))
+        if self.encoder is None:
+            return own
+        clean, corrupt = (_joined(*both) for both in zip(self.encoder.digests, own, strict=True))
+        return clean, corrupt
 
     @cached_property
     def content_hash(self) -> str:
         """Hash of everything that a measurement could depend on: all but the texts and extra columns."""
         plain = [self.id, self.answer, self.wrong_answer, self.group, self.split, self.spans, self.entities]
+        plain += [] if self.encoder is None else [self.encoder.spans]
         return hashlib.sha256(to_json([*self.digests, *plain]).encode()).hexdigest()[:16]
+
+
+def _joined(*digests: str) -> str:
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:32]
 
 
 def digest(array: Array) -> str:
@@ -121,3 +136,46 @@ def as_numbers(value: Any) -> Array:
             "an input holds something other than numbers", facts=[("value", repr(value)[:60])], fix="give numbers"
         )
     return array
+
+
+def pairs_of_arrays(
+    clean: Sequence[Any],
+    corrupt: Sequence[Any],
+    answers: tuple[Sequence[int] | None, Sequence[int] | None],
+    group: Sequence[str] | None,
+) -> list[Pair]:
+    """Return pairs of inputs that are no text.
+
+    Args:
+        clean: Clean inputs, axes (pair, …).
+        corrupt: Corrupted inputs, as many.
+        answers: The right class of each clean input, and the class of each corrupted one.
+        group: What ties pairs together.
+    """
+    right, wrong = answers
+    return [
+        Pair(
+            as_numbers(clean[i]),
+            as_numbers(corrupt[i]),
+            answer=() if right is None else ((operator.index(right[i]),),),
+            wrong_answer=() if wrong is None else ((operator.index(wrong[i]),),),
+            id=str(i),
+            group=None if group is None else str(group[i]),
+        )
+        for i in range(len(clean))
+    ]
+
+
+def require_same_streams(pairs: Sequence[Pair], name: str) -> None:
+    """Make sure that all pairs have a prompt for an encoder, or none has.
+
+    Raises:
+        PairError: Some have one.
+    """
+    without = [number for number, pair in enumerate(pairs) if pair.encoder is None]
+    if without and len(without) < len(pairs):
+        raise PairError(
+            f"pair {without[0]} of '{name}' has no prompt for an encoder, and others have",
+            facts=[("without", f"{len(without)} of {len(pairs)}")],
+            fix="give all of them one: Pair(…, encoder=Pair(clean, corrupt))",
+        )
