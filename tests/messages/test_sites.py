@@ -45,19 +45,6 @@ def test_a_misspelt_name_is_answered_with_the_closest(refuses):
         cp.parse("resid_per.3")
 
 
-def test_a_planned_name_is_answered_with_the_closest_site_of_this_version(refuses):
-    with refuses(
-        SiteNotFound,
-        """
-        the site 'cross_z.3.5@-1' is known, but this version does not have it yet
-          cross_z  input of cross-attention's output projection
-          closest  z: input of attention's output projection
-          fix: use 'z.3.5@-1'
-        """,
-    ):
-        cp.parse("cross_z.3.5@-1")
-
-
 def test_a_path_of_a_module_is_no_site_by_itself(refuses):
     with refuses(
         SiteNotFound,

@@ -21,8 +21,8 @@ from causalpatch.base.seeds import generator
 from causalpatch.base.tokens import Tokenizer
 from causalpatch.models import Model
 from causalpatch.pairs import Pair, Pairs, load_pairs
-from causalpatch.pairs.collection import Kind
 from causalpatch.pairs.pair import Answers
+from causalpatch.pairs.placed import Kind
 from causalpatch.pairs.role import ROLES, Role
 
 Data = Pairs | Sequence[Mapping[str, Any]] | None

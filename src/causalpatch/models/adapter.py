@@ -5,9 +5,10 @@ A ``Model`` wraps an unmodified module. It never runs it and registers no hook: 
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +24,11 @@ from causalpatch.models.families import Family
 from causalpatch.models.forward import Forward, as_arguments
 from causalpatch.models.generic import module_tap
 from causalpatch.models.offload import Content, execution_device
+from causalpatch.models.site_rows import SiteRow, site_rows
+from causalpatch.models.streams import Stream, Streams
+from causalpatch.models.table import FamilyTable
 from causalpatch.models.taps import Port, Tap
-from causalpatch.models.tokens import find_stop_ids
+from causalpatch.models.tokens import find_decoder_prompt, find_stop_ids
 from causalpatch.models.views import View
 from causalpatch.sites.names import FEATURE_SITES, NAMES
 from causalpatch.sites.select import ModelShape, check
@@ -35,22 +39,6 @@ __all__ = ["Model", "Port", "SiteRow", "Tap", "View"]
 Ids = Int[Tensor, " row position"] | Int[np.ndarray, " row position"]
 Mask = Shaped[Tensor, " row position"] | Shaped[np.ndarray, " row position"]
 Arrays = Shaped[Tensor, " row *axes"] | Shaped[np.ndarray, " row *axes"]
-
-
-class SiteRow(NamedTuple):
-    """One line of the table of sites.
-
-    Args:
-        name: The site's name.
-        axes: Its axes: those of the name, then those of the value.
-        shape: Their sizes; ``position`` stays a word.
-        refused: Why the model does not have the site, or None.
-    """
-
-    name: str
-    axes: str
-    shape: str
-    refused: str | None
 
 
 class Model:
@@ -68,7 +56,8 @@ class Model:
         self.tokenizer = tokenizer
         self._content = Content(module)
         finding = find_family(module)
-        self._table = finding.table
+        self._table = table = finding.table
+        self.streams = Streams(table, table.encoder, module) if table and table.encoder else None
         self.family_source = finding.source
         self.family_note = finding.note
         self.dictionaries = Registry()
@@ -124,15 +113,30 @@ class Model:
         """Width of one head's value and output; 0 for a generic model. Queries and keys may be wider."""
         return self._table.numbers.head_width if self._table else 0
 
-    def sizes(self, name: str) -> dict[str, int]:
+    def sizes(self, name: str, stream: str | None = None) -> dict[str, int]:
         """Return the sizes of the axes of a site's value, so far as they are known.
 
         Args:
             name: The site's name.
+            stream: The stream that it stands in, of a model that has two.
         """
-        if self._table is None:
+        table = self.streams.table(stream) if self.streams else self._table
+        if table is None:
             return {}
-        return self._table.numbers.sizes(name) | {"vocab": self.vocab_size, "expert": self._table.n_experts}
+        return table.numbers.sizes(name) | {"vocab": self.vocab_size, "expert": table.n_experts}
+
+    @property
+    def main_stream(self) -> Stream | None:
+        """The stream that answers, of a model with an encoder and a decoder; None for any other model."""
+        return "decoder" if self.streams else None
+
+    def stream_of(self, site: Site) -> Stream | None:
+        """Return the stream whose tokens a site's positions count; None where the model has one stream of tokens.
+
+        Args:
+            site: The site.
+        """
+        return self.streams.of(site) if self.streams else None
 
     @cached_property
     def vocab_size(self) -> int:
@@ -147,6 +151,11 @@ class Model:
     def stop_ids(self) -> tuple[int, ...]:
         """Token ids that end a text, as the model's generation settings or its configuration say; else none."""
         return find_stop_ids(self.module)
+
+    @property
+    def decoder_prompt(self) -> tuple[int, ...]:
+        """Token ids that a decoder begins with, as the model's settings say; none where they do not."""
+        return find_decoder_prompt(self.module) if self.streams else ()
 
     @property
     def attention(self) -> str:
@@ -178,7 +187,7 @@ class Model:
             raise LookupError(site.name)  # `check` has refused every named site of a generic model
         if site.dictionary is not None:
             return self.dictionaries.of(site.dictionary, site.layer or 0).tap(site)
-        return self._table.tap(site)
+        return self.streams.table(site.stream).tap(site) if self.streams else self._table.tap(site)
 
     def add_dictionary(
         self,
@@ -214,10 +223,10 @@ class Model:
         Cost:
             Reads shapes alone; in a run, the weights of the layers that are patched.
         """
-        if self._table is None:
+        if self._table is None or self.streams:
             raise ModelUnsupported(
                 f"'{self.name}' takes no dictionaries",
-                facts=[("reason", self.family_note)],
+                facts=[("reason", "it has an encoder and a decoder" if self.streams else self.family_note)],
                 fix="patch its modules: module(PATH).output",
             )
         wanted = Wanted(site, reads, processed, scale)
@@ -291,6 +300,27 @@ class Model:
             call["use_cache"] = False
         return call | as_arguments(further or {}, self.device, self.dtype)
 
+    def inputs_of_streams(self, ids: Ids, mask: Mask, position_ids: Ids, encoder: tuple[Ids, Mask]) -> dict[str, Any]:
+        """Return the keyword arguments to call a model with an encoder and a decoder with.
+
+        Args:
+            ids: The decoder's token ids; axes (row, position).
+            mask: True at real tokens; axes (row, position).
+            position_ids: Each token's place in its own prompt; axes (row, position).
+            encoder: The encoder's token ids and their mask; axes (row, position) of its own.
+
+        Raises:
+            ModelUnsupported: The model has no encoder beside its decoder, or numbers the columns of a batch, and a
+                prompt does not begin at the first one.
+        """
+        if self.streams is None:
+            raise ModelUnsupported(
+                f"'{self.name}' takes one prompt, not one for an encoder and one for a decoder",
+                fix="read the pairs for this model: load_pairs(…, model)",
+            )
+        both = (self._tensor(encoder[0]), self._tensor(encoder[1]))
+        return self.streams.call(self._tensor(ids), self._tensor(mask), self._tensor(position_ids), both)
+
     def inputs_of_arrays(self, values: Arrays, further: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the keyword arguments to call the module with on arrays.
 
@@ -339,46 +369,31 @@ class Model:
 
     def site_rows(self) -> list[SiteRow]:
         """Return the table of sites: every name with its axes and sizes, or why the model does not have it."""
-        named = [self._row(name) for name in NAMES if name not in FEATURE_SITES or name in self.shape.refused]
-        features = ((name, of) for of in self.shape.dictionaries for name in sorted(FEATURE_SITES))
-        return [*named, *(self._feature_row(name, of) for name, of in features)]
-
-    def _feature_row(self, name: str, dictionary: str) -> SiteRow:
-        sizes = self.shape.dictionaries[dictionary]
-        layers = f"layers {', '.join(map(str, sorted(sizes)))}"
-        counts = " or ".join(map(str, sorted(set(sizes.values()))))
-        is_error = name == "feature_error"
-        axes = "layer position width" if is_error else "layer feature position"
-        return SiteRow(f"{name}({dictionary})", axes, layers if is_error else f"{layers} x {counts} x position", None)
-
-    def _row(self, name: str) -> SiteRow:
-        info = NAMES[name]
-        if name == "module":
-            return SiteRow("module(PATH)", "the module's own", f"{len(self.shape.module_paths) - 1} modules", None)
-        axes = ["layer"] if info.has_layer else []
-        axes += [info.unit_axis] if info.unit_axis else []
-        axes += [info.position_axis, *info.value_axes]
-        sizes: dict[str, int | None] = {"layer": len(self.shape.layers_with(name)), **self.shape.units}
-        sizes |= self.sizes(name)
-        refused = self.shape.refused.get(name)
-        shape = "" if refused else " x ".join(str(sizes.get(axis) or axis) for axis in axes)
-        return SiteRow(name, " ".join(axes), shape, refused)
+        return site_rows(self.shape, self.sizes)
 
     def _make_shape(self) -> ModelShape:
         paths = tuple(name for name, _ in self.module.named_modules())
         # A model that was given as a module has its class's name, which no command can look up.
         listing = "model.site_rows()" if self.name == type(self.module).__name__ else ""
         if self._table:
-            table, sizes = self._table, self.dictionaries.sizes
-            lacking = {} if sizes else dict.fromkeys(sorted(FEATURE_SITES), "no dictionary was added to the model")
-            refused, n_layers = {**table.refused, **lacking}, table.numbers.n_layers
-            some = {name: layers for name, layers in table.lacking.items() if layers and name not in refused}
-            more: dict[str, Any] = {"dictionaries": sizes, "lacking": some, "listing": listing}
-            return ModelShape(self.name, n_layers, table.units, refused, paths, **more)
+            shape = self._shape_by(self._table, paths, listing)
+            if self._table.encoder is None:
+                return shape
+            parts = {"encoder": self._shape_by(self._table.encoder, paths, listing), "decoder": shape}
+            return replace(shape, parts=parts)
         reason = f"{self.family_note}; use module(PATH).output, such as module({paths[min(1, len(paths) - 1)]}).output"
         return ModelShape(
             self.name, 0, {}, {name: reason for name in NAMES if name != "module"}, paths, listing=listing
         )
+
+    def _shape_by(self, table: FamilyTable, paths: tuple[str, ...], listing: str) -> ModelShape:
+        """Return the shape that a table gives: of the model, or of one of its two streams."""
+        sizes = self.dictionaries.sizes
+        lacking = {} if sizes else dict.fromkeys(sorted(FEATURE_SITES), "no dictionary was added to the model")
+        refused = {**table.refused, **lacking}
+        some = {name: layers for name, layers in table.lacking.items() if layers and name not in refused}
+        more: dict[str, Any] = {"dictionaries": sizes, "lacking": some, "listing": listing}
+        return ModelShape(self.name, table.numbers.n_layers, table.units, refused, paths, **more)
 
     def _anatomy(self) -> Anatomy:
         """Return what dictionaries must know of the model."""

@@ -125,6 +125,8 @@ def _bases(family: Family, names: frozenset[str]) -> list[str]:
     """Return the paths below which the family's list of layers stands, outermost first."""
     first = join(family.layers, "0")
     found = [name[: -len(first)].rstrip(".") for name in names if name == first or name.endswith(f".{first}")]
+    if family.stream:  # the other stream's layers have the same name
+        found = [base for base in found if base.rpartition(".")[2] == family.base.rpartition(".")[2]]
     return sorted(found, key=lambda base: (base.count("."), base))
 
 
@@ -150,6 +152,9 @@ def _count_names(family: Family, names: frozenset[str]) -> tuple[int, int]:
 
 def _bind(family: Family, config: object, module: nn.Module, names: frozenset[str]) -> FamilyTable | str:
     """Find the family's parts in the model and read its counts; a text says what does not fit."""
+    encoder = None if family.encoder is None else _bind(family.encoder, config, module, names)
+    if isinstance(encoder, str):
+        return encoder
     outside, inside = _wanted(family)
     for base in _bases(family, names):
         layers = module.get_submodule(join(base, family.layers))
@@ -162,7 +167,7 @@ def _bind(family: Family, config: object, module: nn.Module, names: frozenset[st
         numbers = _count(family, config, module, join(base, family.layers, "0"), n_layers)
         if isinstance(numbers, str):
             return numbers
-        return FamilyTable(family, Place(base, _whole(family, base, names)), numbers, module)
+        return FamilyTable(family, Place(base, _whole(family, base, names)), numbers, module, encoder)
     return f"{family.name} was expected, but there is no module {join(family.base, family.layers)!r}"
 
 

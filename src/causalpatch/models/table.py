@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from causalpatch.models.experts import EXPERT_SITES, NO_EXPERTS, ExpertTerm, count_experts, layers_without
-from causalpatch.models.families import Absent, At, Fact, Family, Parted, RoutedBy, ShareOf, SumOf, TermOf
+from causalpatch.models.families import NO_CROSS, Absent, At, Fact, Family, Parted, RoutedBy, ShareOf, SumOf, TermOf
 from causalpatch.models.taps import Port, Side, Tap
 from causalpatch.models.views import BiasTerm, Columns, HeadShare, KeyRow, ModuleUnit, Scaled, Sum, View, Whole
-from causalpatch.sites.names import ATTENTION_SITES, NAMES
+from causalpatch.sites.names import ATTENTION_SITES, CROSS_SITES, NAMES
 from causalpatch.sites.site import Site
 
 # Inside attention: the side of the port, and for rows over keys what hidden keys read as.
@@ -84,10 +84,19 @@ class FamilyTable:
         place: Where its parts stand in the model.
         numbers: The model's counts.
         module: The model.
+        encoder: For a decoder that reads an encoder, the sites of that.
     """
 
-    def __init__(self, family: Family, place: Place, numbers: Numbers, module: nn.Module) -> None:
+    def __init__(
+        self,
+        family: Family,
+        place: Place,
+        numbers: Numbers,
+        module: nn.Module,
+        encoder: "FamilyTable | None" = None,
+    ) -> None:
         self.family = family
+        self.encoder = encoder
         self.place = place
         self.numbers = numbers
         self._modules = dict(module.named_modules())
@@ -166,7 +175,8 @@ class FamilyTable:
 
     def _inside(self, site: Site) -> Tap:
         """Return the tap of a site inside attention, the same in all families that attend by the interface."""
-        path, (side, hidden) = join(self.layer_path(site.layer or 0), attention_path(self.family)), _INSIDE[site.name]
+        within = self.family.cross if site.name in CROSS_SITES else attention_path(self.family)
+        path, (side, hidden) = join(self.layer_path(site.layer or 0), within), _INSIDE[site.name.removeprefix("cross_")]
         if hidden is None:
             return Tap(site, Port(path, side), ModuleUnit(axis=2, index=site.unit or 0))
         return Tap(site, Port(path, side), KeyRow(site.unit or 0, hidden), (Port(path, "visible"),))
@@ -191,6 +201,8 @@ class FamilyTable:
             fact = sites.get(name)
             if isinstance(fact, Absent):
                 yield name, fact.reason
+            elif name in CROSS_SITES and not self.family.cross:
+                yield name, NO_CROSS.reason
             elif name == "logits" and self.place.whole is None:
                 yield name, "the model has no head; open the whole model, or use final_norm"
             elif name in ATTENTION_SITES and no_heads:

@@ -31,6 +31,7 @@ class Batch:
         role: Whose inputs they are, where they are those of pairs.
         beside: Stacked further arguments of the model's forward by name, axes (row, …).
         common: Further arguments that are the same for all rows, as they are.
+        encoder: The encoder's prompts of the same rows, where a decoder has these.
     """
 
     ids: NDArray[np.int64]
@@ -42,6 +43,15 @@ class Batch:
     role: Role | None = None
     beside: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
     common: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    encoder: "Batch | None" = None
+
+    def of(self, stream: str | None) -> "Batch":
+        """Return the prompts of a stream: the encoder's, or these.
+
+        Args:
+            stream: ``"encoder"``, ``"decoder"``, or None where there is one stream.
+        """
+        return self.encoder if stream == "encoder" and self.encoder is not None else self
 
     def __len__(self) -> int:
         return len(self.start)
@@ -112,20 +122,22 @@ def pad(
     return Batch(ids, mask, np.where(mask, counted, 0), start, lengths)
 
 
-def stack(values: Sequence[NDArray[np.generic]], name: str) -> Batch:
+def stack(values: Sequence[NDArray[np.generic]], name: str, n_tokens: int = 0) -> Batch:
     """Stack inputs that are not text.
 
     Args:
         values: One array per row, all of one shape.
         name: Name of the pairs, for the error.
+        n_tokens: How many tokens the model makes of each, where that is known; they have no ids of their own.
 
     Raises:
         PairError: The arrays have different shapes.
     """
-    empty = np.zeros((len(values), 0), dtype=np.int64)
     zeros = np.zeros(len(values), dtype=np.int64)
+    places = np.tile(np.arange(n_tokens), (len(values), 1))
     fix = "bring them to one shape first: pairs.transformed(function)"
-    return Batch(empty, empty.astype(bool), empty, zeros, zeros, _stacked(values, f"inputs of '{name}'", fix))
+    stacked = _stacked(values, f"inputs of '{name}'", fix)
+    return Batch(places, np.ones(places.shape, dtype=bool), places, zeros, zeros + n_tokens, stacked)
 
 
 def stack_beside(rows: Sequence[Mapping[str, NDArray[np.generic]]], name: str) -> dict[str, NDArray[np.generic]]:

@@ -16,10 +16,14 @@ from causalpatch.pairs.pair import Pair
 
 
 def vertices(pair: Pair) -> list[Hashable]:
-    """Return what ties a pair to others: its inputs and what stands beside them by content, entities, group."""
+    """Return what ties a pair to others: its inputs and what stands beside them by content, entities, group.
+
+    Of a model with an encoder and a decoder the encoder's inputs: many pairs have the decoder begin alike.
+    """
     group = [] if pair.group is None else [("group", pair.group)]
     entities = [("entity", name) for name in pair.entities]
-    inputs = [("input", name, content) for name, both in pair.hashes.items() for content in both]
+    hashes = {name: both for name, both in pair.hashes.items() if name or pair.encoder is None}
+    inputs = [("input", name, content) for name, both in hashes.items() for content in both]
     return [*inputs, *entities, *group]
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -40,6 +40,9 @@ class Pair:
         extra: Other columns, as they were.
         beside: Further arguments of the model's forward by name, (clean, corrupted), such as the picture that a prompt
             speaks of.
+        encoder: For a model with an encoder and a decoder what the encoder is given, with its spans and texts; what
+            stands above is then the decoder's.
+        stands_for: For the tokens of a picture, the content hash of the pair that holds it.
     """
 
     clean: Array
@@ -55,6 +58,8 @@ class Pair:
     corrupt_text: str | None = None
     extra: Mapping[str, object] = field(default_factory=dict)
     beside: Beside = field(default_factory=dict)
+    encoder: "Pair | None" = None
+    stands_for: str = ""
 
     def __post_init__(self) -> None:
         for role in ("clean", "corrupt"):
@@ -85,6 +90,7 @@ class Pair:
             corrupt_text=self.clean_text,
             spans={name: (corrupt, clean) for name, (clean, corrupt) in self.spans.items()},
             beside={name: (corrupt, clean) for name, (clean, corrupt) in self.beside.items()},
+            encoder=self.encoder and self.encoder.swapped(),
         )
 
     def one_sided(self, role: Role) -> "Pair":
@@ -98,18 +104,21 @@ class Pair:
             corrupt_text=text,
             spans={name: (both[side], both[side]) for name, both in self.spans.items()},
             beside={name: (both[side], both[side]) for name, both in self.beside.items()},
+            encoder=self.encoder and self.encoder.one_sided(role),
         )
 
     @cached_property
     def hashes(self) -> Mapping[str, tuple[str, str]]:
-        """Hashes of the arrays of both sides: of the inputs, called ``""``, and of what stands beside them, by name."""
+        """Hashes of the arrays of both sides: of inputs, called ``""``, what stands beside them, the encoder's."""
         arrays = {"": (self.clean, self.corrupt), **self.beside}
-        return {name: (digest(clean), digest(corrupt)) for name, (clean, corrupt) in arrays.items()}
+        found = {name: (digest(clean), digest(corrupt)) for name, (clean, corrupt) in arrays.items()}
+        encoder = {} if self.encoder is None else self.encoder.hashes
+        return found | {f"encoder/{name}": both for name, both in encoder.items()}
 
     @cached_property
     def digests(self) -> tuple[str, str]:
-        """Hashes of the clean and of the corrupted input with what stands beside it: types, shapes and contents."""
-        if not self.beside:
+        """Hashes of all that the clean and the corrupted run are given: types, shapes and contents."""
+        if len(self.hashes) == 1:
             return self.hashes[""]
         sides = ([[name, both[side]] for name, both in self.hashes.items()] for side in range(len(ROLES)))
         clean, corrupt = (hashlib.sha256(to_json(held).encode()).hexdigest()[:32] for held in sides)
@@ -118,7 +127,10 @@ class Pair:
     @cached_property
     def content_hash(self) -> str:
         """Hash of everything that a measurement could depend on: all but the texts and extra columns."""
+        if self.stands_for:
+            return self.stands_for
         plain = [self.id, self.answer, self.wrong_answer, self.group, self.split, self.spans, self.entities]
+        plain += [] if self.encoder is None else [self.encoder.spans]
         return hashlib.sha256(to_json([*self.digests, *plain]).encode()).hexdigest()[:16]
 
 
@@ -160,3 +172,18 @@ def as_numbers(value: Any) -> Array:
             "an input holds something other than numbers", facts=[("value", repr(value)[:60])], fix="give numbers"
         )
     return array
+
+
+def require_same_streams(pairs: Sequence[Pair], name: str) -> None:
+    """Make sure that all pairs have a prompt for an encoder, or none has.
+
+    Raises:
+        PairError: Some have one.
+    """
+    without = [number for number, pair in enumerate(pairs) if pair.encoder is None]
+    if without and len(without) < len(pairs):
+        raise PairError(
+            f"pair {without[0]} of '{name}' has no prompt for an encoder, and others have",
+            facts=[("without", f"{len(without)} of {len(pairs)}")],
+            fix="give all of them one: Pair(…, encoder=Pair(clean, corrupt))",
+        )

@@ -7,8 +7,9 @@ from typing import Any, TypeAlias
 
 from causalpatch.base.errors import PairError, PairFileError, RequestError, SettingError, TaskNotFound
 from causalpatch.base.suggest import closest
-from causalpatch.pairs.collection import Kind, Pairs
+from causalpatch.pairs.collection import Pairs
 from causalpatch.pairs.files import ENDINGS, Row, read_rows
+from causalpatch.pairs.placed import Kind
 from causalpatch.pairs.rows import COLUMNS, HasTokenizer, RowReader
 from causalpatch.pairs.tasks import TASKS, generate
 

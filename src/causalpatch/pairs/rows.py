@@ -13,9 +13,9 @@ import numpy as np
 from causalpatch.base.errors import AnswerError, PairError, PairFileError
 from causalpatch.base.suggest import closest
 from causalpatch.base.tokens import Tokenizer
-from causalpatch.pairs.collection import Kind
 from causalpatch.pairs.files import Row
 from causalpatch.pairs.pair import Answers, Array, Pair, TokenRange, as_numbers
+from causalpatch.pairs.placed import Kind
 from causalpatch.pairs.prompts import Prompts
 from causalpatch.pairs.role import ROLE_WORDS, ROLES, Role
 

@@ -1,9 +1,6 @@
-"""Parts of a set of pairs: those with some values, and splits by whole components.
+"""Splits by whole components, so that no prompt, entity or group stands on both sides."""
 
-No prompt, entity or group stands on both sides of a split.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -70,31 +67,6 @@ def by_component(
             short.append(smallest)
     first, second = (sorted(i for group in side for i in group) for side in sides)
     return first, second
-
-
-def by_values(pairs: "Pairs", columns: Mapping[str, object]) -> list[int]:
-    """Return the indices of the pairs whose columns have the given values.
-
-    Args:
-        pairs: The pairs.
-        columns: Value by name of a column.
-
-    Raises:
-        PairError: A column does not exist.
-    """
-    known = {"id", "group", "split"}.union(*(pair.extra for pair in pairs))
-    for column in columns:
-        if column not in known:
-            raise PairError(
-                f"'{pairs.name}' has no column '{column}'",
-                facts=[("columns", ", ".join(sorted(known)))],
-                fix="select by one of these",
-            )
-    return [
-        i
-        for i, pair in enumerate(pairs)
-        if all(pair.extra.get(name, getattr(pair, name, None)) == value for name, value in columns.items())
-    ]
 
 
 def by_column(pairs: "Pairs") -> dict[str, list[int]]:

@@ -34,7 +34,7 @@ from causalpatch.sites.index import (
     settle_position,
 )
 from causalpatch.sites.module_ref import ModuleRef, parse_module
-from causalpatch.sites.names import FEATURE_SITES, SiteName, describe, refuse_planned
+from causalpatch.sites.names import FEATURE_SITES, SiteName, describe
 
 __all__ = ["EVERY", "Every", "Index", "ModuleRef", "Position", "Range", "Site", "SiteSet", "Span", "parse"]
 
@@ -246,7 +246,6 @@ def _read(text: str, original: str) -> dict[str, Any]:
             parse_module(text)
         if not name:
             _refuse(original, "it has no name", "write for instance 'z.9.6@-1'")
-        refuse_planned(text, original)
         info = describe(name, original)
         if len(indices) > 2:
             _refuse(

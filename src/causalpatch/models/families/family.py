@@ -121,6 +121,8 @@ NOT_MET: Final = Absent(
     "use q, k or scores"
 )
 NO_GATE: Final = Absent("its MLP has no gate; use mlp_pre")
+NO_CROSS: Final = Absent("it reads no encoder, so that it has no cross-attention; use z")
+BIASED: Final = Absent("positions enter inside attention, as a bias of the scores; use scores")
 PARALLEL: Final = Absent("attention and MLP read the same stream (parallel blocks); use resid_pre or resid_post")
 
 
@@ -152,7 +154,8 @@ class Family:
         query_width: Names of the configuration's entries that add up to the width of a query, where that is not the
             width of a value.
         post_norms: Norms through which the sum of the stream and what attention adds goes, and then the sum with what
-            the MLP adds; empty where the stream is the plain sum.
+            the MLP adds; between the two that with what cross-attention adds, where there is any. Empty where the
+            stream is the plain sum.
         thins_gates: What a gate gives may be thinned out on its way to the activation function.
         reads_ids: Layers are given something of each token's id besides the stream.
         needs_config: Taken over only where the configuration says so: other models have these names too, and do
@@ -180,3 +183,8 @@ class Family:
     thins_gates: bool = False
     reads_ids: bool = False
     needs_config: bool = False
+    stream: str = ""
+    cross: str = ""
+    encoder: "Family | None" = None
+    counts_columns: bool = False
+    frames: str = ""

@@ -1,0 +1,87 @@
+"""BART and its kin: separate encoder and decoder, biases everywhere, positions numbered by column.
+
+BART and Marian have their norms behind the sums (``resid_mid`` and ``resid_post`` are the outputs of norms, and in the
+decoder a third norm stands behind cross-attention); mBART and Pegasus in front, with one more behind the last layer.
+Whisper is of the second kind; its encoder reads sound, in frames that two convolutions leave.
+"""
+
+from dataclasses import replace
+
+from causalpatch.models.families.family import NO_GATE, NOT_TURNED, Absent, At, Family, Parted, ShareOf
+
+_NO_FINAL_NORM = Absent("every layer ends with its own norm, and none comes behind them; use resid_post")
+
+_ENCODER = Family(
+    name="bart",
+    model_types=("bart",),
+    base="model.encoder",
+    layers="layers",
+    head="",
+    norms=("self_attn_layer_norm", "final_layer_norm"),
+    post_norms=("self_attn_layer_norm", "final_layer_norm"),
+    stream="encoder",
+    sees_ahead=True,
+    counts_columns=True,
+    needs_config=True,
+    heads="encoder_attention_heads",
+    kv_heads="encoder_attention_heads",
+    width="d_model",
+    sites={
+        "embed": At("embed_tokens", "output"),
+        "pos_embed": At("embed_positions", "output"),
+        "resid_pre": At("", "input"),
+        "resid_mid": At("self_attn_layer_norm", "output"),
+        "resid_post": At("", "output"),
+        "attn_out": At("self_attn.out_proj", "output"),
+        "mlp_out": At("fc2", "output"),
+        "q": Parted("self_attn.q_proj", "output"),
+        "k": Parted("self_attn.k_proj", "output"),
+        "v": Parted("self_attn.v_proj", "output"),
+        "q_rot": NOT_TURNED,
+        "k_rot": NOT_TURNED,
+        "z": Parted("self_attn.out_proj", "input"),
+        "head_out": ShareOf("self_attn.out_proj"),
+        "mlp_pre": Parted("fc1", "output"),
+        "mlp_gate": NO_GATE,
+        "mlp_post": Parted("fc2", "input"),
+        "final_norm": _NO_FINAL_NORM,
+    },
+)
+
+BART = replace(
+    _ENCODER,
+    base="model.decoder",
+    head="lm_head",
+    norms=("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
+    post_norms=("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
+    stream="decoder",
+    sees_ahead=False,
+    heads="decoder_attention_heads",
+    kv_heads="decoder_attention_heads",
+    cross="encoder_attn",
+    encoder=_ENCODER,
+    sites={
+        **_ENCODER.sites,
+        "resid_mid": At("encoder_attn_layer_norm", "output"),
+        "cross_q": Parted("encoder_attn.q_proj", "output"),
+        "cross_k": Parted("encoder_attn.k_proj", "output"),
+        "cross_v": Parted("encoder_attn.v_proj", "output"),
+        "cross_z": Parted("encoder_attn.out_proj", "input"),
+        "cross_head_out": ShareOf("encoder_attn.out_proj"),
+        "cross_attn_out": At("encoder_attn.out_proj", "output"),
+    },
+)
+
+MARIAN = replace(BART, name="marian", model_types=("marian",))
+
+_NORMS_IN_FRONT = {"resid_mid": At("final_layer_norm", "input"), "final_norm": At("layer_norm", "output")}
+PEGASUS = replace(
+    BART,
+    name="pegasus",
+    model_types=("pegasus",),
+    post_norms=(),
+    encoder=replace(_ENCODER, name="pegasus", post_norms=(), sites=_ENCODER.sites | _NORMS_IN_FRONT),
+    sites=BART.sites | _NORMS_IN_FRONT,
+)
+
+MBART = replace(PEGASUS, name="mbart", model_types=("mbart",))

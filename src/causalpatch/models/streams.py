@@ -1,0 +1,77 @@
+"""Models with an encoder and a decoder: which of the two a site stands in, and how both are called.
+
+The decoder is what answers, so that what is said of such a model without naming a stream (its layers, its logits, its
+prompts) is said of the decoder. Positions of a site count the tokens of its stream; keys and values of cross-attention
+stand in the decoder's layers, and count the encoder's.
+"""
+
+import inspect
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from causalpatch.base.errors import ModelUnsupported
+from causalpatch.models.table import FamilyTable, fact_modules, join
+from causalpatch.sites.names import OF_ENCODER_TOKENS
+from causalpatch.sites.site import Site
+
+Stream = Literal["encoder", "decoder"]
+
+
+class Streams:
+    """The two halves of a model.
+
+    Args:
+        decoder: The decoder's table.
+        encoder: The encoder's.
+        module: The model.
+    """
+
+    def __init__(self, decoder: FamilyTable, encoder: FamilyTable, module: nn.Module) -> None:
+        self.decoder = decoder
+        self.encoder = encoder
+        facts = [decoder.family.sites[name] for name in sorted(OF_ENCODER_TOKENS)]
+        paths = [path for fact in facts for path in fact_modules(fact)]
+        layers = [decoder.layer_path(layer) for layer in range(decoder.numbers.n_layers)]
+        self._of_encoder = {join(layer, path) for layer in layers for path in paths}
+        whole = module.get_submodule(decoder.place.base.rpartition(".")[0])
+        self._takes_positions = "decoder_position_ids" in inspect.signature(whole.forward).parameters
+        self._name = type(whole).__name__
+
+    def table(self, stream: str | None) -> FamilyTable:
+        """Return the table of a stream; the decoder's where none is named."""
+        return self.encoder if stream == "encoder" else self.decoder
+
+    def of(self, site: Site) -> Stream:
+        """Return the stream whose tokens a site's positions count."""
+        if site.module is None:
+            is_encoder = site.stream == "encoder" or site.name in OF_ENCODER_TOKENS
+            return "encoder" if is_encoder else "decoder"
+        path, base = site.module.path, self.encoder.place.base
+        is_encoder = path == base or path.startswith(f"{base}.") or path in self._of_encoder
+        return "encoder" if is_encoder else "decoder"
+
+    def call(self, ids: Tensor, mask: Tensor, position_ids: Tensor, encoder: tuple[Tensor, Tensor]) -> dict[str, Any]:
+        """Return the keyword arguments to call the model with.
+
+        Args:
+            ids: The decoder's token ids; axes (row, position).
+            mask: True at real tokens; axes (row, position).
+            position_ids: Each token's place in its own prompt; axes (row, position).
+            encoder: The encoder's token ids and their mask; axes (row, position) of its own.
+
+        Raises:
+            ModelUnsupported: A prompt does not begin at the first column, and the model numbers columns.
+        """
+        of_encoder, of_encoder_mask = encoder
+        if self.decoder.family.counts_columns and not bool(mask[:, 0].all() and of_encoder_mask[:, 0].all()):
+            raise ModelUnsupported(
+                f"'{self._name}' cannot run prompts that are padded on the left",
+                facts=[("positions", "it numbers the columns of a batch, padding included")],
+                fix='pad on the right: Experiment(…, padding_side="right")',
+            )
+        call: dict[str, Any] = {"input_ids": of_encoder.long(), "attention_mask": of_encoder_mask.long()}
+        call |= {"decoder_input_ids": ids.long(), "decoder_attention_mask": mask.long()}
+        if self._takes_positions:
+            call["decoder_position_ids"] = position_ids.long()
+        return call | {"use_cache": False}
