@@ -44,6 +44,10 @@ class Donated:
         """Return the number of a pair's donor in the pool."""
         return self.donors[pair.content_hash]
 
+    def tokens(self, pair: Pair) -> np.ndarray:
+        """Return the tokens of a pair's donor."""
+        return self.pool.in_tokens[self.donor(pair)].input(self.value.side)
+
     def columns(self, pair: Pair) -> np.ndarray | None:
         """Return the token of a donor's prompt in each aligned column, -1 where none; None without columns."""
         alignment = self.pool.alignment

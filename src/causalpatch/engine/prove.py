@@ -25,20 +25,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from causalpatch.base.errors import CausalPatchError, MemoryExhausted, NotFinite, SiteUnsupported
-from causalpatch.base.seeds import generator
 from causalpatch.engine.capture import capture, inputs_of
 from causalpatch.engine.hooks import Write, quiet, run_with_hooks
 from causalpatch.engine.memory import is_out_of_memory
+from causalpatch.engine.samples import N_ROWS, N_TOKENS, tiny_inputs
 from causalpatch.engine.structure import Findings
 from causalpatch.engine.sums import Where, claims_about
 from causalpatch.models import FeatureView, Model, Port
 from causalpatch.models.attention import attending
 from causalpatch.models.views import bound
-from causalpatch.pairs import Batch
 from causalpatch.sites import NAMES, Site, SiteSet, parse
 from causalpatch.sites.names import ATTENTION_SITES
 
-N_ROWS, N_TOKENS = 2, 5
 MOST_FEATURES = 256  # of a dictionary, that are tried
 # Everything that reaches the logits passes through these at every position.
 WHOLE = ("embed", "resid_pre", "resid_mid", "resid_post", "final_norm", "logits")
@@ -122,9 +120,7 @@ class _Trial:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        vocab = model.vocab_size or 2
-        ids = generator(0, "prove").integers(0, vocab, size=(N_ROWS, N_TOKENS))
-        self.base, self.source = _batch(ids), _batch((ids + 1) % vocab)
+        self.base, self.source = tiny_inputs(model)
         self.has_positions = self._require_finite().ndim > 2
         eps = torch.finfo(model.dtype).eps
         # Relative to the largest value: room for a hundred sums in float32, for a few in half precision.
@@ -388,7 +384,8 @@ class _Trial:
         return self._compare(opened, own, what, max(self.tolerance, least))
 
     def _write(self, site: Site, value: Tensor) -> Float[Tensor, "row *axes"]:
-        rows, columns = np.divmod(np.arange(N_ROWS * N_TOKENS), N_TOKENS)
+        n_tokens = self.base.ids.shape[1]
+        rows, columns = np.divmod(np.arange(N_ROWS * n_tokens), n_tokens)
         index = (torch.as_tensor(rows, device=value.device), torch.as_tensor(columns, device=value.device))
         tap = self.model.tap(site)
         write = Write(replace(tap, view=bound(tap.view, self.base.start)), index, value[index])
@@ -404,10 +401,3 @@ class _Trial:
         if not difference <= (self.tolerance if tolerance is None else tolerance):
             return f"{what} is off by {difference:.1e}"
         return None
-
-
-def _batch(ids: np.ndarray) -> Batch:
-    n_rows, n_tokens = ids.shape
-    positions = np.tile(np.arange(n_tokens), (n_rows, 1))
-    ones = np.ones(ids.shape, dtype=bool)
-    return Batch(ids, ones, positions, np.zeros(n_rows, dtype=np.int64), np.full(n_rows, n_tokens))

@@ -224,7 +224,7 @@ class Placer:
     """
 
     def __init__(self, pairs: Pairs, base: Role) -> None:
-        self.pairs = pairs
+        self.pairs = pairs.in_tokens
         self.base: Role = base
         self._known: dict[tuple[object, ...], dict[int, Placement | None]] = {}
 
@@ -315,7 +315,7 @@ class Placer:
         """Return how many tokens the base prompt has, and the prompt that a value is taken from."""
         own = len(self.pairs[pair].input(self.base))
         if isinstance(target.value, Donated):
-            return own, len(target.value.pool[target.value.donor(self.pairs[pair])].input(target.value.value.side))
+            return own, len(target.value.tokens(self.pairs[pair]))
         return own, len(self.pairs[pair].input("clean" if self.base == "corrupt" else "corrupt"))
 
     def _refuse_empty_span(self, target: Target, pair: int) -> None:
@@ -375,7 +375,7 @@ class Placer:
     def _meet_donor(self, target: Target, value: Donated, pair: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the base's tokens, and those of the donor's prompt that they take their values from."""
         own, number = self.pairs[pair], value.donor(self.pairs[pair])
-        donor, side = value.pool[number], value.value.side
+        donor, side = value.pool.in_tokens[number], value.value.side
         if target.position is not None and not isinstance(target.position, Every):
             where = f"pair {number} of '{value.pool.name}', from which pair {pair} is resampled,"
             return self._base_tokens(pair, target.position), resolve(donor, target.position, side, where)

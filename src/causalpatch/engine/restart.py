@@ -63,8 +63,8 @@ def why_not(job: Job, gauge: Gauge) -> str | None:
         return f"the layers of '{model.name}' are not known by name"
     if "resid_pre" in model.shape.refused:
         return "its layers hand on more than one stream"
-    if job.pairs.kind != "tokens":
-        return f"'{job.pairs.name}' holds arrays, not prompts"
+    if job.pairs.in_tokens.kind != "tokens":
+        return f"'{job.pairs.name}' holds arrays whose tokens are not known"
     modules = Layers(model).modules
     if len(set(modules)) < len(modules):
         return f"layers of '{model.name}' are one and the same module"

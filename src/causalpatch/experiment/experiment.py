@@ -60,8 +60,8 @@ from causalpatch.experiment.requests import (
     as_interventions,
     as_metrics,
     check_grid,
-    check_kinds,
     check_precision,
+    meet,
     one_of,
     reads_both_answers,
     warn_of,
@@ -139,7 +139,8 @@ class Experiment:
         one_of("direction", direction, ("denoise", "noise"))
         one_of("engine", engine, ENGINES)
         one_of("padding_side", padding_side, ("right", "left"))
-        check_kinds(model, pairs)
+        model, pairs = meet(model, pairs)
+        source_model = source_model and source_model.reading(pairs.kind)
         if source_model is not None:
             check_same_shape(model, source_model)
         check_precision(precision, engine, model, recheck_top)

@@ -12,7 +12,7 @@ from causalpatch.base.errors import CausalPatchWarning, MetricError, PairError, 
 from causalpatch.base.suggest import closest
 from causalpatch.engine import EngineName, Role, Target, crosses_positions
 from causalpatch.metrics import METRICS, Metric, named_metric
-from causalpatch.models import Model
+from causalpatch.models import PIXELS, Model
 from causalpatch.pairs import Pairs
 from causalpatch.patches import Intervention, Patch
 from causalpatch.sites import Site, SiteSet
@@ -77,6 +77,19 @@ def check_grid(axes: Mapping[str, Sequence[Any]], n_interventions: int) -> None:
             facts=[("axes", f"{sizes} = {cells} cells")],
             fix="give one intervention per cell, the last axis fastest, or leave axes= out",
         )
+
+
+def meet(model: Model, pairs: Pairs) -> tuple[Model, Pairs]:
+    """Return the model as it answers pairs of their kind, and the pairs with the tokens that it makes of pictures.
+
+    Raises:
+        PairError: There are no pairs, they are not of the model's kind, or have arguments that it does not take.
+    """
+    model = model.reading(pairs.kind)
+    check_kinds(model, pairs)
+    shown = pairs[0].clean if pairs.kind == "arrays" else pairs[0].beside.get(PIXELS, (np.zeros(0),))[0]
+    is_one = model.picture is not None and shown.ndim == len(model.picture)
+    return model, pairs.seen_as(model.places(shown.shape) if is_one else ())
 
 
 def check_kinds(model: Model, pairs: Pairs) -> None:

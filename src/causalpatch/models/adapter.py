@@ -4,9 +4,10 @@ A ``Model`` wraps an unmodified module. It never runs it and registers no hook: 
 ``inputs`` what to call the module with, ``logits`` which part of the output is the answer; the engine does the rest.
 """
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,18 @@ from causalpatch.models.attention import kernel_of
 from causalpatch.models.detect import find_family
 from causalpatch.models.dictionaries import Anatomy, Dictionary, Registry, Wanted
 from causalpatch.models.families import Family
-from causalpatch.models.forward import Forward, as_arguments
+from causalpatch.models.forward import Forward, answer_in, as_arguments
 from causalpatch.models.generic import module_tap
 from causalpatch.models.offload import Content, execution_device
-from causalpatch.models.site_rows import SiteRow, site_rows
+from causalpatch.models.site_rows import SiteRow, shape_by, site_rows
 from causalpatch.models.streams import Stream, Streams
 from causalpatch.models.table import FamilyTable
 from causalpatch.models.taps import Port, Tap
 from causalpatch.models.tokens import find_decoder_prompt, find_stop_ids
+from causalpatch.models.towers import PIXELS, Towers
 from causalpatch.models.views import View
-from causalpatch.sites.names import FEATURE_SITES, NAMES
+from causalpatch.pairs.placed import Kind
+from causalpatch.sites.names import NAMES
 from causalpatch.sites.select import ModelShape, check
 from causalpatch.sites.site import Site
 
@@ -57,12 +60,14 @@ class Model:
         self._content = Content(module)
         finding = find_family(module)
         self._table = table = finding.table
+        self._towers = Towers(finding.towers, module)
         self.streams = Streams(table, table.encoder, module) if table and table.encoder else None
         self.family_source = finding.source
         self.family_note = finding.note
         self.dictionaries = Registry()
         self.shape = self._make_shape()
-        self.kind = "tokens" if self._table or tokenizer or self._has_embedding else "arrays"
+        reads_tokens = table is not None or tokenizer is not None or self._has_embedding
+        self.kind: Kind = "tokens" if reads_tokens and not self._reads_pictures else "arrays"
 
     def __repr__(self) -> str:
         family = self.family.name if self.family else "generic"
@@ -72,6 +77,38 @@ class Model:
     def family(self) -> Family | None:
         """The family's table of facts, or None for a generic model."""
         return self._table.family if self._table else None
+
+    def reading(self, kind: Kind) -> "Model":
+        """Return the model as it answers inputs of a kind: one that compares pictures with texts answers either.
+
+        Args:
+            kind: ``"arrays"`` for pictures, compared with the texts that all runs share; ``"tokens"`` the other way.
+        """
+        if not self._towers.are_compared or kind == self.kind:
+            return self
+        made = copy.copy(self)
+        made._table, made.kind = self._towers.reading(kind), kind
+        made.shape = made._make_shape()
+        for known in ("vocab_size", "_forward"):
+            made.__dict__.pop(known, None)
+        return made
+
+    def places(self, shape: Sequence[int] | None = None) -> tuple[str, ...]:
+        """Return what a person calls the tokens that the model makes of a picture; none where that is not known.
+
+        Args:
+            shape: The picture's shape; by default that which the model was made for.
+        """
+        return self._towers.places(shape)
+
+    @property
+    def picture(self) -> tuple[int, int, int] | None:
+        """Channels, height and width of the pictures that the model was made for; None where it is given none."""
+        return self._towers.picture
+
+    @property
+    def _reads_pictures(self) -> bool:
+        return self.family is not None and self.family.pictures is not None
 
     @property
     def sees_ahead(self) -> bool:
@@ -120,27 +157,32 @@ class Model:
             name: The site's name.
             stream: The stream that it stands in, of a model that has two.
         """
-        table = self.streams.table(stream) if self.streams else self._table
+        table = self._table_of(stream)
         if table is None:
             return {}
         return table.numbers.sizes(name) | {"vocab": self.vocab_size, "expert": table.n_experts}
+
+    def _table_of(self, stream: str | None) -> FamilyTable | None:
+        return self.streams.table(stream) if self.streams else self._towers.tables.get(stream or "", self._table)
 
     @property
     def main_stream(self) -> Stream | None:
         """The stream that answers, of a model with an encoder and a decoder; None for any other model."""
         return "decoder" if self.streams else None
 
-    def stream_of(self, site: Site) -> Stream | None:
+    def stream_of(self, site: Site) -> str | None:
         """Return the stream whose tokens a site's positions count; None where the model has one stream of tokens.
 
         Args:
             site: The site.
         """
-        return self.streams.of(site) if self.streams else None
+        return self.streams.of(site) if self.streams else self._towers.of(site, self._table)
 
     @cached_property
     def vocab_size(self) -> int:
-        """Number of ids that the model's embedding takes; 0 where that is not known."""
+        """Number of ids that the model's embedding takes; 0 where that is not known, or it takes none."""
+        if self._reads_pictures:
+            return 0
         if self._table:
             embedding = self.module.get_submodule(self._table.tap(Site("embed")).port.path)
             return int(embedding.get_parameter("weight").shape[0])
@@ -187,7 +229,8 @@ class Model:
             raise LookupError(site.name)  # `check` has refused every named site of a generic model
         if site.dictionary is not None:
             return self.dictionaries.of(site.dictionary, site.layer or 0).tap(site)
-        return self.streams.table(site.stream).tap(site) if self.streams else self._table.tap(site)
+        table = self._table_of(site.stream)
+        return (table or self._table).tap(site)
 
     def add_dictionary(
         self,
@@ -256,7 +299,7 @@ class Model:
     @property
     def further(self) -> tuple[str, ...]:
         """Names of the forward's arguments that may stand beside prompts or arrays, such as ``pixel_values``."""
-        return self._forward.further
+        return self._forward.further(PIXELS if self._reads_pictures else None)
 
     def inputs(
         self,
@@ -332,9 +375,9 @@ class Model:
             The forward's first argument, on the model's device and in its dtype; whole numbers stay whole where the
             model embeds them.
         """
-        tensor = self._tensor(values)
-        keeps = self._has_embedding and not tensor.is_floating_point()
-        main = {self._forward.main(None): tensor if keeps else tensor.to(self.dtype)}
+        tensor, is_seen = self._tensor(values), self._reads_pictures
+        keeps = self._has_embedding and not tensor.is_floating_point() and not is_seen
+        main = {self._forward.main(PIXELS if is_seen else None): tensor if keeps else tensor.to(self.dtype)}
         return main | as_arguments(further or {}, self.device, self.dtype)
 
     def logits(self, output: Any) -> Shaped[Tensor, " row *axes"]:
@@ -349,23 +392,7 @@ class Model:
         Raises:
             ModelUnsupported: There is no tensor in the output.
         """
-        found = output
-        for name in ("logits", "last_hidden_state"):
-            if getattr(output, name, None) is not None:
-                found = getattr(output, name)
-                break
-            if isinstance(output, dict) and name in output:
-                found = output[name]
-                break
-        while isinstance(found, tuple | list) and found:
-            found = found[0]
-        if isinstance(found, Tensor):
-            return found
-        raise ModelUnsupported(
-            f"the output of {self.name!r} holds no logits",
-            facts=[("output", type(output).__name__), ("looked for", "a tensor, .logits, ['logits'], item 0")],
-            fix="wrap the model in a module whose forward returns the tensor",
-        )
+        return answer_in(output, self._towers.answers(self._table), self.name)
 
     def site_rows(self) -> list[SiteRow]:
         """Return the table of sites: every name with its axes and sizes, or why the model does not have it."""
@@ -376,24 +403,16 @@ class Model:
         # A model that was given as a module has its class's name, which no command can look up.
         listing = "model.site_rows()" if self.name == type(self.module).__name__ else ""
         if self._table:
-            shape = self._shape_by(self._table, paths, listing)
+            by = partial(shape_by, name=self.name, dictionaries=self.dictionaries.sizes, paths=paths, listing=listing)
+            shape = by(self._table)
             if self._table.encoder is None:
-                return shape
-            parts = {"encoder": self._shape_by(self._table.encoder, paths, listing), "decoder": shape}
-            return replace(shape, parts=parts)
+                of_towers = {name: by(table) for name, table in self._towers.tables.items()}
+                return self._towers.shape(self._table, shape, of_towers)
+            return replace(shape, parts={"encoder": by(self._table.encoder), "decoder": shape})
         reason = f"{self.family_note}; use module(PATH).output, such as module({paths[min(1, len(paths) - 1)]}).output"
         return ModelShape(
             self.name, 0, {}, {name: reason for name in NAMES if name != "module"}, paths, listing=listing
         )
-
-    def _shape_by(self, table: FamilyTable, paths: tuple[str, ...], listing: str) -> ModelShape:
-        """Return the shape that a table gives: of the model, or of one of its two streams."""
-        sizes = self.dictionaries.sizes
-        lacking = {} if sizes else dict.fromkeys(sorted(FEATURE_SITES), "no dictionary was added to the model")
-        refused = {**table.refused, **lacking}
-        some = {name: layers for name, layers in table.lacking.items() if layers and name not in refused}
-        more: dict[str, Any] = {"dictionaries": sizes, "lacking": some, "listing": listing}
-        return ModelShape(self.name, table.numbers.n_layers, table.units, refused, paths, **more)
 
     def _anatomy(self) -> Anatomy:
         """Return what dictionaries must know of the model."""

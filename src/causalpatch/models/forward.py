@@ -1,7 +1,7 @@
 """How a module's forward is called: which arguments it takes, and which of them may stand beside an input."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +17,7 @@ _OURS: Final = frozenset(
         *("use_cache", "cache", "cache_params", "cache_position", "past_key_values"),
     }
 )
+_TEXTS: Final = frozenset({"input_ids", "attention_mask", "position_ids"})
 _SETTINGS: Final = ("return_", "output_")
 
 
@@ -58,10 +59,15 @@ class Forward:
             )
         return self.names[0]
 
-    @property
-    def further(self) -> tuple[str, ...]:
-        """Names of the arguments that may stand beside prompts or arrays."""
-        return tuple(n for n in self.names[1:] if n not in _OURS and not n.startswith(_SETTINGS))
+    def further(self, main: str | None = None) -> tuple[str, ...]:
+        """Return the names of the arguments that may stand beside prompts or arrays.
+
+        Args:
+            main: The argument that takes the input where this is a picture, so that texts may stand beside it.
+        """
+        free = _TEXTS if main is not None else frozenset()
+        own = {*(_OURS - free), self.names[0] if main is None and self.names else main}
+        return tuple(name for name in self.names if name not in own and not name.startswith(_SETTINGS))
 
 
 def as_arguments(values: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -77,3 +83,33 @@ def as_arguments(values: Mapping[str, Any], device: torch.device, dtype: torch.d
         else tensor.long()
         for name, tensor in tensors.items()
     }
+
+
+def answer_in(output: Any, names: Sequence[str], model: str) -> Tensor:
+    """Return the answer in a module's output.
+
+    Args:
+        output: What the module returned.
+        names: Names under which it may stand, in the order in which they are tried, before those that are usual.
+        model: What the reader calls the model.
+
+    Raises:
+        ModelUnsupported: There is no tensor in the output.
+    """
+    found = output
+    for name in (*names, "logits", "last_hidden_state"):
+        if getattr(output, name, None) is not None:
+            found = getattr(output, name)
+            break
+        if isinstance(output, dict) and name in output:
+            found = output[name]
+            break
+    while isinstance(found, tuple | list) and found:
+        found = found[0]
+    if isinstance(found, Tensor):
+        return found
+    raise ModelUnsupported(
+        f"the output of {model!r} holds no logits",
+        facts=[("output", type(output).__name__), ("looked for", "a tensor, .logits, ['logits'], item 0")],
+        fix="wrap the model in a module whose forward returns the tensor",
+    )

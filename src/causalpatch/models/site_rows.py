@@ -1,8 +1,9 @@
 """The table of a model's sites: every name with its axes and sizes, or why the model does not have it."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from causalpatch.models.table import FamilyTable
 from causalpatch.sites.names import FEATURE_SITES, NAMES, ONCE
 from causalpatch.sites.select import ModelShape
 
@@ -26,6 +27,30 @@ class SiteRow(NamedTuple):
     refused: str | None
 
 
+def shape_by(
+    table: FamilyTable,
+    *,
+    name: str,
+    dictionaries: Mapping[str, Mapping[int, int]],
+    paths: tuple[str, ...],
+    listing: str,
+) -> ModelShape:
+    """Return the shape that a table gives: of a model, or of one of its streams.
+
+    Args:
+        table: The table.
+        name: What the reader calls the model.
+        dictionaries: The number of features in each layer, by dictionary.
+        paths: Paths of all modules.
+        listing: What to type to see all sites.
+    """
+    lacking = {} if dictionaries else dict.fromkeys(sorted(FEATURE_SITES), "no dictionary was added to the model")
+    refused = {**table.refused, **lacking}
+    some = {site: layers for site, layers in table.lacking.items() if layers and site not in refused}
+    more: dict[str, Any] = {"dictionaries": dictionaries, "lacking": some, "listing": listing}
+    return ModelShape(name, table.numbers.n_layers, table.units, refused, paths, **more)
+
+
 def site_rows(shape: ModelShape, sizes: Sizes) -> list[SiteRow]:
     """Return the table of a model's sites.
 
@@ -40,8 +65,12 @@ def site_rows(shape: ModelShape, sizes: Sizes) -> list[SiteRow]:
 
 def _named(shape: ModelShape, sizes: Sizes) -> Iterator[SiteRow]:
     names = [name for name in NAMES if name not in FEATURE_SITES or name in shape.refused]
-    if not shape.parts:
+    if "decoder" not in shape.parts:
         yield from (_row(shape, sizes, name) for name in names)
+        for stream, part in shape.parts.items():
+            if stream != shape.main:
+                own = (name for name in names if name not in ONCE and name != "module")
+                yield from (_row(part, sizes, name, stream) for name in own)
         return
     for stream, part in shape.parts.items():
         own = (name for name in names if name not in ONCE and name != "module")

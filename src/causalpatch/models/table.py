@@ -8,7 +8,20 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from causalpatch.models.experts import EXPERT_SITES, NO_EXPERTS, ExpertTerm, count_experts, layers_without
-from causalpatch.models.families import NO_CROSS, Absent, At, Fact, Family, Parted, RoutedBy, ShareOf, SumOf, TermOf
+from causalpatch.models.families import (
+    NO_CROSS,
+    Absent,
+    At,
+    Fact,
+    Family,
+    Parted,
+    Positional,
+    RoutedBy,
+    ShareOf,
+    SumOf,
+    TermOf,
+)
+from causalpatch.models.pictures import Grid, PositionTerm
 from causalpatch.models.taps import Port, Side, Tap
 from causalpatch.models.views import BiasTerm, Columns, HeadShare, KeyRow, ModuleUnit, Scaled, Sum, View, Whole
 from causalpatch.sites.names import ATTENTION_SITES, CROSS_SITES, NAMES
@@ -54,6 +67,7 @@ class Numbers:
         query_width: Width of a head's query, and of the key that it meets.
         embed_width: Width of the token embedding.
         first_position: The id of the first token's position.
+        grid: The tokens that it makes of pictures, where these are what it is given.
     """
 
     n_layers: int
@@ -65,6 +79,7 @@ class Numbers:
     query_width: int
     embed_width: int
     first_position: int = 0
+    grid: Grid | None = None
 
     def sizes(self, name: str) -> dict[str, int]:
         """Return the sizes of the axes of a site's value.
@@ -109,6 +124,10 @@ class FamilyTable:
         self.n_experts = count_experts(experts, self._layers, self._modules) if isinstance(experts, TermOf) else 0
         self.refused: Mapping[str, str] = dict(self._refusals())
 
+    def up_to(self, n_layers: int, module: nn.Module) -> "FamilyTable":
+        """Return the table of the first layers alone."""
+        return FamilyTable(self.family, self.place, replace(self.numbers, n_layers=n_layers), module, self.encoder)
+
     @property
     def units(self) -> dict[str, int]:
         """Units in a layer by axis, so far as there are any."""
@@ -150,6 +169,11 @@ class FamilyTable:
                 return Tap(site, Port(path, "output"), HeadShare(weight, start, width), (Port(path, "input"),))
             case RoutedBy():
                 return Tap(site, Port(join(parent, fact.module), "routes", like=Port(parent, "input")), Whole())
+            case Positional():
+                path, grid = join(parent, fact.module), self.numbers.grid
+                n_without = grid.n_registers if grid else 0
+                placed = PositionTerm(self._modules[path], fact.parameter, n_without, fact.is_without)
+                return Tap(site, Port(path, "output"), placed)
             case TermOf():
                 path, like = join(parent, fact.module), Port(parent, "input")
                 goes_in = (Port(path, "input", like=like), Port(join(parent, fact.router), "routes", like=like))

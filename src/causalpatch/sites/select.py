@@ -25,8 +25,9 @@ class ModelShape:
         dictionaries: For each dictionary by its name, the number of features in each layer that it covers.
         lacking: For each site that only some layers have, by its name, the layers without it, each with the reason.
         listing: What to type to see all sites; by default the command that looks the model up by its name.
-        parts: For a model with an encoder and a decoder the shape of each by its name; what stands above is then the
-            decoder's.
+        parts: For a model with several streams of tokens the shape of each by its name; what stands above is then the
+            decoder's, or that of the stream that needs no name.
+        main: The name of the stream that a site stands in which says none, where that stream has a name.
     """
 
     model: str
@@ -38,6 +39,7 @@ class ModelShape:
     lacking: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     listing: str = ""
     parts: Mapping[str, "ModelShape"] = field(default_factory=dict)
+    main: str | None = None
 
     def __post_init__(self) -> None:
         if not self.listing:
@@ -119,7 +121,8 @@ def expand(site: Site | SiteSet, shape: ModelShape) -> tuple[Site, ...]:
     """
     shape, whole = part_of(site, shape), shape
     # What stands in a model once goes by its name alone.
-    site = replace(site, stream=None) if site.name in ONCE and site.stream is not None else site
+    is_once = site.name in ONCE or site.stream == whole.main
+    site = replace(site, stream=None) if is_once and site.stream is not None else site
     if isinstance(site, Site):
         check(site, whole)
         return (site,)
@@ -147,12 +150,14 @@ def part_of(site: Site | SiteSet, shape: ModelShape) -> ModelShape:
         SiteUnsupported: The model has no such stream, or the site is the decoder's alone.
         SiteNotFound: The site stands in both streams, and the text does not say in which.
     """
-    if not shape.parts:
-        if site.stream is not None:
-            _unsupported(site, shape, f"the model has no stream {site.stream!r}")
+    if site.stream is not None and site.stream not in shape.parts:
+        known = f"; it has {' and '.join(shape.parts)}" if shape.parts else ""
+        _unsupported(site, shape, f"the model has no stream {site.stream!r}{known}")
+    is_named = "decoder" in shape.parts  # its encoder and its decoder are on a level
+    if site.module is not None or not (is_named or site.stream):
         return shape
-    if site.module is not None:
-        return shape
+    if not is_named:
+        return shape.parts[site.stream or ""]
     if site.name in ONCE:
         if site.stream == "encoder":
             of_cross = "only the decoder has cross-attention"

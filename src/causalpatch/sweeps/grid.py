@@ -321,7 +321,7 @@ def grid_of(experiment: Experiment, wanted: Site | SiteSet, over: str | Sequence
     if wanted.position is None or isinstance(wanted.position, Every):
         wanted = wanted.at(None)
         members = [site.at(None) for site in members]
-        if can_walk and experiment.pairs.kind == "tokens":
+        if can_walk and experiment.pairs.in_tokens.kind == "tokens":
             possible["position"] = []
     axes = _chosen(wanted, over, list(possible))
     if "position" in axes:

@@ -109,7 +109,38 @@ class Absent:
     reason: str
 
 
-Fact = At | Parted | SumOf | ShareOf | RoutedBy | TermOf | Absent
+@dataclass(frozen=True)
+class Positional:
+    """The site is a parameter with a row for each token that a module adds at its end, or what it adds it to.
+
+    Args:
+        module: Path below the base.
+        parameter: Name of the parameter below the module; its last two axes are tokens and width.
+        is_without: The site is the module's output without that term.
+    """
+
+    module: str
+    parameter: str
+    is_without: bool = False
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """How a family makes tokens of a picture: special ones, registers, and a token for each patch, row by row.
+
+    Args:
+        patches: Path below the base of the module that cuts pictures into patches.
+        specials: What the tokens in front of the patches are called.
+        registers: Name of the configuration's number of register tokens, which stand behind the first token and have
+            no position; empty where there are none.
+    """
+
+    patches: str
+    specials: tuple[str, ...]
+    registers: str = ""
+
+
+Fact = At | Parted | SumOf | ShareOf | RoutedBy | TermOf | Positional | Absent
 
 # What several families say alike.
 ROTARY: Final = Absent("positions enter inside attention, by rotary embeddings; use q_rot or k_rot")
@@ -160,6 +191,9 @@ class Family:
         reads_ids: Layers are given something of each token's id besides the stream.
         needs_config: Taken over only where the configuration says so: other models have these names too, and do
             something else.
+        pictures: How it makes tokens of a picture, where that is what it is given.
+        is_compared: What it makes of texts is compared with what another tower makes of pictures.
+        answers: Names of the output that is the answer of a model without logits, in the order in which they are tried.
     """
 
     name: str
@@ -188,3 +222,6 @@ class Family:
     encoder: "Family | None" = None
     counts_columns: bool = False
     frames: str = ""
+    pictures: Pictures | None = None
+    is_compared: bool = False
+    answers: tuple[str, ...] = ()
