@@ -1,13 +1,16 @@
 """Tiny random inputs of a model, on which proofs are made: prompts, or pictures of the size that it was made for."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from causalpatch.base.seeds import generator
-from causalpatch.models import Model
+from causalpatch.models import PIXELS, Model
 from causalpatch.pairs import Batch
 from causalpatch.pairs.batch import stack
 
 N_ROWS, N_TOKENS = 2, 5
+N_COMPARED = 3  # texts or pictures that each row is compared with
 
 
 def tiny_inputs(model: Model) -> tuple[Batch, Batch]:
@@ -18,12 +21,29 @@ def tiny_inputs(model: Model) -> tuple[Batch, Batch]:
     """
     draw = generator(0, "prove")
     if model.kind == "arrays" and model.picture is not None:
-        n_tokens = len(model.places())
         base, source = draw.normal(size=(2, N_ROWS, *model.picture))
-        return stack(list(base), "pictures", n_tokens), stack(list(source), "pictures", n_tokens)
-    vocab = model.vocab_size or 2
-    ids = draw.integers(0, vocab, size=(N_ROWS, N_TOKENS))
-    return of_ids(ids), of_ids((ids + 1) % vocab)
+        common = {"input_ids": _ids(model, draw, N_COMPARED)} if model.compares else {}
+        both = (stack(list(rows), "pictures", len(model.places())) for rows in (base, source))
+        first, second = (replace(batch, common=common) for batch in both)
+        return first, second
+    ids, vocab = _ids(model, draw, N_ROWS), model.vocab_size or 2
+    others = _ended(model, (ids + 1) % vocab)
+    common = {PIXELS: draw.normal(size=(N_COMPARED, *(model.picture or ())))} if model.compares else {}
+    return replace(of_ids(ids), common=common), replace(of_ids(others), common=common)
+
+
+def _ids(model: Model, draw: np.random.Generator, n_rows: int) -> np.ndarray:
+    texts = model.reading("tokens")
+    return _ended(texts, draw.integers(0, texts.vocab_size or 2, size=(n_rows, N_TOKENS)))
+
+
+def _ended(model: Model, ids: np.ndarray) -> np.ndarray:
+    """Return texts that end where their one vector is read, in models that read one."""
+    if model.end_id is None or model.end_id >= model.vocab_size:
+        return ids
+    ended = np.where(ids == model.end_id, (ids + 1) % (model.vocab_size or 2), ids)
+    ended[:, -1] = model.end_id
+    return ended
 
 
 def of_ids(ids: np.ndarray) -> Batch:

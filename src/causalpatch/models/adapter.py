@@ -29,7 +29,7 @@ from causalpatch.models.site_rows import SiteRow, shape_by, site_rows
 from causalpatch.models.streams import Stream, Streams
 from causalpatch.models.table import FamilyTable
 from causalpatch.models.taps import Port, Tap
-from causalpatch.models.tokens import find_decoder_prompt, find_stop_ids
+from causalpatch.models.tokens import find_decoder_prompt, find_end_id, find_stop_ids
 from causalpatch.models.towers import PIXELS, Towers
 from causalpatch.models.views import View
 from causalpatch.pairs.placed import Kind
@@ -105,6 +105,16 @@ class Model:
     def picture(self) -> tuple[int, int, int] | None:
         """Channels, height and width of the pictures that the model was made for; None where it is given none."""
         return self._towers.picture
+
+    @property
+    def compares(self) -> bool:
+        """Whether the model compares pictures with texts, so that one of them is the same in all runs."""
+        return self._towers.are_compared
+
+    @property
+    def end_id(self) -> int | None:
+        """Id of the token whose vector stands for a text, in models that make one of it; else None."""
+        return find_end_id(self.module) if self.family is not None and self.family.is_compared else None
 
     @property
     def _reads_pictures(self) -> bool:

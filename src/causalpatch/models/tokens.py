@@ -143,3 +143,10 @@ def _setting(module: nn.Module, name: str) -> int | None:
         if isinstance(found, int):
             return found
     return None
+
+
+def find_end_id(module: nn.Module) -> int | None:
+    """Return the id of the token at which a text is read as one vector, as the configuration of its tower says."""
+    config = getattr(module, "config", None)
+    end = getattr(getattr(config, "text_config", config), "eos_token_id", None)
+    return end if isinstance(end, int) else None
