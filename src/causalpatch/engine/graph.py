@@ -64,6 +64,8 @@ def why_not(job: Job, gauge: Gauge) -> str | None:
         gauge: The metrics.
     """
     module = job.model.module
+    if job.pairs.encoder is not None:
+        return "it has prompts of two streams"
     if gauge.steps:
         return "what the model goes on to write is read, which takes whole forwards"
     if gauge.forks:

@@ -37,6 +37,7 @@ from causalpatch.patches import (
 )
 from causalpatch.patches.patch import Alignment
 from causalpatch.sites import Every, Position, Site, Span, expand
+from causalpatch.sites.names import CROSS_SITES
 
 Role = Literal["clean", "corrupt"]
 _OF_ROWS = (Source, Identity, Interpolate, Zero, Constant, Mean, Function, Resample)
@@ -56,6 +57,7 @@ class Target:
         inside: The subspace inside which the value is put in, or None for the whole site.
         anchor: The name of the site in whose tensor a feature is written; "" for all but features.
         sees_ahead: Whether queries see keys behind them.
+        stream: The stream whose tokens the position counts, of a model with an encoder and a decoder.
     """
 
     site: Site
@@ -67,6 +69,7 @@ class Target:
     inside: Subspace | None = None
     anchor: str = ""
     sees_ahead: bool = False
+    stream: str | None = None
 
     @property
     def described(self) -> str:
@@ -75,9 +78,10 @@ class Target:
 
     @property
     def provable(self) -> str:
-        """The name by which the site is proven: each layer of a dictionary by itself."""
+        """The name by which the site is proven: each stream, and each layer of a dictionary, by itself."""
         site = self.site
-        return site.name if site.dictionary is None else f"{site.name}({site.dictionary}).{site.layer}"
+        name = site.name if site.stream is None else f"{site.stream}/{site.name}"
+        return name if site.dictionary is None else f"{site.name}({site.dictionary}).{site.layer}"
 
     @property
     def needs_source(self) -> bool:
@@ -96,6 +100,11 @@ class Target:
     def needs_base(self) -> bool:
         """Whether the new value is computed from what the base run has there."""
         return isinstance(self.value, Identity | Interpolate)
+
+    @property
+    def key_stream(self) -> str | None:
+        """The stream whose tokens are keys."""
+        return "encoder" if self.site.name in CROSS_SITES else self.stream
 
     @property
     def meets_keys(self) -> bool:
@@ -191,8 +200,8 @@ def _targets_of_patch(model: Model, patch: Patch) -> list[Target]:
         value = patch.value.of if isinstance(patch.value, Subspace) else patch.value
         value = value_elsewhere(model, site, value) if isinstance(value, From) else value
         anchor = "" if site.dictionary is None else model.anchor(site)
-        rest = (patch.column, value, patch.align, has_position, inside, anchor, model.sees_ahead)
-        targets.append(Target(site.at(None), position, *rest))
+        rest = (patch.column, value, patch.align, has_position, inside, anchor, model.sees_ahead_at(site))
+        targets.append(Target(site.at(None), position, *rest, model.stream_of(site)))
     return targets
 
 
@@ -221,11 +230,16 @@ class Placer:
     Args:
         pairs: The pairs.
         base: Which side is the base run's.
+        whole: Of the encoder's prompts the pairs that they belong to, by which values know their pair.
     """
 
-    def __init__(self, pairs: Pairs, base: Role) -> None:
+    def __init__(self, pairs: Pairs, base: Role, whole: Pairs | None = None) -> None:
         self.pairs = pairs.in_tokens
         self.base: Role = base
+        self._whole = whole or pairs
+        self._of_encoder = Placer(pairs.encoder, base, pairs) if pairs.encoder is not None else None
+        is_beside = pairs.kind == "tokens" and pairs.pictures is not None
+        self._of_pictures = Placer(pairs.of("vision"), base, pairs) if is_beside else None
         self._known: dict[tuple[object, ...], dict[int, Placement | None]] = {}
 
     def place(self, target: Target, pair: int) -> Placement | None:
@@ -239,6 +253,9 @@ class Placer:
 
     def places(self, target: Target, pairs: Sequence[int]) -> list[Placement | None]:
         """Return where a target lies in each of some pairs; see ``place``."""
+        other = {"encoder": self._of_encoder, "vision": self._of_pictures}.get(target.stream or "")
+        if other is not None:
+            return other.places(target, pairs)
         # What says by itself where it lies.
         own = target.value if isinstance(target.value, Donated | Given | From) else None
         key = (target.position, target.column, target.align, target.needs_source, target.meets_keys, own)
@@ -247,7 +264,8 @@ class Placer:
             if pair not in known:
                 place = known[pair] = self._find(target, pair)
                 if place is not None and target.meets_keys:
-                    self._require_keys(target, pair, place)
+                    keys = self._of_encoder if target.key_stream != target.stream else self
+                    (keys or self)._require_keys(target, pair, place)
         return [known[pair] for pair in pairs]
 
     def _find(self, target: Target, pair: int) -> Placement | None:
@@ -282,6 +300,8 @@ class Placer:
         prompts have equally many tokens up to there, and none of these is aligned with a token elsewhere.
         """
         crossing = np.flatnonzero((place.start != place.base) | (place.stop != place.base + 1))
+        if target.key_stream != target.stream:
+            crossing = crossing[:0]  # any query sees all of the encoder's tokens
         reach = "from first to last" if target.sees_ahead else "up to the query"
         of = "another pair's prompt" if isinstance(target.value, Donated) else "the source prompt"
         if len(crossing):
@@ -315,7 +335,8 @@ class Placer:
         """Return how many tokens the base prompt has, and the prompt that a value is taken from."""
         own = len(self.pairs[pair].input(self.base))
         if isinstance(target.value, Donated):
-            return own, len(target.value.tokens(self.pairs[pair]))
+            pool = target.value.pool.of(target.key_stream).in_tokens
+            return own, len(pool[target.value.donor(self._whole[pair])].input(target.value.value.side))
         return own, len(self.pairs[pair].input("clean" if self.base == "corrupt" else "corrupt"))
 
     def _refuse_empty_span(self, target: Target, pair: int) -> None:
@@ -338,7 +359,7 @@ class Placer:
         side = 0 if self.base == "clean" else 1
         base, source = columns[pair, column, side], columns[pair, column, 1 - side]
         if isinstance(target.value, Donated):
-            of_donor = target.value.columns(self.pairs[pair])
+            of_donor = target.value.columns(self._whole[pair], target.stream)
             source = -1 if of_donor is None else of_donor[column]
         if base < 0 or (source < 0 and (target.needs_source or isinstance(target.value, Donated))):
             return None
@@ -346,7 +367,7 @@ class Placer:
 
     def _find_given(self, target: Target, value: Given, pair: int) -> Placement | None:
         """Return the tokens for which there is a value; there may be none. None where there is nothing for the pair."""
-        found = value.elements(self.pairs[pair].content_hash)
+        found = value.elements(self._whole[pair].content_hash)
         if found is None:
             return None
         tokens, first = found
@@ -374,15 +395,15 @@ class Placer:
 
     def _meet_donor(self, target: Target, value: Donated, pair: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the base's tokens, and those of the donor's prompt that they take their values from."""
-        own, number = self.pairs[pair], value.donor(self.pairs[pair])
-        donor, side = value.pool.in_tokens[number], value.value.side
+        own, number = self.pairs[pair], value.donor(self._whole[pair])
+        donor, side = value.pool.of(target.stream).in_tokens[number], value.value.side
         if target.position is not None and not isinstance(target.position, Every):
             where = f"pair {number} of '{value.pool.name}', from which pair {pair} is resampled,"
             return self._base_tokens(pair, target.position), resolve(donor, target.position, side, where)
         n_own, n_donor = len(own.input(self.base)), len(donor.input(side))
         if n_own == n_donor:
             return np.arange(n_own), np.arange(n_donor)
-        alignment, theirs = self.pairs.alignment, value.columns(own)
+        alignment, theirs = self.pairs.alignment, value.columns(self._whole[pair], target.stream)
         if alignment is None or alignment.how == "position" or theirs is None:
             raise PairError(
                 f"pair {pair} of '{self.pairs.name}' cannot be resampled at all positions: no other prompt is as long",

@@ -10,6 +10,7 @@ from causalpatch.pairs import Batch
 from causalpatch.pairs.batch import stack
 
 N_ROWS, N_TOKENS = 2, 5
+N_READ = 7  # tokens that the encoder is given, of a model that has one
 N_COMPARED = 3  # texts or pictures that each row is compared with
 
 
@@ -29,7 +30,11 @@ def tiny_inputs(model: Model) -> tuple[Batch, Batch]:
     ids, vocab = _ids(model, draw, N_ROWS), model.vocab_size or 2
     others = _ended(model, (ids + 1) % vocab)
     common = {PIXELS: draw.normal(size=(N_COMPARED, *(model.picture or ())))} if model.compares else {}
-    return replace(of_ids(ids), common=common), replace(of_ids(others), common=common)
+    base, source = replace(of_ids(ids), common=common), replace(of_ids(others), common=common)
+    if model.streams:
+        read = generator(0, "prove", "encoder").integers(0, vocab, size=(N_ROWS, N_READ))
+        base, source = replace(base, encoder=of_ids(read)), replace(source, encoder=of_ids((read + 1) % vocab))
+    return base, source
 
 
 def _ids(model: Model, draw: np.random.Generator, n_rows: int) -> np.ndarray:

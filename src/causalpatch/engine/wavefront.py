@@ -55,6 +55,8 @@ def why_not(job: Job, gauge: Gauge) -> str | None:
         return "its layers are not known by name"
     if job.pairs.kind != "tokens":
         return "its inputs are not tokens"
+    if job.model.streams:
+        return "an encoder stands before its layers"
     if job.model.sees_ahead:
         return "its tokens see later ones"
     lacking = [name for name in _NEEDED if name in job.model.shape.refused]

@@ -291,7 +291,7 @@ class Experiment:
             status=tally.status[:n_cells, kept].reshape(*shape, len(kept)),
             baselines=tally.baselines(kept, self.base, job.reference),
             labels=labels,
-            positions=self._aligned_positions(kept) if "position" in axes else None,
+            positions=self._aligned_positions(kept, targets) if "position" in axes else None,
             provenance={
                 **describe_program(),
                 **describe_setup(self.model, self.pairs, self.metrics, self.direction, self.seed),
@@ -415,6 +415,6 @@ class Experiment:
             source_model=self.source_model,
         )
 
-    def _aligned_positions(self, kept: np.ndarray) -> np.ndarray:
-        columns: np.ndarray = self.pairs.aligned().columns[kept]
+    def _aligned_positions(self, kept: np.ndarray, targets: Sequence[tuple[Target, ...]]) -> np.ndarray:
+        columns: np.ndarray = self.pairs.of(targets[0][-1].stream).aligned().columns[kept]
         return columns if self.base == "clean" else columns[..., ::-1]

@@ -96,6 +96,14 @@ def check_kinds(model: Model, pairs: Pairs) -> None:
     """Make sure that there are pairs, of the model's kind, with arguments that it takes."""
     if not len(pairs):
         raise PairError(f"'{pairs.name}' holds no pairs", fix="give at least one")
+    if (model.streams is None) != (pairs.encoder is None):
+        whose = "has an encoder and a decoder" if model.streams else "takes one prompt"
+        held = "one prompt" if pairs.encoder is None else "a prompt for an encoder and one for a decoder"
+        raise PairError(
+            f"'{pairs.name}' does not fit '{model.name}', which {whose}",
+            facts=[("each pair holds", held)],
+            fix="read the pairs for this model: load_pairs(…, model)",
+        )
     if model.kind == "arrays" and pairs.kind == "tokens":
         raise PairError(
             f"'{pairs.name}' holds prompts, but '{model.name}' takes arrays",

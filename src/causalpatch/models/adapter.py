@@ -33,7 +33,7 @@ from causalpatch.models.tokens import find_decoder_prompt, find_end_id, find_sto
 from causalpatch.models.towers import PIXELS, Towers
 from causalpatch.models.views import View
 from causalpatch.pairs.placed import Kind
-from causalpatch.sites.names import NAMES
+from causalpatch.sites.names import CROSS_SITES, NAMES
 from causalpatch.sites.select import ModelShape, check
 from causalpatch.sites.site import Site
 
@@ -125,6 +125,12 @@ class Model:
         """Whether tokens see later ones of their prompt, so far as the family says."""
         return self.family is not None and self.family.sees_ahead
 
+    def sees_ahead_at(self, site: Site) -> bool:
+        """Say whether at a site queries see keys behind them: of the encoder, and of cross-attention, always."""
+        if self.streams is None:
+            return self.sees_ahead
+        return site.name in CROSS_SITES or self.streams.table(site.stream).family.sees_ahead
+
     @property
     def is_assumed(self) -> bool:
         """Whether the family was taken over because all names match, without the configuration saying so."""
@@ -179,6 +185,11 @@ class Model:
     def main_stream(self) -> Stream | None:
         """The stream that answers, of a model with an encoder and a decoder; None for any other model."""
         return "decoder" if self.streams else None
+
+    def family_of(self, stream: str | None) -> Family | None:
+        """Return the table of facts of a stream, or of the model where none is named; None for a generic model."""
+        table = self._table_of(stream)
+        return None if table is None else table.family
 
     def stream_of(self, site: Site) -> str | None:
         """Return the stream whose tokens a site's positions count; None where the model has one stream of tokens.
@@ -334,6 +345,12 @@ class Model:
             ModelUnsupported: Rows are padded, but the forward takes no mask or no position ids, so that padding would
                 change the answer.
         """
+        if self.streams:
+            raise ModelUnsupported(
+                f"'{self.name}' needs a prompt for its encoder beside that of its decoder",
+                facts=[("given", "one prompt")],
+                fix="read the pairs for this model: load_pairs(…, model)",
+            )
         call: dict[str, Any] = {self._forward.main("input_ids"): self._tensor(ids).long()}
         is_padded = mask is not None and not bool(self._tensor(mask).all())
         if position_ids is not None and self._table:

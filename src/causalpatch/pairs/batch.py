@@ -32,6 +32,7 @@ class Batch:
         beside: Stacked further arguments of the model's forward by name, axes (row, …).
         common: Further arguments that are the same for all rows, as they are.
         encoder: The encoder's prompts of the same rows, where a decoder has these.
+        seen: The tokens of the pictures that stand beside the prompts of the same rows.
     """
 
     ids: NDArray[np.int64]
@@ -44,14 +45,16 @@ class Batch:
     beside: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
     common: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
     encoder: "Batch | None" = None
+    seen: "Batch | None" = None
 
     def of(self, stream: str | None) -> "Batch":
-        """Return the prompts of a stream: the encoder's, or these.
+        """Return the tokens of a stream: the encoder's, those of the pictures beside prompts, or these.
 
         Args:
-            stream: ``"encoder"``, ``"decoder"``, or None where there is one stream.
+            stream: ``"encoder"``, ``"decoder"``, ``"vision"``, or None where there is one stream.
         """
-        return self.encoder if stream == "encoder" and self.encoder is not None else self
+        other = {"encoder": self.encoder, "vision": self.seen}.get(stream or "")
+        return self if other is None else other
 
     def __len__(self) -> int:
         return len(self.start)
@@ -67,6 +70,8 @@ class Batch:
             lengths=self.lengths[rows],
             values=None if self.values is None else self.values[rows],
             beside={name: values[rows] for name, values in self.beside.items()},
+            encoder=self.encoder and self.encoder.take(rows),
+            seen=self.seen and self.seen.take(rows),
         )
 
     def column(self, row: int | NDArray[np.int64], real_position: int | NDArray[np.int64]) -> NDArray[np.int64]:

@@ -271,6 +271,8 @@ class Pairs(Placed):
         of_encoder = None if self.encoder is None else self.encoder.batch(role, indices, padding_side=padding_side)
         beside = batch.stack_beside([pair.besides(role) for pair in chosen], self.name)
         more: dict[str, Any] = {"encoder": of_encoder, "beside": beside, "common": self.common}
+        if self.kind == "tokens" and self.pictures is not None:
+            more["seen"] = self.pictures.batch(role, indices)
         return dataclasses.replace(made, role=as_role(role), **more)
 
     def one_sided(self, role: Role) -> "Pairs":

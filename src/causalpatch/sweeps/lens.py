@@ -5,7 +5,7 @@ counterpart: it changes what a component sends straight to the logits, and lets 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -64,8 +64,8 @@ def logit_lens(experiment: Experiment) -> "xr.Dataset":
         nostalgebraist 2020, "interpreting GPT: the logit lens".
     """
     layers = range(experiment.model.shape.n_layers)
-    last = Site("resid_post", layers[-1] if layers else 0)
-    asked = [Patch(last, From(Site("resid_post", layer), run="base")) for layer in layers] or [Patch(last)]
+    last = Site("resid_post", layers[-1] if layers else 0, stream=experiment.model.main_stream)
+    asked = [Patch(last, From(replace(last, layer=layer), run="base")) for layer in layers] or [Patch(last)]
     found = {}
     for side in ("clean", "corrupt"):
         turned = experiment.turned("noise" if side == "clean" else "denoise")
