@@ -17,7 +17,7 @@ from causalpatch.engine.joined import is_joined, joined_patch
 from causalpatch.engine.other_tokens import tokens_elsewhere, value_elsewhere
 from causalpatch.models import Model
 from causalpatch.pairs import Pairs
-from causalpatch.pairs.collection import Stream
+from causalpatch.pairs.placed import Stream
 from causalpatch.pairs.positions import resolve
 from causalpatch.pairs.role import ROLE_WORDS
 from causalpatch.patches import (
@@ -231,14 +231,12 @@ class Placer:
     Args:
         pairs: The pairs.
         base: Which side is the base run's.
-        whole: Of the encoder's prompts the pairs that they belong to, by which values know their pair.
     """
 
-    def __init__(self, pairs: Pairs, base: Role, whole: Pairs | None = None) -> None:
+    def __init__(self, pairs: Pairs, base: Role) -> None:
         self.pairs = pairs
         self.base: Role = base
-        self._whole = whole or pairs
-        self._of_encoder = Placer(pairs.encoder, base, pairs) if pairs.encoder is not None else None
+        self._of_encoder = Placer(pairs.encoder, base) if pairs.encoder is not None else None
         self._known: dict[tuple[object, ...], dict[int, Placement | None]] = {}
 
     def place(self, target: Target, pair: int) -> Placement | None:
@@ -334,7 +332,7 @@ class Placer:
         own = len(self.pairs[pair].input(self.base))
         if isinstance(target.value, Donated):
             pool = target.value.pool.of(target.key_stream)
-            return own, len(pool[target.value.donor(self._whole[pair])].input(target.value.value.side))
+            return own, len(pool[target.value.donor(self.pairs[pair])].input(target.value.value.side))
         return own, len(self.pairs[pair].input("clean" if self.base == "corrupt" else "corrupt"))
 
     def _refuse_empty_span(self, target: Target, pair: int) -> None:
@@ -357,7 +355,7 @@ class Placer:
         side = 0 if self.base == "clean" else 1
         base, source = columns[pair, column, side], columns[pair, column, 1 - side]
         if isinstance(target.value, Donated):
-            of_donor = target.value.columns(self._whole[pair], target.stream)
+            of_donor = target.value.columns(self.pairs[pair], target.stream)
             source = -1 if of_donor is None else of_donor[column]
         if base < 0 or (source < 0 and (target.needs_source or isinstance(target.value, Donated))):
             return None
@@ -365,7 +363,7 @@ class Placer:
 
     def _find_given(self, target: Target, value: Given, pair: int) -> Placement | None:
         """Return the tokens for which there is a value; there may be none. None where there is nothing for the pair."""
-        found = value.elements(self._whole[pair].content_hash)
+        found = value.elements(self.pairs[pair].content_hash)
         if found is None:
             return None
         tokens, first = found
@@ -393,7 +391,7 @@ class Placer:
 
     def _meet_donor(self, target: Target, value: Donated, pair: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the base's tokens, and those of the donor's prompt that they take their values from."""
-        own, number = self.pairs[pair], value.donor(self._whole[pair])
+        own, number = self.pairs[pair], value.donor(self.pairs[pair])
         donor, side = value.pool.of(target.stream)[number], value.value.side
         if target.position is not None and not isinstance(target.position, Every):
             where = f"pair {number} of '{value.pool.name}', from which pair {pair} is resampled,"
@@ -401,7 +399,7 @@ class Placer:
         n_own, n_donor = len(own.input(self.base)), len(donor.input(side))
         if n_own == n_donor:
             return np.arange(n_own), np.arange(n_donor)
-        alignment, theirs = self.pairs.alignment, value.columns(self._whole[pair], target.stream)
+        alignment, theirs = self.pairs.alignment, value.columns(self.pairs[pair], target.stream)
         if alignment is None or alignment.how == "position" or theirs is None:
             raise PairError(
                 f"pair {pair} of '{self.pairs.name}' cannot be resampled at all positions: no other prompt is as long",

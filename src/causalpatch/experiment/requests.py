@@ -80,7 +80,7 @@ def check_grid(axes: Mapping[str, Sequence[Any]], n_interventions: int) -> None:
 
 
 def check_kinds(model: Model, pairs: Pairs) -> None:
-    """Make sure that there are pairs, of the model's kind."""
+    """Make sure that there are pairs, of the model's kind, with arguments that it takes."""
     if not len(pairs):
         raise PairError(f"'{pairs.name}' holds no pairs", fix="give at least one")
     if (model.streams is None) != (pairs.encoder is None):
@@ -96,6 +96,24 @@ def check_kinds(model: Model, pairs: Pairs) -> None:
             f"'{pairs.name}' holds prompts, but '{model.name}' takes arrays",
             fix="make pairs of arrays: Pairs.from_arrays(clean, corrupt, answer=…)",
         )
+    check_arguments(model, pairs)
+
+
+def check_arguments(model: Model, pairs: Pairs) -> None:
+    """Make sure that the model's forward takes what stands beside the inputs.
+
+    Raises:
+        PairError: It does not take one of these arguments.
+    """
+    given = [*pairs[0].beside, *pairs.common]
+    for name in given:
+        if name not in model.further:
+            near = closest(name, model.further, 1)
+            raise PairError(
+                f"'{pairs.name}' gives '{model.name}' an argument '{name}' that its forward does not take",
+                facts=[("takes", ", ".join(model.further) or "nothing beside the input")],
+                fix=f"call it '{near[0]}'" if near else "leave it out",
+            )
 
 
 def reads_both_answers(metric: Metric, pairs: Pairs) -> bool:

@@ -4,7 +4,7 @@ A ``Model`` wraps an unmodified module. It never runs it and registers no hook: 
 ``inputs`` what to call the module with, ``logits`` which part of the output is the answer; the engine does the rest.
 """
 
-import inspect
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from causalpatch.models.attention import kernel_of
 from causalpatch.models.detect import find_family
 from causalpatch.models.dictionaries import Anatomy, Dictionary, Registry, Wanted
 from causalpatch.models.families import Family
+from causalpatch.models.forward import Forward, as_arguments
 from causalpatch.models.generic import module_tap
 from causalpatch.models.offload import Content, execution_device
 from causalpatch.models.site_rows import SiteRow, site_rows
@@ -262,13 +263,28 @@ class Model:
             return site.name
         return self.dictionaries.of(site.dictionary, site.layer or 0).writes
 
-    def inputs(self, ids: Ids, mask: Mask | None = None, position_ids: Ids | None = None) -> dict[str, Any]:
+    @property
+    def further(self) -> tuple[str, ...]:
+        """Names of the forward's arguments that may stand beside prompts or arrays, such as ``pixel_values``."""
+        return self._forward.further
+
+    def inputs(
+        self,
+        ids: Ids,
+        mask: Mask | None = None,
+        position_ids: Ids | None = None,
+        further: Mapping[str, Any] | None = None,
+        encoder: tuple[Ids, Mask] | None = None,
+    ) -> dict[str, Any]:
         """Return the keyword arguments to call the module with on token ids.
 
         Args:
             ids: Token ids; axes (row, position).
             mask: True at real tokens; axes (row, position).
             position_ids: Each token's place in its own prompt; axes (row, position).
+            further: Further arguments of the forward by name; fractions are given in the model's dtype.
+            encoder: The encoder's token ids and their mask, of a model that has one; what stands above is then the
+                decoder's.
 
         Returns:
             What the module's forward takes of these, as tensors on the model's device, and ``use_cache=False`` where
@@ -279,56 +295,35 @@ class Model:
                 change the answer.
         """
         if self.streams:
-            raise ModelUnsupported(
-                f"'{self.name}' needs a prompt for its encoder beside that of its decoder",
-                facts=[("given", "one prompt")],
-                fix="read the pairs for this model: load_pairs(…, model)",
-            )
-        call: dict[str, Any] = {self._main_argument("input_ids"): self._tensor(ids).long()}
+            own = {"ids": ids, "mask": mask, "position_ids": position_ids}
+            given = {name: self._tensor(each) for name, each in own.items() if each is not None}
+            both = None if encoder is None else (self._tensor(encoder[0]), self._tensor(encoder[1]))
+            return self.streams.call(**given, encoder=both) | as_arguments(further or {}, self.device, self.dtype)
+        call: dict[str, Any] = {self._forward.main("input_ids"): self._tensor(ids).long()}
         is_padded = mask is not None and not bool(self._tensor(mask).all())
         if position_ids is not None and self._table:
             position_ids = self._tensor(position_ids) + self._table.numbers.first_position
         for name, values in (("attention_mask", mask), ("position_ids", position_ids)):
             # Where a model of no known family begins to count positions is not known: unpadded prompts are left to it.
-            is_left_out = name == "position_ids" and not (self._table or is_padded or name in self._needed)
-            if values is not None and self._takes(name) and not is_left_out:
+            is_left_out = name == "position_ids" and not (self._table or is_padded or name in self._forward.needed)
+            if values is not None and self._forward.takes(name) and not is_left_out:
                 call[name] = self._tensor(values).long()
             elif values is not None and is_padded:
                 raise ModelUnsupported(
                     f"{self.name!r} cannot run prompts of unequal length together",
-                    facts=[("forward", f"takes {', '.join(self._parameters[0])}"), ("padding", f"needs {name}")],
+                    facts=[("forward", f"takes {', '.join(self._forward.names)}"), ("padding", f"needs {name}")],
                     fix=f"give prompts of one length, or wrap the model in a forward that takes {name}",
                 )
-        if self._takes("use_cache"):
+        if self._forward.takes("use_cache"):
             call["use_cache"] = False
-        return call
+        return call | as_arguments(further or {}, self.device, self.dtype)
 
-    def inputs_of_streams(self, ids: Ids, mask: Mask, position_ids: Ids, encoder: tuple[Ids, Mask]) -> dict[str, Any]:
-        """Return the keyword arguments to call a model with an encoder and a decoder with.
-
-        Args:
-            ids: The decoder's token ids; axes (row, position).
-            mask: True at real tokens; axes (row, position).
-            position_ids: Each token's place in its own prompt; axes (row, position).
-            encoder: The encoder's token ids and their mask; axes (row, position) of its own.
-
-        Raises:
-            ModelUnsupported: The model has no encoder beside its decoder, or numbers the columns of a batch, and a
-                prompt does not begin at the first one.
-        """
-        if self.streams is None:
-            raise ModelUnsupported(
-                f"'{self.name}' takes one prompt, not one for an encoder and one for a decoder",
-                fix="read the pairs for this model: load_pairs(…, model)",
-            )
-        both = (self._tensor(encoder[0]), self._tensor(encoder[1]))
-        return self.streams.call(self._tensor(ids), self._tensor(mask), self._tensor(position_ids), both)
-
-    def inputs_of_arrays(self, values: Arrays) -> dict[str, Any]:
+    def inputs_of_arrays(self, values: Arrays, further: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the keyword arguments to call the module with on arrays.
 
         Args:
             values: The stacked arrays; axes (row, …).
+            further: Further arguments of the forward by name.
 
         Returns:
             The forward's first argument, on the model's device and in its dtype; whole numbers stay whole where the
@@ -336,7 +331,8 @@ class Model:
         """
         tensor = self._tensor(values)
         keeps = self._has_embedding and not tensor.is_floating_point()
-        return {self._main_argument(None): tensor if keeps else tensor.to(self.dtype)}
+        main = {self._forward.main(None): tensor if keeps else tensor.to(self.dtype)}
+        return main | as_arguments(further or {}, self.device, self.dtype)
 
     def logits(self, output: Any) -> Shaped[Tensor, " row *axes"]:
         """Return the answer in a module's output.
@@ -416,36 +412,8 @@ class Model:
         return any(isinstance(part, nn.Embedding) for part in self.module.modules())
 
     @cached_property
-    def _parameters(self) -> tuple[tuple[str, ...], bool]:
-        """Names of the forward's arguments, and whether it takes any others."""
-        parameters = inspect.signature(self.module.forward).parameters.values()
-        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
-        return tuple(parameter.name for parameter in parameters if parameter.kind in named), takes_any
-
-    @cached_property
-    def _needed(self) -> frozenset[str]:
-        """Names of the forward's arguments that have no default."""
-        parameters = inspect.signature(self.module.forward).parameters.values()
-        return frozenset(parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty)
-
-    def _takes(self, argument: str) -> bool:
-        """Tell whether the forward takes an argument; a wrapper of a known family passes any on."""
-        names, takes_any = self._parameters
-        return argument in names or (takes_any and self._table is not None)
-
-    def _main_argument(self, preferred: str | None) -> str:
-        """Return the name of the argument that takes the input: the preferred one, else the first."""
-        names, _ = self._parameters
-        if preferred is not None and self._takes(preferred):
-            return preferred
-        if not names:
-            raise ModelUnsupported(
-                f"the forward of {self.name!r} names no argument for the input",
-                facts=[("forward", str(inspect.signature(self.module.forward)))],
-                fix="wrap it in a module whose forward takes the input as its first argument",
-            )
-        return names[0]
+    def _forward(self) -> Forward:
+        return Forward(self.module, self.name, passes_on=self._table is not None)
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.as_tensor(values, device=self.device)

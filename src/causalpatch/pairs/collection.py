@@ -6,9 +6,9 @@ place; every method that selects or alters returns new ``Pairs``.
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,20 +16,17 @@ from numpy.typing import NDArray
 from causalpatch.base.errors import PairError, SettingError
 from causalpatch.base.spec import to_json
 from causalpatch.base.tokens import Tokenizer
-from causalpatch.pairs import align, batch, check, components, positions, split
-from causalpatch.pairs.align import Alignment, Mapped
+from causalpatch.pairs import arrays, batch, check, components, split
+from causalpatch.pairs.align import Alignment
 from causalpatch.pairs.batch import Batch, PaddingSide
 from causalpatch.pairs.check import PairReport
-from causalpatch.pairs.pair import Answers, Array, Pair, as_numbers, digest, pairs_of_arrays, require_same_streams
-from causalpatch.pairs.role import ROLES, Role, as_role, other
+from causalpatch.pairs.pair import Answers, Array, Pair, digest, require_same_streams
+from causalpatch.pairs.placed import Kind, Placed
+from causalpatch.pairs.role import Role, as_role
 from causalpatch.pairs.selection import index_of, where
-from causalpatch.sites.site import Every, Position
-
-Kind: TypeAlias = Literal["tokens", "arrays"]
-Stream: TypeAlias = Literal["encoder", "decoder"]
 
 
-class Pairs(Sequence[Pair]):
+class Pairs(Placed):
     """Clean and corrupted inputs that belong together.
 
     Args:
@@ -39,9 +36,11 @@ class Pairs(Sequence[Pair]):
         tokenizer: What turns ids into labels; None shows ids.
         alignment: How positions align; by default by position where clean and corrupted prompts are equally long.
         of_encoder: The same for the encoder's prompts, of pairs that have such beside the decoder's.
+        common: Further arguments of the model's forward that are the same in every run, by name; see ``with_common``.
 
     Raises:
-        PairError: There is not even one pair, or only some have a prompt for an encoder.
+        PairError: There is not even one pair, or not all pairs have the same further arguments, or only some have a
+            prompt for an encoder.
 
     Examples:
         >>> pairs = Pairs([Pair(np.array([1, 5]), np.array([1, 6]), answer=((7,),))], name="tiny")
@@ -58,6 +57,7 @@ class Pairs(Sequence[Pair]):
         tokenizer: Tokenizer | None = None,
         alignment: Alignment | None = None,
         of_encoder: Alignment | None = None,
+        common: Mapping[str, Any] | None = None,
     ) -> None:
         if not pairs:
             raise PairError(f"no pairs are left of '{name}'", fix="select at least one")
@@ -69,7 +69,9 @@ class Pairs(Sequence[Pair]):
         self.tokenizer = tokenizer
         self._alignment = alignment
         self._of_encoder = of_encoder
+        self.common = arrays.as_common(common or {})
         require_same_streams(self.pairs, name)
+        arrays.check_names(self.pairs, self.common, name)
 
     @classmethod
     def from_arrays(
@@ -100,15 +102,7 @@ class Pairs(Sequence[Pair]):
             >>> Pairs.from_arrays(images, images + 1, answer=[3, 5], wrong_answer=[8, 6])
             Pairs('arrays', 2 pairs of arrays (1, 28, 28))
         """
-        n_pairs = len(clean)
-        given = {"corrupt": corrupt, "answer": answer, "wrong_answer": wrong_answer, "group": group}
-        for word, values in given.items():
-            if values is not None and len(values) != n_pairs:
-                raise PairError(
-                    f"'{name}' has {n_pairs} clean inputs and {len(values)} of {word}", fix="give one of each per pair"
-                )
-        pairs = pairs_of_arrays(clean, corrupt, (answer, wrong_answer), group)
-        return cls(pairs, name=name, kind="arrays")
+        return cls(arrays.pair_up(clean, corrupt, answer, wrong_answer, group, name=name), name=name, kind="arrays")
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -135,23 +129,6 @@ class Pairs(Sequence[Pair]):
             shown = f"{inner.min()} to {inner.max()} tokens in the encoder, {shown} in the decoder"
         return f"Pairs({self.name!r}, {len(self)} pairs of {shown})"
 
-    @cached_property
-    def encoder(self) -> "Pairs | None":
-        """What the encoder of a model is given, as pairs of their own; None where there is no encoder's prompt."""
-        inner = [pair.encoder for pair in self.pairs if pair.encoder is not None]
-        if not inner:
-            return None
-        more: dict[str, Any] = {"tokenizer": self.tokenizer, "alignment": self._of_encoder}
-        return Pairs(inner, name=self.name, kind=self.kind, **more)
-
-    def of(self, stream: str | None) -> "Pairs":
-        """Return the pairs of a stream's prompts: the encoder's, or these.
-
-        Args:
-            stream: ``"encoder"``, ``"decoder"``, or None where there is one stream.
-        """
-        return self.encoder if stream == "encoder" and self.encoder is not None else self
-
     @property
     def ids(self) -> list[str]:
         """Names of the pairs, in order."""
@@ -170,8 +147,9 @@ class Pairs(Sequence[Pair]):
         """Hash of all pairs, their order and their alignment; the name does not count."""
         chosen = self._alignment
         aligned = None if chosen is None else (chosen.how, digest(chosen.columns))
-        streams = [] if self.encoder is None else [self.encoder.content_hash]
-        plain = to_json([self.kind, aligned, [pair.content_hash for pair in self.pairs], *streams])
+        more: list[Any] = [] if self.encoder is None else [self.encoder.content_hash]
+        more += [{name: digest(array) for name, array in self.common.items()}] if self.common else []
+        plain = to_json([self.kind, aligned, [pair.content_hash for pair in self.pairs], *more])
         return hashlib.sha256(plain.encode()).hexdigest()[:16]
 
     def take(self, indices: Sequence[int] | NDArray[Any]) -> "Pairs":
@@ -219,6 +197,33 @@ class Pairs(Sequence[Pair]):
         both = [None if one is None else one.swapped() for one in (self._alignment, self._of_encoder)]
         return self._with([pair.swapped() for pair in self.pairs], *both)
 
+    def with_beside(self, **arguments: Any) -> "Pairs":
+        """Return the pairs with further arguments of the model's forward, such as the picture that a prompt speaks of.
+
+        Args:
+            arguments: By the name of the argument, a tuple of the values of the clean and of the corrupted runs, each
+                with axes (pair, …); or one array or list for both. Pairs that share an array are not independent.
+
+        Raises:
+            PairError: There is not one for each pair, or they hold no numbers.
+
+        Examples:
+            >>> pairs = Pairs([Pair(np.array([1, 5]), np.array([1, 6]))])
+            >>> pairs.with_beside(pixel_values=np.zeros((1, 3, 8, 8)))[0].beside["pixel_values"][1].shape
+            (3, 8, 8)
+        """
+        made = arrays.put_beside(self.pairs, arguments, self.name)
+        return self._with(made, self._alignment, self._of_encoder)
+
+    def with_common(self, **arguments: Any) -> "Pairs":
+        """Return the pairs with further arguments of the model's forward that are the same in every run.
+
+        Args:
+            arguments: By the name of the argument, what is handed over as it is, without an axis for the rows: such as
+                the texts that each picture is compared with.
+        """
+        return self._with(self.pairs, self._alignment, self._of_encoder, common={**self.common, **arguments})
+
     def with_answers(self, answers: Sequence[Answers]) -> "Pairs":
         """Return the pairs with other sets of answers, one per pair, and no wrong ones."""
         both = zip(self.pairs, answers, strict=True)
@@ -238,117 +243,7 @@ class Pairs(Sequence[Pair]):
             raise PairError(
                 f"'{self.name}' holds prompts; only inputs that are arrays can be transformed", fix="change the texts"
             )
-        changed = [
-            dataclasses.replace(
-                pair, clean=as_numbers(function(pair.clean)), corrupt=as_numbers(function(pair.corrupt))
-            )
-            for pair in self.pairs
-        ]
-        return self._with(changed, None)
-
-    def sizes(self, role: Role) -> NDArray[np.int64]:
-        """Return the number of real tokens that a run of each pair has, its encoder's with its decoder's."""
-        return self.lengths(role) + (0 if self.encoder is None else self.encoder.lengths(role))
-
-    def lengths(self, role: Role) -> NDArray[np.int64]:
-        """Return the number of real tokens of each prompt, special ones included, axis (pair,); 1 for arrays."""
-        if self.kind == "arrays":
-            return np.ones(len(self), dtype=np.int64)
-        return np.array([len(pair.input(role)) for pair in self.pairs], dtype=np.int64)
-
-    def tokens(self, role: Role, index: int) -> list[str]:
-        """Return the tokens of one prompt as a person reads them.
-
-        Args:
-            role: ``"clean"`` or ``"corrupt"``.
-            index: Index of the pair.
-        """
-        self._need_tokens()
-        return [align.label(self.tokenizer, int(token)) for token in self.pairs[index].input(role)]
-
-    @cached_property
-    def alignment(self) -> Alignment | None:
-        """Aligned columns; None for arrays, and where prompts differ in length and no alignment was chosen."""
-        unequal = self.kind == "arrays" or align.first_unequal(self.pairs) is not None
-        if self._alignment is not None or unequal:
-            return self._alignment
-        return align.build(self.pairs, "position", name=self.name, tokenizer=self.tokenizer)
-
-    def aligned(self) -> Alignment:
-        """Return the aligned columns.
-
-        Raises:
-            PairError: Prompts of a pair differ in length and no alignment was chosen; both are shown.
-        """
-        self._need_tokens()
-        if self.alignment is None:
-            unequal = align.first_unequal(self.pairs) or 0
-            raise align.cannot_align(self.pairs, unequal, self.name, self.tokenizer)
-        return self.alignment
-
-    def align(
-        self,
-        how: Literal["position", "difference", "spans", "map"],
-        *,
-        spans: Sequence[str] | None = None,
-        mapping: Mapped | None = None,
-        stream: Stream | None = None,
-    ) -> "Pairs":
-        """Return the pairs with their positions aligned in another way.
-
-        Args:
-            how: ``"position"``: token k with token k. ``"difference"``: by the tokens that both prompts share.
-                ``"spans"``: the tokens of named spans in order. ``"map"``: by the positions in ``mapping``.
-            spans: For ``"spans"``, which of them, in this order; by default all that every pair has.
-            mapping: For ``"map"``, (clean, corrupted) positions of each pair, by pair id or one list per pair.
-            stream: Of pairs for a model with an encoder and a decoder, whose prompts; by default the encoder's, and by
-                ``"position"`` and ``"difference"`` the decoder's as well.
-
-        Raises:
-            PairError: The pairs cannot be aligned in this way; the first that cannot is shown.
-            SettingError: There is no such way.
-
-        Examples:
-            >>> pairs = Pairs([Pair(np.array([1, 5, 9]), np.array([1, 6, 7, 9]))])
-            >>> pairs.align("difference").alignment.columns[0].tolist()
-            [[0, 0], [-1, -1], [2, 3]]
-        """
-        self._need_tokens()
-        if self.encoder is not None and stream != "decoder":
-            of_encoder = self.encoder.align(how, spans=spans, mapping=mapping)._alignment
-            made = self._with(self.pairs, self._alignment, of_encoder)
-            return made if stream or how in ("spans", "map") else made.align(how, stream="decoder")
-        made_here = align.build(self.pairs, how, name=self.name, tokenizer=self.tokenizer, spans=spans, mapping=mapping)
-        return self._with(self.pairs, made_here, self._of_encoder)
-
-    def positions(
-        self, index: int, position: Position | None, base: Role
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return which tokens of the base and of the source a site's position means in one pair.
-
-        Args:
-            index: Index of the pair.
-            position: A position of a site; None and ``EVERY`` mean all aligned columns.
-            base: The role of the run that is changed.
-
-        Returns:
-            Positions in the base and in the source, in real tokens from 0. Each prompt counts its own tokens. A span or
-            range may hold more tokens in one than in the other; then the two arrays differ in length.
-
-        Raises:
-            PairError: A prompt has no such token, the pair has no such span, or the pairs are not aligned.
-        """
-        self._need_tokens()
-        if position is None or isinstance(position, Every):
-            columns = self.aligned().columns[index]
-            base_side = ROLES.index(as_role(base))
-            kept = columns[columns[:, 0] >= 0]
-            return kept[:, base_side].copy(), kept[:, 1 - base_side].copy()
-        where = f"pair {index} of '{self.name}'"
-        return (
-            positions.resolve(self.pairs[index], position, as_role(base), where),
-            positions.resolve(self.pairs[index], position, other(base), where),
-        )
+        return self._with(arrays.transform(self.pairs, function), None)
 
     def batch(
         self,
@@ -366,14 +261,17 @@ class Pairs(Sequence[Pair]):
             padding_side: ``"right"`` or ``"left"``; the real tokens and their position ids are the same.
             continuations: Ids that follow each prompt, such as the tokens of an answer; one list per row.
         """
-        rows = [self.pairs[int(i)].input(role) for i in (range(len(self)) if indices is None else indices)]
+        chosen = [self.pairs[int(i)] for i in (range(len(self)) if indices is None else indices)]
+        rows = [pair.input(role) for pair in chosen]
         if self.kind == "arrays":
-            made = batch.stack(rows, self.name)
+            made = batch.stack(rows, self.name, len(self.places))
         else:
             pad_id = 0 if self.tokenizer is None else self.tokenizer.pad_id
             made = batch.pad(rows, pad_id=pad_id, padding_side=padding_side, continuations=continuations)
         of_encoder = None if self.encoder is None else self.encoder.batch(role, indices, padding_side=padding_side)
-        return dataclasses.replace(made, role=as_role(role), encoder=of_encoder)
+        beside = batch.stack_beside([pair.besides(role) for pair in chosen], self.name)
+        more: dict[str, Any] = {"encoder": of_encoder, "beside": beside, "common": self.common}
+        return dataclasses.replace(made, role=as_role(role), **more)
 
     def one_sided(self, role: Role) -> "Pairs":
         """Return the pairs with the prompts of one side on both, to compare two models on the same prompts.
@@ -418,13 +316,15 @@ class Pairs(Sequence[Pair]):
         """
         return {name: self.take(indices) for name, indices in split.by_column(self).items()}
 
-    def _with(self, pairs: Sequence[Pair], alignment: Alignment | None, of_encoder: Alignment | None = None) -> "Pairs":
-        more: dict[str, Any] = {"alignment": alignment, "of_encoder": of_encoder}
-        return Pairs(pairs, name=self.name, kind=self.kind, tokenizer=self.tokenizer, **more)
-
-    def _need_tokens(self) -> None:
-        if self.kind != "tokens":
-            raise PairError(
-                f"'{self.name}' holds arrays, which have no token positions",
-                fix="leave the position out of the site, or name the axes of the module: axes=(…)",
-            )
+    def _with(
+        self,
+        pairs: Sequence[Pair],
+        alignment: Alignment | None,
+        of_encoder: Alignment | None = None,
+        **changed: Any,
+    ) -> "Pairs":
+        more: dict[str, Any] = {"kind": self.kind, "tokenizer": self.tokenizer, "common": self.common}
+        places = changed.pop("places", self.places)
+        made = Pairs(pairs, name=self.name, alignment=alignment, of_encoder=of_encoder, **{**more, **changed})
+        made.places = places
+        return made

@@ -7,8 +7,9 @@ from typing import Any, TypeAlias
 
 from causalpatch.base.errors import PairError, PairFileError, RequestError, SettingError, TaskNotFound
 from causalpatch.base.suggest import closest
-from causalpatch.pairs.collection import Kind, Pairs
+from causalpatch.pairs.collection import Pairs
 from causalpatch.pairs.files import ENDINGS, Row, read_rows
+from causalpatch.pairs.placed import Kind
 from causalpatch.pairs.rows import COLUMNS, HasTokenizer, RowReader
 from causalpatch.pairs.tasks import TASKS, generate
 
@@ -50,6 +51,9 @@ def load_pairs(
                         that stands once in both prompts, to ``[first, last + 1]`` in tokens of both, or to
                         ``{"clean": …, "corrupt": …}`` with one of these for each.
     ``entities``        A list of names that the pair speaks of: pairs that share one are not independent.
+    ``clean_ARGUMENT``, A further argument of the model's forward for each side, such as ``clean_pixel_values``: numbers
+    ``corrupt_…``,      of any shape or ``"FILE.npz:NAME[i]"``; under its bare name one for both sides. Pairs that share
+    ``ARGUMENT``        one are not independent.
     ==================  ============================================================================================
 
     Only ``clean`` and ``corrupt`` must be there; which answers are needed, the metric says. Texts get the model's

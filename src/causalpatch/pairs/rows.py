@@ -6,15 +6,16 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 
 from causalpatch.base.errors import AnswerError, PairError, PairFileError
+from causalpatch.base.suggest import closest
 from causalpatch.base.tokens import Tokenizer
-from causalpatch.pairs.collection import Kind
 from causalpatch.pairs.files import Row
 from causalpatch.pairs.pair import Answers, Array, Pair, TokenRange, as_numbers
+from causalpatch.pairs.placed import Kind
 from causalpatch.pairs.prompts import Prompts
 from causalpatch.pairs.role import ROLE_WORDS, ROLES, Role
 
@@ -34,6 +35,7 @@ COLUMNS: Final = (
 )
 
 
+_SIDES: Final[Mapping[str, tuple[Role, ...]]] = {"clean": ROLES[:1], "corrupt": ROLES[1:], "corrupted": ROLES[1:]}
 MASK: Final = "mask"
 """The span that is named without being asked for: the one masked token, of tokenizers that have such."""
 
@@ -44,6 +46,15 @@ class HasTokenizer(Protocol):
     @property
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer; None where there is none."""
+
+
+@runtime_checkable
+class TakesMore(Protocol):
+    """A model that says which further arguments its forward takes."""
+
+    @property
+    def further(self) -> tuple[str, ...]:
+        """Their names."""
 
 
 class RowReader:
@@ -65,6 +76,7 @@ class RowReader:
         # A model may have more rows in its embedding than its tokenizer has ids.
         sizes = [getattr(model, "vocab_size", None) or None, getattr(self.tokenizer, "vocab_size", None)]
         self._n_ids = max((size for size in sizes if size is not None), default=None)
+        self._further = model.further if isinstance(model, TakesMore) else ()
         self._files: dict[Path, Mapping[str, Array]] = {}
 
     def pair(self, row: Row, index: int) -> tuple[Pair, Kind]:
@@ -91,6 +103,7 @@ class RowReader:
             raise AnswerError(
                 f"an answer of {row.where} is both right and wrong", facts=[("ids", list(shared[0]))], fix=cut
             )
+        beside, columns = self._beside(row)
         pair = Pair(
             clean=clean.array,
             corrupt=corrupt.array,
@@ -103,7 +116,8 @@ class RowReader:
             entities=_entities(values.get("entities")),
             clean_text=clean.text,
             corrupt_text=corrupt.text,
-            extra={column: value for column, value in values.items() if column not in COLUMNS},
+            extra={column: value for column, value in values.items() if column not in (*COLUMNS, *columns)},
+            beside=beside,
         )
         return pair, clean.kind
 
@@ -134,6 +148,58 @@ class RowReader:
         if not array.ndim:
             raise PairError(f"'{role}' of {row.where} is a single number", facts=[("value", value)], fix="give a list")
         return _Input(array, "arrays")
+
+    def _beside(self, row: Row) -> tuple[dict[str, tuple[Array, Array]], list[str]]:
+        """Read further arguments of the forward: columns with their names, one for both sides or one for each.
+
+        Returns:
+            The arguments, (clean, corrupted), and the columns that they came from.
+        """
+        found: dict[str, dict[Role, str]] = {}
+        for column, value in row.values.items():
+            if column in COLUMNS or value is None:
+                continue
+            side, _, rest = column.partition("_")
+            roles = _SIDES.get(side, ROLES)
+            name = column if roles == ROLES else rest
+            if name in self._further or (isinstance(value, str) and _ARRAY_FILE.fullmatch(value)):
+                found.setdefault(name, {}).update(dict.fromkeys(roles, column))
+        for name, columns in found.items():
+            if name not in self._further and self._further:
+                raise self._not_taken(name, row)
+            if len(columns) < len(ROLES):
+                (has,) = columns
+                raise PairError(
+                    f"{row.where} has '{columns[has]}', but no '{name}' for the other side",
+                    facts=[("needed", " and ".join(f"{role}_{name}" for role in ROLES))],
+                    fix=f"give both, or '{name}' for both sides",
+                )
+        arrays = {name: {role: self._numbers(columns[role], row) for role in ROLES} for name, columns in found.items()}
+        beside = {name: (both["clean"], both["corrupt"]) for name, both in arrays.items()}
+        return beside, [column for columns in found.values() for column in columns.values()]
+
+    def _numbers(self, column: str, row: Row) -> Array:
+        """Read the numbers of a column: a reference to an array in a file, or the numbers themselves."""
+        value = row.values[column]
+        reference = _ARRAY_FILE.fullmatch(value) if isinstance(value, str) else None
+        if reference:
+            return self._array(reference["file"], reference["name"], int(reference["index"]), row)
+        try:
+            return as_numbers(value)
+        except PairError as error:
+            raise PairError(
+                f"'{column}' of {row.where} is given to the model, but holds no numbers",
+                facts=[("value", repr(value)[:60])],
+                fix='give numbers, or a file of them: "FILE.npz:NAME[i]"',
+            ) from error
+
+    def _not_taken(self, name: str, row: Row) -> PairError:
+        near = closest(name, self._further, 1)
+        return PairError(
+            f"{row.where} gives the model '{name}', which its forward does not take",
+            facts=[("takes", ", ".join(self._further))],
+            fix=f"call the column '{near[0]}'" if near else "leave the column out",
+        )
 
     def _ids(self, ids: Sequence[int], role: Role, row: Row) -> Array:
         if not ids:
