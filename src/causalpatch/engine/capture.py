@@ -165,7 +165,5 @@ def inputs_of(model: Model, batch: Batch) -> Mapping[str, Any]:
     further = {**batch.beside, **batch.common}
     if batch.values is not None:
         return model.inputs_of_arrays(batch.values, further)
-    if batch.encoder is not None:
-        of_encoder = (batch.encoder.ids, batch.encoder.mask)
-        return model.inputs_of_streams(batch.ids, batch.mask, batch.position_ids, of_encoder)
-    return model.inputs(batch.ids, batch.mask, batch.position_ids, further)
+    encoder = None if batch.encoder is None else (batch.encoder.ids, batch.encoder.mask)
+    return model.inputs(batch.ids, batch.mask, batch.position_ids, further, encoder)

@@ -93,14 +93,13 @@ def draw_donors(pairs: Pairs, base: Role, value: Resample) -> Donated:
         PairError: A pair has no other whose prompt is not its own.
     """
     prompts = [_inputs(pair, value.side) for pair in pairs]
-    hashes = [_name(of_pair) + _beside(pair, value.side) for of_pair, pair in zip(prompts, pairs, strict=True)]
+    hashes = [_name(pair, value.side) for pair in pairs]
     sizes = np.array([list(map(_size, of_pair)) for of_pair in prompts])
     names = np.array(hashes)
     donors: dict[str, int] = {}
     for pair in pairs:
         own = _inputs(pair, base)
-        name = _name(own) + _beside(pair, base)
-        others = np.flatnonzero(names != name)
+        others = np.flatnonzero(names != _name(pair, base))
         alike = others[(sizes[others] == list(map(_size, own))).all(1)]
         found = alike if len(alike) else others
         if not len(found):
@@ -111,7 +110,7 @@ def draw_donors(pairs: Pairs, base: Role, value: Resample) -> Donated:
             )
         # One prompt may stand in several pairs: it is drawn once, whichever pairs hold it.
         kinds = sorted({hashes[i] for i in found.tolist()})
-        stream = generator(value.seed, "resample", value.side, name)
+        stream = generator(value.seed, "resample", value.side, _name(pair, base))
         chosen = kinds[stream.permutation(len(kinds))[value.draw % len(kinds)]]
         donors[pair.content_hash] = hashes.index(chosen)
     return Donated(value, pairs, donors)
@@ -153,7 +152,7 @@ class Draws:
         made: dict[str, np.ndarray] = {}
         found = np.zeros((len(inputs), longest, *shape))
         for number, given in enumerate(inputs):
-            name = _name(given)
+            name = "".join(map(_digest, given))
             if name not in made:
                 n_tokens = int(lengths[number]) if has_position else 1
                 stream = generator(value.seed, "noise", value.draw, key, name)
@@ -176,19 +175,15 @@ def _inputs(pair: Pair, role: Role) -> list[np.ndarray]:
     return [each.input(role) for each in (pair.encoder, pair) if each is not None]
 
 
-def _name(inputs: Sequence[np.ndarray]) -> str:
-    """Return the name of what a run is given."""
-    return "".join(map(_digest, inputs))
-
-
 def _size(prompt: np.ndarray) -> int:
     """Return the number of tokens; inputs that are no prompts are alike."""
     return len(prompt) if prompt.ndim == 1 and prompt.dtype.kind in "iu" else 1
 
 
-def _beside(pair: Pair, role: Role) -> str:
-    """Return the name of what stands beside an input."""
-    return "".join(both[ROLES.index(role)] for name, both in pair.hashes.items() if name in pair.beside)
+def _name(pair: Pair, role: Role) -> str:
+    """Return the hash of an input, with what stands beside it."""
+    is_alone = pair.encoder is None and not pair.beside
+    return _digest(pair.input(role)) if is_alone else pair.digests[ROLES.index(role)]
 
 
 def _digest(prompt: np.ndarray) -> str:

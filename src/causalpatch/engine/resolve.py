@@ -230,16 +230,14 @@ class Placer:
     Args:
         pairs: The pairs.
         base: Which side is the base run's.
-        whole: Of the encoder's prompts the pairs that they belong to, by which values know their pair.
     """
 
-    def __init__(self, pairs: Pairs, base: Role, whole: Pairs | None = None) -> None:
+    def __init__(self, pairs: Pairs, base: Role) -> None:
         self.pairs = pairs.in_tokens
         self.base: Role = base
-        self._whole = whole or pairs
-        self._of_encoder = Placer(pairs.encoder, base, pairs) if pairs.encoder is not None else None
+        self._of_encoder = Placer(pairs.encoder, base) if pairs.encoder is not None else None
         is_beside = pairs.kind == "tokens" and pairs.pictures is not None
-        self._of_pictures = Placer(pairs.of("vision"), base, pairs) if is_beside else None
+        self._of_pictures = Placer(pairs.of("vision"), base) if is_beside else None
         self._known: dict[tuple[object, ...], dict[int, Placement | None]] = {}
 
     def place(self, target: Target, pair: int) -> Placement | None:
@@ -336,7 +334,7 @@ class Placer:
         own = len(self.pairs[pair].input(self.base))
         if isinstance(target.value, Donated):
             pool = target.value.pool.of(target.key_stream).in_tokens
-            return own, len(pool[target.value.donor(self._whole[pair])].input(target.value.value.side))
+            return own, len(pool[target.value.donor(self.pairs[pair])].input(target.value.value.side))
         return own, len(self.pairs[pair].input("clean" if self.base == "corrupt" else "corrupt"))
 
     def _refuse_empty_span(self, target: Target, pair: int) -> None:
@@ -359,7 +357,7 @@ class Placer:
         side = 0 if self.base == "clean" else 1
         base, source = columns[pair, column, side], columns[pair, column, 1 - side]
         if isinstance(target.value, Donated):
-            of_donor = target.value.columns(self._whole[pair], target.stream)
+            of_donor = target.value.columns(self.pairs[pair], target.stream)
             source = -1 if of_donor is None else of_donor[column]
         if base < 0 or (source < 0 and (target.needs_source or isinstance(target.value, Donated))):
             return None
@@ -367,7 +365,7 @@ class Placer:
 
     def _find_given(self, target: Target, value: Given, pair: int) -> Placement | None:
         """Return the tokens for which there is a value; there may be none. None where there is nothing for the pair."""
-        found = value.elements(self._whole[pair].content_hash)
+        found = value.elements(self.pairs[pair].content_hash)
         if found is None:
             return None
         tokens, first = found
@@ -395,7 +393,7 @@ class Placer:
 
     def _meet_donor(self, target: Target, value: Donated, pair: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the base's tokens, and those of the donor's prompt that they take their values from."""
-        own, number = self.pairs[pair], value.donor(self._whole[pair])
+        own, number = self.pairs[pair], value.donor(self.pairs[pair])
         donor, side = value.pool.of(target.stream).in_tokens[number], value.value.side
         if target.position is not None and not isinstance(target.position, Every):
             where = f"pair {number} of '{value.pool.name}', from which pair {pair} is resampled,"
@@ -403,7 +401,7 @@ class Placer:
         n_own, n_donor = len(own.input(self.base)), len(donor.input(side))
         if n_own == n_donor:
             return np.arange(n_own), np.arange(n_donor)
-        alignment, theirs = self.pairs.alignment, value.columns(self._whole[pair], target.stream)
+        alignment, theirs = self.pairs.alignment, value.columns(self.pairs[pair], target.stream)
         if alignment is None or alignment.how == "position" or theirs is None:
             raise PairError(
                 f"pair {pair} of '{self.pairs.name}' cannot be resampled at all positions: no other prompt is as long",

@@ -328,6 +328,7 @@ class Model:
         mask: Mask | None = None,
         position_ids: Ids | None = None,
         further: Mapping[str, Any] | None = None,
+        encoder: tuple[Ids, Mask] | None = None,
     ) -> dict[str, Any]:
         """Return the keyword arguments to call the module with on token ids.
 
@@ -336,6 +337,8 @@ class Model:
             mask: True at real tokens; axes (row, position).
             position_ids: Each token's place in its own prompt; axes (row, position).
             further: Further arguments of the forward by name; fractions are given in the model's dtype.
+            encoder: The encoder's token ids and their mask, of a model that has one; what stands above is then the
+                decoder's.
 
         Returns:
             What the module's forward takes of these, as tensors on the model's device, and ``use_cache=False`` where
@@ -346,11 +349,10 @@ class Model:
                 change the answer.
         """
         if self.streams:
-            raise ModelUnsupported(
-                f"'{self.name}' needs a prompt for its encoder beside that of its decoder",
-                facts=[("given", "one prompt")],
-                fix="read the pairs for this model: load_pairs(…, model)",
-            )
+            own = {"ids": ids, "mask": mask, "position_ids": position_ids}
+            given = {name: self._tensor(each) for name, each in own.items() if each is not None}
+            both = None if encoder is None else (self._tensor(encoder[0]), self._tensor(encoder[1]))
+            return self.streams.call(**given, encoder=both) | as_arguments(further or {}, self.device, self.dtype)
         call: dict[str, Any] = {self._forward.main("input_ids"): self._tensor(ids).long()}
         is_padded = mask is not None and not bool(self._tensor(mask).all())
         if position_ids is not None and self._table:
@@ -369,27 +371,6 @@ class Model:
         if self._forward.takes("use_cache"):
             call["use_cache"] = False
         return call | as_arguments(further or {}, self.device, self.dtype)
-
-    def inputs_of_streams(self, ids: Ids, mask: Mask, position_ids: Ids, encoder: tuple[Ids, Mask]) -> dict[str, Any]:
-        """Return the keyword arguments to call a model with an encoder and a decoder with.
-
-        Args:
-            ids: The decoder's token ids; axes (row, position).
-            mask: True at real tokens; axes (row, position).
-            position_ids: Each token's place in its own prompt; axes (row, position).
-            encoder: The encoder's token ids and their mask; axes (row, position) of its own.
-
-        Raises:
-            ModelUnsupported: The model has no encoder beside its decoder, or numbers the columns of a batch, and a
-                prompt does not begin at the first one.
-        """
-        if self.streams is None:
-            raise ModelUnsupported(
-                f"'{self.name}' takes one prompt, not one for an encoder and one for a decoder",
-                fix="read the pairs for this model: load_pairs(…, model)",
-            )
-        both = (self._tensor(encoder[0]), self._tensor(encoder[1]))
-        return self.streams.call(self._tensor(ids), self._tensor(mask), self._tensor(position_ids), both)
 
     def inputs_of_arrays(self, values: Arrays, further: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the keyword arguments to call the module with on arrays.

@@ -8,6 +8,7 @@ stand in the decoder's layers, and count the encoder's.
 import inspect
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from causalpatch.base.errors import ModelUnsupported
@@ -51,7 +52,14 @@ class Streams:
         is_encoder = path == base or path.startswith(f"{base}.") or path in self._of_encoder
         return "encoder" if is_encoder else "decoder"
 
-    def call(self, ids: Tensor, mask: Tensor, position_ids: Tensor, encoder: tuple[Tensor, Tensor]) -> dict[str, Any]:
+    def call(
+        self,
+        *,
+        ids: Tensor,
+        mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        encoder: tuple[Tensor, Tensor] | None = None,
+    ) -> dict[str, Any]:
         """Return the keyword arguments to call the model with.
 
         Args:
@@ -61,9 +69,17 @@ class Streams:
             encoder: The encoder's token ids and their mask; axes (row, position) of its own.
 
         Raises:
-            ModelUnsupported: A prompt does not begin at the first column, and the model numbers columns.
+            ModelUnsupported: There is no prompt for the encoder; or one does not begin at the first column, and the
+                model numbers columns.
         """
+        if encoder is None:
+            raise ModelUnsupported(
+                f"'{self._name}' needs a prompt for its encoder beside that of its decoder",
+                facts=[("given", "one prompt")],
+                fix="read the pairs for this model: load_pairs(…, model)",
+            )
         of_encoder, of_encoder_mask = encoder
+        mask = torch.ones_like(ids) if mask is None else mask
         if self.decoder.family.counts_columns and not bool(mask[:, 0].all() and of_encoder_mask[:, 0].all()):
             raise ModelUnsupported(
                 f"'{self._name}' cannot run prompts that are padded on the left",
@@ -72,6 +88,6 @@ class Streams:
             )
         call: dict[str, Any] = {"input_ids": of_encoder.long(), "attention_mask": of_encoder_mask.long()}
         call |= {"decoder_input_ids": ids.long(), "decoder_attention_mask": mask.long()}
-        if self._takes_positions:
+        if self._takes_positions and position_ids is not None:
             call["decoder_position_ids"] = position_ids.long()
         return call | {"use_cache": False}

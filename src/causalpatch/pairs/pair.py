@@ -42,7 +42,7 @@ class Pair:
             speaks of.
         encoder: For a model with an encoder and a decoder what the encoder is given, with its spans and texts; what
             stands above is then the decoder's.
-        stands_for: For the tokens of a picture, the content hash of the pair that holds it.
+        stands_for: For an encoder's prompts and the tokens of a picture, the content hash of the pair that holds them.
     """
 
     clean: Array

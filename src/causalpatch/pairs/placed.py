@@ -6,6 +6,7 @@ the tokens that a model makes of them, which is for the model to say: ``seen_as`
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
@@ -80,7 +81,7 @@ class Placed(Sequence[Pair]):
     @cached_property
     def encoder(self) -> "Pairs | None":
         """What the encoder of a model is given, as pairs of their own; None where there is no encoder's prompt."""
-        inner = [pair.encoder for pair in self.pairs if pair.encoder is not None]
+        inner = [replace(p.encoder, stands_for=p.content_hash) for p in self.pairs if p.encoder is not None]
         if not inner:
             return None
         return self._with(inner, self._of_encoder, common={}, places=())
@@ -90,11 +91,13 @@ class Placed(Sequence[Pair]):
         """The tokens that a model makes of the pictures, as pairs of prompts; None where they are not known."""
         if not self.places:
             return None
-        tokens = np.arange(len(self.places))
+        tokens, is_whole = np.arange(len(self.places)), self.kind == "arrays"
         inner = [
-            Pair(tokens, tokens, id=p.id, group=p.group, spans=p.spans, stands_for=p.content_hash) for p in self.pairs
+            Pair(tokens, tokens, id=p.id, group=p.group, spans=p.spans if is_whole else {}, stands_for=p.content_hash)
+            for p in self.pairs
         ]
-        return self._with(inner, self._alignment, kind="tokens", tokenizer=Places(self.places), common={}, places=())
+        more: dict[str, Any] = {"kind": "tokens", "tokenizer": Places(self.places), "common": {}, "places": ()}
+        return self._with(inner, self._alignment if is_whole else None, **more)
 
     def seen_as(self, places: Sequence[str]) -> "Pairs":
         """Return the pairs with what a person calls the tokens that a model makes of each picture.
