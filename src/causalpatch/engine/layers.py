@@ -32,6 +32,7 @@ from causalpatch.engine.ports import pick_input, pick_output, put_input
 from causalpatch.models import Model, Port
 from causalpatch.pairs import Batch
 from causalpatch.sites import ModuleRef, Site
+from causalpatch.sites.select import ModelShape
 
 BEHIND = ("final_norm", "logits")  # behind all layers of a stream
 _PLAIN = (bool, int, float, str, bytes, Enum, torch.dtype, torch.device, torch.Size)
@@ -39,7 +40,7 @@ _PLAIN = (bool, int, float, str, bytes, Enum, torch.dtype, torch.device, torch.S
 
 def streams_into_layers(model: Model) -> list[Site]:
     """Return the stream into each layer, in the order in which they run: an encoder's before its decoder's."""
-    parts = model.shape.parts or {None: model.shape}
+    parts: Mapping[Any, ModelShape] = model.shape.halves or {None: model.shape}
     return [Site("resid_pre", layer, stream=name) for name, part in parts.items() for layer in range(part.n_layers)]
 
 
@@ -59,7 +60,7 @@ class Layers:
         self.extras: dict[int, int | None] = {}
         # Which of these items the next layer is given, and under which of its arguments.
         self.handed: dict[int, dict[int, int | str]] = {}
-        parts = model.shape.parts
+        parts = model.shape.halves
         self.n_before = parts["encoder"].n_layers if parts else 0
         self.encoder_output = _encoder_output(model)
 

@@ -65,7 +65,7 @@ def site_rows(shape: ModelShape, sizes: Sizes) -> list[SiteRow]:
 
 def _named(shape: ModelShape, sizes: Sizes) -> Iterator[SiteRow]:
     names = [name for name in NAMES if name not in FEATURE_SITES or name in shape.refused]
-    if "decoder" not in shape.parts:
+    if not shape.halves:
         yield from (_row(shape, sizes, name) for name in names)
         for stream, part in shape.parts.items():
             if stream != shape.main:

@@ -45,6 +45,11 @@ class ModelShape:
         if not self.listing:
             object.__setattr__(self, "listing", f"causalpatch doctor {self.model}")
 
+    @property
+    def halves(self) -> Mapping[str, "ModelShape"]:
+        """The shapes of an encoder and its decoder, where the model has them: a site must say in which it stands."""
+        return self.parts if "decoder" in self.parts else {}
+
     def layers_with(self, name: str) -> list[int]:
         """Return the layers that have a site.
 
@@ -153,10 +158,9 @@ def part_of(site: Site | SiteSet, shape: ModelShape) -> ModelShape:
     if site.stream is not None and site.stream not in shape.parts:
         known = f"; it has {' and '.join(shape.parts)}" if shape.parts else ""
         _unsupported(site, shape, f"the model has no stream {site.stream!r}{known}")
-    is_named = "decoder" in shape.parts  # its encoder and its decoder are on a level
-    if site.module is not None or not (is_named or site.stream):
+    if site.module is not None or not (shape.halves or site.stream):
         return shape
-    if not is_named:
+    if not shape.halves:
         return shape.parts[site.stream or ""]
     if site.name in ONCE:
         if site.stream == "encoder":
