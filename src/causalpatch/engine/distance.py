@@ -116,7 +116,7 @@ def _elsewhere(
     reads = gauge.reads(prompts.lengths, pairs, job.base)
     found = np.full(len(rows), np.nan)
     for number, row in enumerate(rows):
-        places = [place for target, place in row.targets if place is not None and target.stream != "encoder"]
+        places = [place for target, place in row.targets if place is not None and not target.is_ahead]
         patched = [int(place.base.min()) for place in places]
         tokens = np.setdiff1d(np.arange(min(patched, default=0), prompts.lengths[number]), reads[number])
         if not len(tokens):

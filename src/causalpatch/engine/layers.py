@@ -69,6 +69,8 @@ class Layers:
 
     def of(self, site: Site) -> int | None:
         """Return the number of a named site's layer among all; None for what is outside of all layers."""
+        if site.stream == "vision":  # beside a language model, whose layers these are
+            return None
         first = 0 if site.stream == "encoder" else self.n_before
         if site.name in BEHIND:
             return (self.n_before or len(self)) - 1 if site.stream == "encoder" else len(self) - 1

@@ -267,7 +267,8 @@ def _cells_of(job: Job, numbers: ModelNumbers, laid: Sequence[Sequence[Row]]) ->
 
 def _written(row: Row, length: int) -> np.ndarray:
     """Return the tokens that a run writes, each once."""
-    tokens = [np.arange(length) if place is None else place.base for _, place in row.targets]
+    # A patch in front of the layers moves what all tokens may be given.
+    tokens = [np.arange(length) if place is None or t.is_ahead else place.base for t, place in row.targets]
     return np.asarray(tokens[0] if len(tokens) == 1 else np.unique(np.concatenate(tokens)), dtype=np.int64)
 
 
@@ -285,7 +286,9 @@ class _Layers:
 
     def entry(self, targets: Sequence[Target]) -> tuple[int, int, int]:
         """Return the first layer that targets write in, where in it, and how many columns, or 0 for all."""
-        places = [self._place(target.site, target.anchor) for target in targets]
+        places = [
+            (0, int(Point.STREAM)) if target.is_ahead else self._place(target.site, target.anchor) for target in targets
+        ]
         first = min(places)
         sites = {target.site for target, place in zip(targets, places, strict=True) if place == first}
         numbers, (layer, point) = self.numbers, first

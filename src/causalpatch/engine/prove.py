@@ -81,7 +81,7 @@ def prove(model: Model, name: str) -> Proof:
 def _try(model: Model, name: str) -> Proof:
     try:
         with torch.no_grad():
-            return _Trial(model).of(name)
+            return _Trial(model, parse(name).stream).of(name)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -113,9 +113,9 @@ def require_proofs(model: Model, names: Collection[str]) -> None:
 class _Trial:
     """Tiny runs of one model."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, stream: str | None) -> None:
         self.model = model
-        self.base, self.source = tiny_inputs(model)
+        self.base, self.source = tiny_inputs(model, stream)
         self.has_positions = self._require_finite().ndim > 2
         eps = torch.finfo(model.dtype).eps
         # Relative to the largest value: room for a hundred sums in float32, for a few in half precision.

@@ -77,6 +77,11 @@ class Target:
         return str(self.value) if self.inside is None else self.inside.describe(self.value)
 
     @property
+    def is_ahead(self) -> bool:
+        """Whether its tokens are not those that are answered, but run before them: an encoder's, or a picture's."""
+        return self.stream in ("encoder", "vision")
+
+    @property
     def provable(self) -> str:
         """The name by which the site is proven: each stream, and each layer of a dictionary, by itself."""
         site = self.site

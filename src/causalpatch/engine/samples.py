@@ -14,11 +14,12 @@ N_READ = 7  # tokens that the encoder is given, of a model that has one
 N_COMPARED = 3  # texts or pictures that each row is compared with
 
 
-def tiny_inputs(model: Model) -> tuple[Batch, Batch]:
+def tiny_inputs(model: Model, stream: str | None = None) -> tuple[Batch, Batch]:
     """Return the inputs of a base run and of a source run, of two rows each.
 
     Args:
         model: The model.
+        stream: The stream that is tried: ``"vision"`` takes prompts that are the same, beside other pictures.
     """
     draw = generator(0, "prove")
     if model.kind == "arrays" and model.picture is not None:
@@ -27,6 +28,8 @@ def tiny_inputs(model: Model) -> tuple[Batch, Batch]:
         both = (stack(list(rows), "pictures", len(model.places())) for rows in (base, source))
         first, second = (replace(batch, common=common) for batch in both)
         return first, second
+    if stream == "vision" and model.picture is not None:
+        return _beside_prompts(model, draw)
     ids, vocab = _ids(model, draw, N_ROWS), model.vocab_size or 2
     others = _ended(model, (ids + 1) % vocab)
     common = {PIXELS: draw.normal(size=(N_COMPARED, *(model.picture or ())))} if model.compares else {}
@@ -40,6 +43,18 @@ def tiny_inputs(model: Model) -> tuple[Batch, Batch]:
 def _ids(model: Model, draw: np.random.Generator, n_rows: int) -> np.ndarray:
     texts = model.reading("tokens")
     return _ended(texts, draw.integers(0, texts.vocab_size or 2, size=(n_rows, N_TOKENS)))
+
+
+def _beside_prompts(model: Model, draw: np.random.Generator) -> tuple[Batch, Batch]:
+    """Return prompts that hold the tokens which pictures stand in for, beside two pictures for each."""
+    token, n_seen = model.picture_token or (0, 0)
+    read = _ids(model, draw, N_ROWS)
+    read = np.where(read == token, (read + 1) % model.vocab_size, read)
+    ids = np.concatenate([np.full((N_ROWS, n_seen), token), read], axis=1)
+    places = stack([np.zeros(0)] * N_ROWS, "pictures", len(model.places()))
+    base, source = draw.normal(size=(2, N_ROWS, *(model.picture or ())))
+    first, second = (replace(of_ids(ids), beside={PIXELS: rows}, seen=places) for rows in (base, source))
+    return first, second
 
 
 def _ended(model: Model, ids: np.ndarray) -> np.ndarray:

@@ -107,6 +107,11 @@ class Model:
         return self._towers.picture
 
     @property
+    def picture_token(self) -> tuple[int, int] | None:
+        """Id of the token in prompts whose place a picture takes, and how many of them a picture takes."""
+        return self._towers.token
+
+    @property
     def compares(self) -> bool:
         """Whether the model compares pictures with texts, so that one of them is the same in all runs."""
         return self._towers.are_compared

@@ -40,6 +40,7 @@ class Towers:
 
     def __init__(self, tables: Mapping[str, FamilyTable], module: nn.Module) -> None:
         self.tables = tables
+        self._module = module
         self._grid: Grid | None = tables["vision"].numbers.grid if "vision" in tables else None
 
     @property
@@ -51,6 +52,11 @@ class Towers:
     def picture(self) -> tuple[int, int, int] | None:
         """Channels, height and width of the pictures that the model was made for."""
         return None if self._grid is None else self._grid.picture
+
+    @property
+    def token(self) -> tuple[int, int] | None:
+        """Id of the token in prompts whose place a picture takes, and how many of them a picture takes."""
+        return None if self._grid is None else find_token(self._module, self._grid)
 
     def reading(self, kind: Literal["tokens", "arrays"]) -> FamilyTable:
         """Return the table of the tower that reads inputs of a kind."""
@@ -98,6 +104,24 @@ class Towers:
                 if other != name
             }
         return replace(own, parts=made, main=name) if made else own
+
+
+def find_token(module: nn.Module, grid: Grid) -> tuple[int, int] | None:
+    """Return the token whose place a picture takes in prompts, and how many of them it takes; None where it takes none.
+
+    Args:
+        module: The model.
+        grid: The tokens that its vision tower makes of a picture.
+    """
+    config = getattr(module, "config", None)
+    found = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
+    token = next((each for each in found if isinstance(each, int)), None)
+    if token is None:
+        return None
+    n_patches = len(grid.labels()) - len(grid.names)
+    pooled = getattr(config, "mm_tokens_per_image", None)  # Gemma 3
+    is_full = getattr(config, "vision_feature_select_strategy", "default") == "full"
+    return token, pooled if isinstance(pooled, int) else n_patches + (len(grid.names) if is_full else 0)
 
 
 def _names() -> list[str]:
