@@ -10,6 +10,7 @@ dtype the modules are those of transformers, unmodified.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, Final
 
 import torch
@@ -46,6 +47,7 @@ __all__ = [
     "MAX_POSITIONS",
     "VOCAB",
     "WINDOW",
+    "build_tiny",
     "tiny_classifier",
     "tiny_model",
 ]
@@ -108,7 +110,7 @@ def tiny_model(
     """
     config = tiny_config(family, layers, heads, kv_heads)
     builder = AutoModelForMaskedLM if family in ENCODERS else AutoModelForCausalLM
-    return _built(builder, config, seed, dtype, effect_scale)
+    return build_tiny(builder.from_config, config, seed, dtype, effect_scale)
 
 
 def tiny_classifier(family: str, n_classes: int = 3, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -125,12 +127,23 @@ def tiny_classifier(family: str, n_classes: int = 3, *, seed: int = 0, dtype: to
     """
     config = tiny_config(family, 2, 4, None)
     config.num_labels = n_classes
-    return _built(AutoModelForSequenceClassification, config, seed, dtype, 2.0)
+    return build_tiny(AutoModelForSequenceClassification.from_config, config, seed, dtype, 2.0)
 
 
-def _built(builder: Any, config: PretrainedConfig, seed: int, dtype: torch.dtype, effect_scale: float) -> nn.Module:
+def build_tiny(
+    make: Callable[..., nn.Module], config: PretrainedConfig, seed: int, dtype: torch.dtype, effect_scale: float
+) -> nn.Module:
+    """Build a random model of a configuration, in eval mode.
+
+    Args:
+        make: Makes the module from its configuration and dtype.
+        config: The configuration.
+        seed: Seed of the weights.
+        dtype: The model's floating-point type.
+        effect_scale: As for ``tiny_model``.
+    """
     with torch.random.fork_rng(devices=[]):
-        module: nn.Module = builder.from_config(config, dtype=dtype)
+        module = make(config, dtype=dtype)
     _randomize(module, seed, effect_scale)
     if dtype == torch.float64:
         _compute_in_float64(module, config)
