@@ -41,6 +41,8 @@ __all__ = ["Model", "Port", "SiteRow", "Tap", "View"]
 
 Ids = Int[Tensor, " row position"] | Int[np.ndarray, " row position"]
 Mask = Shaped[Tensor, " row position"] | Shaped[np.ndarray, " row position"]
+ReadIds = Int[Tensor, " row read"] | Int[np.ndarray, " row read"]
+ReadMask = Shaped[Tensor, " row read"] | Shaped[np.ndarray, " row read"]
 Arrays = Shaped[Tensor, " row *axes"] | Shaped[np.ndarray, " row *axes"]
 
 
@@ -333,7 +335,7 @@ class Model:
         mask: Mask | None = None,
         position_ids: Ids | None = None,
         further: Mapping[str, Any] | None = None,
-        encoder: tuple[Ids, Mask] | None = None,
+        encoder: tuple[ReadIds, ReadMask] | None = None,
     ) -> dict[str, Any]:
         """Return the keyword arguments to call the module with on token ids.
 
@@ -342,8 +344,8 @@ class Model:
             mask: True at real tokens; axes (row, position).
             position_ids: Each token's place in its own prompt; axes (row, position).
             further: Further arguments of the forward by name; fractions are given in the model's dtype.
-            encoder: The encoder's token ids and their mask, of a model that has one; what stands above is then the
-                decoder's.
+            encoder: The encoder's token ids and their mask, of a model that has one, axes (row, read); what stands above
+                is then the decoder's.
 
         Returns:
             What the module's forward takes of these, as tensors on the model's device, and ``use_cache=False`` where

@@ -22,6 +22,7 @@ from transformers import (
     AttentionMaskInterface,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     PretrainedConfig,
 )
@@ -38,9 +39,11 @@ from causalpatch.testing.configs import (
     WINDOW,
     tiny_config,
 )
+from causalpatch.testing.encoder_decoders import ENCODER_DECODERS, encoder_decoder_config
 
 __all__ = [
     "ENCODERS",
+    "ENCODER_DECODERS",
     "FAMILY_NAMES",
     "GROUPED",
     "HEAD_WIDTH",
@@ -67,7 +70,7 @@ _IN_FLOAT32: Final = (
     ),
     *("MixtralTopKRouter", "Qwen2MoeTopKRouter", "Qwen3MoeTopKRouter", "DeepseekV3TopkRouter"),
     *("MambaMixer", "Mamba2Mixer", "JambaMambaMixer", "JambaSparseMoeBlock", "MambaForCausalLM", "Mamba2ForCausalLM"),
-    "ModernBertAttention",
+    *("ModernBertAttention", "UMT5Attention", "T5LayerNorm", "UMT5LayerNorm"),
 )
 
 
@@ -84,7 +87,7 @@ def tiny_model(
     """Build a random small model of a family, in eval mode.
 
     Args:
-        family: One of ``FAMILY_NAMES``.
+        family: One of ``FAMILY_NAMES`` or ``ENCODER_DECODERS``.
         seed: Seed of the weights; equal arguments give equal weights.
         layers: Number of layers.
         heads: Number of query heads, each of 8 columns. Where a family allows it, the stream has 6 columns for each
@@ -98,7 +101,8 @@ def tiny_model(
 
     Returns:
         A causal language model, of ``ENCODERS`` a masked one, over 40 ids and up to 64 positions. Where a family has
-        windows, they are of 4 positions, in all layers or in every other.
+        windows, they are of 4 positions, in all layers or in every other. Of ``ENCODER_DECODERS`` a model whose decoder
+        has one layer more than its encoder.
 
     Raises:
         SettingError: There is no such family, or the heads do not divide.
@@ -108,6 +112,9 @@ def tiny_model(
         >>> model(torch.tensor([[1, 2, 3]])).logits.shape
         torch.Size([1, 3, 40])
     """
+    if family in ENCODER_DECODERS:
+        config = encoder_decoder_config(family, layers, heads)
+        return _built(AutoModelForSeq2SeqLM, config, seed, dtype, effect_scale)
     config = tiny_config(family, layers, heads, kv_heads)
     builder = AutoModelForMaskedLM if family in ENCODERS else AutoModelForCausalLM
     return build_tiny(builder.from_config, config, seed, dtype, effect_scale)
@@ -172,8 +179,8 @@ def _randomize(module: nn.Module, seed: int, effect_scale: float) -> None:
             elif weight.ndim == 2 and "Norm" not in kind:
                 fan_in = weight.shape[0] if isinstance(part, Conv1D) else weight.shape[1]
                 normal(weight, 0.0, effect_scale / fan_in**0.5)
-            elif weight.ndim == 3:  # a convolution over positions, each channel by itself
-                normal(weight, 0.0, effect_scale / weight.shape[-1] ** 0.5)
+            elif weight.ndim == 3:  # a convolution over positions
+                normal(weight, 0.0, effect_scale / weight[0].numel() ** 0.5)
             else:
                 normal(weight, _centre(weight), 0.2)
             bias = getattr(part, "bias", None)

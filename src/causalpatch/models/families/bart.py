@@ -9,6 +9,8 @@ from dataclasses import replace
 
 from causalpatch.models.families.family import NO_GATE, NOT_TURNED, Absent, At, Family, Parted, ShareOf
 
+# The decoder's table of positions is looked up once for all prompts, sinusoids are so in the encoder too.
+_ONE_FOR_ALL = Absent("one row of positions serves all prompts, so that none can be changed alone; use resid_pre.0")
 _NO_FINAL_NORM = Absent("every layer ends with its own norm, and none comes behind them; use resid_post")
 
 _ENCODER = Family(
@@ -62,6 +64,7 @@ BART = replace(
     encoder=_ENCODER,
     sites={
         **_ENCODER.sites,
+        "pos_embed": _ONE_FOR_ALL,
         "resid_mid": At("encoder_attn_layer_norm", "output"),
         "cross_q": Parted("encoder_attn.q_proj", "output"),
         "cross_k": Parted("encoder_attn.k_proj", "output"),
@@ -72,16 +75,25 @@ BART = replace(
     },
 )
 
-MARIAN = replace(BART, name="marian", model_types=("marian",))
-
+_SINUSOIDS = {"pos_embed": _ONE_FOR_ALL}
 _NORMS_IN_FRONT = {"resid_mid": At("final_layer_norm", "input"), "final_norm": At("layer_norm", "output")}
-PEGASUS = replace(
+
+MARIAN = replace(
+    BART, name="marian", model_types=("marian",), encoder=replace(_ENCODER, sites=_ENCODER.sites | _SINUSOIDS)
+)
+
+MBART = replace(
     BART,
-    name="pegasus",
-    model_types=("pegasus",),
+    name="mbart",
+    model_types=("mbart",),
     post_norms=(),
-    encoder=replace(_ENCODER, name="pegasus", post_norms=(), sites=_ENCODER.sites | _NORMS_IN_FRONT),
+    encoder=replace(_ENCODER, post_norms=(), sites=_ENCODER.sites | _NORMS_IN_FRONT),
     sites=BART.sites | _NORMS_IN_FRONT,
 )
 
-MBART = replace(PEGASUS, name="mbart", model_types=("mbart",))
+PEGASUS = replace(
+    MBART,
+    name="pegasus",
+    model_types=("pegasus",),
+    encoder=replace(_ENCODER, post_norms=(), sites=_ENCODER.sites | _NORMS_IN_FRONT | _SINUSOIDS),
+)
