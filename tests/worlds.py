@@ -37,7 +37,7 @@ ONE, QUICK, MANY = 1, 2, 12  # worlds of a law and family; each has several inte
 FIRST = ("gpt2", "llama", "mistral", "qwen3", "gemma2", "gpt_neox")
 # Sites that the tiny models do not have: those that their family's table refuses, what is inside attention where there
 # are no heads, and biases.
-ONE_STREAM = [family for family in FAMILIES if family.encoder is None]
+ONE_STREAM = [family for family in FAMILIES if family.name in FAMILY_NAMES]
 LACKS = {f.name: {name for name, fact in f.sites.items() if isinstance(fact, Absent)} for f in ONE_STREAM}
 for _family, _lacks in LACKS.items():
     _lacks |= ATTENTION_SITES if "z" in _lacks else set()

@@ -89,7 +89,7 @@ def meet(model: Model, pairs: Pairs) -> tuple[Model, Pairs]:
     check_kinds(model, pairs)
     shown = pairs[0].clean if pairs.kind == "arrays" else pairs[0].beside.get(PIXELS, (np.zeros(0),))[0]
     is_one = model.picture is not None and shown.ndim == len(model.picture)
-    return model, pairs.seen_as(model.places(shown.shape) if is_one else ())
+    return (model.seeing(shown.shape), pairs.seen_as(model.places(shown.shape))) if is_one else (model, pairs)
 
 
 def check_kinds(model: Model, pairs: Pairs) -> None:

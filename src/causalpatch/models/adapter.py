@@ -95,6 +95,18 @@ class Model:
             made.__dict__.pop(known, None)
         return made
 
+    def seeing(self, shape: Sequence[int]) -> "Model":
+        """Return the model as it sees pictures of a shape: for another size than its own it makes other positions.
+
+        Args:
+            shape: The shape of the pictures, height and width last.
+        """
+        if self.picture is None or tuple(shape[-2:]) == self.picture[-2:]:
+            return self
+        made = copy.copy(self)
+        made.shape = self._towers.at_other_size(self.shape)
+        return made
+
     def places(self, shape: Sequence[int] | None = None) -> tuple[str, ...]:
         """Return what a person calls the tokens that the model makes of a picture; none where that is not known.
 
@@ -344,8 +356,8 @@ class Model:
             mask: True at real tokens; axes (row, position).
             position_ids: Each token's place in its own prompt; axes (row, position).
             further: Further arguments of the forward by name; fractions are given in the model's dtype.
-            encoder: The encoder's token ids and their mask, of a model that has one, axes (row, read); what stands above
-                is then the decoder's.
+            encoder: The encoder's token ids and their mask, of a model that has one, axes (row, read); what stands
+                above is then the decoder's.
 
         Returns:
             What the module's forward takes of these, as tensors on the model's device, and ``use_cache=False`` where

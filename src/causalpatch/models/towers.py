@@ -105,6 +105,18 @@ class Towers:
             }
         return replace(own, parts=made, main=name) if made else own
 
+    def at_other_size(self, shape: ModelShape) -> ModelShape:
+        """Return the shape of the model where pictures are of another size than those that it was made for."""
+        lost = dict.fromkeys(
+            ("embed", "pos_embed"), "positions are computed anew for pictures of this size; use resid_pre"
+        )
+        parts = {
+            name: replace(part, refused={**lost, **part.refused}) if name == "vision" else part
+            for name, part in shape.parts.items()
+        }
+        own = {**lost, **shape.refused} if shape.main == "vision" else shape.refused
+        return replace(shape, parts=parts, refused=own)
+
 
 def find_token(module: nn.Module, grid: Grid) -> tuple[int, int] | None:
     """Return the token whose place a picture takes in prompts, and how many of them it takes; None where it takes none.

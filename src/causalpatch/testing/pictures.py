@@ -1,7 +1,8 @@
 """Random small models that are given pictures: for pictures alone, for pictures and texts, and language models of both.
 
 A picture has 3 channels, 12 rows and 8 columns of pixels, which make 3 x 2 patches, so that rows and columns cannot be
-mistaken for each other; where a model takes square pictures alone it has 12 x 12 and 3 x 3. Heads are 8 columns wide.
+mistaken for each other; where a model takes square pictures alone these have 12 x 12 and 3 x 3. Heads are 8 columns
+wide.
 """
 
 from collections.abc import Callable, Mapping
@@ -91,10 +92,12 @@ _MODELS: Final[Mapping[str, Make]] = MappingProxyType(
     {
         "vit": _classifier("ViT"),
         "deit": _classifier("DeiT"),
-        "dinov2": _classifier("Dinov2", mlp_ratio=2),
-        "dinov2_gated": _classifier("Dinov2", use_swiglu_ffn=True),
-        "dinov2_registers": _classifier("Dinov2WithRegisters", num_register_tokens=2),
-        "dinov2_registers_gated": _classifier("Dinov2WithRegisters", num_register_tokens=2, use_swiglu_ffn=True),
+        "dinov2": _classifier("Dinov2", **_SQUARE, mlp_ratio=2),
+        "dinov2_gated": _classifier("Dinov2", **_SQUARE, use_swiglu_ffn=True),
+        "dinov2_registers": _classifier("Dinov2WithRegisters", **_SQUARE, num_register_tokens=2),
+        "dinov2_registers_gated": _classifier(
+            "Dinov2WithRegisters", **_SQUARE, num_register_tokens=2, use_swiglu_ffn=True
+        ),
         "clip_vision": _tower("CLIP", "Vision", projection_dim=N_CLASSES),
         "siglip_vision": _tower("Siglip", "Vision"),
         "clip_text": _tower("CLIP", "Text", projection_dim=N_CLASSES),

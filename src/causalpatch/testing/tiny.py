@@ -114,7 +114,7 @@ def tiny_model(
     """
     if family in ENCODER_DECODERS:
         config = encoder_decoder_config(family, layers, heads)
-        return _built(AutoModelForSeq2SeqLM, config, seed, dtype, effect_scale)
+        return build_tiny(AutoModelForSeq2SeqLM.from_config, config, seed, dtype, effect_scale)
     config = tiny_config(family, layers, heads, kv_heads)
     builder = AutoModelForMaskedLM if family in ENCODERS else AutoModelForCausalLM
     return build_tiny(builder.from_config, config, seed, dtype, effect_scale)
