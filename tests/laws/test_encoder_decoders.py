@@ -72,18 +72,30 @@ def by_hand(family, pair, base, patches):
         width = model.sizes(site.name, site.stream)["head_width"] if "mlp" not in site.name else 1
         columns = slice(site.unit * width, (site.unit + 1) * width) if has_units else slice(None)
         places[site] = (path, side), columns
-    _, there = hand.run(pair.encoder.input(source), pair.input(source), reads=[place for place, _ in places.values()])
+    reads = [place for place, _ in places.values()]
+    _, there = hand.run(pair.encoder.input(source), pair.input(source), reads=reads)
+    _, here = hand.run(pair.encoder.input(base), pair.input(base), reads=reads)
 
-    def change(tensor, place, columns, tokens):
+    def change(tensor, site, tokens):
         own, other = (slice(None), slice(None)) if tokens is None else tokens
-        tensor[own, columns] = there[place][other, columns]
+        place, columns = places[site]
+        new = there[place][other, columns]
+        # The stream between attention and MLP is read in two places where norms stand in front: attention moves it.
+        tensor[own, columns] = tensor[own, columns] + new - here[place][own, columns] if is_sum(hand, site) else new
         return tensor
 
-    edits = [
-        (places[site][0], functools.partial(change, place=places[site][0], columns=places[site][1], tokens=tokens))
-        for site, tokens in patches
-    ]
+    def written(site):
+        if not is_sum(hand, site):
+            return places[site][0]
+        attention = "attn_out" if site.stream == "encoder" else "cross_attn_out"
+        return hand.place(site.stream, attention, site.layer)[:2]
+
+    edits = [(written(site), functools.partial(change, site=site, tokens=tokens)) for site, tokens in patches]
     return difference(pair, hand.run(pair.encoder.input(base), pair.input(base), edits)[0])
+
+
+def is_sum(hand, site):
+    return site.name == "resid_mid" and hand.kind == "bart" and not hand.is_post
 
 
 def tokens_at(model, pair, site, position, base):

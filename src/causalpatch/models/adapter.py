@@ -165,9 +165,9 @@ class Model:
         return find_stop_ids(self.module)
 
     @property
-    def decoder_prompt(self) -> tuple[int, ...]:
-        """Token ids that a decoder begins with, as the model's settings say; none where they do not."""
-        return find_decoder_prompt(self.module) if self.streams else ()
+    def decoder_prompt(self) -> tuple[int, ...] | None:
+        """Token ids that a decoder begins with, as the settings say; None where no decoder stands beside an encoder."""
+        return find_decoder_prompt(self.module) if self.streams else None
 
     @property
     def attention(self) -> str:
@@ -285,8 +285,8 @@ class Model:
             mask: True at real tokens; axes (row, position).
             position_ids: Each token's place in its own prompt; axes (row, position).
             further: Further arguments of the forward by name; fractions are given in the model's dtype.
-            encoder: The encoder's token ids and their mask, of a model that has one, axes (row, read); what stands above
-                is then the decoder's.
+            encoder: The encoder's token ids and their mask, of a model that has one, axes (row, read); what stands
+                above is then the decoder's.
 
         Returns:
             What the module's forward takes of these, as tensors on the model's device, and ``use_cache=False`` where

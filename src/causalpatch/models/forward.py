@@ -17,7 +17,8 @@ _OURS: Final = frozenset(
         *("use_cache", "cache", "cache_params", "cache_position", "past_key_values"),
     }
 )
-_SETTINGS: Final = ("return_", "output_")
+# Settings, and what is said of the second prompt of a model with an encoder and a decoder.
+_SETTINGS: Final = ("return_", "output_", "decoder_", "encoder_")
 
 
 class Forward:
