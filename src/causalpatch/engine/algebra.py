@@ -70,7 +70,7 @@ class Algebra:
 
     @cached_property
     def _checks(self) -> dict[str, Check]:
-        checks = dict.fromkeys(("head_out", "cross_head_out"), self.heads)
+        checks: dict[str, Check] = dict.fromkeys(("head_out", "cross_head_out"), self.heads)
         checks |= dict.fromkeys(("z", "v", "cross_z", "cross_v"), self.attention)
         checks |= dict.fromkeys(("scores", "pattern", "cross_scores", "cross_pattern"), self.weights)
         checks |= {"expert_out": self.experts} | dict.fromkeys(("mlp_pre", "mlp_gate"), self.neuron)

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causalpatch.engine.batches import in_batches, in_forwards
-from causalpatch.engine.capture import inputs_of
+from causalpatch.engine.capture import in_batch, inputs_of
 from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.hooks import Write, run_with_hooks
 from causalpatch.engine.job import Cost, Job, batches_of_pairs, lay_rows

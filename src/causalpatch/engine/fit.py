@@ -153,8 +153,8 @@ def fit_all_means(job: Job) -> Means:
             sites = list(dict.fromkeys((t.site, t.has_position) for t in here))
             make = partial(run_with_pairs, job, mean.side, [site for site, _ in sites])
             runs = in_batches(job, batches_of_pairs(job), make)
-            longest = [int(job.pairs.of(each).lengths(mean.side).max()) for each in stream]
-            fitted |= fit_means(runs, sites, mean, *longest, groups)
+            n_positions, n_keys = (int(job.pairs.of(each).lengths(mean.side).max()) for each in stream)
+            fitted |= fit_means(runs, sites, mean, n_positions, n_keys, groups)
     return Means(fitted, names)
 
 

@@ -31,8 +31,7 @@ from causalpatch.engine.hooks import in_this_thread, quiet, standing_in
 from causalpatch.engine.ports import pick_input, pick_output, put_input
 from causalpatch.models import Model, Port
 from causalpatch.pairs import Batch
-from causalpatch.sites import ModuleRef, Site
-from causalpatch.sites.select import ModelShape
+from causalpatch.sites import ModelShape, ModuleRef, Site
 
 BEHIND = ("final_norm", "logits")  # behind all layers of a stream
 _PLAIN = (bool, int, float, str, bytes, Enum, torch.dtype, torch.device, torch.Size)
@@ -40,8 +39,8 @@ _PLAIN = (bool, int, float, str, bytes, Enum, torch.dtype, torch.device, torch.S
 
 def streams_into_layers(model: Model) -> list[Site]:
     """Return the stream into each layer, in the order in which they run: an encoder's before its decoder's."""
-    parts: Mapping[Any, ModelShape] = model.shape.halves or {None: model.shape}
-    return [Site("resid_pre", layer, stream=name) for name, part in parts.items() for layer in range(part.n_layers)]
+    parts: list[tuple[str | None, ModelShape]] = [*model.shape.halves.items()] or [(None, model.shape)]
+    return [Site("resid_pre", layer, stream=name) for name, part in parts for layer in range(part.n_layers)]
 
 
 class Layers:
@@ -186,7 +185,7 @@ class _Watch:
         self.n_run += 1
         if layer == self.layers.first_of(layer):
             self.stream, self.items = None, ()
-        self._note_handed(layer, {**dict(enumerate(args)), **kwargs})
+        self._note_handed(layer, _named(args, kwargs))
         shape = tuple(self.batch.of(self.layers.sites[layer].stream).ids.shape)
         try:
             stream = pick_input(self.layers.ports[layer], args, kwargs)
@@ -214,7 +213,7 @@ class _Watch:
     def on_result(
         self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        given = {**dict(enumerate(args)), **kwargs}
+        given = _named(args, kwargs)
         for item, name in self.layers.handed[layer].items():
             if not (type(output) is tuple and len(output) > item + 1 and output[item + 1] is given[name]):
                 refuse_layers(self.layers.model, f"it changes something else that it is given ({name})", layer)
@@ -229,6 +228,13 @@ class _Watch:
 
     def on_output(self, layer: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.stream = pick_output(Port(self.layers.ports[layer].path, "output"), output).clone()
+
+
+def _named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int | str, Any]:
+    """Return a call's arguments by place or name."""
+    found: dict[int | str, Any] = dict(enumerate(args))
+    found.update(kwargs)
+    return found
 
 
 def _mutable_in(held: Any) -> str | None:
@@ -251,7 +257,7 @@ def _hand_through(calls: list[int], layers: Layers, layer: int, *args: Any, **kw
     stream, extras = pick_input(layers.ports[layer], args, kwargs), layers.extras[layer]
     if extras is None:
         return stream
-    given, handed = {**dict(enumerate(args)), **kwargs}, layers.handed[layer]
+    given, handed = _named(args, kwargs), layers.handed[layer]
     return (stream, *(given[handed[item]] if item in handed else None for item in range(extras)))
 
 

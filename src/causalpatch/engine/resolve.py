@@ -14,11 +14,11 @@ import numpy as np
 from causalpatch.base.errors import PairError, PatchError, SiteNotFound
 from causalpatch.engine.drawn import Donated, Scattered
 from causalpatch.engine.joined import is_joined, joined_patch
+from causalpatch.engine.keys import require_keys
 from causalpatch.engine.other_tokens import tokens_elsewhere, value_elsewhere
 from causalpatch.models import Model
 from causalpatch.pairs import Pairs
 from causalpatch.pairs.positions import resolve
-from causalpatch.pairs.role import ROLE_WORDS
 from causalpatch.patches import (
     Constant,
     From,
@@ -267,8 +267,7 @@ class Placer:
             if pair not in known:
                 place = known[pair] = self._find(target, pair)
                 if place is not None and target.meets_keys:
-                    keys = self._of_encoder if target.key_stream != target.stream else self
-                    (keys or self)._require_keys(target, pair, place)
+                    require_keys(self.pairs.of(target.key_stream), self.base, target, pair, place)
         return [known[pair] for pair in pairs]
 
     def _find(self, target: Target, pair: int) -> Placement | None:
@@ -295,52 +294,6 @@ class Placer:
         if len(base) == len(source):
             return Placement(base, source, source + 1)
         return self._align(target, pair, base, source)
-
-    def _require_keys(self, target: Target, pair: int, place: Placement) -> None:
-        """Make sure that each query takes the row of the same token of the source prompt, keys of the same tokens.
-
-        A row is over all keys up to its query. Key for key it can be put in place of another row only where both
-        prompts have equally many tokens up to there, and none of these is aligned with a token elsewhere.
-        """
-        crossing = np.flatnonzero((place.start != place.base) | (place.stop != place.base + 1))
-        if target.key_stream != target.stream:
-            crossing = crossing[:0]  # any query sees all of the encoder's tokens
-        reach = "from first to last" if target.sees_ahead else "up to the query"
-        of = "another pair's prompt" if isinstance(target.value, Donated) else "the source prompt"
-        if len(crossing):
-            base, source = place.base[crossing[0]], place.start[crossing[0]]
-            tokens = f"token {source}" if place.stop[crossing[0]] == source + 1 else "the mean of several tokens"
-            why = f"query {base} takes the row of {tokens} of {of}"
-        elif target.sees_ahead and len(set(self._sizes(target, pair))) > 1:
-            why = "a row over {} keys cannot take one over {}".format(*self._sizes(target, pair))
-        else:
-            alignment, last = self.pairs.alignment, int(place.base.max(initial=-1))
-            last = max(self._sizes(target, pair)) if target.sees_ahead else last
-            has_columns = alignment is not None and target.needs_source
-            matches = alignment.columns[pair] if alignment and has_columns else np.zeros((0, 2), dtype=np.int64)
-            inside = (matches >= 0).all(1) & (matches <= last).any(1)
-            moved = matches[inside & (matches[:, 0] != matches[:, 1])]
-            if not len(moved):
-                return
-            base, source = moved[0] if self.base == "clean" else moved[0][::-1]
-            why = f"key {base} is aligned with token {source} of {of}"
-        raise PairError(
-            f"the keys of '{target.site}' in pair {pair} of '{self.pairs.name}' are not those of its source",
-            facts=[
-                ("why", why),
-                ("rule", f"key by key: both prompts must have the same tokens in the same places {reach}"),
-                *[(word, f"{len(self.pairs[pair].input(side))} tokens") for side, word in ROLE_WORDS.items()],
-            ],
-            fix=f"drop it (pairs.drop({pair})), patch earlier queries, or patch z.{target.site.layer}: it has no keys",
-        )
-
-    def _sizes(self, target: Target, pair: int) -> tuple[int, int]:
-        """Return how many tokens the base prompt has, and the prompt that a value is taken from."""
-        own = len(self.pairs[pair].input(self.base))
-        if isinstance(target.value, Donated):
-            pool = target.value.pool.of(target.key_stream).in_tokens
-            return own, len(pool[target.value.donor(self.pairs[pair])].input(target.value.value.side))
-        return own, len(self.pairs[pair].input("clean" if self.base == "corrupt" else "corrupt"))
 
     def _refuse_empty_span(self, target: Target, pair: int) -> None:
         """Tell a pair none of whose tokens is aligned, which is no error, from a span that holds no token."""

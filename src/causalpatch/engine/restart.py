@@ -328,7 +328,7 @@ def _logits_from(
     """Run prompts from a layer on; return the logits of all columns, or of some."""
     model = layers.model
     call = dict(inputs_of(model, inputs))
-    if layers.encoder_output in known:
+    if layers.encoder_output is not None and layers.encoder_output in known:
         call["encoder_outputs"] = (known[layers.encoder_output],)
     stream = known.get(layers.sites[entry])
     if columns is not None:

@@ -235,9 +235,9 @@ class Model:
         return find_stop_ids(self.module)
 
     @property
-    def decoder_prompt(self) -> tuple[int, ...]:
-        """Token ids that a decoder begins with, as the model's settings say; none where they do not."""
-        return find_decoder_prompt(self.module) if self.streams else ()
+    def decoder_prompt(self) -> tuple[int, ...] | None:
+        """Token ids that a decoder begins with, as the settings say; None where no decoder stands beside an encoder."""
+        return find_decoder_prompt(self.module) if self.streams else None
 
     @property
     def attention(self) -> str:

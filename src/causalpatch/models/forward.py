@@ -18,7 +18,8 @@ _OURS: Final = frozenset(
     }
 )
 _TEXTS: Final = frozenset({"input_ids", "attention_mask", "position_ids"})
-_SETTINGS: Final = ("return_", "output_")
+# Settings, and what is said of the second prompt of a model with an encoder and a decoder.
+_SETTINGS: Final = ("return_", "output_", "decoder_", "encoder_")
 
 
 class Forward:

@@ -1,10 +1,13 @@
-"""The table of a model's sites: every name with its axes and sizes, or why the model does not have it."""
+"""The table of a model's sites: every name with its axes and sizes, or why the model does not have it.
+
+Sites of cross-attention stand in the tables of models that have an encoder beside their decoder, and in no others.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from causalpatch.models.table import FamilyTable
-from causalpatch.sites.names import FEATURE_SITES, NAMES, ONCE
+from causalpatch.sites.names import CROSS_SITES, FEATURE_SITES, NAMES, ONCE
 from causalpatch.sites.select import ModelShape
 
 Sizes = Callable[[str, str | None], Mapping[str, int]]
@@ -66,7 +69,7 @@ def site_rows(shape: ModelShape, sizes: Sizes) -> list[SiteRow]:
 def _named(shape: ModelShape, sizes: Sizes) -> Iterator[SiteRow]:
     names = [name for name in NAMES if name not in FEATURE_SITES or name in shape.refused]
     if not shape.halves:
-        yield from (_row(shape, sizes, name) for name in names)
+        yield from (_row(shape, sizes, name) for name in names if name not in CROSS_SITES)
         for stream, part in shape.parts.items():
             if stream != shape.main:
                 own = (name for name in names if name not in ONCE and name != "module")

@@ -13,6 +13,7 @@ import numpy as np
 from causalpatch.base.errors import AnswerError, PairError, PairFileError
 from causalpatch.base.suggest import closest
 from causalpatch.base.tokens import Tokenizer
+from causalpatch.pairs.decoder import DECODER_COLUMNS, DecoderPrompts
 from causalpatch.pairs.files import Row
 from causalpatch.pairs.pair import Answers, Array, Pair, TokenRange, as_numbers
 from causalpatch.pairs.placed import Kind
@@ -32,6 +33,7 @@ COLUMNS: Final = (
     "split",
     "spans",
     "entities",
+    *DECODER_COLUMNS,
 )
 
 
@@ -57,6 +59,15 @@ class TakesMore(Protocol):
         """Their names."""
 
 
+@runtime_checkable
+class HasDecoder(Protocol):
+    """A model that says what its decoder begins with, where it has one beside an encoder."""
+
+    @property
+    def decoder_prompt(self) -> tuple[int, ...] | None:
+        """Token ids; empty where the model names none, None where it has one stream."""
+
+
 class RowReader:
     """Turns rows into pairs.
 
@@ -78,6 +89,8 @@ class RowReader:
         self._n_ids = max((size for size in sizes if size is not None), default=None)
         self._further = model.further if isinstance(model, TakesMore) else ()
         self._files: dict[Path, Mapping[str, Array]] = {}
+        start = model.decoder_prompt if isinstance(model, HasDecoder) else None
+        self._decoder = None if start is None else DecoderPrompts(self.tokenizer, start)
 
     def pair(self, row: Row, index: int) -> tuple[Pair, Kind]:
         """Return the pair of a row, and whether it holds prompts or arrays.
@@ -94,7 +107,9 @@ class RowReader:
                 facts=[("clean", clean.kind), ("corrupt", corrupt.kind)],
                 fix="give both as text, both as token ids or both as arrays",
             )
-        answer, wrong = (self._answers(side, row, (clean, corrupt)) for side in ("answer", "wrong_answer"))
+        decoder = None if self._decoder is None else tuple(self._decoder_input(role, row) for role in ROLES)
+        answered = decoder or (clean, corrupt)
+        answer, wrong = (self._answers(side, row, answered) for side in ("answer", "wrong_answer"))
         shared = sorted(set(answer) & set(wrong))
         if shared:
             cut = (
@@ -104,6 +119,13 @@ class RowReader:
                 f"an answer of {row.where} is both right and wrong", facts=[("ids", list(shared[0]))], fix=cut
             )
         beside, columns = self._beside(row)
+        ours = [column for column in COLUMNS if decoder is not None or column not in DECODER_COLUMNS]
+        spans = self._masked(clean, corrupt) | self._spans(row, (clean, corrupt), "spans")
+        encoder = None
+        if decoder is not None:
+            texts = {"clean_text": clean.text, "corrupt_text": corrupt.text}
+            encoder = Pair(clean.array, corrupt.array, spans=spans, **texts)
+            (clean, corrupt), spans = decoder, self._spans(row, decoder, "decoder_spans")
         pair = Pair(
             clean=clean.array,
             corrupt=corrupt.array,
@@ -112,14 +134,25 @@ class RowReader:
             id=str(index) if values.get("id") is None else str(values["id"]),
             group=None if values.get("group") is None else str(values["group"]),
             split=None if values.get("split") is None else str(values["split"]),
-            spans=self._masked(clean, corrupt) | self._spans(row, (clean, corrupt)),
+            spans=spans,
             entities=_entities(values.get("entities")),
             clean_text=clean.text,
             corrupt_text=corrupt.text,
-            extra={column: value for column, value in values.items() if column not in (*COLUMNS, *columns)},
+            extra={column: value for column, value in values.items() if column not in (*ours, *columns)},
             beside=beside,
+            encoder=encoder,
         )
         return pair, clean.kind
+
+    def _decoder_input(self, role: Role, row: Row) -> "_Input":
+        """Read a decoder's prompt."""
+        if self._decoder is None:
+            raise LookupError(role)  # only models with a decoder beside an encoder come here
+        ids, text = self._decoder.read(row.values, role, row.where)
+        found = _sequences(ids, f"the decoder's '{role}'", row)
+        flat = [token for one in found for token in one]
+        array = self._ids(flat, role, row)
+        return _Input(array, "tokens", text, self._decoder.prompts, len(self._decoder.start))
 
     def _input(self, role: Role, row: Row) -> "_Input":
         """Read one input: a text, a list of ids, a reference to an array in a file, or numbers."""
@@ -134,7 +167,7 @@ class RowReader:
                     facts=[("text", repr(value[:60]))],
                     fix="open_model(…, tokenizer=…), or give token ids or arrays",
                 )
-            return _Input(self._ids(self._prompts.ids(value), role, row), "tokens", value)
+            return _Input(self._ids(self._prompts.ids(value), role, row), "tokens", value, self._prompts)
         try:
             array = as_numbers(value)
         except PairError as error:
@@ -263,8 +296,8 @@ class RowReader:
 
     def _in_context(self, text: str, side: str, row: Row, inputs: tuple["_Input", "_Input"]) -> tuple[int, ...]:
         """Tokenise an answer after both prompts, where it must have the same tokens."""
-        prompts = [one.text for one in inputs if one.text is not None]
-        if self._prompts is None or len(prompts) < len(inputs):
+        prompts, known = [one.text for one in inputs if one.text is not None], inputs[0].prompts
+        if known is None or len(prompts) < len(inputs):
             if row.untyped and text.isdecimal():
                 return (int(text),)
             raise AnswerError(
@@ -273,9 +306,9 @@ class RowReader:
                 fix=f"give its id in a column {side}_id",
             )
         where = f"{row.where}"
-        after = [self._prompts.answer(prompt, text, where) for prompt in prompts]
+        after = [known.answer(prompt, text, where) for prompt in prompts]
         if after[0] != after[1]:
-            shown = [" ".join(repr(self._prompts.tokenizer.label(token)) for token in ids) for ids in after]
+            shown = [" ".join(repr(known.tokenizer.label(token)) for token in ids) for ids in after]
             raise AnswerError(
                 f"the answer {text!r} of {row.where} has different tokens after its two prompts",
                 facts=[("clean", shown[0]), ("corrupted", shown[1])],
@@ -294,13 +327,15 @@ class RowReader:
         (first,), (second,) = places
         return {MASK: ((first, first + 1), (second, second + 1))}
 
-    def _spans(self, row: Row, inputs: tuple["_Input", "_Input"]) -> dict[str, tuple[TokenRange, TokenRange]]:
-        spans = row.values.get("spans")
+    def _spans(
+        self, row: Row, inputs: tuple["_Input", "_Input"], column: str
+    ) -> dict[str, tuple[TokenRange, TokenRange]]:
+        spans = row.values.get(column)
         if spans is None:
             return {}
         if not isinstance(spans, Mapping):
             raise PairError(
-                f"'spans' of {row.where} is not a mapping",
+                f"'{column}' of {row.where} is not a mapping",
                 facts=[("value", repr(spans)[:60])],
                 fix='write {"subject": " Mary"} or {"subject": [3, 5]}',
             )
@@ -317,8 +352,9 @@ class RowReader:
 
     def _span(self, name: str, value: Any, role: Role, one: "_Input", row: Row) -> TokenRange:
         """Read one span in one prompt: a text to find, or a range of tokens."""
-        if isinstance(value, str) and self._prompts is not None and one.text is not None:
-            return self._prompts.span(one.text, value, name, f"the {ROLE_WORDS[role]} prompt of {row.where}")
+        if isinstance(value, str) and one.prompts is not None and one.text is not None:
+            found = one.prompts.span(one.text, value, name, f"the {ROLE_WORDS[role]} prompt of {row.where}")
+            return found[0] + one.n_before, found[1] + one.n_before
         length = len(one.array) if one.kind == "tokens" else 0
         if isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(end, int | None) for end in value):
             start, stop, _ = slice(*value).indices(length)
@@ -333,11 +369,13 @@ class RowReader:
 
 @dataclass(frozen=True, eq=False)
 class _Input:
-    """One input of a pair as it was read."""
+    """One input of a pair as it was read: with what it was tokenised, and how many ids stand before its text."""
 
     array: Array
     kind: Kind
     text: str | None = None
+    prompts: Prompts | None = None
+    n_before: int = 0
 
 
 def _sequences(value: Any, what: str, row: Row) -> list[tuple[int, ...]]:

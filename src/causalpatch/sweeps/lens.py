@@ -20,6 +20,7 @@ from causalpatch.models import Model
 from causalpatch.pairs.role import Role
 from causalpatch.patches import From, Patch
 from causalpatch.sites import Site
+from causalpatch.sweeps.paths import TWO_STREAMS
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -165,11 +166,11 @@ class _Read:
         shape = self.model.shape
         self.layers = range(shape.n_layers)
         self.heads = range(shape.units.get("head", 0)) if by == "head" else range(0)
-        if self.model.family is None or not self.layers:
+        if self.model.family is None or self.model.streams or not self.layers:
             raise ModelUnsupported(
                 f"the logits of '{self.model.name}' cannot be attributed",
-                facts=[("why", self.model.family_note)],
-                fix="patch its modules: module(PATH).output",
+                facts=[("why", TWO_STREAMS if self.model.streams else self.model.family_note)],
+                fix="patch its sites: sweep(…)" if self.model.streams else "patch its modules: module(PATH).output",
             )
         sites = [Site("resid_pre", 0), Site("resid_post", self.layers[-1]), Site("final_norm"), Site("logits")]
         sites += [Site(name, layer) for layer in self.layers for name in ("attn_out", "mlp_out")]

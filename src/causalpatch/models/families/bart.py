@@ -7,7 +7,7 @@ Whisper is of the second kind; its encoder reads sound, in frames that two convo
 
 from dataclasses import replace
 
-from causalpatch.models.families.family import NO_GATE, NOT_TURNED, Absent, At, Family, Parted, ShareOf
+from causalpatch.models.families.family import NO_GATE, NOT_TURNED, Absent, At, Fact, Family, Parted, ShareOf, SumOf
 
 # The decoder's table of positions is looked up once for all prompts, sinusoids are so in the encoder too.
 _ONE_FOR_ALL = Absent("one row of positions serves all prompts, so that none can be changed alone; use resid_pre.0")
@@ -76,10 +76,17 @@ BART = replace(
 )
 
 _SINUSOIDS = {"pos_embed": _ONE_FOR_ALL}
-_NORMS_IN_FRONT = {"resid_mid": At("final_layer_norm", "input"), "final_norm": At("layer_norm", "output")}
+_NORMS_IN_FRONT: dict[str, Fact] = {
+    "resid_mid": SumOf(changed=At("self_attn.out_proj", "output"), kept=At("", "input")),
+    "final_norm": At("layer_norm", "output"),
+}
+_NORMS_IN_FRONT_OF_CROSS: dict[str, Fact] = {
+    **_NORMS_IN_FRONT,
+    "resid_mid": SumOf(changed=At("encoder_attn.out_proj", "output"), kept=At("encoder_attn_layer_norm", "input")),
+}
 
 MARIAN = replace(
-    BART, name="marian", model_types=("marian",), encoder=replace(_ENCODER, sites=_ENCODER.sites | _SINUSOIDS)
+    BART, name="marian", model_types=("marian",), encoder=replace(_ENCODER, sites={**_ENCODER.sites, **_SINUSOIDS})
 )
 
 MBART = replace(
@@ -87,13 +94,13 @@ MBART = replace(
     name="mbart",
     model_types=("mbart",),
     post_norms=(),
-    encoder=replace(_ENCODER, post_norms=(), sites=_ENCODER.sites | _NORMS_IN_FRONT),
-    sites=BART.sites | _NORMS_IN_FRONT,
+    encoder=replace(_ENCODER, post_norms=(), sites={**_ENCODER.sites, **_NORMS_IN_FRONT}),
+    sites={**BART.sites, **_NORMS_IN_FRONT_OF_CROSS},
 )
 
 PEGASUS = replace(
     MBART,
     name="pegasus",
     model_types=("pegasus",),
-    encoder=replace(_ENCODER, post_norms=(), sites=_ENCODER.sites | _NORMS_IN_FRONT | _SINUSOIDS),
+    encoder=replace(_ENCODER, post_norms=(), sites={**_ENCODER.sites, **_NORMS_IN_FRONT, **_SINUSOIDS}),
 )

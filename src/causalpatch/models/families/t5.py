@@ -7,7 +7,7 @@ and decoder have tables of embeddings with the same weights. Newer checkpoints (
 
 from dataclasses import replace
 
-from causalpatch.models.families.family import BIASED, NO_GATE, NOT_TURNED, At, Family, Parted, ShareOf
+from causalpatch.models.families.family import BIASED, NO_GATE, NOT_TURNED, At, Fact, Family, Parted, ShareOf
 
 _ENCODER = Family(
     name="t5",
@@ -45,7 +45,7 @@ _ENCODER = Family(
     },
 )
 
-_DECODER_SITES = {
+_DECODER_SITES: dict[str, Fact] = {
     **_ENCODER.sites,
     "resid_mid": At("layer.2", "input"),
     "cross_q": Parted("layer.1.EncDecAttention.q", "output"),
@@ -81,6 +81,6 @@ T5_GATED = replace(
     T5,
     name="t5_gated",
     when={"is_gated_act": True},
-    encoder=replace(_ENCODER, name="t5_gated", sites=_ENCODER.sites | _gated("layer.1.DenseReluDense")),
-    sites=_DECODER_SITES | _gated("layer.2.DenseReluDense"),
+    encoder=replace(_ENCODER, name="t5_gated", sites={**_ENCODER.sites, **_gated("layer.1.DenseReluDense")}),
+    sites={**_DECODER_SITES, **_gated("layer.2.DenseReluDense")},
 )
