@@ -170,11 +170,11 @@ def writes_of_rows(model: Model, known: Known, rows: Sequence[Row], batch: Batch
         rows: The rows of the forward.
         batch: Their inputs, for the columns in which real tokens stand.
     """
-
-    def locate(target: Target, rows: np.ndarray, tokens: np.ndarray | None) -> tuple[np.ndarray, ...]:
-        return (rows,) if tokens is None else (rows, batch.of(model.stream_of(target.site)).start[rows] + tokens)
-
-    writes = writes_at(Taps(model), known, rows, locate)
+    starts = {stream: batch.of(stream).start for stream in (None, "encoder", "decoder", "vision")}
+    of = model.stream_of
+    writes = writes_at(
+        Taps(model), known, rows, lambda it, n, t: (n,) if t is None else (n, starts[of(it.site)][n] + t)
+    )
     return [replace(write, tap=in_batch(model, write.tap, batch)) for write in writes]
 
 

@@ -151,6 +151,9 @@ def build_tiny(
     """
     with torch.random.fork_rng(devices=[]):
         module = make(config, dtype=dtype)
+    if dtype == torch.float64:
+        for parameter in module.parameters():
+            parameter.data = parameter.data.double()  # routers may have weights in float32 whatever is asked for
     _randomize(module, seed, effect_scale)
     if dtype == torch.float64:
         _compute_in_float64(module, config)
