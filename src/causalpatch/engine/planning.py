@@ -286,9 +286,7 @@ class _Layers:
 
     def entry(self, targets: Sequence[Target]) -> tuple[int, int, int]:
         """Return the first layer that targets write in, where in it, and how many columns, or 0 for all."""
-        places = [
-            (0, int(Point.STREAM)) if target.is_ahead else self._place(target.site, target.anchor) for target in targets
-        ]
+        places = [(0, int(Point.STREAM)) if t.is_ahead else self._place(t.site, t.anchor) for t in targets]
         first = min(places)
         sites = {target.site for target, place in zip(targets, places, strict=True) if place == first}
         numbers, (layer, point) = self.numbers, first

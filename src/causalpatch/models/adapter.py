@@ -4,8 +4,7 @@ A ``Model`` wraps an unmodified module. It never runs it and registers no hook: 
 ``inputs`` what to call the module with, ``logits`` which part of the output is the answer; the engine does the rest.
 """
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,11 +24,12 @@ from causalpatch.models.families import Family
 from causalpatch.models.forward import Forward, answer_in, as_arguments
 from causalpatch.models.generic import module_tap
 from causalpatch.models.offload import Content, execution_device
+from causalpatch.models.seeing import Seeing
 from causalpatch.models.site_rows import SiteRow, shape_by, site_rows
 from causalpatch.models.streams import Stream, Streams
 from causalpatch.models.table import FamilyTable
 from causalpatch.models.taps import Port, Tap
-from causalpatch.models.tokens import find_decoder_prompt, find_end_id, find_stop_ids
+from causalpatch.models.tokens import find_decoder_prompt, find_stop_ids
 from causalpatch.models.towers import PIXELS, Towers
 from causalpatch.models.views import View
 from causalpatch.pairs.placed import Kind
@@ -46,7 +46,7 @@ ReadMask = Shaped[Tensor, " row read"] | Shaped[np.ndarray, " row read"]
 Arrays = Shaped[Tensor, " row *axes"] | Shaped[np.ndarray, " row *axes"]
 
 
-class Model:
+class Model(Seeing):
     """A module with names for its activations.
 
     Args:
@@ -74,70 +74,6 @@ class Model:
     def __repr__(self) -> str:
         family = self.family.name if self.family else "generic"
         return f"Model({self.name!r}, {family}, {self.shape.n_layers} layers, {self.dtype}, {self.device})"
-
-    @property
-    def family(self) -> Family | None:
-        """The family's table of facts, or None for a generic model."""
-        return self._table.family if self._table else None
-
-    def reading(self, kind: Kind) -> "Model":
-        """Return the model as it answers inputs of a kind: one that compares pictures with texts answers either.
-
-        Args:
-            kind: ``"arrays"`` for pictures, compared with the texts that all runs share; ``"tokens"`` the other way.
-        """
-        if not self._towers.are_compared or kind == self.kind:
-            return self
-        made = copy.copy(self)
-        made._table, made.kind = self._towers.reading(kind), kind
-        made.shape = made._make_shape()
-        for known in ("vocab_size", "_forward"):
-            made.__dict__.pop(known, None)
-        return made
-
-    def seeing(self, shape: Sequence[int]) -> "Model":
-        """Return the model as it sees pictures of a shape: for another size than its own it makes other positions.
-
-        Args:
-            shape: The shape of the pictures, height and width last.
-        """
-        if self.picture is None or tuple(shape[-2:]) == self.picture[-2:]:
-            return self
-        made = copy.copy(self)
-        made.shape = self._towers.at_other_size(self.shape)
-        return made
-
-    def places(self, shape: Sequence[int] | None = None) -> tuple[str, ...]:
-        """Return what a person calls the tokens that the model makes of a picture; none where that is not known.
-
-        Args:
-            shape: The picture's shape; by default that which the model was made for.
-        """
-        return self._towers.places(shape)
-
-    @property
-    def picture(self) -> tuple[int, int, int] | None:
-        """Channels, height and width of the pictures that the model was made for; None where it is given none."""
-        return self._towers.picture
-
-    @property
-    def picture_token(self) -> tuple[int, int] | None:
-        """Id of the token in prompts whose place a picture takes, and how many of them a picture takes."""
-        return self._towers.token
-
-    @property
-    def compares(self) -> bool:
-        """Whether the model compares pictures with texts, so that one of them is the same in all runs."""
-        return self._towers.are_compared
-
-    @property
-    def end_id(self) -> int | None:
-        """Id of the token whose vector stands for a text, in models that make one of it; else None."""
-        return find_end_id(self.module) if self.family is not None and self.family.is_compared else None
-
-    @property
-    def _reads_pictures(self) -> bool:
-        return self.family is not None and self.family.pictures is not None
 
     @property
     def sees_ahead(self) -> bool:
