@@ -12,6 +12,7 @@ from causalpatch.base.errors import (
     SiteUnsupported,
 )
 from causalpatch.pairs import Pair, Pairs
+from causalpatch.testing.pictures import tiny_seer
 from causalpatch.testing.tiny import tiny_model
 
 
@@ -433,3 +434,46 @@ def test_sites_that_a_family_lacks_say_what_to_use_instead(refuses):
         """,
     ):
         cp.open_model(tiny_model("gpt2")).tap(cp.Site("mlp_gate", 0, 1))
+
+
+def test_a_picture_has_only_so_many_tokens(refuses):
+    model = cp.open_model(tiny_seer("vit"))
+    pairs = Pairs.from_arrays(*np.zeros((2, 1, 3, 12, 8)), answer=[0], wrong_answer=[1], name="seen")
+    with refuses(
+        PairError,
+        """
+        @7 lies outside the corrupted picture of pair 0 of 'seen'
+          corrupted  7 tokens: @0 to @6, or @-7 to @-1
+          fix: name a position that every picture has, such as @-1, or a span
+        """,
+    ):
+        cp.Experiment(model, pairs).run(["resid_pre.0@7"])
+
+
+def test_a_model_of_pictures_alone_has_no_stream_of_texts(refuses):
+    model = cp.open_model(tiny_seer("vit"))
+    pairs = Pairs.from_arrays(*np.zeros((2, 1, 3, 12, 8)), answer=[0], wrong_answer=[1])
+    with refuses(
+        SiteUnsupported,
+        """
+        'ViTForImageClassification' does not have the site 'text/z.0.0'
+          reason  the model has no stream 'text'; it has vision
+          fix: list the sites with: model.site_rows()
+        """,
+    ):
+        cp.Experiment(model, pairs).run(["text/z.0.0"])
+
+
+def test_texts_that_all_runs_share_are_not_patched(refuses):
+    model = cp.open_model(tiny_seer("clip"))
+    pairs = Pairs.from_arrays(*np.zeros((2, 1, 3, 12, 12)), answer=[0], wrong_answer=[1])
+    with refuses(
+        SiteUnsupported,
+        """
+        'CLIPModel' does not have the site 'text/z.0.0'
+          reason  the texts are the same in all runs; give pairs of prompts, and pictures
+                  with_common(pixel_values=…)
+          fix: list the sites with: model.site_rows()
+        """,
+    ):
+        cp.Experiment(model, pairs.with_common(input_ids=np.ones((2, 3), dtype=int))).run(["text/z.0.0"])

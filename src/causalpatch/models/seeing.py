@@ -3,7 +3,7 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Self
+from typing import TypeVar
 
 from torch import nn
 
@@ -13,6 +13,8 @@ from causalpatch.models.tokens import find_end_id
 from causalpatch.models.towers import Towers
 from causalpatch.pairs.placed import Kind
 from causalpatch.sites.select import ModelShape
+
+_Seen = TypeVar("_Seen", bound="Seeing")
 
 
 class Seeing(ABC):
@@ -33,7 +35,7 @@ class Seeing(ABC):
         """The family's table of facts, or None for a generic model."""
         return self._table.family if self._table else None
 
-    def reading(self, kind: Kind) -> Self:
+    def reading(self: _Seen, kind: Kind) -> _Seen:
         """Return the model as it answers inputs of a kind: one that compares pictures with texts answers either.
 
         Args:
@@ -48,7 +50,7 @@ class Seeing(ABC):
             made.__dict__.pop(known, None)
         return made
 
-    def seeing(self, shape: Sequence[int]) -> Self:
+    def seeing(self: _Seen, shape: Sequence[int]) -> _Seen:
         """Return the model as it sees pictures of a shape: for another size than its own it makes other positions.
 
         Args:
