@@ -310,6 +310,8 @@ class Model(Seeing):
             return self.streams.call(**given, encoder=both) | as_arguments(further or {}, self.device, self.dtype)
         call: dict[str, Any] = {self._forward.main("input_ids"): self._tensor(ids).long()}
         is_padded = mask is not None and not bool(self._tensor(mask).all())
+        if self._forward.places_itself:
+            position_ids = None
         if position_ids is not None and self._table:
             position_ids = self._tensor(position_ids) + self._table.numbers.first_position
         for name, values in (("attention_mask", mask), ("position_ids", position_ids)):

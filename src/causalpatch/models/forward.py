@@ -38,6 +38,9 @@ class Forward:
         self.names = tuple(parameter.name for parameter in parameters if parameter.kind in named)
         self.needed = frozenset(p.name for p in parameters if p.default is inspect.Parameter.empty)
         self._name = name
+        # Tokens of a picture have places in rows and columns (Qwen2-VL), which the model finds from ids, mask and grid.
+        scaled = (getattr(getattr(part, "config", None), "rope_parameters", None) for part in module.modules())
+        self.places_itself = any(isinstance(held, Mapping) and "mrope_section" in held for held in scaled)
         self._takes_any = passes_on and any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
 
     def takes(self, argument: str) -> bool:

@@ -88,6 +88,29 @@ def _llava(**more: Any) -> Make:
     return make
 
 
+def _paligemma() -> tuple[type[Any], Any]:
+    """Return PaliGemma, whose tokens of the prompt see later ones, and its configuration."""
+    vision = transformers.SiglipVisionConfig(**{**_WIDTHS, **_SQUARE}, vision_use_head=False)
+    text = transformers.GemmaConfig(**{**_LLAMA, "num_key_value_heads": 1}, head_dim=8)
+    config = transformers.PaliGemmaConfig(
+        vision_config=vision, text_config=text, image_token_id=PICTURE_ID, projection_dim=_LLAMA["hidden_size"]
+    )
+    return transformers.PaliGemmaForConditionalGeneration, config
+
+
+def _smolvlm() -> tuple[type[Any], Any]:
+    """Return SmolVLM, which is given several pictures of each prompt, and its configuration."""
+    vision = {**_WIDTHS, "image_size": 16, "patch_size": 4}
+    config = transformers.SmolVLMConfig(
+        vision_config=vision,
+        text_config=transformers.LlamaConfig(**_LLAMA, pad_token_id=0),
+        image_token_id=PICTURE_ID,
+        scale_factor=2,
+        pad_token_id=0,
+    )
+    return transformers.SmolVLMForConditionalGeneration, config
+
+
 _MODELS: Final[Mapping[str, Make]] = MappingProxyType(
     {
         "vit": _classifier("ViT"),
@@ -105,19 +128,30 @@ _MODELS: Final[Mapping[str, Make]] = MappingProxyType(
         "clip": _compared("CLIP", {}, projection_dim=12),
         "siglip": _compared("Siglip", {"projection_size": _WIDTHS["hidden_size"]}),
         "llava": _llava(),
+        "paligemma": _paligemma,
+        "smolvlm": _smolvlm,
     }
 )
 SEEING: Final = tuple(_MODELS)
 """Names of the models."""
-TABLES: Final = tuple(name for name in _MODELS if name not in ("clip", "siglip", "llava"))
+TABLES: Final = tuple(n for n in _MODELS if n not in ("clip", "siglip", "llava", "paligemma", "smolvlm"))
 """Those that are named for their family's table; the others have the tables of their parts."""
+
+
+def class_of(name: str) -> type[Any]:
+    """Return the class of a model that is given pictures.
+
+    Args:
+        name: One of ``SEEING``.
+    """
+    return _MODELS[name]()[0]
 
 
 def tiny_seer(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float64, effect_scale: float = 2.0) -> nn.Module:
     """Build a random small model that is given pictures, or a tower of one that compares them with texts.
 
     Args:
-        name: One of ``SEEING``: a family, or ``"clip"``, ``"siglip"`` and ``"llava"`` as a whole.
+        name: One of ``SEEING``: a family of ``TABLES``, or a model of several towers.
         seed: Seed of the weights; equal arguments give equal weights.
         dtype: The model's floating-point type.
         effect_scale: As for ``tiny_model``.

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from causalpatch.engine import prove
 from causalpatch.experiment import Experiment
@@ -25,7 +25,7 @@ from causalpatch.models import FAMILIES, Model, open_model
 from causalpatch.pairs import Pair, Pairs
 from causalpatch.sites import NAMES
 from causalpatch.sites.names import FEATURE_SITES
-from causalpatch.testing.pictures import TABLES, tiny_seer
+from causalpatch.testing.pictures import TABLES, class_of, tiny_seer
 from causalpatch.testing.tiny import ENCODERS, FAMILY_NAMES, tiny_model
 
 SITES = tuple(name for name in NAMES if name != "module" and name not in FEATURE_SITES)
@@ -120,9 +120,9 @@ def shapes_of_large_models() -> list[list[str]]:
 def _shape_of(kind: str) -> list[str]:
     config = AutoConfig.for_model(kind)
     name = next(family.name for family in FAMILIES if kind in family.model_types)
-    builder = AutoModelForMaskedLM if name in ENCODERS else AutoModel if name in TABLES else AutoModelForCausalLM
+    auto = AutoModelForMaskedLM if name in ENCODERS else AutoModelForCausalLM
     with torch.device("meta"):
-        model = open_model(builder.from_config(config))
+        model = open_model(class_of(name)(config) if name in TABLES else auto.from_config(config))
     family = model.family.name if model.family else model.family_note
     widths = [str(model.sizes(name)["head_width"]) for name in ("q", "v") if model.n_heads]
     counts = [model.shape.n_layers, model.width, model.n_heads, model.n_kv_heads]

@@ -8,8 +8,9 @@ from causalpatch.base.errors import SiteUnsupported
 from causalpatch.engine import prove
 from causalpatch.sites import NAMES, Site
 from causalpatch.sites.names import CROSS_SITES, FEATURE_SITES
+from causalpatch.testing.pictures import tiny_seer
 from oracle import Edit
-from seeing import TWINS, gap, given, pairs_for, twins
+from seeing import PICTURE_ID, TWINS, gap, given, pairs_for, twins
 from tiers import quickly
 
 WITHOUT = CROSS_SITES | FEATURE_SITES | {"module", "router", "expert_out"}
@@ -187,3 +188,24 @@ def test_text_goes_on_behind_the_same_picture():
             written.append(int(twin.logits(call)[-1].argmax()))
             call["input_ids"] = np.concatenate([call["input_ids"], [[written[-1]]]], axis=1)
         assert texts.ids.sel(intervention="base").values[number].tolist() == written
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "n_seen", "shape"), [("paligemma", 9, (3, 12, 12)), ("smolvlm", 4, (1, 3, 16, 16))])
+def test_other_language_models_of_pictures_give_what_single_forwards_give(name, n_seen, shape):
+    model = cp.open_model(tiny_seer(name))
+    drawn = np.random.default_rng(2)
+    texts = drawn.integers(1, 37, size=(2, 3, 4))
+    rows = [
+        {"clean": [0, *[PICTURE_ID] * n_seen, *one], "corrupt": [0, *[PICTURE_ID] * n_seen, *two], "answer_id": 3}
+        for one, two in zip(*texts.tolist(), strict=True)
+    ]
+    pairs = cp.load_pairs(rows, model).with_beside(pixel_values=drawn.normal(size=(2, 3, *shape))[0])
+    fast, slow = (cp.Experiment(model, pairs, cp.answer_logit, engine=engine) for engine in ("auto", "reference"))
+    names = ["resid_pre", "z", *(["vision/resid_pre", "vision/z"] if "vision" in model.shape.parts else [])]
+    for site in names:
+        swept = cp.sweep(fast, site)
+        wanted = cp.sweep(slow, site).to_xarray()["metric"].values
+        np.testing.assert_allclose(swept.to_xarray()["metric"].values, wanted, rtol=0, atol=1e-10)
+        # Tokens of PaliGemma's prompt see later ones: the wavefront's check finds out.
+        assert swept.provenance["engine"]["tier"] == ("restart" if name == "paligemma" else "wavefront")
