@@ -6,6 +6,7 @@ STAMP := $(VENV)/.installed
 BENCH := .venv-bench
 BENCH_STAMP := $(BENCH)/.installed
 WORKERS ?= 2
+SLOWLY := -q --import-mode=importlib --strict-markers --disable-socket --allow-unix-socket -p no:cacheprovider
 
 .PHONY: demo test test-slow lint bench mutants zoo docs support clean install
 
@@ -22,8 +23,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
+# Annotations are checked by `make test`; checking them takes longer than most of what runs here.
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow -o addopts="$(SLOWLY)"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ case too. A check takes the world and ``draw``, hypothesis' way to draw more.
 """
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,7 +34,8 @@ from parts import BIASED, PARTS
 
 torch.set_num_threads(1)
 
-ONE, QUICK, MANY = 1, 2, 12  # worlds of a law and family; each has several interventions of several pairs
+ONE, QUICK = 1, 2  # worlds of a law and family; each has several interventions of several pairs
+MANY = int(os.environ.get("WORLDS", "1"))  # the same in `make test-slow`, of every family and any shape
 FIRST = ("gpt2", "llama", "mistral", "qwen3", "gemma2", "gpt_neox")
 # Sites that the tiny models do not have: those that their family's table refuses, what is inside attention where there
 # are no heads, and biases.
@@ -59,6 +61,8 @@ ALL_SHAPES = tuple(
     if heads % kv_heads == 0
     for seed in (0, 1)
 )
+# Proofs of a new model take longer than most laws: each family has a few shapes, unless many worlds are drawn.
+N_SHAPES = 5
 SHORTEST, LONGEST = 3, 8  # tokens in a prompt; windows of attention have 4
 DIRECTION = np.random.default_rng(7).normal(size=VOCAB)
 
@@ -149,7 +153,15 @@ def _first(name: str) -> tuple[int | None, int | None]:
     return (0 if NAMES[name].has_layer else None, 0 if NAMES[name].unit_axis else None)
 
 
-@functools.lru_cache(maxsize=96)
+def shapes_of(family: str, is_quick: bool) -> tuple[tuple[int, int, int, int], ...]:
+    """Return the shapes that worlds of a family have."""
+    if is_quick or MANY > 1:
+        return FEW_SHAPES if is_quick else ALL_SHAPES
+    chosen = np.random.default_rng(list(family.encode())).permutation(len(ALL_SHAPES))[:N_SHAPES]
+    return tuple(ALL_SHAPES[place] for place in chosen)
+
+
+@functools.lru_cache(maxsize=600)
 def tiny_world(family: str, shape: tuple[int, int, int, int]) -> tuple[Model, Plain]:
     """Build a model, once, and prove its sites."""
     layers, heads, kv_heads, seed = shape
@@ -242,15 +254,14 @@ def law(
         about_families = {"needs": needs, "only": only, "is_for_all": is_for_all}
         return functools.partial(law, **about_pairs, **about_families, is_typed=is_typed, is_varied=is_varied)
     families = [family for family in only if not LACKS[family] & set(needs)]
-    quick = [(family, QUICK if family in FIRST else ONE) for family in families if is_for_all or family in FIRST]
+    first = [(family, QUICK if family in FIRST else ONE) for family in families if is_for_all or family in FIRST]
+    quick = [pytest.param(family, n_cases, True, id=f"{n_cases}-{family}") for family, n_cases in first]
+    slow = [pytest.param(family, MANY, False, id=f"many-{family}", marks=pytest.mark.slow) for family in families]
 
     # Values of turned queries and keys may come from tokens at other places, which is right and said.
     @pytest.mark.filterwarnings("ignore:.*whose rotation they keep")
-    @pytest.mark.parametrize(
-        ("family", "n_cases"), [*quick, *(pytest.param(family, MANY, marks=pytest.mark.slow) for family in families)]
-    )
-    def test(family: str, n_cases: int) -> None:
-        is_quick = n_cases != MANY
+    @pytest.mark.parametrize(("family", "n_cases", "is_quick"), [*quick, *slow])
+    def test(family: str, n_cases: int, is_quick: bool) -> None:
         profile = settings.get_profile("test" if is_quick else "slow")
 
         # Worlds grow from seeds: there is nothing to shrink.
@@ -261,7 +272,7 @@ def law(
             if is_varied and draw(st.integers(0, 999)) == 0:
                 return  # hypothesis tries the simplest of all cases first, in which nothing varies
             with unchecked(not is_typed):
-                model, plain = tiny_world(family, draw(st.sampled_from(FEW_SHAPES if is_quick else ALL_SHAPES)))
+                model, plain = tiny_world(family, draw(st.sampled_from(shapes_of(family, is_quick))))
                 kind = lengths or draw(st.sampled_from(["unequal", "equal"]))
                 prefix, n_twins = draw(st.sampled_from([(1 / 3, 2), (0.0, 0)])) if is_varied else (0.0, 0)
                 pairs = random_pairs(draw(st.integers(0, 10**6)), n_pairs, kind, shared, prefix, n_twins)

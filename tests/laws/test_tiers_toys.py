@@ -60,7 +60,7 @@ def some_interventions(draw, sites, n, *, can_donate=True):
     return interventions
 
 
-@pytest.mark.parametrize("n_cases", [3, pytest.param(MANY, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_cases", [3, pytest.param(30 * MANY, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", TOYS)
 def test_generic_tiers_measure_what_the_reference_measures_on_any_module(name, n_cases):
     kind, parts, shape, n_classes = TOYS[name]

@@ -217,11 +217,7 @@ def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
         hook: A hook of either kind; other threads may call it without keyword arguments while it is being removed.
     """
     own = get_ident()
-
-    def act(*given: Any) -> Any:
-        return hook(*given) if get_ident() == own else None
-
-    return act
+    return lambda *given: hook(*given) if get_ident() == own else None
 
 
 def standing_in(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -233,10 +229,7 @@ def standing_in(module: nn.Module, forward: Callable[..., Any]) -> Callable[...,
     """
     own, before = get_ident(), module.forward
 
-    def run(*given: Any, **named: Any) -> Any:
-        return forward(*given, **named) if get_ident() == own else before(*given, **named)
-
-    return run
+    return lambda *given, **named: (forward if get_ident() == own else before)(*given, **named)
 
 
 def _call(model: Model, inputs: Mapping[str, Any]) -> Any:
@@ -278,14 +271,13 @@ def _open_attention(model: Model, states: dict[Port, _PortState], hooks: ExitSta
             sides = inside.setdefault(model.module.get_submodule(port.path), {})
             sides.setdefault(port.side, []).append(state)
 
-    def step(module: nn.Module, side: Side, tensor: Tensor) -> Tensor:
-        return _on_step(inside.get(module, {}).get(side, []), states, tensor)
-
-    hooks.enter_context(opened(model, inside, step))
+    hooks.enter_context(opened(model, inside, partial(_on_step, inside, states)))
 
 
 def _open_steps(root: nn.Module, states: dict[Port, _PortState], hooks: ExitStack) -> Callable[[], None]:
     """Run recurrent modules step by step, where a state of theirs is met; return what is called after the run."""
+    if not any(port.side in STEPS for port in states):
+        return lambda: None
 
     def change(ports: Collection[Port], tensor: Tensor) -> Tensor:
         for _, writes in _in_order([states[port] for port in ports]):
@@ -301,8 +293,15 @@ def _open_steps(root: nn.Module, states: dict[Port, _PortState], hooks: ExitStac
     return stepwise(root, n_steps, change, end, standing_in, hooks)
 
 
-def _on_step(group: list[_PortState], states: dict[Port, _PortState], tensor: Tensor) -> Tensor:
+def _on_step(
+    inside: Mapping[nn.Module, Mapping[Side, list[_PortState]]],
+    states: dict[Port, _PortState],
+    module: nn.Module,
+    side: Side,
+    tensor: Tensor,
+) -> Tensor:
     """Let ports see, and change, a tensor on its way through attention."""
+    group = inside.get(module, {}).get(side, [])
     for _, writes in _in_order(group):
         tensor = _written(writes, tensor, states)
     for state in group:

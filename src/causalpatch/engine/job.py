@@ -13,6 +13,7 @@ from causalpatch.engine.few_bits import FewBits
 from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.memory import rows_per_forward
 from causalpatch.engine.resolve import Placer, Role, Target
+from causalpatch.engine.routes import Ties
 from causalpatch.engine.values import Row
 from causalpatch.models import Model
 from causalpatch.pairs import Pairs
@@ -42,6 +43,7 @@ class Job:
             their positions the rest is patched all the same.
         few_bits: How the wavefront multiplies the linear maps of patched rows, or None for what the layers do.
         source_model: The model that makes the source runs, or None for the same one.
+        ties: Takes note of runs whose experts rounding may have chosen; they are left out. None where all are kept.
     """
 
     model: Model
@@ -55,6 +57,7 @@ class Job:
     n_controls: int = 0
     few_bits: FewBits | None = None
     source_model: Model | None = None
+    ties: Ties | None = None
 
     def model_of(self, run: Literal["base", "source"]) -> Model:
         """Return the model that makes the base or the source runs."""

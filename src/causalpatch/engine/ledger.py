@@ -7,7 +7,7 @@ base run stays the base run exactly. For the same reason each engine measures an
 largest effect of any of them is the noise floor.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -43,6 +43,7 @@ class Ledger:
         job: The job.
         gauge: Its metrics.
         known: Which cells are, ``(intervention, pair)``.
+        held: Which cells only a forward of their own may measure, ``(intervention, pair)``; see ``routes``.
         base: Metrics of the kept base runs, ``(metric, pair)``; NaN until measured.
         has_untouched: Whether a pair's untouched runs are, base and source, ``(2, pair)``.
         floor: Metrics of the identity patch that has the largest effects so far, ``(metric, pair)``.
@@ -51,21 +52,28 @@ class Ledger:
     job: Job
     gauge: Gauge
     known: Bool[np.ndarray, "intervention pair"] = field(init=False)
+    held: Bool[np.ndarray, "intervention pair"] = field(init=False)
     base: Float[np.ndarray, "metric pair"] = field(init=False)
     has_untouched: Bool[np.ndarray, "2 pair"] = field(init=False)
     floor: Float[np.ndarray, "metric pair"] = field(init=False)
 
     def __post_init__(self) -> None:
         n_pairs, n_metrics = len(self.job.pairs), len(self.gauge.metrics)
-        self.known = np.zeros((len(self.job.interventions), n_pairs), dtype=bool)
+        self.known, self.held = (np.zeros((len(self.job.interventions), n_pairs), dtype=bool) for _ in range(2))
         self.has_untouched = np.zeros((2, n_pairs), dtype=bool)
         self.base, self.floor = (np.full((n_metrics, n_pairs), np.nan) for _ in range(2))
 
-    @property
-    def pending(self) -> list[int]:
-        """Interventions of which cells are open."""
-        numbers: list[int] = np.flatnonzero(~self.known.all(1)).tolist()
+    def pending(self, *, alone: bool = True) -> list[int]:
+        """Return the interventions of which cells are open.
+
+        Args:
+            alone: Whether each run will have a forward of its own, as some cells need.
+        """
+        numbers: list[int] = np.flatnonzero(self._open(alone=alone).any(1)).tolist()
         return numbers
+
+    def _open(self, *, alone: bool) -> Bool[np.ndarray, "intervention pair"]:
+        return ~self.known if alone else ~self.known & ~self.held
 
     @property
     def is_open(self) -> bool:
@@ -80,15 +88,17 @@ class Ledger:
             return len(job.interventions) - 1
         return None
 
-    def shares(self, numbers: Sequence[int]) -> Iterator[Share]:
+    def shares(self, numbers: Sequence[int], *, alone: bool = True) -> Iterator[Share]:
         """Yield the open cells of some interventions, those of the same pairs together.
 
         Args:
             numbers: Interventions, in ascending order; none for the untouched runs alone.
+            alone: Whether each run will have a forward of its own, as some cells need.
         """
         groups: dict[bytes, list[int]] = {}
+        is_open = self._open(alone=alone)
         for number in numbers:
-            groups.setdefault((~self.known[number]).tobytes(), []).append(number)
+            groups.setdefault(is_open[number].tobytes(), []).append(number)
         missing = ~self.has_untouched.all(0)
         for key, some in groups.items() or ((missing.tobytes(), []),):
             pairs = np.flatnonzero(np.frombuffer(key, dtype=bool))
@@ -105,6 +115,16 @@ class Ledger:
             job = replace(job, pairs=job.pairs.take(pairs))
             gauge = Gauge(gauge.metrics, job.pairs, job.model)
         return Share(np.array(numbers, dtype=np.int64), pairs, job, gauge)
+
+    def hold(self, share: Share, cells: Collection[tuple[int, int]]) -> None:
+        """Keep cells for an engine that gives each run a forward of its own.
+
+        Args:
+            share: The share that was measured without them.
+            cells: Interventions and pairs, by the share's numbers; ``BASE`` for all of a pair.
+        """
+        for number, pair in cells:
+            self.held[slice(None) if number == BASE else share.numbers[number], share.pairs[pair]] = True
 
     def entering(self, share: Share, blocks: Iterator[Block]) -> Iterator[Block]:
         """Take in what an engine measures of a share, and yield it by the job's own numbers, comparable.

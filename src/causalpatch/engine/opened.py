@@ -38,18 +38,22 @@ def opened(
         step: Sees the tensor at each step of a module, and returns what goes on.
     """
     by_interface: set[nn.Module] = set()
-
-    def attend(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, more: dict[str, Any]
-    ) -> Tensor:
-        by_interface.add(module)
-        return attend_openly(query, key, value, mask, more, partial(step, module))
-
-    with attending(model.module, attend), ExitStack() as undo:
+    with attending(model.module, partial(_attend, by_interface, step)), ExitStack() as undo:
         for module in modules:
             is_met = partial(by_interface.__contains__, module)
             undo.enter_context(_within(module, _Softmax(partial(step, module), model, is_met)))
         yield
+
+
+def _attend(
+    by_interface: set[nn.Module],
+    step: Callable[[nn.Module, Side, Tensor], Tensor],
+    module: nn.Module,
+    *call: Any,
+) -> Tensor:
+    by_interface.add(module)
+    query, key, value, mask, more = call
+    return attend_openly(query, key, value, mask, more, partial(step, module))
 
 
 def not_met(model: Model, port: Port) -> SiteUnsupported:

@@ -30,6 +30,7 @@ from causalpatch.engine.hooks import run_with_hooks
 from causalpatch.engine.job import Block, Cost, Job, batches_of_pairs, lay_rows
 from causalpatch.engine.means import Means
 from causalpatch.engine.resolve import Placer
+from causalpatch.engine.routes import watching
 from causalpatch.engine.untouched import Fork, Untouched, run_untouched, spell
 from causalpatch.engine.values import Row, writes_of_rows
 from causalpatch.pairs import Batch
@@ -99,7 +100,8 @@ def _run_rows(
         patched = at_all(job, rows, inputs) if fork == "all" else rows
         writes = writes_of_rows(job.model, batch.known, patched, inputs)
         call = inputs_of(job.model, inputs)
-        output, _ = run_with_hooks(job.model, call, writes, opens_attention=job.opens_attention)
+        with watching(job.ties, job.model, rows, inputs):
+            output, _ = run_with_hooks(job.model, call, writes, opens_attention=job.opens_attention)
         cost.forwards, cost.rows = cost.forwards + 1, cost.rows + len(rows)
         return Run(job.model.logits(output), inputs, pair)
 

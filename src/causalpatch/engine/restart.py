@@ -40,6 +40,7 @@ from causalpatch.engine.layers import Layers, entering, look_at, refuse_layers
 from causalpatch.engine.means import Means
 from causalpatch.engine.memory import row_cost
 from causalpatch.engine.resolve import Placer, Target
+from causalpatch.engine.routes import watching
 from causalpatch.engine.untouched import Fork, Untouched, run_role, run_untouched, spell
 from causalpatch.engine.values import Known, Row, Taps, unchanged, writes_of_rows
 from causalpatch.pairs import Batch
@@ -291,7 +292,9 @@ def _run_rows(setup: _Setup, batch: Untouched, rows: Sequence[Row]) -> Float[np.
         kept = batch.known.base if fork is None else batch.forks[fork]
         known = _known_before(setup.layers, entry, kept, local, inputs, job)
         setup.cost.forwards, setup.cost.rows = setup.cost.forwards + 1, setup.cost.rows + len(rows)
-        logits = _logits_from(setup.layers, entry, known, inputs, writes, columns, opens_attention=job.opens_attention)
+        with watching(job.ties, job.model, rows, inputs):
+            start = (setup.layers, entry, known, inputs, writes, columns)
+            logits = _logits_from(*start, opens_attention=job.opens_attention)
         tokens = None if columns is None else np.array(columns) - inputs.start[:, None]
         return Run(logits, inputs, pair, tokens=tokens)
 

@@ -13,10 +13,13 @@ several lengths, are checked against single forwards first (``selfcheck``); one 
 passed over and the reason is kept.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal, get_args
+
+import numpy as np
 
 from causalpatch.base.errors import ModelUnsupported, SettingError
 from causalpatch.engine import graph, reference, restart, wavefront
@@ -26,6 +29,7 @@ from causalpatch.engine.job import BASE, Block, Cost, Job
 from causalpatch.engine.ledger import Ledger
 from causalpatch.engine.means import Means
 from causalpatch.engine.resolve import Target
+from causalpatch.engine.routes import Ties, router_layers
 from causalpatch.engine.selfcheck import Measure, why_batches_differ, why_drifts
 from causalpatch.models import Model
 
@@ -108,6 +112,8 @@ class Route:
         passed_over: Why faster tiers were not used, by tier.
         gap: By metric, the largest gap seen between untouched runs and the model's own plain forwards.
         opened: Tiers that computed attention step by step, base and patched runs alike.
+        margin: The smallest margin by which a router chose; infinite where none did.
+        n_ties: Cells so near a tie of a router that each was measured by a forward of its own.
     """
 
     engine: EngineName
@@ -115,6 +121,8 @@ class Route:
     passed_over: dict[str, str] = field(default_factory=dict)
     gap: dict[str, float] = field(default_factory=dict)
     opened: set[str] = field(default_factory=set)
+    margin: float = math.inf
+    n_ties: int = 0
 
     def describe(self) -> dict[str, Any]:
         """Return it as plain data: the tier that made most, what it does, and why not another."""
@@ -128,6 +136,9 @@ class Route:
             more["gap"] = dict(self.gap)
         if opened:
             more["kernel"] = f"eager, laid open, in base and patched runs ({', '.join(opened)})"
+        if self.n_ties or self.margin < math.inf:
+            margin = self.margin if self.margin < math.inf else None
+            more["routers"] = {"smallest_margin": margin, "measured_alone": self.n_ties}
         return {"tier": tier, "reason": reason, "asked": self.engine, "interventions": dict(self.made), **more}
 
 
@@ -160,17 +171,21 @@ def measure(job: Job, gauge: Gauge, means: Means, cost: Cost, *, route: Route) -
     """
     ledger = Ledger(job, gauge)
     for tier in TIERS:
-        # Untouched runs alone are the same by any engine that can make them.
-        is_asked = route.engine in ("auto", tier.name) or (tier.name == "reference" and not job.interventions)
+        # Untouched runs alone are the same by any engine that can make them, and ties of routers take single forwards.
+        is_last = tier.name == "reference" and (not job.interventions or bool(ledger.held.any()))
+        is_asked = route.engine in ("auto", tier.name) or is_last
         if not (ledger.is_open and is_asked):
             continue
-        mine, why = _takes(tier, job, gauge, ledger.pending, is_auto=route.engine == "auto")
+        pending = ledger.pending(alone=tier.name == "reference")
+        if not pending and job.interventions:
+            continue
+        mine, why = _takes(tier, job, gauge, pending, is_auto=route.engine == "auto")
         if why is not None:
             route.passed_over[tier.name] = why
         if mine is not None:
             yield from _measure_by(tier, ledger, mine, (means, cost), route)
     if ledger.is_open:
-        n_left = sum(number < job.n_asked for number in ledger.pending)
+        n_left = sum(number < job.n_asked for number in ledger.pending())
         raise SettingError(
             f"engine {route.engine!r} cannot make {f'{n_left} of {job.n_asked}' if n_left else 'these'} runs",
             facts=[*route.passed_over.items()],
@@ -209,14 +224,29 @@ def _look(tier: Tier, job: Job, gauge: Gauge, first: Block | None, route: Route)
     return why_drifts(tier.name, tier.measure, job, anew=True) if is_wide else None
 
 
+def _without(ties: Ties | None, blocks: Iterator[Block]) -> Iterator[Block]:
+    """Leave out cells that are too near a tie, and all cells of pairs whose untouched runs are."""
+    for block in blocks:
+        if ties is None:
+            yield block
+            continue
+        cells = zip(block.interventions.tolist(), block.pairs.tolist(), strict=True)
+        kept = np.array([(number, pair) not in ties.cells and (BASE, pair) not in ties.cells for number, pair in cells])
+        if kept.any():
+            parts = (block.interventions, block.pairs, block.values, block.status)
+            yield block if kept.all() else Block(*(part[..., kept] for part in parts))
+
+
 def _measure_by(
     tier: Tier, ledger: Ledger, mine: Sequence[int], spent: tuple[Means, Cost], route: Route
 ) -> Iterator[Block]:
     """Measure what is open of some interventions by one engine, as far as it goes."""
     job, before = ledger.job, ledger.known.copy()
     try:
-        for share in ledger.shares(mine):
-            blocks = tier.measure(share.job, share.gauge, *spent)
+        is_alone = tier.name == "reference"
+        for share in ledger.shares(mine, alone=is_alone):
+            ties = None if is_alone or not router_layers(job.model) else Ties()
+            blocks = _without(ties, tier.measure(replace(share.job, ties=ties), share.gauge, *spent))
             first = next(blocks, None)
             why = _look(tier, share.job, share.gauge, first, route)
             if why is not None:
@@ -225,6 +255,9 @@ def _measure_by(
             for block in ledger.entering(share, blocks if first is None else chain([first], blocks)):
                 route.made[tier.name] = sum(number < job.n_asked for number in mine)
                 yield block
+            if ties is not None:
+                ledger.hold(share, ties.cells)
+                route.margin, route.n_ties = min(route.margin, ties.margin), int(ledger.held[: job.n_asked].sum())
     except ModelUnsupported as error:
         # Some prompts may have shown what others did not: what is measured stays, the next engine makes the rest.
         n_made = int((ledger.known & ~before)[: job.n_asked].any(1).sum())

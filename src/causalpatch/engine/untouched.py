@@ -21,7 +21,8 @@ from causalpatch.engine.generate import generate
 from causalpatch.engine.job import BASE, SOURCE, Block, Cost, Job, check_finite
 from causalpatch.engine.means import Means
 from causalpatch.engine.resolve import Role
-from causalpatch.engine.values import Known
+from causalpatch.engine.routes import watching
+from causalpatch.engine.values import Known, Row
 from causalpatch.models import Model
 from causalpatch.pairs import Batch
 from causalpatch.results.status import Status
@@ -102,7 +103,8 @@ def run_untouched(
 
     def go_on(name: str, fork: Fork, inputs: Batch) -> Run:
         sites = fork_sites if name == "base" else ()
-        found = capture(models[name], inputs, sites, opens_attention=job.opens_attention)
+        with watching(job.ties, models[name], _rows(indices), inputs):
+            found = capture(models[name], inputs, sites, opens_attention=job.opens_attention)
         cost.forwards, cost.rows = cost.forwards + 1, cost.rows + len(indices)
         if name == "base" and fork_sites:
             forks[fork] = replace(found, output=None)
@@ -140,9 +142,15 @@ def run_role(
         model: The model that runs, by default the one that is patched.
     """
     inputs = job.pairs.batch(role, indices, padding_side=job.padding_side)
-    captured = capture(model or job.model, inputs, sites, opens_attention=job.opens_attention)
+    with watching(job.ties, model or job.model, _rows(indices), inputs):
+        captured = capture(model or job.model, inputs, sites, opens_attention=job.opens_attention)
     cost.forwards, cost.rows = cost.forwards + 1, cost.rows + len(indices)
     return captured
+
+
+def _rows(indices: Int[np.ndarray, " pair"]) -> list[Row]:
+    """Return untouched runs as rows in which nothing is patched."""
+    return [Row(BASE, pair, local, ()) for local, pair in enumerate(indices.tolist())]
 
 
 def run_donors(job: Job, indices: Int[np.ndarray, " pair"], cost: Cost) -> dict[Donated, Captured]:

@@ -138,6 +138,9 @@ def tiny_classifier(family: str, n_classes: int = 3, *, seed: int = 0, dtype: to
 def _built(builder: Any, config: PretrainedConfig, seed: int, dtype: torch.dtype, effect_scale: float) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         module: nn.Module = builder.from_config(config, dtype=dtype)
+    if dtype == torch.float64:
+        for parameter in module.parameters():
+            parameter.data = parameter.data.double()  # routers may have weights in float32 whatever is asked for
     _randomize(module, seed, effect_scale)
     if dtype == torch.float64:
         _compute_in_float64(module, config)
