@@ -145,14 +145,16 @@ class Draws:
         return noise.sigma * self._known[key][tuple(torch.as_tensor(place, device=like.device) for place in places)]
 
     def _draw(self, noise: Scattered, shape: Sequence[int], *, has_position: bool) -> Tensor:
-        value, key, inputs = noise.value, noise.key, self._prompts()
+        value, key, inputs, batch = noise.value, noise.key, self._prompts(), self._base.batch
+        rows = range(len(batch.start)) if self._base.slots is None else self._base.slots.tolist()
+        besides = [[values[row] for values in batch.beside.values()] for row in rows]
         # The encoder's prompt stands first, where there is one.
         prompts = [of_pair[0 if noise.stream == "encoder" else -1] for of_pair in inputs]
         longest = max(map(_size, prompts)) if has_position else 1
         made: dict[str, np.ndarray] = {}
         found = np.zeros((len(prompts), longest, *shape))
         for number, prompt in enumerate(prompts):
-            name = "".join(map(_digest, inputs[number]))
+            name = "".join(map(_digest, [*inputs[number], *besides[number]]))
             if name not in made:
                 n_tokens = _size(prompt) if has_position else 1
                 stream = generator(value.seed, "noise", value.draw, key, name)

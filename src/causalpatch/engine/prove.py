@@ -125,6 +125,13 @@ class _Trial:
             read = generator(0, "prove", "encoder").integers(0, vocab, size=(N_ROWS, N_READ))
             self.base = replace(self.base, encoder=_batch(read))
             self.source = replace(self.source, encoder=_batch((read + 1) % vocab))
+        if model.sound is not None:
+            numbers = generator(0, "prove", "sound").normal(size=(2, N_ROWS, *model.sound.shape))
+            frames = _batch(np.tile(np.arange(model.sound.n_frames), (N_ROWS, 1)))
+            self.base, self.source = (
+                replace(batch, encoder=frames, beside={model.sound.argument: values})
+                for batch, values in zip((self.base, self.source), numbers, strict=True)
+            )
         self.has_positions = self._require_finite().ndim > 2
         eps = torch.finfo(model.dtype).eps
         # Relative to the largest value: room for a hundred sums in float32, for a few in half precision.

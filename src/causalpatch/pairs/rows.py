@@ -15,7 +15,7 @@ from causalpatch.base.suggest import closest
 from causalpatch.base.tokens import Tokenizer
 from causalpatch.pairs.decoder import DECODER_COLUMNS, DecoderPrompts
 from causalpatch.pairs.files import Row
-from causalpatch.pairs.pair import Answers, Array, Pair, TokenRange, as_numbers
+from causalpatch.pairs.pair import Answers, Array, Beside, Pair, TokenRange, as_numbers
 from causalpatch.pairs.placed import Kind
 from causalpatch.pairs.prompts import Prompts
 from causalpatch.pairs.role import ROLE_WORDS, ROLES, Role
@@ -90,6 +90,7 @@ class RowReader:
         self._further = model.further if isinstance(model, TakesMore) else ()
         self._files: dict[Path, Mapping[str, Array]] = {}
         start = model.decoder_prompt if isinstance(model, HasDecoder) else None
+        self._sound = getattr(model, "sound", None)
         self._decoder = None if start is None else DecoderPrompts(self.tokenizer, start)
 
     def pair(self, row: Row, index: int) -> tuple[Pair, Kind]:
@@ -120,11 +121,14 @@ class RowReader:
             )
         beside, columns = self._beside(row)
         ours = [column for column in COLUMNS if decoder is not None or column not in DECODER_COLUMNS]
-        spans = self._masked(clean, corrupt) | self._spans(row, (clean, corrupt), "spans")
+        is_sound = decoder is not None and clean.kind == "arrays"
+        spans = {} if is_sound else self._masked(clean, corrupt) | self._spans(row, (clean, corrupt), "spans")
         encoder = None
         if decoder is not None:
             texts = {"clean_text": clean.text, "corrupt_text": corrupt.text}
             encoder = Pair(clean.array, corrupt.array, spans=spans, **texts)
+            if is_sound:
+                encoder, beside = self._frames(row, (clean, corrupt), beside)
             (clean, corrupt), spans = decoder, self._spans(row, decoder, "decoder_spans")
         pair = Pair(
             clean=clean.array,
@@ -143,6 +147,21 @@ class RowReader:
             encoder=encoder,
         )
         return pair, clean.kind
+
+    def _frames(self, row: Row, inputs: tuple["_Input", "_Input"], beside: Beside) -> tuple[Pair, Beside]:
+        """Return the frames that an encoder makes of sound as its tokens, and the sound beside them."""
+        if self._sound is None or any(one.array.shape != self._sound.shape for one in inputs):
+            wanted = "token ids or text" if self._sound is None else f"arrays of shape {self._sound.shape}"
+            raise PairError(
+                f"the model's encoder cannot be given what {row.where} holds",
+                facts=[("given", f"arrays of shape {inputs[0].array.shape}"), ("takes", wanted)],
+                fix="make them by the model's own processor",
+            )
+        numbers = np.arange(self._sound.n_frames)
+        frames = _Input(numbers, "tokens")
+        spans = self._spans(row, (frames, frames), "spans")
+        array = (inputs[0].array, inputs[1].array)
+        return Pair(numbers, numbers, spans=spans, is_called="sound"), {**beside, self._sound.argument: array}
 
     def _decoder_input(self, role: Role, row: Row) -> "_Input":
         """Read a decoder's prompt."""
