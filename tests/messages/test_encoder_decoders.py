@@ -234,3 +234,27 @@ def test_dictionaries_and_paths_are_of_single_streams(refuses, both):
         """,
     ):
         cp.direct_effect(both)
+
+
+def test_an_encoder_of_sound_takes_arrays_of_its_shape(refuses):
+    rows = [{"clean": np.zeros((5, 4)), "corrupt": np.zeros((5, 4)), "answer_id": 3}]
+    with refuses(
+        PairError,
+        """
+        the model's encoder cannot be given what row 0 of 'rows' holds
+          given  an array of shape (5, 4)
+          takes  arrays of shape (5, 12)
+          fix: make it by the model's own processor
+        """,
+    ):
+        cp.load_pairs(rows, opened("whisper"))
+    with refuses(
+        PairError,
+        """
+        the model's encoder cannot be given what row 0 of 'rows' holds
+          given  an array of shape (5, 4)
+          takes  token ids or text
+          fix: make it by the model's own processor
+        """,
+    ):
+        cp.load_pairs(rows, opened())

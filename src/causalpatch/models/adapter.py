@@ -6,7 +6,7 @@ A ``Model`` wraps an unmodified module. It never runs it and registers no hook: 
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,12 @@ from causalpatch.models.families import Family
 from causalpatch.models.forward import Forward, as_arguments
 from causalpatch.models.generic import module_tap
 from causalpatch.models.offload import Content, execution_device
-from causalpatch.models.site_rows import SiteRow, site_rows
+from causalpatch.models.site_rows import SiteRow, shape_by, site_rows
 from causalpatch.models.streams import Sound, Stream, Streams
-from causalpatch.models.table import FamilyTable
 from causalpatch.models.taps import Port, Tap
 from causalpatch.models.tokens import find_decoder_prompt, find_stop_ids
 from causalpatch.models.views import View
-from causalpatch.sites.names import CROSS_SITES, FEATURE_SITES, NAMES
+from causalpatch.sites.names import CROSS_SITES, NAMES
 from causalpatch.sites.select import ModelShape, check
 from causalpatch.sites.site import Site
 
@@ -379,24 +378,15 @@ class Model:
         # A model that was given as a module has its class's name, which no command can look up.
         listing = "model.site_rows()" if self.name == type(self.module).__name__ else ""
         if self._table:
-            shape = self._shape_by(self._table, paths, listing)
+            by = partial(shape_by, name=self.name, dictionaries=self.dictionaries.sizes, paths=paths, listing=listing)
+            shape = by(self._table)
             if self._table.encoder is None:
                 return shape
-            parts = {"encoder": self._shape_by(self._table.encoder, paths, listing), "decoder": shape}
-            return replace(shape, parts=parts)
+            return replace(shape, parts={"encoder": by(self._table.encoder), "decoder": shape})
         reason = f"{self.family_note}; use module(PATH).output, such as module({paths[min(1, len(paths) - 1)]}).output"
         return ModelShape(
             self.name, 0, {}, {name: reason for name in NAMES if name != "module"}, paths, listing=listing
         )
-
-    def _shape_by(self, table: FamilyTable, paths: tuple[str, ...], listing: str) -> ModelShape:
-        """Return the shape that a table gives: of the model, or of one of its two streams."""
-        sizes = self.dictionaries.sizes
-        lacking = {} if sizes else dict.fromkeys(sorted(FEATURE_SITES), "no dictionary was added to the model")
-        refused = {**table.refused, **lacking}
-        some = {name: layers for name, layers in table.lacking.items() if layers and name not in refused}
-        more: dict[str, Any] = {"dictionaries": sizes, "lacking": some, "listing": listing}
-        return ModelShape(self.name, table.numbers.n_layers, table.units, refused, paths, **more)
 
     def _anatomy(self) -> Anatomy:
         """Return what dictionaries must know of the model."""

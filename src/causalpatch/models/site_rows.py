@@ -4,8 +4,9 @@ Sites of cross-attention stand in the tables of models that have an encoder besi
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from causalpatch.models.table import FamilyTable
 from causalpatch.sites.names import CROSS_SITES, FEATURE_SITES, NAMES, ONCE
 from causalpatch.sites.select import ModelShape
 
@@ -27,6 +28,30 @@ class SiteRow(NamedTuple):
     axes: str
     shape: str
     refused: str | None
+
+
+def shape_by(
+    table: FamilyTable,
+    *,
+    name: str,
+    dictionaries: Mapping[str, Mapping[int, int]],
+    paths: tuple[str, ...],
+    listing: str,
+) -> ModelShape:
+    """Return the shape that a table gives: of a model, or of one of its streams.
+
+    Args:
+        table: The table.
+        name: What the reader calls the model.
+        dictionaries: The number of features in each layer, by dictionary.
+        paths: Paths of all modules.
+        listing: What to type to see all sites.
+    """
+    lacking = {} if dictionaries else dict.fromkeys(sorted(FEATURE_SITES), "no dictionary was added to the model")
+    refused = {**table.refused, **lacking}
+    some = {site: layers for site, layers in table.lacking.items() if layers and site not in refused}
+    more: dict[str, Any] = {"dictionaries": dictionaries, "lacking": some, "listing": listing}
+    return ModelShape(name, table.numbers.n_layers, table.units, refused, paths, **more)
 
 
 def site_rows(shape: ModelShape, sizes: Sizes) -> list[SiteRow]:

@@ -4,7 +4,7 @@ import operator
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -13,9 +13,9 @@ import numpy as np
 from causalpatch.base.errors import AnswerError, PairError, PairFileError
 from causalpatch.base.suggest import closest
 from causalpatch.base.tokens import Tokenizer
-from causalpatch.pairs.decoder import DECODER_COLUMNS, DecoderPrompts
+from causalpatch.pairs.decoder import DECODER_COLUMNS, DecoderPrompts, frames_of
 from causalpatch.pairs.files import Row
-from causalpatch.pairs.pair import Answers, Array, Beside, Pair, TokenRange, as_numbers
+from causalpatch.pairs.pair import Answers, Array, Pair, TokenRange, as_numbers
 from causalpatch.pairs.placed import Kind
 from causalpatch.pairs.prompts import Prompts
 from causalpatch.pairs.role import ROLE_WORDS, ROLES, Role
@@ -128,7 +128,10 @@ class RowReader:
             texts = {"clean_text": clean.text, "corrupt_text": corrupt.text}
             encoder = Pair(clean.array, corrupt.array, spans=spans, **texts)
             if is_sound:
-                encoder, beside = self._frames(row, (clean, corrupt), beside)
+                encoder, argument = frames_of(self._sound, (clean.array, corrupt.array), row.where)
+                frames = _Input(encoder.clean, "tokens")
+                encoder = replace(encoder, spans=self._spans(row, (frames, frames), "spans"))
+                beside = {**beside, argument: (clean.array, corrupt.array)}
             (clean, corrupt), spans = decoder, self._spans(row, decoder, "decoder_spans")
         pair = Pair(
             clean=clean.array,
@@ -147,21 +150,6 @@ class RowReader:
             encoder=encoder,
         )
         return pair, clean.kind
-
-    def _frames(self, row: Row, inputs: tuple["_Input", "_Input"], beside: Beside) -> tuple[Pair, Beside]:
-        """Return the frames that an encoder makes of sound as its tokens, and the sound beside them."""
-        if self._sound is None or any(one.array.shape != self._sound.shape for one in inputs):
-            wanted = "token ids or text" if self._sound is None else f"arrays of shape {self._sound.shape}"
-            raise PairError(
-                f"the model's encoder cannot be given what {row.where} holds",
-                facts=[("given", f"arrays of shape {inputs[0].array.shape}"), ("takes", wanted)],
-                fix="make them by the model's own processor",
-            )
-        numbers = np.arange(self._sound.n_frames)
-        frames = _Input(numbers, "tokens")
-        spans = self._spans(row, (frames, frames), "spans")
-        array = (inputs[0].array, inputs[1].array)
-        return Pair(numbers, numbers, spans=spans, is_called="sound"), {**beside, self._sound.argument: array}
 
     def _decoder_input(self, role: Role, row: Row) -> "_Input":
         """Read a decoder's prompt."""
