@@ -19,7 +19,7 @@ class ByHand:
     """A model run on one prompt for its encoder and one for its decoder."""
 
     def __init__(self, module, family):
-        self.module, self.kind = module, kind_of(family)
+        self.module, self.family, self.kind = module, family, kind_of(family)
         self.has_gate = family in ("t5_gated", "umt5")
         self.is_post = family in ("bart", "marian")
 
@@ -61,6 +61,11 @@ class ByHand:
         bare = name.removeprefix("cross_")
         return f"{attends}.{parts[bare]}", "input" if bare == "z" else "output", bare in "qkvz"
 
+    def read_by_encoder(self, pair, role):
+        """Return what the encoder is given on a side of a pair."""
+        side = 0 if role == "clean" else 1
+        return pair.beside["input_features"][side] if self.family == "whisper" else pair.encoder.input(role)
+
     def run(self, encoder, decoder, edits=(), reads=()):
         """Return the logits, and the tensors at the places that are read, all without the axis of rows.
 
@@ -74,7 +79,8 @@ class ByHand:
                 register = part.register_forward_pre_hook if side == "input" else part.register_forward_hook
                 hooks.callback(register(_hook(place, side, change, found), **_with(side)).remove)
             with torch.no_grad():
-                ids = {"input_ids": torch.tensor(encoder)[None], "decoder_input_ids": torch.tensor(decoder)[None]}
+                name = "input_features" if self.family == "whisper" else "input_ids"
+                ids = {name: torch.tensor(encoder)[None], "decoder_input_ids": torch.tensor(decoder)[None]}
                 logits = self.module(**ids, use_cache=False).logits[0]
         return logits, found
 

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,14 +10,16 @@ import torch
 
 import causalpatch as cp
 from causalpatch.engine import prove
+from causalpatch.experiment import read_values
 from causalpatch.pairs import Pair, Pairs
 from causalpatch.sites import NAMES, Site, expand, parse
 from causalpatch.sites.names import ATTENTION_SITES, FEATURE_SITES
+from causalpatch.testing.encoder_decoders import FRAMES, MELS
 from causalpatch.testing.tiny import ENCODER_DECODERS, VOCAB, tiny_model
 from oracle_streams import ByHand
 from tiers import quickly
 
-FAMILIES = quickly(ENCODER_DECODERS, "t5", "bart")
+FAMILIES = quickly(ENCODER_DECODERS, "t5", "bart", "whisper")
 BY_HAND = ("embed", "pos_embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z")
 BY_HAND += ("mlp_pre", "mlp_gate", "mlp_post", "final_norm")
 CROSS_BY_HAND = ("cross_q", "cross_k", "cross_v", "cross_z", "cross_attn_out")
@@ -42,8 +45,27 @@ def make_pairs(*sizes, seed=0):
     return Pairs(made, name="random")
 
 
-EQUAL = make_pairs((6, 6, 3, 3), (9, 9, 2, 2), (7, 7, 4, 4))
-UNEQUAL = make_pairs((6, 8, 3, 2), (9, 5, 2, 4))
+@functools.cache
+def equal(family):
+    """Return pairs whose sides are equally long."""
+    pairs = make_pairs((6, 6, 3, 3), (9, 9, 2, 2), (7, 7, 4, 4))
+    return hearing(pairs) if family == "whisper" else pairs
+
+
+@functools.cache
+def unequal(family):
+    """Return pairs whose sides are not."""
+    pairs = make_pairs((6, 8, 3, 2), (9, 5, 2, 4))
+    return hearing(pairs) if family == "whisper" else pairs
+
+
+def hearing(pairs):
+    """Return the pairs with sound for the encoder."""
+    frames, rng = np.arange(FRAMES), np.random.default_rng(1)
+    encoder = Pair(frames, frames, is_called="sound")
+    sounds = [tuple(rng.normal(size=(2, MELS, 2 * FRAMES))) for _ in pairs]
+    made = [replace(p, encoder=encoder, beside={"input_features": one}) for p, one in zip(pairs, sounds, strict=True)]
+    return Pairs(made, name="sounds")
 
 
 def sites_of(model, only=None):
@@ -73,8 +95,8 @@ def by_hand(family, pair, base, patches):
         columns = slice(site.unit * width, (site.unit + 1) * width) if has_units else slice(None)
         places[site] = (path, side), columns
     reads = [place for place, _ in places.values()]
-    _, there = hand.run(pair.encoder.input(source), pair.input(source), reads=reads)
-    _, here = hand.run(pair.encoder.input(base), pair.input(base), reads=reads)
+    _, there = hand.run(hand.read_by_encoder(pair, source), pair.input(source), reads=reads)
+    _, here = hand.run(hand.read_by_encoder(pair, base), pair.input(base), reads=reads)
 
     def change(tensor, site, tokens):
         own, other = (slice(None), slice(None)) if tokens is None else tokens
@@ -91,7 +113,7 @@ def by_hand(family, pair, base, patches):
         return hand.place(site.stream, attention, site.layer)[:2]
 
     edits = [(written(site), functools.partial(change, site=site, tokens=tokens)) for site, tokens in patches]
-    return difference(pair, hand.run(pair.encoder.input(base), pair.input(base), edits)[0])
+    return difference(pair, hand.run(hand.read_by_encoder(pair, base), pair.input(base), edits)[0])
 
 
 def is_sum(hand, site):
@@ -120,9 +142,9 @@ def cases(*quick):
 def test_a_patch_at_every_site_does_what_a_hook_does(family, direction, only):
     model, _ = world(family)
     sites, base = list(sites_of(model, only)), "corrupt" if direction == "denoise" else "clean"
-    wanted = np.array([[by_hand(family, pair, base, [(site, None)]) for pair in EQUAL] for site in sites])
+    wanted = np.array([[by_hand(family, pair, base, [(site, None)]) for pair in equal(family)] for site in sites])
     for engine in ("rows", "restart"):
-        got = measured(model, EQUAL, sites, direction, engine=engine)
+        got = measured(model, equal(family), sites, direction, engine=engine)
         assert np.abs(got - wanted).max() < TOLERANCE, (engine, sites[int(np.abs(got - wanted).max(1).argmax())])
 
 
@@ -135,13 +157,13 @@ def test_positions_count_the_tokens_of_their_stream_whatever_stands_beside(famil
         [
             [
                 by_hand(family, pair, base, [(site.at(None), tokens_at(model, pair, site, site.position, base))])
-                for pair in UNEQUAL
+                for pair in unequal(family)
             ]
             for site in asked
         ]
     )
     for side in ("right",) if model.family.counts_columns else ("right", "left"):
-        got = measured(model, UNEQUAL, asked, direction, padding_side=side)
+        got = measured(model, unequal(family), asked, direction, padding_side=side)
         assert np.abs(got - wanted).max() < TOLERANCE, side
 
 
@@ -151,9 +173,9 @@ def test_every_engine_gives_what_single_forwards_give(family):
     model, _ = world(family)
     sites = [*sites_of(model), *expand(parse("cross_pattern"), model.shape)[-1:], Site("cross_scores", 0, 0)]
     asked = [*sites, list(sites[:3]), ["encoder/z.1", "cross_k.0", "decoder/mlp_post.2.3"]]
-    wanted = measured(model, EQUAL, asked, "denoise", engine="reference")
+    wanted = measured(model, equal(family), asked, "denoise", engine="reference")
     for engine in ("rows", "restart"):
-        assert np.abs(measured(model, EQUAL, asked, "denoise", engine=engine) - wanted).max() < TOLERANCE
+        assert np.abs(measured(model, equal(family), asked, "denoise", engine=engine) - wanted).max() < TOLERANCE
 
 
 @pytest.mark.slow
@@ -163,7 +185,7 @@ def test_writing_back_what_is_there_changes_nothing_bit_for_bit(family):
     names = [row.name for row in model.site_rows() if row.refused is None and not row.name.startswith("module")]
     # Scores and patterns are computed step by step, in a kernel of our own.
     members = [site for name in names if (site := expand(parse(name), model.shape)[-1]).name not in ATTENTION_SITES]
-    pairs = EQUAL[:1]
+    pairs = equal(family)[:1]
     experiment = cp.Experiment(model, pairs, direction="noise", engine="reference", show_progress=False)
     got = experiment.run([cp.Patch(site, "identity") for site in members]).to_xarray()["metric"].values
     assert (got == experiment.baseline.clean[0]).all()
@@ -173,7 +195,7 @@ def test_writing_back_what_is_there_changes_nothing_bit_for_bit(family):
 def test_all_that_both_streams_begin_with_gives_the_source(family):
     model, _ = world(family)
     whole = [["encoder/resid_pre.0", "decoder/resid_pre.0"], ["encoder/resid_post.1", "decoder/resid_pre.0"]]
-    experiment = cp.Experiment(model, EQUAL, show_progress=False)
+    experiment = cp.Experiment(model, equal(family), show_progress=False)
     got = experiment.run([*whole, "encoder/resid_pre.0", "decoder/resid_pre.0"]).to_xarray()["metric"].values
     assert np.abs(got[:2] - experiment.baseline.clean[0]).max() < TOLERANCE
     assert np.abs(got[2:] - experiment.baseline.clean[0]).max(1).min() > 1e-3  # either stream alone does not
@@ -188,10 +210,10 @@ def test_a_row_of_weights_is_mixed_anew_with_the_values_that_are_there(family, n
     width = model.sizes("v", stream)["head_width"]
     columns = slice(site.unit * width, (site.unit + 1) * width)
     q, k, v, z = (hand.place(stream, prefix + part, site.layer)[:2] for part in "qkvz")
-    got = measured(model, EQUAL, [site], "denoise", engine="rows")[0]
-    for number, pair in enumerate(EQUAL):
-        _, there = hand.run(pair.encoder.clean, pair.clean, reads=[q, k])
-        _, here = hand.run(pair.encoder.corrupt, pair.corrupt, reads=[v])
+    got = measured(model, equal(family), [site], "denoise", engine="rows")[0]
+    for number, pair in enumerate(equal(family)):
+        _, there = hand.run(hand.read_by_encoder(pair, "clean"), pair.clean, reads=[q, k])
+        _, here = hand.run(hand.read_by_encoder(pair, "corrupt"), pair.corrupt, reads=[v])
         scale = 1.0 if hand.kind == "t5" else width**-0.5
         scores = scale * there[q][1, columns] @ there[k][:, columns].T + bias_of(family, hand, site, len(there[k]))
         mixed = scores.softmax(-1) @ here[v][:, columns]
@@ -200,7 +222,7 @@ def test_a_row_of_weights_is_mixed_anew_with_the_values_that_are_there(family, n
             tensor[1, columns] = mixed
             return tensor
 
-        wanted = difference(pair, hand.run(pair.encoder.corrupt, pair.corrupt, [(z, change)])[0])
+        wanted = difference(pair, hand.run(hand.read_by_encoder(pair, "corrupt"), pair.corrupt, [(z, change)])[0])
         assert abs(got[number] - wanted) < TOLERANCE
 
 
@@ -224,18 +246,19 @@ def test_heads_and_the_bias_add_up_to_the_projection(family, name):
     stream = heads[0].stream or "decoder"
     prefix = "cross_" if name.startswith("cross") else ""
     projection = hand.place(stream, f"{prefix}attn_out", 1)[:2]
-    for index, pair in enumerate(EQUAL):
-        _, here = hand.run(pair.encoder.clean, pair.clean, reads=[projection])
-        of_heads = [cp_values(model, site, index) for site in heads]
+    for index, pair in enumerate(equal(family)):
+        _, here = hand.run(hand.read_by_encoder(pair, "clean"), pair.clean, reads=[projection])
+        of_heads = [values_of(family, site)[index] for site in heads]
         bias = getattr(model.module.get_submodule(projection[0]), "bias", None)
         total = sum(of_heads) + (0.0 if bias is None else bias.detach().numpy())
         assert np.abs(total - here[projection].numpy()).max() < TOLERANCE
 
 
 @functools.cache
-def cp_values(model, site, index):
-    experiment = cp.Experiment(model, EQUAL, direction="noise", show_progress=False)
-    return cp.experiment.read_values(experiment, [site])[0][index]
+def values_of(family, site):
+    model, _ = world(family)
+    experiment = cp.Experiment(model, equal(family), direction="noise", show_progress=False)
+    return read_values(experiment, [site])[0]
 
 
 @pytest.mark.slow
@@ -256,8 +279,9 @@ def test_every_site_is_proved_or_refused_with_a_reason(family):
 
 
 def test_sites_of_both_streams_in_one_run_are_written_together():
-    model, _ = world("t5")
+    family = "t5"
+    model, _ = world(family)
     both = [Site("z", 1, 2, stream="encoder"), Site("cross_v", 2, 1), Site("mlp_post", 0, 5, stream="decoder")]
-    wanted = [by_hand("t5", pair, "corrupt", [(site, None) for site in both]) for pair in EQUAL]
+    wanted = [by_hand("t5", pair, "corrupt", [(site, None) for site in both]) for pair in equal(family)]
     for engine in ("reference", "restart"):
-        assert np.abs(measured(model, EQUAL, [both], "denoise", engine=engine)[0] - wanted).max() < TOLERANCE
+        assert np.abs(measured(model, equal(family), [both], "denoise", engine=engine)[0] - wanted).max() < TOLERANCE

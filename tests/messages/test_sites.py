@@ -23,8 +23,9 @@ def test_a_name_of_another_library_is_answered_with_ours(refuses):
         no site named 'hidden_states.3@-1'
           name   'hidden_states'
           names  resid_post embed pos_embed resid_pre resid_mid attn_out mlp_out q k v q_rot k_rot scores
-                 pattern z head_out mlp_pre mlp_gate mlp_post router expert_out q_bias k_bias v_bias
-                 attn_bias mlp_bias final_norm logits feature feature_error module
+                 pattern z head_out cross_q cross_k cross_v cross_scores cross_pattern cross_z
+                 cross_head_out cross_attn_out mlp_pre mlp_gate mlp_post router expert_out q_bias k_bias
+                 v_bias attn_bias mlp_bias final_norm logits feature feature_error module
           fix: did you mean 'resid_post'?
         """,
     ):
@@ -38,8 +39,9 @@ def test_a_misspelt_name_is_answered_with_the_closest(refuses):
         no site named 'resid_per.3'
           name   'resid_per'
           names  resid_pre resid_post resid_mid embed pos_embed attn_out mlp_out q k v q_rot k_rot scores
-                 pattern z head_out mlp_pre mlp_gate mlp_post router expert_out q_bias k_bias v_bias
-                 attn_bias mlp_bias final_norm logits feature feature_error module
+                 pattern z head_out cross_q cross_k cross_v cross_scores cross_pattern cross_z
+                 cross_head_out cross_attn_out mlp_pre mlp_gate mlp_post router expert_out q_bias k_bias
+                 v_bias attn_bias mlp_bias final_norm logits feature feature_error module
           fix: did you mean 'resid_pre'?
         """,
     ):
@@ -53,8 +55,9 @@ def test_a_path_of_a_module_is_no_site_by_itself(refuses):
         no site named 'layers.3.mlp'
           name   'layers'
           names  embed pos_embed resid_pre resid_mid resid_post attn_out mlp_out q k v q_rot k_rot scores
-                 pattern z head_out mlp_pre mlp_gate mlp_post router expert_out q_bias k_bias v_bias
-                 attn_bias mlp_bias final_norm logits feature feature_error module
+                 pattern z head_out cross_q cross_k cross_v cross_scores cross_pattern cross_z
+                 cross_head_out cross_attn_out mlp_pre mlp_gate mlp_post router expert_out q_bias k_bias
+                 v_bias attn_bias mlp_bias final_norm logits feature feature_error module
           fix: the output of a module of the model is written module(PATH).output
         """,
     ):

@@ -145,14 +145,15 @@ class Draws:
         return noise.sigma * self._known[key][tuple(torch.as_tensor(place, device=like.device) for place in places)]
 
     def _draw(self, noise: Scattered, shape: Sequence[int], *, has_position: bool) -> Tensor:
-        value, key, inputs = noise.value, noise.key, self._prompts()
-        batch, slots = self._base.batch.of(noise.stream), self._base.slots
-        lengths = batch.lengths if slots is None else batch.lengths[slots]
+        value, key, inputs, batch = noise.value, noise.key, self._prompts(), self._base.batch
+        rows = range(len(batch.start)) if self._base.slots is None else self._base.slots.tolist()
+        besides = [[values[row] for values in batch.beside.values()] for row in rows]
+        lengths = batch.of(noise.stream).lengths[list(rows)]
         longest = int(lengths.max(initial=1)) if has_position else 1
         made: dict[str, np.ndarray] = {}
         found = np.zeros((len(inputs), longest, *shape))
         for number, given in enumerate(inputs):
-            name = "".join(map(_digest, given))
+            name = "".join(map(_digest, [*given, *besides[number]]))
             if name not in made:
                 n_tokens = int(lengths[number]) if has_position else 1
                 stream = generator(value.seed, "noise", value.draw, key, name)

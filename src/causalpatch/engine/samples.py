@@ -37,6 +37,13 @@ def tiny_inputs(model: Model, stream: str | None = None) -> tuple[Batch, Batch]:
     if model.streams:
         read = generator(0, "prove", "encoder").integers(0, vocab, size=(N_ROWS, N_READ))
         base, source = replace(base, encoder=of_ids(read)), replace(source, encoder=of_ids((read + 1) % vocab))
+    if model.sound is not None:
+        numbers = generator(0, "prove", "sound").normal(size=(2, N_ROWS, *model.sound.shape))
+        frames = of_ids(np.tile(np.arange(model.sound.n_frames), (N_ROWS, 1)))
+        base, source = (
+            replace(batch, encoder=frames, beside={model.sound.argument: values})
+            for batch, values in zip((base, source), numbers, strict=True)
+        )
     return base, source
 
 

@@ -170,12 +170,16 @@ def writes_of_rows(model: Model, known: Known, rows: Sequence[Row], batch: Batch
         rows: The rows of the forward.
         batch: Their inputs, for the columns in which real tokens stand.
     """
-    starts = {stream: batch.of(stream).start for stream in (None, "encoder", "decoder", "vision")}
-    of = model.stream_of
+    starts = partial(_starts, model, batch)
     writes = writes_at(
-        Taps(model), known, rows, lambda it, n, t: (n,) if t is None else (n, starts[of(it.site)][n] + t)
+        Taps(model), known, rows, lambda target, at, t: (at,) if t is None else (at, starts(target)[at] + t)
     )
     return [replace(write, tap=in_batch(model, write.tap, batch)) for write in writes]
+
+
+def _starts(model: Model, batch: Batch, target: Target) -> np.ndarray:
+    """Return the first column of each row's prompt, of the stream that a target stands in."""
+    return batch.of(model.stream_of(target.site)).start
 
 
 class Taps:

@@ -26,7 +26,7 @@ from causalpatch.models.generic import module_tap
 from causalpatch.models.offload import Content, execution_device
 from causalpatch.models.seeing import Seeing
 from causalpatch.models.site_rows import SiteRow, shape_by, site_rows
-from causalpatch.models.streams import Stream, Streams
+from causalpatch.models.streams import Sound, Stream, Streams
 from causalpatch.models.table import FamilyTable
 from causalpatch.models.taps import Port, Tap
 from causalpatch.models.tokens import find_decoder_prompt, find_stop_ids
@@ -82,9 +82,8 @@ class Model(Seeing):
 
     def sees_ahead_at(self, site: Site) -> bool:
         """Say whether at a site queries see keys behind them: of the encoder, and of cross-attention, always."""
-        if self.streams is None:
-            return self.sees_ahead
-        return site.name in CROSS_SITES or self.streams.table(site.stream).family.sees_ahead
+        stream = self.family_of(site.stream)
+        return site.name in CROSS_SITES or (stream is not None and stream.sees_ahead)
 
     @property
     def is_assumed(self) -> bool:
@@ -275,7 +274,13 @@ class Model(Seeing):
     @property
     def further(self) -> tuple[str, ...]:
         """Names of the forward's arguments that may stand beside prompts or arrays, such as ``pixel_values``."""
-        return self._forward.further(PIXELS if self._reads_pictures else None)
+        heard = (self.sound.argument,) if self.sound else ()
+        return (*self._forward.further(PIXELS if self._reads_pictures else None), *heard)
+
+    @property
+    def sound(self) -> Sound | None:
+        """The array that an encoder is given instead of tokens; None for any other model."""
+        return self.streams.sound if self.streams else None
 
     def inputs(
         self,

@@ -6,6 +6,8 @@ stand in the decoder's layers, and count the encoder's.
 """
 
 import inspect
+import math
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -17,6 +19,31 @@ from causalpatch.sites.names import OF_ENCODER_TOKENS
 from causalpatch.sites.site import Site
 
 Stream = Literal["encoder", "decoder"]
+
+
+@dataclass(frozen=True)
+class Sound:
+    """The array that an encoder is given instead of tokens.
+
+    Args:
+        argument: The forward's argument that takes it.
+        shape: Its shape for one pair: channels, and steps in time.
+        n_frames: How many positions the encoder makes of it.
+    """
+
+    argument: str
+    shape: tuple[int, int]
+    n_frames: int
+
+    @classmethod
+    def of(cls, table: FamilyTable, module: nn.Module) -> "Sound":
+        """Read it off an encoder's convolutions."""
+        paths = [join(table.place.base, path) for path in table.family.convolutions]
+        convolutions = [module.get_submodule(path) for path in paths]
+        n_frames = int(module.get_submodule(table.place.base).max_source_positions)  # type: ignore[arg-type]  # module attributes are typed as tensors
+        strides = [int(each.stride[0]) for each in convolutions]  # type: ignore[index]  # likewise
+        shape = (int(convolutions[0].in_channels), n_frames * math.prod(strides))  # type: ignore[arg-type]  # likewise
+        return cls(str(module.main_input_name), shape, n_frames)
 
 
 class Streams:
@@ -38,6 +65,7 @@ class Streams:
         whole = module.get_submodule(decoder.place.base.rpartition(".")[0])
         self._takes_positions = "decoder_position_ids" in inspect.signature(whole.forward).parameters
         self._name = type(whole).__name__
+        self.sound = Sound.of(encoder, module) if encoder.family.convolutions else None
 
     def table(self, stream: str | None) -> FamilyTable:
         """Return the table of a stream; the decoder's where none is named."""
@@ -86,7 +114,9 @@ class Streams:
                 facts=[("positions", "it numbers the columns of a batch, padding included")],
                 fix='pad on the right: Experiment(…, padding_side="right")',
             )
-        call: dict[str, Any] = {"input_ids": of_encoder.long(), "attention_mask": of_encoder_mask.long()}
+        call: dict[str, Any] = {}
+        if self.sound is None:  # sound stands beside the prompts
+            call |= {"input_ids": of_encoder.long(), "attention_mask": of_encoder_mask.long()}
         call |= {"decoder_input_ids": ids.long(), "decoder_attention_mask": mask.long()}
         if self._takes_positions and position_ids is not None:
             call["decoder_position_ids"] = position_ids.long()

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from causalpatch.pairs.align import first_unequal
-from causalpatch.pairs.pair import Pair
+from causalpatch.pairs.pair import PROMPT, Pair
 from causalpatch.pairs.prompts import is_unknown
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _with_unknown_words(pairs: "Pairs") -> list[str]:
 
 def _ids_of(pair: Pair) -> NDArray[np.int64]:
     """Return all ids of a pair's prompts."""
-    of_encoder = [] if pair.encoder is None else [_ids_of(pair.encoder)]
+    of_encoder = [_ids_of(pair.encoder)] if pair.encoder is not None and pair.encoder.is_called == PROMPT else []
     return np.concatenate([pair.clean, pair.corrupt, *of_encoder])
 
 

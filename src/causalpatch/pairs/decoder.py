@@ -5,10 +5,13 @@ tokens. Ids are taken as they are, the beginning included. Without either it is 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
+
+import numpy as np
 
 from causalpatch.base.errors import PairError
 from causalpatch.base.tokens import Tokenizer
+from causalpatch.pairs.pair import Array, Pair
 from causalpatch.pairs.prompts import Prompts
 from causalpatch.pairs.role import Role
 
@@ -57,6 +60,45 @@ class DecoderPrompts:
         text = given or ""
         more = [] if self.prompts is None else self.prompts.ids(text)
         return [*self.start, *more], None if self.prompts is None else text
+
+
+class Sound(Protocol):
+    """The array that an encoder is given instead of tokens."""
+
+    @property
+    def argument(self) -> str:
+        """The forward's argument that takes it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape for one input."""
+
+    @property
+    def n_frames(self) -> int:
+        """How many positions the encoder makes of it."""
+
+
+def frames_of(sound: Sound | None, arrays: tuple[Array, Array], where: str) -> tuple[Pair, str]:
+    """Return the frames that an encoder makes of sound as its tokens, and the argument that takes the sound.
+
+    Args:
+        sound: What the encoder takes; None where it takes tokens.
+        arrays: The clean and the corrupted input.
+        where: How errors call the row.
+
+    Raises:
+        PairError: The encoder takes no such arrays.
+    """
+    if sound is None or any(array.shape != tuple(sound.shape) for array in arrays):
+        odd = next((each for each in arrays if sound is None or each.shape != tuple(sound.shape)), arrays[0])
+        wanted = "token ids or text" if sound is None else f"arrays of shape {tuple(sound.shape)}"
+        raise PairError(
+            f"the model's encoder cannot be given what {where} holds",
+            facts=[("given", f"an array of shape {odd.shape}"), ("takes", wanted)],
+            fix="make it by the model's own processor",
+        )
+    numbers = np.arange(sound.n_frames)
+    return Pair(numbers, numbers, is_called="sound"), sound.argument
 
 
 class _Bare:

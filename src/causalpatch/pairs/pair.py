@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from causalpatch.pairs.role import ROLES, Role, as_role
 Array: TypeAlias = NDArray[Any]
 Answers: TypeAlias = tuple[tuple[int, ...], ...]
 TokenRange: TypeAlias = tuple[int, int]
+PROMPT: Final = "prompt"
 Beside: TypeAlias = Mapping[str, tuple[Array, Array]]
 
 
@@ -41,7 +42,8 @@ class Pair:
         beside: Further arguments of the model's forward by name, (clean, corrupted), such as the picture that a prompt
             speaks of.
         encoder: For a model with an encoder and a decoder what the encoder is given, with its spans and texts; what
-            stands above is then the decoder's.
+            stands above is then the decoder's. Where it is given sound, the numbers of its frames.
+        is_called: What errors call an input: a prompt, or what its tokens stand for.
         stands_for: For an encoder's prompts and the tokens of a picture, the content hash of the pair that holds them.
     """
 
@@ -59,6 +61,7 @@ class Pair:
     extra: Mapping[str, object] = field(default_factory=dict)
     beside: Beside = field(default_factory=dict)
     encoder: "Pair | None" = None
+    is_called: str = PROMPT
     stands_for: str = ""
 
     def __post_init__(self) -> None:
@@ -112,7 +115,8 @@ class Pair:
         """Hashes of the arrays of both sides: of inputs, called ``""``, what stands beside them, the encoder's."""
         arrays = {"": (self.clean, self.corrupt), **self.beside}
         found = {name: (digest(clean), digest(corrupt)) for name, (clean, corrupt) in arrays.items()}
-        encoder = {} if self.encoder is None else self.encoder.hashes
+        # Frames are numbered alike in all pairs; what they are made of stands beside.
+        encoder = self.encoder.hashes if self.encoder is not None and self.encoder.is_called == PROMPT else {}
         return found | {f"encoder/{name}": both for name, both in encoder.items()}
 
     @cached_property

@@ -17,7 +17,7 @@ from causalpatch.base.errors import PairError
 from causalpatch.base.tokens import Tokenizer
 from causalpatch.pairs import align, positions
 from causalpatch.pairs.align import Alignment, Mapped
-from causalpatch.pairs.pair import Pair
+from causalpatch.pairs.pair import PROMPT, Pair
 from causalpatch.pairs.role import ROLES, Role, as_role, other
 from causalpatch.sites.site import Every, Position
 
@@ -84,7 +84,8 @@ class Placed(Sequence[Pair]):
         inner = [replace(p.encoder, stands_for=p.content_hash) for p in self.pairs if p.encoder is not None]
         if not inner:
             return None
-        return self._with(inner, self._of_encoder, common={}, places=())
+        tokenizer = self.tokenizer if inner[0].is_called == PROMPT else None
+        return self._with(inner, self._of_encoder, common={}, places=(), tokenizer=tokenizer)
 
     @cached_property
     def pictures(self) -> "Pairs | None":
@@ -93,7 +94,11 @@ class Placed(Sequence[Pair]):
             return None
         tokens, is_whole = np.arange(len(self.places)), self.kind == "arrays"
         inner = [
-            Pair(tokens, tokens, id=p.id, group=p.group, spans=p.spans if is_whole else {}, stands_for=p.content_hash)
+            replace(
+                Pair(tokens, tokens, id=p.id, group=p.group, spans=p.spans if is_whole else {}),
+                is_called="picture",
+                stands_for=p.content_hash,
+            )
             for p in self.pairs
         ]
         more: dict[str, Any] = {"kind": "tokens", "tokenizer": Places(self.places), "common": {}, "places": ()}

@@ -30,7 +30,7 @@ def resolve(pair: Pair, position: int | Range | Span, role: Role, where: str) ->
         PairError: The prompt has no such token, or the pair no such span.
     """
     length = len(pair.input(role))
-    word, what = ROLE_WORDS[role], "picture" if pair.stands_for else "prompt"
+    word, what = ROLE_WORDS[role], pair.is_called
     if isinstance(position, Span):
         if position.name not in pair.spans:
             near = closest(position.name, pair.spans)

@@ -4,7 +4,7 @@ import operator
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -13,7 +13,7 @@ import numpy as np
 from causalpatch.base.errors import AnswerError, PairError, PairFileError
 from causalpatch.base.suggest import closest
 from causalpatch.base.tokens import Tokenizer
-from causalpatch.pairs.decoder import DECODER_COLUMNS, DecoderPrompts
+from causalpatch.pairs.decoder import DECODER_COLUMNS, DecoderPrompts, frames_of
 from causalpatch.pairs.files import Row
 from causalpatch.pairs.pair import Answers, Array, Pair, TokenRange, as_numbers
 from causalpatch.pairs.placed import Kind
@@ -90,6 +90,7 @@ class RowReader:
         self._further = model.further if isinstance(model, TakesMore) else ()
         self._files: dict[Path, Mapping[str, Array]] = {}
         start = model.decoder_prompt if isinstance(model, HasDecoder) else None
+        self._sound = getattr(model, "sound", None)
         self._decoder = None if start is None else DecoderPrompts(self.tokenizer, start)
 
     def pair(self, row: Row, index: int) -> tuple[Pair, Kind]:
@@ -120,11 +121,17 @@ class RowReader:
             )
         beside, columns = self._beside(row)
         ours = [column for column in COLUMNS if decoder is not None or column not in DECODER_COLUMNS]
-        spans = self._masked(clean, corrupt) | self._spans(row, (clean, corrupt), "spans")
+        is_sound = decoder is not None and clean.kind == "arrays"
+        spans = {} if is_sound else self._masked(clean, corrupt) | self._spans(row, (clean, corrupt), "spans")
         encoder = None
         if decoder is not None:
             texts = {"clean_text": clean.text, "corrupt_text": corrupt.text}
             encoder = Pair(clean.array, corrupt.array, spans=spans, **texts)
+            if is_sound:
+                encoder, argument = frames_of(self._sound, (clean.array, corrupt.array), row.where)
+                frames = _Input(encoder.clean, "tokens")
+                encoder = replace(encoder, spans=self._spans(row, (frames, frames), "spans"))
+                beside = {**beside, argument: (clean.array, corrupt.array)}
             (clean, corrupt), spans = decoder, self._spans(row, decoder, "decoder_spans")
         pair = Pair(
             clean=clean.array,

@@ -12,6 +12,7 @@ from transformers import (
     PretrainedConfig,
     T5Config,
     UMT5Config,
+    WhisperConfig,
 )
 
 from causalpatch.base.errors import SettingError
@@ -26,8 +27,11 @@ _CONFIGS: Final[Mapping[str, type[PretrainedConfig]]] = MappingProxyType(
         "marian": MarianConfig,
         "mbart": MBartConfig,
         "pegasus": PegasusConfig,
+        "whisper": WhisperConfig,
     }
 )
+FRAMES: Final = 6
+MELS: Final = 5
 ENCODER_DECODERS: Final = tuple(_CONFIGS)
 """Names of the tiny models; UMT5 has the table of T5 with a gate, and attention of its own."""
 
@@ -59,4 +63,6 @@ def encoder_decoder_config(family: str, layers: int, heads: int) -> PretrainedCo
     numbers |= {"d_model": width, "encoder_layers": layers, "decoder_layers": layers + 1}
     numbers |= {"encoder_attention_heads": heads, "decoder_attention_heads": heads // 2}
     numbers |= {"encoder_ffn_dim": 3 * width, "decoder_ffn_dim": 2 * width, "max_position_embeddings": MAX_POSITIONS}
-    return _CONFIGS[family](**numbers, scale_embedding=True)
+    if family == "whisper":
+        numbers |= {"max_source_positions": FRAMES, "max_target_positions": MAX_POSITIONS, "num_mel_bins": MELS}
+    return _CONFIGS[family](**numbers, scale_embedding=family != "whisper")

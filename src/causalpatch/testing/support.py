@@ -135,7 +135,8 @@ def _engine_of(model: Model) -> str:
     """Return the engine that makes most runs of a small sweep."""
     rng = np.random.default_rng(0)
     if model.kind == "arrays" and model.picture is not None:
-        pairs = Pairs.from_arrays(*rng.normal(size=(2, 2, *model.picture)), answer=[0, 1], wrong_answer=[1, 2])
+        clean, corrupt = rng.normal(size=(2, 2, *model.picture))
+        pairs = Pairs.from_arrays(clean, corrupt, answer=[0, 1], wrong_answer=[1, 2])
     else:
         prompts = [rng.integers(3, 36, n) for n in (5, 7)]
         pairs = Pairs([Pair(ids, np.roll(ids, 1), ((3,),), ((4,),)) for ids in prompts], name="random")

@@ -24,6 +24,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForSpeechSeq2Seq,
     PretrainedConfig,
 )
 from transformers.masking_utils import eager_mask
@@ -114,7 +115,8 @@ def tiny_model(
     """
     if family in ENCODER_DECODERS:
         config = encoder_decoder_config(family, layers, heads)
-        return build_tiny(AutoModelForSeq2SeqLM.from_config, config, seed, dtype, effect_scale)
+        builder = AutoModelForSpeechSeq2Seq if family == "whisper" else AutoModelForSeq2SeqLM
+        return build_tiny(builder.from_config, config, seed, dtype, effect_scale)
     config = tiny_config(family, layers, heads, kv_heads)
     builder = AutoModelForMaskedLM if family in ENCODERS else AutoModelForCausalLM
     return build_tiny(builder.from_config, config, seed, dtype, effect_scale)

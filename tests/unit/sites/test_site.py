@@ -176,8 +176,9 @@ def test_an_unknown_name_lists_the_names_that_exist_the_closest_first():
         "SiteNotFound: no site named 'resid_prev.3'\n"
         "  name   'resid_prev'\n"
         "  names  resid_pre resid_post resid_mid embed pos_embed attn_out mlp_out q k v q_rot k_rot scores\n"
-        "         pattern z head_out mlp_pre mlp_gate mlp_post router expert_out q_bias k_bias v_bias\n"
-        "         attn_bias mlp_bias final_norm logits feature feature_error module\n"
+        "         pattern z head_out cross_q cross_k cross_v cross_scores cross_pattern cross_z\n"
+        "         cross_head_out cross_attn_out mlp_pre mlp_gate mlp_post router expert_out q_bias k_bias\n"
+        "         v_bias attn_bias mlp_bias final_norm logits feature feature_error module\n"
         "  fix: did you mean 'resid_pre'?"
     )
 

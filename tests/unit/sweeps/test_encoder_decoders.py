@@ -178,6 +178,30 @@ def test_the_logit_lens_reads_the_decoder():
     assert lens["clean"].values[0, 0] == pytest.approx(logit_difference(pairs[0], logits), abs=1e-10)
 
 
+def test_sound_is_patched_frame_by_frame():
+    model, _ = world("whisper")
+    rng = np.random.default_rng(4)
+    rows = [
+        {
+            "clean": rng.normal(size=(5, 12)),
+            "corrupt": rng.normal(size=(5, 12)),
+            "answer_id": 3 + k,
+            "wrong_answer_id": 9,
+        }
+        for k in range(3)
+    ]
+    pairs = cp.load_pairs([{**row, "decoder": [0, 7], "spans": {"word": [1, 3]}} for row in rows], model)
+    assert pairs.components.tolist() == [0, 1, 2]
+    experiment = cp.Experiment(model, pairs, show_progress=False)
+    data = cp.sweep(experiment, "encoder/resid_pre").to_xarray()
+    assert dict(data["metric"].sizes) == {"layer": 2, "position": 6, "pair": 3}
+    assert data["token"].values.tolist() == list("012345")
+    got = experiment.run(["encoder/resid_pre.0@word", "encoder/resid_pre.0@1:3", "encoder/resid_pre.0", "logits"])
+    values = got.to_xarray()["metric"].values
+    assert np.array_equal(values[0], values[1])
+    assert np.abs(values[2:] - experiment.baseline.clean[0]).max() < 1e-10  # both decoders begin alike
+
+
 @pytest.mark.parametrize(
     "ask",
     [

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from causalpatch.models.families.bart import BART, MARIAN, MBART, PEGASUS
+from causalpatch.models.families.bart import BART, MARIAN, MBART, PEGASUS, WHISPER
 from causalpatch.models.families.bert import BERT, ROBERTA
 from causalpatch.models.families.bloom import BLOOM
 from causalpatch.models.families.clip import CLIP_TEXT, CLIP_VISION, SIGLIP_TEXT, SIGLIP_VISION
@@ -56,7 +56,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
     *(MIXTRAL, QWEN2_MOE, QWEN3_MOE, DEEPSEEK_V3_FULL_QUERIES, DEEPSEEK_V3, GPT_OSS),
     *(GEMMA3N, MAMBA, MAMBA2, JAMBA),
     *(BERT, ROBERTA, MODERNBERT),
-    *(T5, T5_GATED, BART, MARIAN, MBART, PEGASUS),
+    *(T5, T5_GATED, BART, MARIAN, MBART, PEGASUS, WHISPER),
     *(VIT, DEIT, DINOV2, DINOV2_GATED, DINOV2_REGISTERS, DINOV2_REGISTERS_GATED),
     *(CLIP_VISION, CLIP_TEXT, SIGLIP_VISION, SIGLIP_TEXT),
 )

@@ -104,3 +104,23 @@ PEGASUS = replace(
     model_types=("pegasus",),
     encoder=replace(_ENCODER, post_norms=(), sites={**_ENCODER.sites, **_NORMS_IN_FRONT, **_SINUSOIDS}),
 )
+
+_OF_SOUND = {
+    "embed": Absent("sound is embedded by convolutions; use resid_pre.0"),
+    "pos_embed": _ONE_FOR_ALL,
+}
+WHISPER = replace(
+    MBART,
+    name="whisper",
+    model_types=("whisper",),
+    head="proj_out",
+    counts_columns=False,
+    encoder=replace(
+        _ENCODER,
+        counts_columns=False,
+        post_norms=(),
+        sites={**_ENCODER.sites, **_NORMS_IN_FRONT, **_OF_SOUND},
+        convolutions=("conv1", "conv2"),
+    ),
+    sites={**BART.sites, **_NORMS_IN_FRONT_OF_CROSS, "pos_embed": At("embed_positions", "output")},
+)

@@ -191,6 +191,12 @@ class Family:
         reads_ids: Layers are given something of each token's id besides the stream.
         needs_config: Taken over only where the configuration says so: other models have these names too, and do
             something else.
+        stream: ``"encoder"`` or ``"decoder"`` for the one half of a model that has both, else empty.
+        cross: Path of the module that attends to the encoder's tokens, below the layer; empty where there is none.
+        encoder: For a decoder that reads an encoder, the table of that; ``base`` is then the decoder's.
+        counts_columns: Tokens are numbered by the column that they stand in, padding included.
+        convolutions: Paths of the convolutions, below the base, by which an encoder makes its positions of an array:
+            frames, of which there are always as many.
         pictures: How it makes tokens of a picture, where that is what it is given.
         is_compared: What it makes of texts is compared with what another tower makes of pictures.
         answers: Names of the output that is the answer of a model without logits, in the order in which they are tried.
@@ -221,7 +227,7 @@ class Family:
     cross: str = ""
     encoder: "Family | None" = None
     counts_columns: bool = False
-    frames: str = ""
+    convolutions: tuple[str, ...] = ()
     pictures: Pictures | None = None
     is_compared: bool = False
     answers: tuple[str, ...] = ()
