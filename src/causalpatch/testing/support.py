@@ -25,6 +25,7 @@ from causalpatch.models import FAMILIES, Model, open_model
 from causalpatch.pairs import Pair, Pairs
 from causalpatch.sites import NAMES
 from causalpatch.sites.names import FEATURE_SITES
+from causalpatch.testing.pictures import TABLES, class_of, tiny_seer
 from causalpatch.testing.tiny import ENCODERS, FAMILY_NAMES, tiny_model
 
 SITES = tuple(name for name in NAMES if name != "module" and name not in FEATURE_SITES)
@@ -40,7 +41,8 @@ Whether projections have biases is often a matter of the configuration; here it 
 
 *engine* is the fastest that makes runs of the family, after its check against full forwards: `wavefront` (tokens that
 can have changed), `restart` (whole prompts from the first patched layer on) or `rows` (full forwards). Models of no
-family have `module(PATH)` sites.
+family have `module(PATH)` sites. Models that are given pictures are tried tower by tower; in CLIP, SigLIP and language
+models that see, towers are the streams `vision` and `text`: [Pictures](pictures.md).
 """
 _LARGE = """\
 ## Models of full size
@@ -71,9 +73,9 @@ def try_family(name: str) -> Tried:
     """Try every site of a tiny model of a family.
 
     Args:
-        name: One of ``FAMILY_NAMES``.
+        name: One of ``FAMILY_NAMES`` or ``TABLES``.
     """
-    model = open_model(tiny_model(name, dtype=torch.float32))
+    model = open_model((tiny_seer if name in TABLES else tiny_model)(name, dtype=torch.float32))
     family = next(family for family in FAMILIES if family.name == name)
     outcomes = {site: prove(model, site).failure for site in SITES}
     return Tried(name, family.model_types, _engine_of(model), outcomes)
@@ -110,15 +112,17 @@ def make_page(tried: Sequence[Tried], shapes: Sequence[Sequence[str]]) -> str:
 
 def shapes_of_large_models() -> list[list[str]]:
     """Return the counts of each kind of model's default configuration, found without weights."""
-    kinds = sorted({kind for family in FAMILIES for kind in family.model_types})
+    shown = (*FAMILY_NAMES, *TABLES)
+    kinds = sorted({kind for family in FAMILIES for kind in family.model_types if family.name in shown})
     return [_shape_of(kind) for kind in kinds]
 
 
 def _shape_of(kind: str) -> list[str]:
     config = AutoConfig.for_model(kind)
-    is_encoder = any(kind in family.model_types for family in FAMILIES if family.name in ENCODERS)
+    name = next(family.name for family in FAMILIES if kind in family.model_types)
+    auto = AutoModelForMaskedLM if name in ENCODERS else AutoModelForCausalLM
     with torch.device("meta"):
-        model = open_model((AutoModelForMaskedLM if is_encoder else AutoModelForCausalLM).from_config(config))
+        model = open_model(class_of(name)(config) if name in TABLES else auto.from_config(config))
     family = model.family.name if model.family else model.family_note
     widths = [str(model.sizes(name)["head_width"]) for name in ("q", "v") if model.n_heads]
     counts = [model.shape.n_layers, model.width, model.n_heads, model.n_kv_heads]
@@ -130,8 +134,12 @@ def _shape_of(kind: str) -> list[str]:
 def _engine_of(model: Model) -> str:
     """Return the engine that makes most runs of a small sweep."""
     rng = np.random.default_rng(0)
-    prompts = [rng.integers(3, 40, n) for n in (5, 7)]
-    pairs = Pairs([Pair(ids, np.roll(ids, 1), ((5,),), ((6,),)) for ids in prompts], name="random")
+    if model.kind == "arrays" and model.picture is not None:
+        clean, corrupt = rng.normal(size=(2, 2, *model.picture))
+        pairs = Pairs.from_arrays(clean, corrupt, answer=[0, 1], wrong_answer=[1, 2])
+    else:
+        prompts = [rng.integers(3, 36, n) for n in (5, 7)]
+        pairs = Pairs([Pair(ids, np.roll(ids, 1), ((3,),), ((4,),)) for ids in prompts], name="random")
     known = [name for name in ("resid_pre", "z", "mlp_out", "mlp_post") if name not in model.shape.refused]
     sites = [f"{name}.0.0@1" if NAMES[name].unit_axis else f"{name}.0@1" for name in known]
     effects = Experiment(model, pairs, show_progress=False).run(sites)
@@ -150,7 +158,7 @@ def main(arguments: Sequence[str]) -> None:
         arguments: The file.
     """
     (path,) = arguments
-    Path(path).write_text(make_page([try_family(name) for name in FAMILY_NAMES], shapes_of_large_models()))
+    Path(path).write_text(make_page([try_family(name) for name in (*FAMILY_NAMES, *TABLES)], shapes_of_large_models()))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,11 @@
 
 from pathlib import Path
 
+from causalpatch.models import FAMILIES
+from causalpatch.models.experts import EXPERT_SITES
+from causalpatch.models.families import Absent
+from causalpatch.sites.names import CROSS_SITES
+from causalpatch.testing.pictures import TABLES
 from causalpatch.testing.support import SITES, Tried, main, make_page, shapes_of_large_models, try_family
 from causalpatch.testing.tiny import FAMILY_NAMES
 from worlds import LACKS
@@ -16,6 +21,15 @@ def test_the_page_is_what_the_trials_give_and_these_refuse_what_the_tables_do_no
         refused = {name for name, why in each.outcomes.items() if why is not None}
         assert refused == LACKS[each.family] & set(SITES), each.family
         assert each.engine in ("wavefront", "restart", "rows")
+    seeing = [try_family(name) for name in TABLES]
+    for each in seeing:
+        named = next(family.sites for family in FAMILIES if family.name == each.family)
+        tables = {name for name, fact in named.items() if isinstance(fact, Absent)}
+        # The first two are in no such model; one vector stands for a whole input.
+        refused = {name for name, why in each.outcomes.items() if why is not None}
+        assert refused == (tables | EXPERT_SITES | CROSS_SITES | {"logits"}) & set(SITES), each.family
+        assert each.engine in ("restart", "rows", "reference")
+    tried += seeing
     wanted = make_page(tried, shapes_of_large_models())
     assert PAGE.read_text() == wanted, "docs/support.md is stale: make support"
 
