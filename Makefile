@@ -8,7 +8,7 @@ BENCH_STAMP := $(BENCH)/.installed
 WORKERS ?= 2
 SLOWLY := -q --import-mode=importlib --strict-markers --disable-socket --allow-unix-socket -p no:cacheprovider
 
-.PHONY: demo test test-slow lint bench mutants zoo docs support clean install
+.PHONY: demo test test-slow lint bench mutants zoo docs support ground-truth ground-truth-models clean install
 
 install: $(STAMP)
 
@@ -58,6 +58,13 @@ support: $(STAMP)
 
 zoo: $(STAMP)
 	$(BIN)/python -m causalpatch.models.zoo.train
+
+# make ground-truth TRUTH_ARGS="--only reverse"; python -m benchmarks.ground_truth --help says what else there is.
+ground-truth: $(STAMP)
+	$(BIN)/python -m benchmarks.ground_truth $(TRUTH_ARGS)
+
+ground-truth-models: $(STAMP)
+	$(BIN)/python -m causalpatch.circuits.ground_truth.train
 
 clean:
 	rm -rf $(VENV) $(BENCH) demo-output docs/build .mypy_cache .ruff_cache .hypothesis

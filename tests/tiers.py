@@ -244,7 +244,7 @@ def world_of(
     family: str, pairs: Pairs, side: Literal["left", "right"] = "left", shape: tuple[int, int, int, int] = (2, 4, 2, 0)
 ) -> World:
     """Return a family's tiny model with pairs of one's own."""
-    return World(family, *tiny_world(family, shape), pairs, side)
+    return World(family, *tiny_world(family, shape), pairs, side, shape)
 
 
 def assert_as_raw_hooks(engine: str, world: World, laid: Sequence[Sequence[Laid]], base: str = "corrupt") -> cp.Effects:

@@ -72,13 +72,14 @@ Draw = Callable[[st.SearchStrategy], Any]
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """A tiny model, its plain twin, and pairs of random prompts."""
+    """A tiny model, its plain twin, and pairs of random prompts; the shape it was built in, where one was drawn."""
 
     family: str
     model: Model
     plain: Plain
     pairs: Pairs
     padding_side: Literal["right", "left"]
+    shape: tuple[int, int, int, int] = FEW_SHAPES[0]
 
     def __repr__(self) -> str:
         shown = [(pair.clean.tolist(), pair.corrupt.tolist()) for pair in self.pairs]
@@ -98,6 +99,10 @@ class World:
         if "resid_pre" in LACKS[self.family]:
             return ("rows",)
         return ("wavefront", "restart", "rows") if self.family in ON_WAVEFRONT else ("restart", "rows")
+
+    def sibling(self) -> tuple[Model, Plain]:
+        """Return a model of the same shape with other weights, and its plain twin."""
+        return tiny_world(self.family, (*self.shape[:3], 7))
 
     def among(self, *names: str) -> list[str]:
         """Return the sites of these that the model has."""
@@ -272,11 +277,12 @@ def law(
             if is_varied and draw(st.integers(0, 999)) == 0:
                 return  # hypothesis tries the simplest of all cases first, in which nothing varies
             with unchecked(not is_typed):
-                model, plain = tiny_world(family, draw(st.sampled_from(shapes_of(family, is_quick))))
+                shape = draw(st.sampled_from(shapes_of(family, is_quick)))
+                model, plain = tiny_world(family, shape)
                 kind = lengths or draw(st.sampled_from(["unequal", "equal"]))
                 prefix, n_twins = draw(st.sampled_from([(1 / 3, 2), (0.0, 0)])) if is_varied else (0.0, 0)
                 pairs = random_pairs(draw(st.integers(0, 10**6)), n_pairs, kind, shared, prefix, n_twins)
-                check(World(family, model, plain, pairs, draw(st.sampled_from(["left", "right"]))), draw)
+                check(World(family, model, plain, pairs, draw(st.sampled_from(["left", "right"])), shape), draw)
 
         run()
 

@@ -10,7 +10,7 @@ import causalpatch as cp
 from oracle import Edit
 from oracle_values import key, other
 from tiers import METRICS, assert_agree, mixed, read_all, run_on
-from worlds import FEW_SHAPES, SHORTEST, VOCAB, assert_same, law, numbers, random_pairs, tiny_world
+from worlds import SHORTEST, VOCAB, assert_same, law, numbers, random_pairs
 
 WIDE = ("resid_pre", "resid_post", "attn_out", "mlp_out", "embed", "head_out")
 NARROW = ("z", "v")
@@ -77,10 +77,8 @@ def test_without_a_position_tokens_meet_as_those_of_the_source_do(world, draw):
 def test_the_source_run_of_another_model_is_that_model_s(world, draw):
     """A head's share is a product with the other model's projection, not with this one's."""
     base, source, direction = sides_of(draw)
-    layers, heads, kv_heads = world.model.shape.n_layers, world.plain.n_heads, world.plain.n_kv_heads
-    shape = next(each for each in FEW_SHAPES if each[:2] == (layers, heads) or not heads)
-    model, plain = tiny_world(world.family, (*shape[:3], 7))
-    assert plain.n_kv_heads == kv_heads
+    model, plain = world.sibling()
+    assert plain.n_kv_heads == world.plain.n_kv_heads
     sites = [world.some_site(draw, draw(st.sampled_from(world.among(*WIDE, *NARROW, "mlp_post")))) for _ in range(4)]
     values = [None, cp.Interpolate(0.4), cp.Function(mixed), None]
     laid = [cp.Patch(site.at(-1), value) for site, value in zip(sites, values, strict=True)]
@@ -104,8 +102,7 @@ def test_the_source_run_of_another_model_is_that_model_s(world, draw):
 @law(lengths="equal")
 def test_baselines_are_those_of_the_model_that_made_the_run(world, draw):
     base, source, direction = sides_of(draw)
-    shape = next(each for each in FEW_SHAPES if each[:2] == (world.model.shape.n_layers, world.plain.n_heads))
-    model, plain = tiny_world(world.family, (*shape[:3], 7))
+    model, plain = world.sibling()
     experiment = world.experiment(metric="logit_difference", direction=direction, source_model=model)
     runs = {base: world.plain, source: plain}
     wanted = {}

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 import causalpatch as cp
 from oracle import Edit
 from oracle_values import key
-from tiers import TIERS, assert_agree, run_on
+from tiers import assert_agree, run_on
 from worlds import assert_same, law, numbers, read_off
 
 NAMES = ("resid_pre", "q", "k", "v", "z", "mlp_post", "mlp_out", "attn_out", "resid_post")
@@ -20,8 +20,8 @@ def test_given_values_are_put_in_at_their_tokens_by_every_engine(world, draw):
     rng = np.random.default_rng(draw(st.integers(0, 999)))
     sites, values = [], []
     for _ in range(4):
-        site = world.some_site(draw, draw(st.sampled_from(NAMES)))
-        shape = {"mlp_post": ()}.get(site.name, (world.model.head_width if site.info.unit_axis else world.model.width,))
+        site = world.some_site(draw, draw(st.sampled_from(world.among(*NAMES))))
+        shape = world.sizes(site.name).values()
         arrays = [rng.normal(size=(len(pair.input(base)), *shape)) for pair in world.pairs]
         for array in arrays:
             array[rng.random(len(array)) < 0.3] = np.nan  # these tokens stay as they are
@@ -29,7 +29,7 @@ def test_given_values_are_put_in_at_their_tokens_by_every_engine(world, draw):
         values.append(arrays)
     laid = [cp.Patch(site, cp.Given.of(world.pairs, arrays)) for site, arrays in zip(sites, values, strict=True)]
     wanted = run_on("reference", world, laid, direction=direction)
-    for tier in TIERS:
+    for tier in world.tiers:
         assert_agree(run_on(tier, world, laid, direction=direction), wanted)
     got = numbers(wanted)
     for place, (site, arrays) in enumerate(zip(sites, values, strict=True)):
@@ -41,7 +41,7 @@ def test_given_values_are_put_in_at_their_tokens_by_every_engine(world, draw):
 
 @law(lengths="equal")
 def test_values_read_from_the_source_and_given_are_the_source_at_any_part_of_the_pairs(world, draw):
-    site = world.some_site(draw, draw(st.sampled_from(["z", "resid_pre", "mlp_out"])))
+    site = world.some_site(draw, draw(st.sampled_from(world.among("z", "resid_pre", "mlp_out"))))
     arrays = [world.plain.value(pair.clean, key(site)).numpy() for pair in world.pairs]
     given = cp.Given.of(world.pairs, arrays, "values read before")
     some = world.pairs.take([2, 0])

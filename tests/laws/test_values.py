@@ -71,9 +71,9 @@ def test_interpolating_by_nothing_and_by_everything_are_the_identity_and_the_sou
 
 @law
 def test_a_direction_that_is_projected_out_is_gone_whatever_its_length_and_whatever_was_added_along_it(world, draw):
-    sizes = {"width": world.model.width, "head_width": world.model.head_width}
-    site = world.some_site(draw, draw(st.sampled_from(["resid_post", "z", "q", "attn_out"])))
-    direction = np.random.default_rng(draw(st.integers(0, 99))).normal(size=sizes[NAMES[site.name].value_axes[0]])
+    site = world.some_site(draw, draw(st.sampled_from(world.among("resid_post", "z", "q", "attn_out"))))
+    (size,) = world.sizes(site.name).values()
+    direction = np.random.default_rng(draw(st.integers(0, 99))).normal(size=size)
     last, end = site.at(-1), site.at(Range(-1, None))
     out = cp.ProjectOut(direction)
     once, scaled, steered, twice = run_all(
@@ -108,8 +108,7 @@ def test_steering_back_at_a_token_leaves_the_others_steered(world, draw):
 def test_the_whole_space_is_the_source_and_two_halves_make_a_whole(world, draw):
     names = [name for name in world.site_names if len(NAMES[name].value_axes) == 1 and not NAMES[name].has_keys]
     site = world.some_site(draw, draw(st.sampled_from([name for name in names if name != "logits"])))
-    sizes = {"width": world.model.width, "head_width": world.model.head_width}
-    n = sizes[NAMES[site.name].value_axes[0]]
+    (n,) = world.sizes(site.name).values()
     rows = np.linalg.qr(np.random.default_rng(draw(st.integers(0, 99))).normal(size=(n, n)))[0]
     half = draw(st.integers(1, n - 1))
     first, rest = cp.Subspace(3.0 * rows[:half]), cp.Subspace(rows[half:])
@@ -128,9 +127,9 @@ def test_the_whole_space_is_the_source_and_two_halves_make_a_whole(world, draw):
     assert_same(constant, wanted)
 
 
-@law
+@law(needs=["z"])
 def test_a_subspace_across_the_units_of_a_layer_is_one_of_each_where_it_lies_in_one(world, draw):
-    name = draw(st.sampled_from(["z", "mlp_post"]))
+    name = draw(st.sampled_from(world.among("z", "mlp_post")))
     one = world.some_site(draw, name)
     shape = [world.model.shape.units[NAMES[name].unit_axis]]
     shape += [world.model.head_width] if name == "z" else []

@@ -18,7 +18,8 @@ def examples_in(name):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("__main__")])
-def test_examples_give_what_they_say(name):
+def test_examples_give_what_they_say(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where examples save
     for example in examples_in(name):
         said = []
         result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, out=said.append)

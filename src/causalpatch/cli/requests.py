@@ -19,14 +19,16 @@ def joined_by_plus(text: str) -> str | list[str]:
     return parts if len(parts) > 1 else text
 
 
-def finish(found: dict[str, Any], out: Path | None, top: int, as_json: bool) -> None:
-    """Save and show the effects of a command; stop with 130 where the user cut them short."""
+def finish(
+    found: dict[str, Any], out: Path | None, top: int, as_json: bool, more: Mapping[str, Any] | None = None
+) -> None:
+    """Save and show the effects of a command, in JSON with what else was found; stop with 130 where they were cut."""
     files = {name: view.save(effects, out, name, alone=len(found) == 1) for name, effects in found.items() if out}
     if as_json:
         objects = {
             name: {**view.effects_object(effects, top), "files": files.get(name, [])} for name, effects in found.items()
         }
-        view.json_object({"sweeps": objects})
+        view.json_object({**(more or {}), "sweeps": objects})
     else:
         for name, effects in found.items():
             for metric in effects.metrics:

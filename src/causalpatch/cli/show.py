@@ -157,6 +157,27 @@ def effects_object(effects: Any, top: int, *, everything: bool = False) -> dict[
     }
 
 
+def lens_rows(read: Any) -> list[dict[str, Any]]:
+    """Return a row for each layer of the logit lens: what the metric is behind it, means over pairs."""
+    means = read.mean("pair")
+    layers = means["layer"].values
+    sides = {"clean": means["clean"].values, "corrupted": means["corrupt"].values}
+    return [
+        {"layer": int(layer), **{name: float(values[number]) for name, values in sides.items()}}
+        for number, layer in enumerate(layers)
+    ]
+
+
+def sender_rows(parts: Any) -> list[dict[str, Any]]:
+    """Return a row for each sender of direct logit attribution, means over pairs."""
+    means = parts.mean("pair")
+    columns = (means["sender"].values, means["layer"].values, means["head"].values, means.values)
+    return [
+        {"sender": str(sender), "layer": int(layer), "head": int(head), "logits": float(logits)}
+        for sender, layer, head, logits in zip(*columns, strict=True)
+    ]
+
+
 def features_object(found: Any) -> dict[str, Any]:
     """Return the top features of a dictionary as plain data."""
     kinds = ("whole", "all features", "not explained")

@@ -140,8 +140,6 @@ class Experiment:
         one_of("engine", engine, ENGINES)
         one_of("padding_side", padding_side, ("right", "left"))
         check_kinds(model, pairs)
-        if source_model is not None:
-            check_same_shape(model, source_model)
         check_precision(precision, engine, model, recheck_top)
         self.model = model
         self.source_model = source_model
@@ -158,6 +156,8 @@ class Experiment:
         self.show_progress = show_progress
         if model.vocab_size and model.kind == "tokens":
             check_answers(pairs, model.vocab_size, model.name)
+        if source_model is not None:
+            check_same_shape(model, source_model, pairs)
         self.gauge = Gauge(self.metrics, pairs, model)
 
     def __repr__(self) -> str:

@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from causalpatch.base.errors import CausalPatchWarning, ModelNotFound, ModelUnsupported, SettingError
 from causalpatch.base.tokens import Tokenizer
+from causalpatch.models.adapted import adapted, base_of
 from causalpatch.models.adapter import Model
 from causalpatch.models.interop import taken_from
 from causalpatch.models.sources import Source, find_source, require_config, said
@@ -48,7 +49,8 @@ def open_model(
     Args:
         x: ``"zoo:NAME"`` for a model that comes with the library, a folder with ``config.json`` and weights, a name
             on the Hugging Face hub, or any module. A module is used as it is and not copied. Of a model of nnsight,
-            pyvene or TransformerLens the Hugging Face module inside is taken, and its tokenizer.
+            pyvene or TransformerLens the Hugging Face module inside is taken, and its tokenizer. Of a folder with an
+            adapter of PEFT the model that it names is opened, and the adapter put on it.
         tokenizer: A tokenizer of transformers, a ``causalpatch.base.tokens.Tokenizer``, or the folder or hub name of
             one. By default the one beside the model; a model without one takes ids or arrays only.
         dtype: The model's floating-point type, such as ``"float32"``; by default that of the checkpoint, or the
@@ -83,10 +85,15 @@ def open_model(
         return Model(module, name=type(x).__name__, tokenizer=_read_tokenizer(tokenizer))
     source = find_source(x)
     wanted_device = _read_device(device)
-    require_config(source)
-    module = _load(source, wanted_dtype).to(wanted_device)
-    found = _read_tokenizer(tokenizer) if tokenizer is not None else _tokenizer_beside(source)
-    return Model(module, name=source.name, tokenizer=found)
+    below = base_of(source)
+    require_config(below or source)
+    module = _load(below or source, wanted_dtype)
+    if below is not None:
+        module = adapted(module, source)
+        module = module if wanted_dtype is None else module.to(wanted_dtype)
+        _require_own_tokens(module)
+    found = _read_tokenizer(tokenizer) if tokenizer is not None else _tokenizer_beside(below or source)
+    return Model(module.to(wanted_device), name=source.name, tokenizer=found)
 
 
 def _require_eager(module: nn.Module) -> None:

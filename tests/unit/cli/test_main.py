@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
 from causalpatch.cli.main import main
@@ -61,7 +62,7 @@ def oriented(capsys, folder, pairs_file):
 def test_help_lists_the_commands(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
-    assert all(command in out for command in ("demo", "sweep", "trace", "doctor", "tasks", "show"))
+    assert all(command in out for command in ("demo", "sweep", "trace", "lens", "doctor", "tasks", "show"))
 
 
 def test_the_version_is_printed(capsys):
@@ -230,6 +231,36 @@ def test_a_trace_names_the_spans_that_there_are(capsys):
     assert "has no span 'subject'" in err
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_the_source_model_may_be_an_adapter_s_folder(capsys, folder, pairs_file, tmp_path):
+    adapted = get_peft_model(
+        LlamaForCausalLM.from_pretrained(folder),
+        LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False),
+    )
+    adapted.save_pretrained(tmp_path / "adapter")
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+    capsys.readouterr()
+    effects = {}
+    for name in ("adapter", "merged"):
+        words = (
+            "--site",
+            "mlp_out@-1",
+            "--over",
+            "layer",
+            "--metric",
+            "kl_divergence",
+            "--source-model",
+            tmp_path / name,
+        )
+        code, out, _ = run(capsys, "sweep", folder, pairs_file, *words, "--device", "cpu", "--json")
+        assert code == 0
+        sweep = json.loads(out)["sweeps"]["mlp_out@-1"]
+        assert sweep["provenance"]["source_model"]["name"] == str(tmp_path / name)
+        effects[name] = {cell["layer"]: cell["effect"] for cell in sweep["cells"]["kl_divergence"]}
+    assert effects["adapter"] == pytest.approx(effects["merged"], rel=1e-3, abs=1e-5)
+    assert max(map(abs, effects["adapter"].values())) > 1e-3
+
+
 @pytest.mark.filterwarnings("default::causalpatch.base.errors.CausalPatchWarning")
 def test_stopping_keeps_what_was_measured_and_leaves_with_130(capsys, folder, pairs_file, monkeypatch):
     made = []
@@ -352,6 +383,40 @@ def test_pairs_are_kept_by_column_and_number(capsys, folder, pairs_file):
     code, out, _ = run(capsys, "sweep", folder, pairs_file, *words)
     assert code == 0
     assert json.loads(out)["sweeps"]["z@-1"]["provenance"]["pairs"]["n"] == 4
+
+
+def test_frozen_sites_keep_their_values_in_every_run_and_in_plans(capsys, folder, pairs_file):
+    words = ("sweep", folder, pairs_file, "--site", "resid_pre.0@1", "--metric", "kl_from_base", "--over", "layer")
+    found = []
+    for frozen in ((), ("--frozen", "resid_post.1"), ("--frozen", "attn_out.1", "--frozen", "mlp_out.1")):
+        code, out, _ = run(capsys, *words, *frozen, "--json")
+        assert code == 0
+        found.append(abs(json.loads(out)["sweeps"]["resid_pre.0@1"]["cells"]["kl_from_base"][0]["effect"]))
+    free, all_kept, some_kept = found
+    assert all_kept < 1e-6 < some_kept
+    assert some_kept != pytest.approx(free, rel=1e-3)
+    assert run(capsys, *words, "--frozen", "resid_post.1", "--plan")[0] == 0
+    assert run(capsys, *words, "--frozen", "router")[0] == 3
+
+
+def test_the_lens_stands_beside_a_sweep_in_tables_json_and_one_figure(capsys, folder, pairs_file, tmp_path):
+    words = ("lens", folder, pairs_file, "--metric", "kl_from_base", "--device", "cpu")
+    code, out, _ = run(capsys, *words, "--top", 3, "--out", tmp_path)
+    assert code == 0
+    assert "logit lens, kl_from_base behind each layer: no causal evidence" in out
+    whole = re.search(r"note: means over pairs; all 14 senders add up to (\S+)", out)[1]
+    assert {"beside.svg", "beside.png", "beside.csv", "manifest.json"} <= {path.name for path in tmp_path.iterdir()}
+    assert Effects.load(tmp_path).dims == ("layer", "head", "pair")
+    code, out, _ = run(capsys, *words, "--by", "layer", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert [row["layer"] for row in found["lens"]] == [0, 1]
+    assert found["lens"][1]["clean"] == pytest.approx(0.0, abs=1e-5)  # behind the last layer stands the run itself
+    assert found["lens"][0]["clean"] > 1e-3
+    senders = ["resid_pre.0", "attn_out.0", "mlp_out.0", "attn_out.1", "mlp_out.1", "constant"]
+    assert [row["sender"] for row in found["attribution"]] == senders
+    assert sum(row["logits"] for row in found["attribution"]) == pytest.approx(float(whole), abs=1e-3)
+    assert list(found["sweeps"]) == ["z@-1"]
 
 
 def test_a_plan_costs_nothing_and_says_what_a_sweep_would(capsys, folder, pairs_file):

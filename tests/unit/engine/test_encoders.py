@@ -8,7 +8,7 @@ import torch
 import transformers as hf
 
 import causalpatch as cp
-from causalpatch.base.errors import AnswerError, MetricError, PairError, SiteUnsupported
+from causalpatch.base.errors import AnswerError, MetricError, ModelUnsupported, PairError, SiteUnsupported
 from causalpatch.engine import prove
 from causalpatch.pairs import Pair, Pairs
 from causalpatch.testing.tiny import ENCODERS, VOCAB, tiny_classifier, tiny_model
@@ -80,6 +80,9 @@ def test_the_wavefront_is_not_for_tokens_that_see_later_ones(family):
     experiment = cp.Experiment(model, masked_pairs(), cp.logit_difference.at("mask"), show_progress=False)
     effects = experiment.run(["resid_pre.1@2"])
     assert "wavefront: its tokens see later ones" in effects.provenance["engine"]["reason"]
+    same = cp.Experiment(model, masked_pairs().one_sided("clean"), cp.logit_difference.at("mask"))
+    with pytest.raises(ModelUnsupported, match="its tokens see later ones"):
+        cp.path_patch(same, "mlp_out.0", "q.1.0")
 
 
 @pytest.mark.parametrize("engine", TIERS)

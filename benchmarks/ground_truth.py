@@ -1,0 +1,160 @@
+"""Methods that score edges, held against circuits that are known: ``python -m benchmarks.ground_truth``.
+
+A *method* is a function from a case to its scores: one number for each of ``case.edges``, larger for what is more
+likely true, NaN for what it does not score; or None where it does not apply. A method that selects a set of edges gives
+1 to these and 0 to the others. All of them see the same cases, which are never tuned to one.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import causalpatch as cp
+from benchmarks.machine import describe, versions
+from causalpatch.base.seeds import generator
+from causalpatch.circuits.against import Against, count_found, hold_against
+from causalpatch.circuits.ground_truth import FORMS, Case, case_names, cases
+
+OUT = Path(__file__).parent / "GROUND_TRUTH.md"
+FLOOR = 1e-6  # of the largest score: what is smaller is rounding, also where a method multiplies in float32
+Method = Callable[[Case], np.ndarray | None]
+
+
+def exact(case: Case) -> np.ndarray | None:
+    """Patch each edge by itself: the mean over pairs of the size of its effect."""
+    if case.ablation != "resample":
+        return None  # path patching takes values from the source run alone
+    effects = cp.path_patch(case.experiment(), paths=[path_of(edge) for edge in case.edges])
+    return np.abs(effects.effect(per_pair=True).values).mean(-1)
+
+
+def random(case: Case) -> np.ndarray:
+    """Draw scores by chance."""
+    return generator(0, "random scores", case.name).random(len(case.edges))
+
+
+METHODS: Mapping[str, Method] = {"exact edges": exact, "random": random}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a method made of a case.
+
+    Args:
+        case: The case's name.
+        redundant: Why single patches do not tell all in it, if so.
+        method: The method.
+        found: Areas and counts; None where the method does not apply.
+        taken: How many true and how many false edges have one of the largest scores, as many as there are true ones.
+        seconds: Time that it took.
+    """
+
+    case: str
+    redundant: str | None
+    method: str
+    found: Against | None
+    taken: tuple[int, int]
+    seconds: float
+
+
+def path_of(edge: str) -> str:
+    """Return an edge as a path of ``cp.path_patch``: the embedding is the stream in front of the first layer."""
+    sender, _, receiver = edge.partition(" -> ")
+    if sender == "embed":
+        sends = "resid_pre.0"
+    elif sender.startswith("m"):
+        sends = f"mlp_out.{sender[1:]}"
+    else:
+        sends = "head_out." + sender[1:].replace(".h", ".")
+    if receiver == "logits":
+        return f"{sends} -> logits"
+    if receiver.startswith("m"):
+        return f"{sends} -> mlp_in.{receiver[1:]}"
+    head, kind = receiver[1:-3].replace(".h", "."), receiver[-2]
+    return f"{sends} -> {kind}.{head}"
+
+
+def measure(chosen: Iterable[Case], methods: Mapping[str, Method]) -> list[Row]:
+    """Hold every method against every case."""
+    rows = []
+    for case in chosen:
+        for name, method in methods.items():
+            started = time.perf_counter()
+            scores = method(case)
+            seconds = time.perf_counter() - started
+            found = None if scores is None else hold_against(case.edge_is_true, scores, floor=FLOOR)
+            taken = (0, 0) if scores is None else count_found(case.edge_is_true, largest(scores, len(case.true_edges)))
+            rows.append(Row(case.name, case.redundant, name, found, taken, seconds))
+            print(_line(rows[-1]), flush=True)
+    return rows
+
+
+def largest(scores: np.ndarray, n: int) -> np.ndarray:
+    """Say which edges have one of the n largest scores; all that tie with the last of them count, zeros and NaN not."""
+    known = np.nan_to_num(scores, nan=0.0)
+    return (known >= np.sort(known)[-n]) & (known > FLOOR * known.max())
+
+
+def write(rows: Sequence[Row], command: str) -> str:
+    """Return the page: a table of methods by cases for each area."""
+    machine, used = describe(), versions()
+    lines = [
+        "# Methods against known circuits",
+        "",
+        f"Made by `{command}` on {machine['cpu']}, {machine['cores']} cores; "
+        + ", ".join(f"{name} {version}" for name, version in used.items())
+        + ".",
+        "",
+        "What the cases are stands in [docs/ground_truth.md](../docs/ground_truth.md). Each cell: area under the ROC "
+        "curve, area under the precision-recall curve, and of as many edges as are true those with the largest scores: "
+        "how many of them are true + how many false (ties counted whole). `none`: the method does not apply. *or*, "
+        "*and*: single patches cannot tell all true edges there. *cancelling*: two of them undo each other.",
+        "",
+    ]
+    methods = list(dict.fromkeys(row.method for row in rows))
+    lines += [f"| case | edges (true) | {' | '.join(methods)} |", f"|---|---|{'---|' * len(methods)}"]
+    by = {(row.case, row.method): row for row in rows}
+    for case in dict.fromkeys(row.case for row in rows):
+        cells = [by[case, method] for method in methods]
+        known = next((each.found for each in cells if each.found is not None), None)
+        size = "" if known is None else f"{known.n_true + known.n_false} ({known.n_true})"
+        mark = f" *{cells[0].redundant}*" if cells[0].redundant else ""
+        lines.append(f"| {case}{mark} | {size} | {' | '.join(map(_cell, cells))} |")
+    seconds = {name: sum(row.seconds for row in rows if row.method == name) for name in methods}
+    spent = ", ".join(f"{name} {took:.0f}" for name, took in seconds.items())
+    lines += ["", f"Seconds for all cases: {spent}.", ""]
+    return "\n".join(lines)
+
+
+def _cell(row: Row) -> str:
+    if row.found is None:
+        return "none"
+    return f"{row.found.auroc:.2f} {row.found.auprc:.2f} {row.taken[0]}+{row.taken[1]}"
+
+
+def _line(row: Row) -> str:
+    return f"{row.case}: {row.method}: {_cell(row)} ({row.seconds:.1f} s)"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and write the page."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ground_truth", description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", nargs="*", choices=case_names(), help="programs (default: all)")
+    parser.add_argument("--forms", nargs="*", choices=FORMS, default=list(FORMS), help="forms of their models")
+    parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS), help="methods")
+    parser.add_argument("--out", type=Path, default=OUT, help="page to write (default: %(default)s)")
+    chosen = parser.parse_args(arguments)
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+    methods = {name: METHODS[name] for name in chosen.methods}
+    rows = measure(cases(chosen.only, forms=chosen.forms), methods)
+    chosen.out.write_text(write(rows, "make ground-truth"), encoding="utf-8")
+    print(f"wrote {chosen.out}")
+
+
+if __name__ == "__main__":
+    main()

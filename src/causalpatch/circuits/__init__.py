@@ -1,0 +1,1 @@
+"""Circuits: models whose circuits are known, and scores held against them."""
