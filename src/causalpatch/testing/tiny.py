@@ -192,6 +192,8 @@ def _randomize(module: nn.Module, seed: int, effect_scale: float) -> None:
             if bias is not None:
                 normal(bias, 0.0, 0.2)
     for part in module.modules():
+        if type(part).__name__ in ("T5Attention", "UMT5Attention"):  # which do not scale their scores
+            part.get_parameter("q.weight").mul_(HEAD_WIDTH**-0.5)
         for name, parameter in part.named_parameters(recurse=False):
             if parameter.ndim == 3:  # experts side by side
                 fan_in = parameter.shape[1 if type(part).__name__ == "GptOssExperts" else 2]
