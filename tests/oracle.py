@@ -171,9 +171,12 @@ class Plain:
             self.config._attn_implementation = "oracle"
         try:
             with self.inside.spelt_out() if is_spelt_out else nullcontext():
-                return self.module(input_ids=torch.tensor([list(map(int, ids))]), use_cache=False).logits[0]
+                return self._call(ids)
         finally:
             self.config._attn_implementation = before
+
+    def _call(self, ids: Sequence[int]) -> Tensor:
+        return self.module(input_ids=torch.tensor([list(map(int, ids))]), use_cache=False).logits[0]
 
     def _hook(self, site: tuple[str, int | None, int | None], change: Change) -> list:
         name, layer, unit = site

@@ -26,7 +26,7 @@ from causalpatch.models.experts import EXPERT_SITES
 from causalpatch.models.families import Absent
 from causalpatch.pairs import Pair, Pairs
 from causalpatch.sites import NAMES, Range, Site, Span, expand
-from causalpatch.sites.names import ATTENTION_SITES
+from causalpatch.sites.names import ATTENTION_SITES, CROSS_SITES
 from causalpatch.testing.tiny import ENCODERS, FAMILY_NAMES, GROUPED, VOCAB, tiny_model
 from oracle import Edit, Plain
 from oracle_values import donor_of, key, new_value, other
@@ -39,10 +39,11 @@ MANY = int(os.environ.get("WORLDS", "1"))  # the same in `make test-slow`, of ev
 FIRST = ("gpt2", "llama", "mistral", "qwen3", "gemma2", "gpt_neox")
 # Sites that the tiny models do not have: those that their family's table refuses, what is inside attention where there
 # are no heads, and biases.
-LACKS = {f.name: {name for name, fact in f.sites.items() if isinstance(fact, Absent)} for f in FAMILIES}
+ONE_STREAM = [family for family in FAMILIES if family.name in FAMILY_NAMES]
+LACKS = {f.name: {name for name, fact in f.sites.items() if isinstance(fact, Absent)} for f in ONE_STREAM}
 for _family, _lacks in LACKS.items():
     _lacks |= ATTENTION_SITES if "z" in _lacks else set()
-    _lacks |= set() if PARTS[_family].experts else EXPERT_SITES
+    _lacks |= CROSS_SITES | (set() if PARTS[_family].experts else EXPERT_SITES)
     _lacks |= {name for name in NAMES if name.endswith("_bias") and name not in BIASED[_family]}
 NEEDED_BY_THE_WAVEFRONT = frozenset({"resid_pre", "z", "mlp_post", "final_norm"})
 # Families whose attention is computed by themselves, not by a kernel that can be switched.

@@ -69,43 +69,37 @@ if TYPE_CHECKING:
     from causalpatch.base.errors import (
         UnsupportedError as UnsupportedError,
     )
-    from causalpatch.circuits import (
-        Circuit as Circuit,
-    )
-    from causalpatch.circuits import (
-        Evaluation as Evaluation,
-    )
-    from causalpatch.circuits import (
-        Graph as Graph,
-    )
-    from causalpatch.circuits import (
-        Stability as Stability,
-    )
-    from causalpatch.circuits import (
-        Violation as Violation,
-    )
-    from causalpatch.circuits import (
+    from causalpatch.circuits.acdc import (
         acdc as acdc,
     )
-    from causalpatch.circuits import (
+    from causalpatch.circuits.bounds import (
+        Violation as Violation,
+    )
+    from causalpatch.circuits.bounds import (
         completeness as completeness,
     )
-    from causalpatch.circuits import (
-        discover_circuit as discover_circuit,
-    )
-    from causalpatch.circuits import (
-        evaluate_circuit as evaluate_circuit,
-    )
-    from causalpatch.circuits import (
-        graph_of as graph_of,
-    )
-    from causalpatch.circuits import (
+    from causalpatch.circuits.bounds import (
         minimality as minimality,
     )
-    from causalpatch.circuits import (
+    from causalpatch.circuits.circuit import (
+        Circuit as Circuit,
+    )
+    from causalpatch.circuits.discover import (
+        discover_circuit as discover_circuit,
+    )
+    from causalpatch.circuits.evaluate import (
+        evaluate_circuit as evaluate_circuit,
+    )
+    from causalpatch.circuits.exact import (
+        graph_of as graph_of,
+    )
+    from causalpatch.circuits.exact import (
         patch_edges as patch_edges,
     )
-    from causalpatch.circuits import (
+    from causalpatch.circuits.stability import (
+        Stability as Stability,
+    )
+    from causalpatch.circuits.stability import (
         stability as stability,
     )
     from causalpatch.experiment import (
@@ -261,6 +255,9 @@ if TYPE_CHECKING:
     from causalpatch.results.effects import (
         Effects as Effects,
     )
+    from causalpatch.results.evaluation import (
+        Evaluation as Evaluation,
+    )
     from causalpatch.sites import (
         Edge as Edge,
     )
@@ -278,6 +275,9 @@ if TYPE_CHECKING:
     )
     from causalpatch.sites import (
         parse as parse,
+    )
+    from causalpatch.sites.graph import (
+        Graph as Graph,
     )
     from causalpatch.subspaces import (
         Alignment as Alignment,
@@ -357,10 +357,13 @@ _ROOMS = {
     "algorithms.strict": ("StrictTest", "strict_test"),
     "attribution": ("EdgeScores", "Scores", "attribute", "attribute_edges"),
     "base.errors": ("CausalPatchError", "IllusionWarning", "IntegrityError", "RequestError", "UnsupportedError"),
-    "circuits": (
-        *("Circuit", "Evaluation", "Graph", "Stability", "Violation", "acdc", "completeness"),
-        *("discover_circuit", "evaluate_circuit", "graph_of", "minimality", "patch_edges", "stability"),
-    ),
+    "circuits.acdc": ("acdc",),
+    "circuits.bounds": ("Violation", "completeness", "minimality"),
+    "circuits.circuit": ("Circuit",),
+    "circuits.discover": ("discover_circuit",),
+    "circuits.evaluate": ("evaluate_circuit",),
+    "circuits.exact": ("graph_of", "patch_edges"),
+    "circuits.stability": ("Stability", "stability"),
     "experiment": ("Baseline", "Experiment", "off_distribution"),
     "metrics": (
         *("METRICS", "Generation", "Metric", "Outputs", "answer_logit", "cosine", "cross_entropy"),
@@ -396,7 +399,9 @@ _ROOMS = {
     ),
     "results.beside": ("beside",),
     "results.effects": ("Effects",),
+    "results.evaluation": ("Evaluation",),
     "sites": ("Edge", "Path", "Receiver", "Site", "SiteSet", "parse"),
+    "sites.graph": ("Graph",),
     "subspaces": (
         "Alignment",
         "SubspaceControls",

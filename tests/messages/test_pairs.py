@@ -330,3 +330,48 @@ def test_arrays_of_several_shapes_do_not_make_a_batch(refuses, classifier):
         """,
     ):
         cp.Experiment(classifier, pairs).run(["module(0).output"])
+
+
+def test_what_stands_beside_prompts_must_be_an_argument_of_the_forward(refuses, llama):
+    pairs = cp.load_pairs([{"clean": [1, 5], "corrupt": [1, 6], "answer_id": 3}], llama, name="seen")
+    with refuses(
+        PairError,
+        """
+        'seen' gives 'LlamaForCausalLM' an argument 'pixel_values' that its forward does not take
+          takes  nothing beside the input
+          fix: leave it out
+        """,
+    ):
+        cp.Experiment(llama, pairs.with_beside(pixel_values=np.zeros((1, 3))), cp.answer_logit)
+
+
+class Seeing:
+    """A model without a tokenizer that is also given pictures."""
+
+    tokenizer, further = None, ("pixel_values", "image_sizes")
+
+
+def test_a_further_argument_is_given_for_both_sides(refuses):
+    row = {"clean": [1, 5], "corrupt": [1, 6], "clean_pixel_values": [[0.0]]}
+    with refuses(
+        PairError,
+        """
+        row 0 of 'rows' has 'clean_pixel_values', but no 'pixel_values' for the other side
+          needed  clean_pixel_values and corrupt_pixel_values
+          fix: give both, or 'pixel_values' for both sides
+        """,
+    ):
+        cp.load_pairs([row], Seeing())
+
+
+def test_a_column_of_arrays_must_be_an_argument_of_the_forward(refuses):
+    row = {"clean": [1, 5], "corrupt": [1, 6], "pixels": "data.npz:images[0]"}
+    with refuses(
+        PairError,
+        """
+        row 0 of 'rows' gives the model 'pixels', which its forward does not take
+          takes  pixel_values, image_sizes
+          fix: call the column 'pixel_values'
+        """,
+    ):
+        cp.load_pairs([row], Seeing())

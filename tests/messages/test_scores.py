@@ -218,6 +218,37 @@ def test_attention_that_cannot_be_opened_shows_no_heads_own_keys(refuses):
     np.testing.assert_allclose(whole.reshape(-1), other.baseline.clean[0], atol=1e-9)
 
 
+def test_two_streams_have_no_one_way_from_input_to_output(refuses):
+    model = cp.open_model(tiny_model("t5"))
+    ids = [np.array(each) for each in ([3, 4, 5], [3, 6, 5], [7, 8], [7, 9])]
+    pair = Pair(ids[2], ids[3], ((3,),), ((4,),), id="pair 0", encoder=Pair(ids[0], ids[1]))
+    experiment = cp.Experiment(model, Pairs([pair], name="two streams"))
+    for method, what, fix in (
+        ("ig", "gradients cannot be integrated from input to input", 'method="ig-activations"'),
+        ("relp", "the rules of RelP cannot be applied", 'method="atp"'),
+        ("atp*", "layers cannot be dropped one after the other", 'method="atp"'),
+    ):
+        with refuses(
+            ModelUnsupported,
+            f"""
+            {what} in 'T5ForConditionalGeneration'
+              why  it has an encoder and a decoder, each with a stream of its own
+              fix: {fix}
+            """,
+        ):
+            cp.attribute(experiment, "encoder/z", method)
+    with refuses(
+        ModelUnsupported,
+        """
+        'T5ForConditionalGeneration' has no graph of edges
+          why     it has an encoder and a decoder, each with a stream of its own
+          needed  heads and MLPs that read a stream and add to it
+          fix: take scores of nodes: attribute(experiment, 'resid_pre')
+        """,
+    ):
+        cp.graph_of(model)
+
+
 def test_what_a_router_chooses_has_no_slope(refuses):
     other = cp.Experiment(cp.open_model(tiny_model("mixtral")), prompts(([1, 2, 3], [1, 4, 3])))
     with refuses(

@@ -12,6 +12,7 @@ from causalpatch.base.errors import (
     SiteUnsupported,
 )
 from causalpatch.pairs import Pair, Pairs
+from causalpatch.testing.pictures import tiny_seer
 from causalpatch.testing.tiny import tiny_model
 
 
@@ -22,8 +23,9 @@ def test_a_name_of_another_library_is_answered_with_ours(refuses):
         no site named 'hidden_states.3@-1'
           name   'hidden_states'
           names  resid_post embed pos_embed resid_pre resid_mid attn_out mlp_out q k v q_rot k_rot scores
-                 pattern z head_out mlp_pre mlp_gate mlp_post router expert_out q_bias k_bias v_bias
-                 attn_bias mlp_bias final_norm logits feature feature_error module
+                 pattern z head_out cross_q cross_k cross_v cross_scores cross_pattern cross_z
+                 cross_head_out cross_attn_out mlp_pre mlp_gate mlp_post router expert_out q_bias k_bias
+                 v_bias attn_bias mlp_bias final_norm logits feature feature_error module
           fix: did you mean 'resid_post'?
         """,
     ):
@@ -37,25 +39,13 @@ def test_a_misspelt_name_is_answered_with_the_closest(refuses):
         no site named 'resid_per.3'
           name   'resid_per'
           names  resid_pre resid_post resid_mid embed pos_embed attn_out mlp_out q k v q_rot k_rot scores
-                 pattern z head_out mlp_pre mlp_gate mlp_post router expert_out q_bias k_bias v_bias
-                 attn_bias mlp_bias final_norm logits feature feature_error module
+                 pattern z head_out cross_q cross_k cross_v cross_scores cross_pattern cross_z
+                 cross_head_out cross_attn_out mlp_pre mlp_gate mlp_post router expert_out q_bias k_bias
+                 v_bias attn_bias mlp_bias final_norm logits feature feature_error module
           fix: did you mean 'resid_pre'?
         """,
     ):
         cp.parse("resid_per.3")
-
-
-def test_a_planned_name_is_answered_with_the_closest_site_of_this_version(refuses):
-    with refuses(
-        SiteNotFound,
-        """
-        the site 'cross_z.3.5@-1' is known, but this version does not have it yet
-          cross_z  input of cross-attention's output projection
-          closest  z: input of attention's output projection
-          fix: use 'z.3.5@-1'
-        """,
-    ):
-        cp.parse("cross_z.3.5@-1")
 
 
 def test_a_path_of_a_module_is_no_site_by_itself(refuses):
@@ -65,8 +55,9 @@ def test_a_path_of_a_module_is_no_site_by_itself(refuses):
         no site named 'layers.3.mlp'
           name   'layers'
           names  embed pos_embed resid_pre resid_mid resid_post attn_out mlp_out q k v q_rot k_rot scores
-                 pattern z head_out mlp_pre mlp_gate mlp_post router expert_out q_bias k_bias v_bias
-                 attn_bias mlp_bias final_norm logits feature feature_error module
+                 pattern z head_out cross_q cross_k cross_v cross_scores cross_pattern cross_z
+                 cross_head_out cross_attn_out mlp_pre mlp_gate mlp_post router expert_out q_bias k_bias
+                 v_bias attn_bias mlp_bias final_norm logits feature feature_error module
           fix: the output of a module of the model is written module(PATH).output
         """,
     ):
@@ -446,3 +437,46 @@ def test_sites_that_a_family_lacks_say_what_to_use_instead(refuses):
         """,
     ):
         cp.open_model(tiny_model("gpt2")).tap(cp.Site("mlp_gate", 0, 1))
+
+
+def test_a_picture_has_only_so_many_tokens(refuses):
+    model = cp.open_model(tiny_seer("vit"))
+    pairs = Pairs.from_arrays(*np.zeros((2, 1, 3, 12, 8)), answer=[0], wrong_answer=[1], name="seen")
+    with refuses(
+        PairError,
+        """
+        @7 lies outside the corrupted picture of pair 0 of 'seen'
+          corrupted  7 tokens: @0 to @6, or @-7 to @-1
+          fix: name a position that every picture has, such as @-1, or a span
+        """,
+    ):
+        cp.Experiment(model, pairs).run(["resid_pre.0@7"])
+
+
+def test_a_model_of_pictures_alone_has_no_stream_of_texts(refuses):
+    model = cp.open_model(tiny_seer("vit"))
+    pairs = Pairs.from_arrays(*np.zeros((2, 1, 3, 12, 8)), answer=[0], wrong_answer=[1])
+    with refuses(
+        SiteUnsupported,
+        """
+        'ViTForImageClassification' does not have the site 'text/z.0.0'
+          reason  the model has no stream 'text'; it has vision
+          fix: list the sites with: model.site_rows()
+        """,
+    ):
+        cp.Experiment(model, pairs).run(["text/z.0.0"])
+
+
+def test_texts_that_all_runs_share_are_not_patched(refuses):
+    model = cp.open_model(tiny_seer("clip"))
+    pairs = Pairs.from_arrays(*np.zeros((2, 1, 3, 12, 12)), answer=[0], wrong_answer=[1])
+    with refuses(
+        SiteUnsupported,
+        """
+        'CLIPModel' does not have the site 'text/z.0.0'
+          reason  the texts are the same in all runs; give pairs of prompts, and pictures
+                  with_common(pixel_values=…)
+          fix: list the sites with: model.site_rows()
+        """,
+    ):
+        cp.Experiment(model, pairs.with_common(input_ids=np.ones((2, 3), dtype=int))).run(["text/z.0.0"])

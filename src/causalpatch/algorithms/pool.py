@@ -9,7 +9,7 @@ Two ways to one:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -21,8 +21,8 @@ from causalpatch.base.seeds import generator
 from causalpatch.base.tokens import Tokenizer
 from causalpatch.models import Model
 from causalpatch.pairs import Pair, Pairs, load_pairs
-from causalpatch.pairs.collection import Kind
 from causalpatch.pairs.pair import Answers
+from causalpatch.pairs.placed import Kind
 from causalpatch.pairs.role import ROLES, Role
 
 Data = Pairs | Sequence[Mapping[str, Any]] | None
@@ -44,6 +44,8 @@ class Pool:
         kind: Whether these are prompts of tokens or arrays.
         texts: The text of each prompt, where there is one.
         tokenizer: What turns ids into labels.
+        beside: Further arguments of the network's forward at each input, by name.
+        common: Further arguments that are the same at all inputs.
     """
 
     name: str
@@ -55,6 +57,8 @@ class Pool:
     kind: Kind
     texts: tuple[str | None, ...]
     tokenizer: Tokenizer | None
+    beside: tuple[Mapping[str, np.ndarray], ...]
+    common: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -95,9 +99,10 @@ class Pool:
                     spans={name: (self.spans[other][name], self.spans[one][name]) for name in shared},
                     clean_text=self.texts[other],
                     corrupt_text=self.texts[one],
+                    beside={name: (array, self.beside[one][name]) for name, array in self.beside[other].items()},
                 )
             )
-        return Pairs(made, name=self.name, kind=self.kind, tokenizer=self.tokenizer)
+        return Pairs(made, name=self.name, kind=self.kind, tokenizer=self.tokenizer, common=self.common)
 
     def outputs(self, hypothesis: Hypothesis) -> list[Any]:
         """Return the algorithm's output at each input."""
@@ -153,6 +158,7 @@ def _of_inputs(model: Model, hypothesis: Hypothesis, data: Sequence[Mapping[str,
         "tokens" if pairs is None else pairs.kind,
         tuple(pair.clean_text for pair in found),
         None if pairs is None else pairs.tokenizer,
+        tuple(pair.besides("clean") for pair in found),
     )
 
 
@@ -197,7 +203,7 @@ def _of_pairs(hypothesis: Hypothesis, pairs: Pairs) -> Pool:
     for number, pair in enumerate(pairs):
         for role, name in zip(ROLES, pair.digests, strict=True):
             seen.setdefault(name, (number, role))
-    values, prompts, spans, texts = [], [], [], []
+    values, prompts, spans, texts, beside = [], [], [], [], []
     for number, role in seen.values():
         pair = pairs[number]
         given = read(pair, role)
@@ -210,6 +216,8 @@ def _of_pairs(hypothesis: Hypothesis, pairs: Pairs) -> Pool:
         prompts.append(pair.input(role))
         spans.append({name: held[ROLES.index(role)] for name, held in pair.spans.items()})
         texts.append(pair.text(role))
+        beside.append(pair.besides(role))
     components = pairs.components[[number for number, _ in seen.values()]]
     kept = (tuple(values), tuple(prompts), tuple(spans), components)
-    return Pool(pairs.name, *kept, "component", pairs.kind, tuple(texts), pairs.tokenizer)
+    more = (tuple(texts), pairs.tokenizer, tuple(beside), pairs.common)
+    return Pool(pairs.name, *kept, "component", pairs.kind, *more)

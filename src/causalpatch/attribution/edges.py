@@ -28,7 +28,7 @@ from causalpatch.engine.senders import Senders
 from causalpatch.engine.slopes import Points, Rule
 from causalpatch.engine.wiring import graph_of, wiring_of
 from causalpatch.experiment import Experiment
-from causalpatch.experiment.provenance import describe_setup
+from causalpatch.experiment.provenance import describe_setup, notes_on
 from causalpatch.patches import Intervention, Patch
 from causalpatch.results.edge_scores import EdgeScores
 from causalpatch.results.provenance import describe_program
@@ -95,6 +95,7 @@ def attribute_edges(
         **describe_setup(
             experiment.model, experiment.pairs, experiment.metrics[:1], experiment.direction, experiment.seed
         ),
+        "notes": notes_on(experiment.pairs, experiment.base, job.interventions),
         "method": method,
         "points": points.rule,
         "mean_base": float(sums.base.mean()),

@@ -33,7 +33,7 @@ from causalpatch.engine.resolve import targets_of
 from causalpatch.engine.slopes import Points, Rule
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.cells import Grid, grid_of
-from causalpatch.experiment.provenance import describe_setup
+from causalpatch.experiment.provenance import describe_setup, describe_source, notes_on
 from causalpatch.patches import Intervention, Patch
 from causalpatch.results.provenance import describe_program
 from causalpatch.results.score_words import UNSIGNED
@@ -142,10 +142,12 @@ class _Asked:
         """Return the scores of each set of sites."""
         started, experiment = time.perf_counter(), self.experiment
         grids = [grid_of(experiment, each, over) for each in asked]
-        walks = ["position" in grid.axes for grid in grids]
+        # Positions of two streams are counted apart.
+        walks = [("position" in grid.axes, str(each.stream or "")) for grid, each in zip(grids, asked, strict=True)]
+        kinds = [(walked, stream if walked else "") for walked, stream in walks]
         found: list[Scores | None] = [None] * len(asked)
-        for walked in sorted(set(walks)):
-            numbers = [n for n, each in enumerate(walks) if each == walked]
+        for kind in sorted(set(kinds)):
+            numbers, walked = [n for n, each in enumerate(kinds) if each == kind], kind[0]
             groups, places = self._groups([grids[n] for n in numbers], [asked[n] for n in numbers])
             rules = Relevance(experiment.model) if self.method == "relp" else None
             slopes = self._slopes(groups, places[-1], by_position=walked, rules=rules)
@@ -154,6 +156,7 @@ class _Asked:
             for n, begin, end in zip(numbers, places[:-1], places[1:], strict=True):
                 record = {
                     **self._record(asked[n], grids[n], sums.base, sums.source),
+                    "notes": notes_on(experiment.pairs, experiment.base, slopes.job.interventions),
                     **({"rules": rules.describe()} if rules else {}),
                     "cost": {**vars(sums.cost), "seconds": seconds},
                 }
@@ -163,7 +166,8 @@ class _Asked:
     def _slopes(self, groups: list[Group], n_cells: int, *, by_position: bool, rules: Relevance | None) -> NodeSlopes:
         experiment = self.experiment
         patches = [Patch(_at(group.target.site, group.target.position)) for group in groups]
-        if self.method in ("ig", "clean-corrupted") and "resid_pre" not in experiment.model.shape.refused:
+        one = experiment.model.streams is None and "resid_pre" not in experiment.model.shape.refused
+        if self.method in ("ig", "clean-corrupted") and one:
             patches.append(Patch("resid_pre.0"))
         unique = list({str(patch.site): patch for patch in patches}.values())
         job = experiment.job([Intervention(tuple(unique))])
@@ -235,6 +239,7 @@ class _Asked:
             **describe_setup(
                 experiment.model, experiment.pairs, experiment.metrics[:1], experiment.direction, experiment.seed
             ),
+            **describe_source(experiment.source_model),
             "site": str(wanted),
             "method": self.method,
             "points": self.points.rule,

@@ -30,7 +30,7 @@ from causalpatch.engine.senders import Senders
 from causalpatch.engine.wiring import graph_of as _graph_of
 from causalpatch.engine.wiring import wiring_of
 from causalpatch.experiment import Experiment
-from causalpatch.experiment.provenance import describe_precision, describe_setup
+from causalpatch.experiment.provenance import describe_precision, describe_setup, notes_on
 from causalpatch.models import Model
 from causalpatch.patches import Intervention, Patch
 from causalpatch.results.effects import Effects
@@ -175,7 +175,7 @@ def _record(experiment: Experiment, runs: ExactEdges, seconds: float) -> dict[st
         },
         "engine": {"name": "edges", "reason": f"inputs put together in the model's own forward, {how}"},
         "precision": describe_precision(experiment.model, None),
-        "notes": [],
+        "notes": notes_on(experiment.pairs, experiment.base, runs.job.interventions),
         "complete": True,
         "cost": {**vars(runs.cost), "seconds": round(seconds, 3)},
     }

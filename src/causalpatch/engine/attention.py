@@ -3,7 +3,8 @@
 Legend of the axes in names: R row, H head, K kv_head, Q query_position, S key_position, W head_width.
 
 1. Queries and keys come as attention compares them: after QK-norm and rotary.
-2. ``scores_RHQS`` = q k^T * scaling, bounded by the soft-cap, plus the mask: what the softmax gets.
+2. ``scores_RHQS`` = q k^T * scaling, bounded by the soft-cap, plus a bias by distance where there is one, plus the
+   mask: what the softmax gets.
 3. ``pattern_RHQS`` = softmax(scores), in float32 at least. A sink takes its share of each row and gives nothing, so
    that the rows of a pattern with sinks do not sum to 1; they are never renormalised.
 4. ``z`` = pattern @ v. Heads that share keys and values each have rows of their own. There is no dropout.
@@ -26,6 +27,8 @@ from causalpatch.models.taps import Side
 HARMLESS = frozenset({"dropout", "sliding_window", "is_causal", "use_cache", "position_ids", "output_attentions"})
 HARMLESS |= {"output_hidden_states", "output_router_logits", "deterministic"}
 KNOWN = frozenset({"scaling", "softcap", "s_aux"}) | HARMLESS
+# What is added to the scores of whole prompts, query by query, as T5 does.
+_OF_WHOLE_PROMPTS = frozenset({"position_bias"})
 
 Door = Callable[[Side, Tensor], Tensor]
 """Takes a side of a port inside attention and the tensor there, with its axes; returns the tensor that goes on."""
@@ -65,6 +68,8 @@ def attend_openly(
     scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if more.get("softcap") is not None:
         scores = torch.tanh(scores / more["softcap"]) * more["softcap"]
+    if more.get("position_bias") is not None:
+        scores = scores + more["position_bias"]
     if mask is not None:
         scores = scores + mask
     scores = door("scores", scores.transpose(1, 2)).transpose(1, 2)
@@ -96,11 +101,11 @@ def _visible(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
 
 
 def _require_known(mask: Tensor | None, more: Mapping[str, Any]) -> None:
-    unknown = unknown_arguments(more)
+    unknown = [name for name in unknown_arguments(more) if name not in _OF_WHOLE_PROMPTS]
     if unknown:
         raise SiteUnsupported(
             f"attention takes an argument that is not known: {', '.join(unknown)}",
-            facts=[("known", ", ".join(sorted(KNOWN)))],
+            facts=[("known", ", ".join(sorted(KNOWN | _OF_WHOLE_PROMPTS)))],
             fix="use sites outside of attention, such as q, k, v and z",
         )
     if mask is not None and not mask.is_floating_point():

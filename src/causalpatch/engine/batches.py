@@ -61,7 +61,7 @@ def in_forwards(
     Raises:
         MemoryExhausted: One row does not fit into memory.
     """
-    lengths = job.pairs.lengths(job.base)
+    lengths = job.pairs.sizes(job.base)
     limit = job.max_rows
     for rows in groups:
         most = most_rows(job, int(lengths[[row.pair for row in rows]].max())) if rows else 1

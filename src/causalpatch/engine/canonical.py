@@ -76,7 +76,7 @@ def _canonical(targets: tuple[Target, ...], model: Model) -> tuple[Target, ...]:
     for target in targets:
         if target.site.name != "resid_post":
             others.append(target)
-        elif target.site.layer in shared:
+        elif target.site in shared:
             others.append(replace(target, site=_as_module(target.site, model)))
         else:
             late.append(replace(target, site=_late(target.site, model)))
@@ -119,8 +119,8 @@ def _as_module(site: Site, model: Model) -> Site:
     return Site("module", module=ModuleRef(model.tap(site).port.path, "output"))
 
 
-def shared_outputs(model: Model, targets: Sequence[Target]) -> set[int]:
-    """Return the layers at whose output a module's own name, or a feature, stands beside ``resid_post``.
+def shared_outputs(model: Model, targets: Sequence[Target]) -> set[Site]:
+    """Return each ``resid_post`` beside which a module's own name, or a feature, stands at the same output.
 
     The two are one tensor and are written there in the order in which they were named, so that neither may be written
     elsewhere.
@@ -129,10 +129,10 @@ def shared_outputs(model: Model, targets: Sequence[Target]) -> set[int]:
         model: The model.
         targets: The targets of one intervention.
     """
-    streams = {t.site.layer: model.tap(t.site).port for t in targets if t.site.name == "resid_post"}
+    streams = {t.site: model.tap(t.site).port for t in targets if t.site.name == "resid_post"}
     named = {t.site.module.path for t in targets if t.site.module is not None and t.site.module.side == "output"}
     named |= {model.tap(t.site).port.path for t in targets if t.anchor == "resid_post"}
-    return {layer for layer, port in streams.items() if layer is not None and port.path in named}
+    return {site for site, port in streams.items() if port.path in named}
 
 
 def _key(target: Target) -> object:

@@ -1,7 +1,7 @@
 """Values of sites in a run: one forward keeps the tensors of all ports, sites read their part when asked."""
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from causalpatch.models.views import bound, take
 from causalpatch.pairs import Batch, Pairs
 from causalpatch.pairs.role import Role
 from causalpatch.sites import Site
+from causalpatch.sites.names import CROSS_SITES
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Captured:
     def value(self, site: Site) -> Shaped[Tensor, "row *axes"]:
         """Return the value of a site, ``[row, position, *value_axes]`` or, without positions, ``[row, *value_axes]``.
 
-        Padded columns are included; ``batch.mask`` says which they are. Keys count real tokens of each row's prompt.
+        Padded columns are included; ``batch_of(site).mask`` says which they are. Keys count real tokens of each row's
+        prompt.
 
         Raises:
             SiteUnsupported: The site's tensor has no row for each prompt.
@@ -48,7 +50,7 @@ class Captured:
         tap = self.model.tap(site)
         tensor = self.tensors[tap.port]
         self._require_rows(site, tensor)
-        view = bound(tap.view, self.batch.start)
+        view = in_batch(self.model, tap, self.batch).view
         return view.read(tensor, tuple(self.tensors[port] for port in tap.companions)).detach()
 
     def at(self, tap: Tap, local: np.ndarray, tokens: np.ndarray) -> Shaped[Tensor, "element *axes"]:
@@ -65,9 +67,14 @@ class Captured:
         tensor = self.tensors[tap.port]
         self._require_rows(tap.site, tensor)
         rows = local if self.slots is None else self.slots[local]
-        places = tuple(torch.as_tensor(at, device=tensor.device) for at in (rows, self.batch.start[rows] + tokens))
-        view = bound(tap.view, self.batch.start)
+        columns = self.batch_of(tap.site).start[rows] + tokens
+        places = tuple(torch.as_tensor(at, device=tensor.device) for at in (rows, columns))
+        view = in_batch(self.model, tap, self.batch).view
         return take(view, tensor, tuple(self.tensors[port] for port in tap.companions), places).detach()
+
+    def batch_of(self, site: Site) -> Batch:
+        """Return the prompts whose tokens a site's positions count."""
+        return self.batch.of(self.model.stream_of(site))
 
     def _require_rows(self, site: Site, tensor: Tensor) -> None:
         if tensor.shape[0] != len(self.batch.lengths):
@@ -94,6 +101,18 @@ def capture(model: Model, batch: Batch, sites: Iterable[Site], *, opens_attentio
     ports = {port for tap in taps for port in (tap.port, *tap.companions)}
     output, tensors = run_with_hooks(model, inputs_of(model, batch), keep=ports, opens_attention=opens_attention)
     return Captured(model, batch, output, tensors)
+
+
+def in_batch(model: Model, tap: Tap, batch: Batch) -> Tap:
+    """Return a tap for a padded batch, where values over keys are counted in real tokens.
+
+    Args:
+        model: The model.
+        tap: The tap.
+        batch: The prompts; keys of cross-attention are the encoder's tokens.
+    """
+    stream = "encoder" if tap.site.name in CROSS_SITES else model.stream_of(tap.site)
+    return replace(tap, view=bound(tap.view, batch.of(stream).start))
 
 
 def probe(model: Model, pairs: Pairs, role: Role, pair: int, sites: Collection[Site]) -> Captured:
@@ -126,23 +145,25 @@ def require_positions(model: Model, pairs: Pairs, role: Role, sites: Collection[
     Raises:
         SiteUnsupported: The tensor of a site does not grow with the prompt, or has more axes than can be guessed.
     """
-    lengths = pairs.lengths(role)
-    for pair in dict.fromkeys((int(lengths.argmin()), int(lengths.argmax()))) if sites else ():
+    sizes = pairs.sizes(role)
+    for pair in dict.fromkeys((int(sizes.argmin()), int(sizes.argmax()))) if sites else ():
         captured = probe(model, pairs, role, pair, sites)
         for site in sites:
-            shape = tuple(captured.value(site).shape)
+            shape, lengths = tuple(captured.value(site).shape), captured.batch_of(site).lengths
             # Four axes may be heads by queries by keys: as many heads as tokens would look like positions.
             is_unclear = len(shape) > 3 and model.tap(site).assumes_position
-            if len(shape) < 2 or shape[1] != lengths[pair] or is_unclear:
+            if len(shape) < 2 or shape[1] != lengths[0] or is_unclear:
                 raise SiteUnsupported(
                     f"'{site}' has no column for each token",
-                    facts=[("its tensor", f"shape {shape}"), ("prompt", f"{lengths[pair]} tokens")],
+                    facts=[("its tensor", f"shape {shape}"), ("prompt", f"{lengths[0]} tokens")],
                     fix="name its axes, such as axes=(width), and all of it is patched",
                 )
 
 
 def inputs_of(model: Model, batch: Batch) -> Mapping[str, Any]:
     """Return the arguments of the model's forward for a batch."""
+    further = {**batch.beside, **batch.common}
     if batch.values is not None:
-        return model.inputs_of_arrays(batch.values)
-    return model.inputs(batch.ids, batch.mask, batch.position_ids)
+        return model.inputs_of_arrays(batch.values, further)
+    encoder = None if batch.encoder is None else (batch.encoder.ids, batch.encoder.mask)
+    return model.inputs(batch.ids, batch.mask, batch.position_ids, further, encoder)

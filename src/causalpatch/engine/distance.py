@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causalpatch.engine.batches import in_batches, in_forwards
-from causalpatch.engine.capture import inputs_of
+from causalpatch.engine.capture import in_batch, inputs_of
 from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.hooks import Write, run_with_hooks
 from causalpatch.engine.job import Cost, Job, batches_of_pairs, lay_rows
@@ -29,7 +29,7 @@ from causalpatch.engine.means import Means
 from causalpatch.engine.resolve import Placer
 from causalpatch.engine.untouched import Untouched, run_untouched
 from causalpatch.engine.values import Row, writes_of_rows
-from causalpatch.models.views import bound, take
+from causalpatch.models.views import take
 from causalpatch.pairs import Batch
 
 
@@ -97,11 +97,12 @@ def _base_values(batch: Untouched, write: Write, rows: Sequence[Row], prompts: B
     local = torch.tensor([row.local for row in rows], device=write.index[0].device)[write.index[0]]
     index: tuple[Tensor, ...] = (local,)
     if len(write.index) > 1:
-        own = torch.as_tensor(prompts.start, device=local.device)[write.index[0]]
-        theirs = torch.as_tensor(base.batch.start, device=local.device)[local]
+        stream = base.model.stream_of(tap.site)
+        own = torch.as_tensor(prompts.of(stream).start, device=local.device)[write.index[0]]
+        theirs = torch.as_tensor(base.batch.of(stream).start, device=local.device)[local]
         index = (local, write.index[1] - own + theirs)
     companions = tuple(base.tensors[port] for port in tap.companions)
-    return take(bound(tap.view, base.batch.start), base.tensors[tap.port], companions, index)
+    return take(in_batch(base.model, tap, base.batch).view, base.tensors[tap.port], companions, index)
 
 
 def _elsewhere(
@@ -115,7 +116,8 @@ def _elsewhere(
     reads = gauge.reads(prompts.lengths, pairs, job.base)
     found = np.full(len(rows), np.nan)
     for number, row in enumerate(rows):
-        patched = [int(place.base.min()) for _, place in row.targets if place is not None]
+        places = [place for target, place in row.targets if place is not None and not target.is_ahead]
+        patched = [int(place.base.min()) for place in places]
         tokens = np.setdiff1d(np.arange(min(patched, default=0), prompts.lengths[number]), reads[number])
         if not len(tokens):
             continue

@@ -44,9 +44,14 @@ class Donated:
         """Return the number of a pair's donor in the pool."""
         return self.donors[pair.content_hash]
 
-    def columns(self, pair: Pair) -> np.ndarray | None:
-        """Return the token of a donor's prompt in each aligned column, -1 where none; None without columns."""
-        alignment = self.pool.alignment
+    def columns(self, pair: Pair, stream: str | None = None) -> np.ndarray | None:
+        """Return the token of a donor's prompt in each aligned column, -1 where none; None without columns.
+
+        Args:
+            pair: The pair that is given the donor's value.
+            stream: The stream whose prompts are meant, where there are several.
+        """
+        alignment = self.pool.of(stream).alignment
         if alignment is None:
             return None
         found: np.ndarray = alignment.columns[self.donor(pair), :, ROLES.index(self.value.side)]
@@ -64,11 +69,13 @@ class Scattered:
         value: What was asked for.
         sigma: Its standard deviation, in the unit of the site.
         key: The name that its draws go by, the same whatever the site is called where it is written.
+        stream: The stream whose tokens get it, of a model with an encoder and a decoder.
     """
 
     value: Noise
     sigma: float
     key: str
+    stream: str | None = None
 
     def __str__(self) -> str:
         return str(self.value)
@@ -85,15 +92,15 @@ def draw_donors(pairs: Pairs, base: Role, value: Resample) -> Donated:
     Raises:
         PairError: A pair has no other whose prompt is not its own.
     """
-    prompts = [pair.input(value.side) for pair in pairs]
-    hashes = [_digest(prompt) for prompt in prompts]
-    sizes = np.array([_size(prompt) for prompt in prompts])
+    prompts = [_inputs(pair, value.side) for pair in pairs]
+    hashes = [_name(pair, value.side) for pair in pairs]
+    sizes = np.array([list(map(_size, of_pair)) for of_pair in prompts])
     names = np.array(hashes)
     donors: dict[str, int] = {}
     for pair in pairs:
-        own = pair.input(base)
-        others = np.flatnonzero(names != _digest(own))
-        alike = others[sizes[others] == _size(own)]
+        own = _inputs(pair, base)
+        others = np.flatnonzero(names != _name(pair, base))
+        alike = others[(sizes[others] == list(map(_size, own))).all(1)]
         found = alike if len(alike) else others
         if not len(found):
             raise PairError(
@@ -103,7 +110,7 @@ def draw_donors(pairs: Pairs, base: Role, value: Resample) -> Donated:
             )
         # One prompt may stand in several pairs: it is drawn once, whichever pairs hold it.
         kinds = sorted({hashes[i] for i in found.tolist()})
-        stream = generator(value.seed, "resample", value.side, _digest(own))
+        stream = generator(value.seed, "resample", value.side, _name(pair, base))
         chosen = kinds[stream.permutation(len(kinds))[value.draw % len(kinds)]]
         donors[pair.content_hash] = hashes.index(chosen)
     return Donated(value, pairs, donors)
@@ -133,36 +140,51 @@ class Draws:
         value = noise.value
         key = (value.seed, value.draw, noise.key, shape, tokens is None)
         if key not in self._known:
-            self._known[key] = self._draw(value, noise.key, shape, has_position=tokens is not None).to(like)
+            self._known[key] = self._draw(noise, shape, has_position=tokens is not None).to(like)
         places = (local,) if tokens is None else (local, tokens)
         return noise.sigma * self._known[key][tuple(torch.as_tensor(place, device=like.device) for place in places)]
 
-    def _draw(self, value: Noise, key: str, shape: Sequence[int], *, has_position: bool) -> Tensor:
-        prompts = self._prompts()
-        longest = max(map(_size, prompts)) if has_position else 1
+    def _draw(self, noise: Scattered, shape: Sequence[int], *, has_position: bool) -> Tensor:
+        value, key, inputs, batch = noise.value, noise.key, self._prompts(), self._base.batch
+        rows = range(len(batch.start)) if self._base.slots is None else self._base.slots.tolist()
+        besides = [[values[row] for values in batch.beside.values()] for row in rows]
+        lengths = batch.of(noise.stream).lengths[list(rows)]
+        longest = int(lengths.max(initial=1)) if has_position else 1
         made: dict[str, np.ndarray] = {}
-        found = np.zeros((len(prompts), longest, *shape))
-        for number, prompt in enumerate(prompts):
-            name = _digest(prompt)
+        found = np.zeros((len(inputs), longest, *shape))
+        for number, given in enumerate(inputs):
+            name = "".join(map(_digest, [*given, *besides[number]]))
             if name not in made:
-                n_tokens = _size(prompt) if has_position else 1
+                n_tokens = int(lengths[number]) if has_position else 1
                 stream = generator(value.seed, "noise", value.draw, key, name)
                 made[name] = stream.standard_normal((n_tokens, *shape))
             found[number, : len(made[name])] = made[name]
         return torch.as_tensor(found if has_position else found[:, 0])
 
-    def _prompts(self) -> list[np.ndarray]:
+    def _prompts(self) -> list[list[np.ndarray]]:
         """Return the prompts of the pairs in the batch, without answers that are spelt out behind them."""
         batch, slots = self._base.batch, self._base.slots
         rows = range(len(batch.start)) if slots is None else slots.tolist()
         if batch.values is not None:
-            return [batch.values[row] for row in rows]
-        return [batch.ids[row, batch.start[row] : batch.start[row] + batch.lengths[row]] for row in rows]
+            return [[batch.values[row]] for row in rows]
+        streams = [each for each in (batch.encoder, batch) if each is not None]
+        return [[of.ids[row, of.start[row] : of.start[row] + of.lengths[row]] for of in streams] for row in rows]
+
+
+def _inputs(pair: Pair, role: Role) -> list[np.ndarray]:
+    """Return all that a run of a pair is given: the encoder's prompt, where there is one, and the prompt."""
+    return [each.input(role) for each in (pair.encoder, pair) if each is not None]
 
 
 def _size(prompt: np.ndarray) -> int:
     """Return the number of tokens; inputs that are no prompts are alike."""
     return len(prompt) if prompt.ndim == 1 and prompt.dtype.kind in "iu" else 1
+
+
+def _name(pair: Pair, role: Role) -> str:
+    """Return the hash of an input, with what stands beside it."""
+    is_alone = pair.encoder is None and not pair.beside
+    return _digest(pair.input(role)) if is_alone else pair.digests[ROLES.index(role)]
 
 
 def _digest(prompt: np.ndarray) -> str:

@@ -29,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causalpatch.base.errors import ModelUnsupported, SiteUnsupported
+from causalpatch.engine.batches import in_batches
 from causalpatch.engine.chains import Chain
 from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.job import Cost, Job, batches_of_pairs
@@ -113,21 +114,25 @@ class EdgeSlopes:
         require_slope(self.job, self.gauge, self.points)
         values = {name: np.zeros(len(self.job.pairs)) for name in ("base", "source")}
         steepest = 0.0
-        for indices in self._batches():
-            batch = run_untouched(
-                self.job,
-                self.gauge,
-                Means(),
-                self.cost,
-                indices,
-                base_sites=[t.site for t in self.job.interventions[0]],
-            )
+        for batch, slope in in_batches(self.job, self._batches(), self._measure):
+            steepest = max(steepest, slope)
             for name, found in values.items():
-                found[indices] = batch.values[name][0]
-            steepest = max(steepest, self._add(batch))
+                found[batch.indices] = batch.values[name][0]
         if steepest == 0:
             raise no_gradient(self.gauge.metrics[0].name, "its gradient is 0 at every input of every component")
         return EdgeSums(self.total.cpu().numpy(), values["base"], values["source"], self.cost)
+
+    def _measure(self, indices: np.ndarray) -> tuple[Untouched, float]:
+        """Add the scores of some pairs, or nothing where memory runs out; return their runs and the largest slope."""
+        sites = [target.site for target in self.job.interventions[0]]
+        before = self.total.clone()
+        try:
+            batch = run_untouched(self.job, self.gauge, Means(), self.cost, indices, base_sites=sites)
+            slope = self._add(batch)
+        except Exception:
+            self.total = before
+            raise
+        return batch, slope
 
     def _add(self, batch: Untouched) -> float:
         """Add the scores of some pairs; return the largest slope."""

@@ -142,10 +142,10 @@ class ExactEdges:
         owner = np.repeat(some, n_pairs * copies)
         inputs = self.job.pairs.batch(self.job.base, batch.indices[local], padding_side=self.job.padding_side)
         assembly = _Assembly(self, batch, meeting, local, owner, copies, entry)
-        port, kept = self.wiring.layers[entry].stream, batch.known.base
-        stream = restart.stream_into(port, kept, torch.as_tensor(local), inputs, self.job) if entry else None
+        rows = torch.as_tensor(local)
+        known = restart.known_before(self.layers, entry, batch.known.base, rows, inputs, self.job) if entry else {}
         columns = few_columns(self.gauge, inputs) if self.is_few else None
-        logits = restart.logits_from(self.layers, entry, stream, inputs, assembly.writes(), columns)
+        logits = restart.logits_from(self.layers, entry, known, inputs, assembly.writes(), columns)
         self.cost.forwards, self.cost.rows = self.cost.forwards + 1, self.cost.rows + len(local)
         device = self.wiring.model.device
         tokens = None if columns is None else np.array(columns) - inputs.start[:, None]
@@ -169,11 +169,11 @@ class ExactEdges:
 
     def _verified(self) -> tuple[bool, bool]:
         """Return whether runs can begin at the layers in question, and be asked for some of the logits alone."""
-        streams = [self.layers.sites[layer] for layer in sorted(set(self.entry.tolist())) if layer]
+        entries = sorted({*self.entry.tolist()} - {0})
         if restart.why_not(self.job, self.gauge) is not None:
             return False, False
         try:
-            return True, restart.verify(self.job, self.gauge, self.layers, streams, self.cost)
+            return True, restart.verify(self.job, self.gauge, self.layers, entries, self.cost)
         except ModelUnsupported:
             return False, False
 

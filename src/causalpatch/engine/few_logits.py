@@ -11,6 +11,7 @@ import numpy as np
 
 from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.layers import Layers
+from causalpatch.engine.recorders import own_hooks
 from causalpatch.engine.resolve import Target
 from causalpatch.metrics import is_built_in
 from causalpatch.pairs import Batch
@@ -30,7 +31,7 @@ def may_take_few(layers: Layers, gauge: Gauge) -> bool:
         return False
     # A reader's own hook outside of the layers may read the logits of any token.
     outside = [part for path, part in module.named_modules() if layers.holding(path) is None]
-    return not any(part._forward_hooks or part._forward_pre_hooks for part in outside)
+    return not any(own_hooks(part) for part in outside)
 
 
 def reads_logits(layers: Layers, target: Target) -> bool:

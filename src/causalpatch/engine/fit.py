@@ -84,7 +84,7 @@ def fit_values(job: Job) -> Fit:
         value = target.value
         if isinstance(value, Noise):
             sigma = sigmas[target.site, _width(value)] if value.sigma is None else value.sigma
-            return replace(target, value=Scattered(value, sigma, _key(target.site)))
+            return replace(target, value=Scattered(value, sigma, _key(target.site), target.stream))
         return replace(target, value=donors[value]) if isinstance(value, Resample) else target
 
     drawn = replace(job, interventions=[tuple(ready(target) for target in group) for group in job.interventions])
@@ -144,13 +144,17 @@ def fit_all_means(job: Job) -> Means:
     fitted: dict[tuple[Site, Mean], torch.Tensor] = {}
     names: tuple[str, ...] = ()
     for mean in dict.fromkeys(target.value for target in targets if isinstance(target.value, Mean)):
-        sites = list(dict.fromkeys((t.site, t.has_position) for t in targets if t.value == mean))
         groups = None
         if mean.per_group:
             names, groups = _groups(job)
-        make = partial(run_with_pairs, job, mean.side, [site for site, _ in sites])
-        runs = in_batches(job, batches_of_pairs(job), make)
-        fitted |= fit_means(runs, sites, mean, int(job.pairs.lengths(mean.side).max()), groups)
+        mine = [target for target in targets if target.value == mean]
+        for stream in dict.fromkeys((target.stream, target.key_stream) for target in mine):
+            here = [t for t in mine if (t.stream, t.key_stream) == stream]
+            sites = list(dict.fromkeys((t.site, t.has_position) for t in here))
+            make = partial(run_with_pairs, job, mean.side, [site for site, _ in sites])
+            runs = in_batches(job, batches_of_pairs(job), make)
+            n_positions, n_keys = (int(job.pairs.of(each).lengths(mean.side).max()) for each in stream)
+            fitted |= fit_means(runs, sites, mean, n_positions, n_keys, groups)
     return Means(fitted, names)
 
 
@@ -189,7 +193,9 @@ def _fit_sigmas(job: Job) -> dict[tuple[Site, Noise], float]:
 def _key(site: Site) -> str:
     """Return the name that a site's draws go by: one name for one stream, out of a layer and into the next."""
     is_out = site.name == "resid_post" and site.layer is not None
-    return str(Site("resid_pre", site.layer + 1)) if is_out and site.layer is not None else str(site)
+    if is_out and site.layer is not None:
+        return str(replace(site, name="resid_pre", layer=site.layer + 1))
+    return str(site)
 
 
 def _learn(job: Job, means: Means) -> tuple[dict[Place, Fitted], list[dict[str, Any]]]:

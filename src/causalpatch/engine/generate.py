@@ -54,7 +54,7 @@ def at_all(job: Job, rows: Sequence[Row], inputs: Batch) -> list[Row]:
     known: dict[int, Placement] = {}
 
     def place(target: Target, given: Placement | None, length: int) -> Placement | None:
-        if given is None or not is_same_at_all(target):
+        if given is None or target.is_ahead or not is_same_at_all(target):
             return given
         if length not in known:
             tokens = np.arange(length)

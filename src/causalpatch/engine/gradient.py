@@ -43,7 +43,7 @@ def differentiable(model: Model) -> Iterator[None]:
 
 def rows_at_once(job: Job) -> int:
     """Return how many rows go into one forward whose activations are all kept for the backward."""
-    longest = int(job.pairs.lengths(job.base).max())
+    longest = int(job.pairs.sizes(job.base).max())
     n_layers = max(1, job.model.shape.n_layers)
     return max(1, most_rows(job, longest) // n_layers)
 

@@ -64,10 +64,14 @@ def why_not(job: Job, gauge: Gauge) -> str | None:
         gauge: The metrics.
     """
     module = job.model.module
+    if job.pairs.encoder is not None:
+        return "it has prompts of two streams"
     if gauge.steps:
         return "what the model goes on to write is read, which takes whole forwards"
     if gauge.forks:
         return "answers of several tokens are spelt out by runs of their own"
+    if job.pairs.common:
+        return f"'{next(iter(job.pairs.common))}' is the same for all rows, and an export gives each row its own"
     if isinstance(module, torch.jit.ScriptModule):
         return "the module was compiled by torch.jit"
     for target in (target for group in job.interventions for target in group):
@@ -156,12 +160,7 @@ class _Started:
 
     def rows_of(self, local: np.ndarray) -> Batch:
         """Return the inputs of rows, laid out as those of the base run are."""
-        whole = self.batch.known.base.batch
-        ids, mask, position_ids, start, lengths = (
-            part[local] for part in (whole.ids, whole.mask, whole.position_ids, whole.start, whole.lengths)
-        )
-        values = None if whole.values is None else whole.values[local]
-        return Batch(ids, mask, position_ids, start, lengths, values, whole.role)
+        return self.batch.known.base.batch.take(local)
 
 
 class _Replayer:

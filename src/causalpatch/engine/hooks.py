@@ -8,9 +8,8 @@
    is met at its softmax.
 5. After the forward, each port must have run exactly once: a patch that did not fire is an error, never a zero.
 
-Only our own hooks are removed, also after an exception; the user's hooks stay and run. Models are shared objects, so
-one forward of ours at a time runs on each, under a re-entrant lock; hooks act in the thread that set them alone, so
-that calls of the model in other threads pass as if there were none.
+Only our own hooks are removed, also after an exception; the user's stay and run. Models are shared objects, so one
+forward of ours at a time runs on each, under a lock; hooks act in the thread that set them alone.
 """
 
 import threading
@@ -33,6 +32,7 @@ from causalpatch.engine.full_precision import full_precision
 from causalpatch.engine.memory import is_out_of_memory
 from causalpatch.engine.opened import not_met, opened
 from causalpatch.engine.ports import pick_input, pick_output, put_input, put_output, with_rows
+from causalpatch.engine.recorders import note_last, own_hooks
 from causalpatch.engine.steps import steps_of, stepwise
 from causalpatch.models import Model, Port, Tap
 from causalpatch.models.taps import STEPS, Side
@@ -90,11 +90,7 @@ def users_hooks(model: Model) -> list[str]:
     if every._global_forward_hooks or every._global_forward_pre_hooks:
         return ["all modules"]
     with quiet(model):  # no hooks of ours, from another thread, are on the model meanwhile
-        return [
-            f"'{name}'" if name else "the model"
-            for name, part in model.module.named_modules()
-            if part._forward_hooks or part._forward_pre_hooks
-        ]
+        return [f"'{name}'" if name else "the model" for name, part in model.module.named_modules() if own_hooks(part)]
 
 
 def run_with_hooks(
@@ -260,6 +256,7 @@ def _register(root: nn.Module, states: dict[Port, _PortState], hooks: ExitStack)
             handle = module.register_forward_pre_hook(hook, with_kwargs=True)
         else:
             handle = module.register_forward_hook(in_this_thread(partial(_on_output, group, states)))
+            note_last(module)
         hooks.callback(handle.remove)
 
 

@@ -142,7 +142,7 @@ class Cost:
 
 def batches_of_pairs(job: Job) -> Iterator[np.ndarray]:
     """Yield the indices of pairs in batches of like length, each with at most as many pairs as rows fit."""
-    lengths = np.maximum(job.pairs.lengths("clean"), job.pairs.lengths("corrupt"))
+    lengths = np.maximum(job.pairs.sizes("clean"), job.pairs.sizes("corrupt"))
     order = np.argsort(lengths, kind="stable")
     start = 0
     while start < len(order):

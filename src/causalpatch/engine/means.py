@@ -118,6 +118,7 @@ def fit_means(
     sites: Sequence[tuple[Site, bool]],
     mean: Mean,
     n_positions: int,
+    n_keys: int,
     groups: Int[np.ndarray, " pair"] | None = None,
 ) -> dict[tuple[Site, Mean], Tensor]:
     """Fit the means of sites over runs.
@@ -127,6 +128,7 @@ def fit_means(
         sites: The sites, and whether each has positions.
         mean: Which mean.
         n_positions: Tokens of the longest prompt.
+        n_keys: Keys that values over keys have.
         groups: The number of each pair's group, for means per group.
 
     Returns:
@@ -141,14 +143,15 @@ def fit_means(
             value = run.value(site).double()
             view = run.model.tap(site).view
             if isinstance(view, KeyRow):
-                value = view.fit(value, n_positions)  # batches have keys for their longest prompt
+                value = view.fit(value, n_keys)  # batches have keys for their longest prompt
             n_slots = n_positions if has_position and mean.over == "pairs" else 1
             slots = (of_row * n_slots)[:, None]
             if has_position:
+                batch = run.batch_of(site)
                 if mean.over == "pairs":
-                    slots = slots + np.arange(value.shape[1]) - run.batch.start[:, None]
-                slots = np.broadcast_to(slots, value.shape[:2])[run.batch.mask]
-                value = value[torch.as_tensor(run.batch.mask, device=value.device)]
+                    slots = slots + np.arange(value.shape[1]) - batch.start[:, None]
+                slots = np.broadcast_to(slots, value.shape[:2])[batch.mask]
+                value = value[torch.as_tensor(batch.mask, device=value.device)]
             slot = torch.as_tensor(slots.reshape(-1), device=value.device)
             total = torch.zeros(n_groups * n_slots, *value.shape[1:], dtype=torch.float64, device=value.device)
             total.index_add_(0, slot, value)

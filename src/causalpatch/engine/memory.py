@@ -156,7 +156,7 @@ def exhausted(model: Model, pairs: Pairs, pair: int, n_bytes: int | None = None)
         pair: Which of them.
         n_bytes: What one run needs; by default that of a whole forward.
     """
-    n_tokens = max(int(pairs.lengths(role)[pair]) for role in ROLES)
+    n_tokens = max(int(pairs.sizes(role)[pair]) for role in ROLES)
     cost = row_cost(model, n_tokens)
     of_logits = f", {shown_bytes(cost.logits)} of them for logits" if n_bytes is None else ""
     return MemoryExhausted(

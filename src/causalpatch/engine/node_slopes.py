@@ -30,6 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causalpatch.base.errors import SiteUnsupported
+from causalpatch.engine.batches import in_batches
 from causalpatch.engine.before import Before
 from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.gradient import differentiable
@@ -48,6 +49,7 @@ from causalpatch.engine.slopes import (
     input_port,
     moved_to,
     no_gradient,
+    require_one_stream,
     require_slope,
     take_slopes,
 )
@@ -134,7 +136,8 @@ class NodeSlopes:
     def __post_init__(self) -> None:
         self.model = self.job.model
         self.placer = Placer(self.job.pairs, self.job.base)
-        n_columns = self.job.pairs.aligned().n_columns if self.by_position else 1
+        self.stream = self.groups[0].target.stream  # where positions are walked along, all are of one stream
+        n_columns = self.job.pairs.of(self.stream).aligned().n_columns if self.by_position else 1
         self.values = np.zeros((self.n_cells, n_columns, len(self.job.pairs)))
         taps = [self.model.tap(group.target.site) for group in self.groups]
         self.ports = tuple(dict.fromkeys(tap.port for tap in taps))
@@ -153,21 +156,26 @@ class NodeSlopes:
         self._require_doors()
         found = {name: np.zeros(len(self.job.pairs)) for name in ("base", "source")}
         steepest = 0.0
-        sites = [target.site for target in self.job.interventions[0]]
-        for indices in batches_of_pairs(self.job):
-            batch = run_untouched(self.job, self.gauge, Means(), self.cost, indices, base_sites=sites)
+        for batch, slope in in_batches(self.job, batches_of_pairs(self.job), self._measure):
+            steepest = max(steepest, slope)
             for name, values in found.items():
-                values[indices] = batch.values[name][0]
-            with self.rules() as scaled:
-                steepest = max(steepest, self._add(batch, scaled))
+                values[batch.indices] = batch.values[name][0]
         if steepest == 0:
             raise no_gradient(self.gauge.metrics[0].name, "its gradient is 0 at every site that was asked for")
         return NodeSums(self.values, found["base"], found["source"], self.cost)
 
+    def _measure(self, indices: np.ndarray) -> tuple[Untouched, float]:
+        """Fill in the scores of some pairs; return their runs and the largest slope."""
+        sites = [target.site for target in self.job.interventions[0]]
+        self.values[:, :, indices] = 0  # what was begun when memory ran out
+        batch = run_untouched(self.job, self.gauge, Means(), self.cost, indices, base_sites=sites)
+        with self.rules() as scaled:
+            return batch, self._add(batch, scaled)
+
     def _add(self, batch: Untouched, scaled: Mapping[Port, float]) -> float:
         """Fill in the scores of some pairs; return the largest slope."""
         if self.by_position:
-            columns = columns_of(self.job, batch)
+            columns = columns_of(self.job, batch, self.stream)
             is_there = columns < self._n_tokens(batch)
             self.values[:, :, batch.indices] = np.where(is_there.T.cpu().numpy(), 0.0, np.nan)
         if self.own:
@@ -222,7 +230,7 @@ class NodeSlopes:
         if not self.by_position:
             yield 0, change
             return
-        columns = columns_of(self.job, batch)
+        columns = columns_of(self.job, batch, self.stream)
         for column, places in enumerate(columns.T):
             is_here = torch.zeros(self._n_tokens(batch) + 1, dtype=torch.bool, device=change.device)
             is_here[places] = True
@@ -231,6 +239,7 @@ class NodeSlopes:
 
     def _add_fixed(self, batch: Untouched, scaled: Mapping[Port, float]) -> float:
         """Fill in scores of AtP*: queries and keys by attention weights, and the mean over dropped layers."""
+        require_one_stream(self.model, "layers cannot be dropped one after the other", 'method="atp"')
         writes = [self._written_by(layer) for layer in range(self.model.shape.n_layers)]
         inside = () if self.fix is None else self.fix.ports
         probes = Probes.at([*self.ports, *inside, *(port for ports in writes for port in ports)], None, scaled)
@@ -343,7 +352,7 @@ class NodeSlopes:
     def _put(self, batch: Untouched, cells: np.ndarray, found: Tensor, *, summed: bool) -> None:
         """Add scores ``[pair, cell, token]`` or ``[pair, cell]`` to the table."""
         if self.by_position:
-            columns = columns_of(self.job, batch)
+            columns = columns_of(self.job, batch, self.stream)
             flat = found.movedim(1, -1).flatten(0, 1)  # token of all pairs, cell
             flat = torch.cat([flat, flat.new_zeros(1, flat.shape[1])])
             chosen = flat[columns].double().cpu().numpy()  # pair, column, cell
@@ -366,7 +375,7 @@ class NodeSlopes:
         return self._whole(batch, replace(target, position=None, column=None))
 
     def _n_tokens(self, batch: Untouched) -> int:
-        return int(batch.known.base.batch.mask.size)
+        return int(batch.known.base.batch.of(self.stream).mask.size)
 
     def _count(self, batch: Untouched) -> None:
         self.cost.forwards, self.cost.rows = self.cost.forwards + 1, self.cost.rows + len(batch.indices)

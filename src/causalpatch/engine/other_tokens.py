@@ -92,6 +92,12 @@ def value_elsewhere(model: Model, site: Site, value: From) -> From:
     """
     filled = value.into(site)
     (read,) = expand(filled.parsed, model.shape)
+    if model.stream_of(read) != model.stream_of(site):
+        raise PatchError(
+            f"'{site}' cannot be given '{read.at(None)}'",
+            facts=[("why not", "one has the encoder's tokens, the other the decoder's")],
+            fix="read a site of the same stream",
+        )
     if read.info.has_keys or not model.tap(read).has_position:
         why = "is a row over keys, of which each query has another number" if read.info.has_keys else "has no tokens"
         raise PatchError(
@@ -113,5 +119,5 @@ def _shape(model: Model, site: Site) -> str | None:
     """Return the axes of a site's value with their sizes; None where they are known only in a run."""
     if site.module is not None:
         return None
-    sizes = model.sizes(site.name)
+    sizes = model.sizes(site.name, site.stream)
     return " x ".join(f"{axis} {sizes[axis]}" if axis in sizes else axis for axis in site.info.value_axes)

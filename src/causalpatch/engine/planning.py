@@ -89,11 +89,12 @@ def plan_job(job: Job, n_forks: int, *, gauge: Gauge | None = None, tier: str = 
     values = [target.value for group in job.interventions for target in group]
     n_means = len({value for value in values if isinstance(value, Mean | Noise | Resample)})
     n_means += len({(value.run, value.prompts) for value in values if isinstance(value, From)})  # read together
-    lengths = np.maximum(pairs.lengths("clean"), pairs.lengths("corrupt"))
+    lengths = np.maximum(pairs.sizes("clean"), pairs.sizes("corrupt"))
     cost = _cost_of(job, int(lengths.max()))
     sites = dict.fromkeys(str(target.site) for group in job.interventions for target in group)
+    shown = pairs.of("encoder")
     first = [
-        " ".join(map(repr, pairs.tokens(role, 0))) if pairs.kind == "tokens" else f"array {pairs[0].input(role).shape}"
+        " ".join(map(repr, shown.tokens(role, 0))) if shown.kind == "tokens" else f"array {shown[0].input(role).shape}"
         for role in ("clean", "corrupt")
     ]
     plan = make_plan(
@@ -121,7 +122,7 @@ def plan_job(job: Job, n_forks: int, *, gauge: Gauge | None = None, tier: str = 
 def numbers_of(model: Model) -> ModelNumbers | None:
     """Return the numbers of a model's arithmetic; None without a family, or where heads or neurons have no names."""
     known = not {"resid_pre", "z", "mlp_post"} & set(model.shape.refused)
-    if model.family is None or not model.shape.n_layers or not known:
+    if model.family is None or model.streams or not model.shape.n_layers or not known:
         return None
     layer, down = (model.tap(site).port.path for site in (Site("resid_pre", 0), Site("mlp_post", 0, 0)))
     path, n_neurons = down.rpartition(".")[0], model.shape.units["neuron"]
@@ -266,7 +267,8 @@ def _cells_of(job: Job, numbers: ModelNumbers, laid: Sequence[Sequence[Row]]) ->
 
 def _written(row: Row, length: int) -> np.ndarray:
     """Return the tokens that a run writes, each once."""
-    tokens = [np.arange(length) if place is None else place.base for _, place in row.targets]
+    # A patch in front of the layers moves what all tokens may be given.
+    tokens = [np.arange(length) if place is None or t.is_ahead else place.base for t, place in row.targets]
     return np.asarray(tokens[0] if len(tokens) == 1 else np.unique(np.concatenate(tokens)), dtype=np.int64)
 
 
@@ -284,7 +286,7 @@ class _Layers:
 
     def entry(self, targets: Sequence[Target]) -> tuple[int, int, int]:
         """Return the first layer that targets write in, where in it, and how many columns, or 0 for all."""
-        places = [self._place(target.site, target.anchor) for target in targets]
+        places = [(0, int(Point.STREAM)) if t.is_ahead else self._place(t.site, t.anchor) for t in targets]
         first = min(places)
         sites = {target.site for target, place in zip(targets, places, strict=True) if place == first}
         numbers, (layer, point) = self.numbers, first

@@ -79,9 +79,9 @@ def moves_of(job: Job, target: Target) -> Float[np.ndarray, "element width"]:
         found = []
         for row, place in enumerate(placer.places(target, indices.tolist())):
             for token, start, stop in [] if place is None else zip(place.base, place.start, place.stop, strict=True):
-                shift = source.batch.start[row]
+                shift = source.batch_of(target.site).start[row]
                 mean = there[row, shift + start : shift + stop].mean(0)
-                found.append((mean - here[row, base.batch.start[row] + token])[None])
+                found.append((mean - here[row, base.batch_of(target.site).start[row] + token])[None])
         return _flat(found)
 
     parts = [part for part in in_batches(job, batches_of_pairs(job), differences) if len(part)]

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from causalpatch.base.errors import ModelUnsupported
 from causalpatch.engine.chains import Norm, norm_of
 from causalpatch.engine.hooks import in_this_thread
+from causalpatch.engine.slopes import require_one_stream
 from causalpatch.models import Model, Port
 from causalpatch.models.table import attention_path, join
 from causalpatch.sites import Site
@@ -43,6 +44,7 @@ class Relevance:
     """
 
     def __init__(self, model: Model) -> None:
+        require_one_stream(model, "the rules of RelP cannot be applied", 'method="atp"')
         if model.family is None or "resid_pre" in model.shape.refused:
             raise ModelUnsupported(
                 f"the rules of RelP cannot be applied to '{model.name}'",

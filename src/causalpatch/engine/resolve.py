@@ -14,11 +14,11 @@ import numpy as np
 from causalpatch.base.errors import PairError, PatchError, SiteNotFound
 from causalpatch.engine.drawn import Donated, Scattered
 from causalpatch.engine.joined import is_joined, joined_patch
+from causalpatch.engine.keys import require_keys
 from causalpatch.engine.other_tokens import tokens_elsewhere, value_elsewhere
 from causalpatch.models import Model
 from causalpatch.pairs import Pairs
 from causalpatch.pairs.positions import resolve
-from causalpatch.pairs.role import ROLE_WORDS
 from causalpatch.patches import (
     Constant,
     From,
@@ -37,6 +37,7 @@ from causalpatch.patches import (
 )
 from causalpatch.patches.patch import Alignment
 from causalpatch.sites import Every, Position, Site, Span, expand
+from causalpatch.sites.names import CROSS_SITES
 
 Role = Literal["clean", "corrupt"]
 _OF_ROWS = (Source, Identity, Interpolate, Zero, Constant, Mean, Function, Resample)
@@ -56,6 +57,7 @@ class Target:
         inside: The subspace inside which the value is put in, or None for the whole site.
         anchor: The name of the site in whose tensor a feature is written; "" for all but features.
         sees_ahead: Whether queries see keys behind them.
+        stream: The stream whose tokens the position counts, of a model with an encoder and a decoder.
     """
 
     site: Site
@@ -67,6 +69,7 @@ class Target:
     inside: Subspace | None = None
     anchor: str = ""
     sees_ahead: bool = False
+    stream: str | None = None
 
     @property
     def described(self) -> str:
@@ -74,10 +77,16 @@ class Target:
         return str(self.value) if self.inside is None else self.inside.describe(self.value)
 
     @property
+    def is_ahead(self) -> bool:
+        """Whether its tokens are not those that are answered, but run before them: an encoder's, or a picture's."""
+        return self.stream in ("encoder", "vision")
+
+    @property
     def provable(self) -> str:
-        """The name by which the site is proven: each layer of a dictionary by itself."""
+        """The name by which the site is proven: each stream, and each layer of a dictionary, by itself."""
         site = self.site
-        return site.name if site.dictionary is None else f"{site.name}({site.dictionary}).{site.layer}"
+        name = site.name if site.stream is None else f"{site.stream}/{site.name}"
+        return name if site.dictionary is None else f"{site.name}({site.dictionary}).{site.layer}"
 
     @property
     def needs_source(self) -> bool:
@@ -96,6 +105,11 @@ class Target:
     def needs_base(self) -> bool:
         """Whether the new value is computed from what the base run has there."""
         return isinstance(self.value, Identity | Interpolate)
+
+    @property
+    def key_stream(self) -> str | None:
+        """The stream whose tokens are keys."""
+        return "encoder" if self.site.name in CROSS_SITES else self.stream
 
     @property
     def meets_keys(self) -> bool:
@@ -191,8 +205,8 @@ def _targets_of_patch(model: Model, patch: Patch) -> list[Target]:
         value = patch.value.of if isinstance(patch.value, Subspace) else patch.value
         value = value_elsewhere(model, site, value) if isinstance(value, From) else value
         anchor = "" if site.dictionary is None else model.anchor(site)
-        rest = (patch.column, value, patch.align, has_position, inside, anchor, model.sees_ahead)
-        targets.append(Target(site.at(None), position, *rest))
+        rest = (patch.column, value, patch.align, has_position, inside, anchor, model.sees_ahead_at(site))
+        targets.append(Target(site.at(None), position, *rest, model.stream_of(site)))
     return targets
 
 
@@ -224,8 +238,11 @@ class Placer:
     """
 
     def __init__(self, pairs: Pairs, base: Role) -> None:
-        self.pairs = pairs
+        self.pairs = pairs.in_tokens
         self.base: Role = base
+        self._of_encoder = Placer(pairs.encoder, base) if pairs.encoder is not None else None
+        is_beside = pairs.kind == "tokens" and pairs.pictures is not None
+        self._of_pictures = Placer(pairs.of("vision"), base) if is_beside else None
         self._known: dict[tuple[object, ...], dict[int, Placement | None]] = {}
 
     def place(self, target: Target, pair: int) -> Placement | None:
@@ -239,6 +256,9 @@ class Placer:
 
     def places(self, target: Target, pairs: Sequence[int]) -> list[Placement | None]:
         """Return where a target lies in each of some pairs; see ``place``."""
+        other = {"encoder": self._of_encoder, "vision": self._of_pictures}.get(target.stream or "")
+        if other is not None:
+            return other.places(target, pairs)
         # What says by itself where it lies.
         own = target.value if isinstance(target.value, Donated | Given | From) else None
         key = (target.position, target.column, target.align, target.needs_source, target.meets_keys, own)
@@ -247,7 +267,7 @@ class Placer:
             if pair not in known:
                 place = known[pair] = self._find(target, pair)
                 if place is not None and target.meets_keys:
-                    self._require_keys(target, pair, place)
+                    require_keys(self.pairs.of(target.key_stream), self.base, target, pair, place)
         return [known[pair] for pair in pairs]
 
     def _find(self, target: Target, pair: int) -> Placement | None:
@@ -275,49 +295,6 @@ class Placer:
             return Placement(base, source, source + 1)
         return self._align(target, pair, base, source)
 
-    def _require_keys(self, target: Target, pair: int, place: Placement) -> None:
-        """Make sure that each query takes the row of the same token of the source prompt, keys of the same tokens.
-
-        A row is over all keys up to its query. Key for key it can be put in place of another row only where both
-        prompts have equally many tokens up to there, and none of these is aligned with a token elsewhere.
-        """
-        crossing = np.flatnonzero((place.start != place.base) | (place.stop != place.base + 1))
-        reach = "from first to last" if target.sees_ahead else "up to the query"
-        of = "another pair's prompt" if isinstance(target.value, Donated) else "the source prompt"
-        if len(crossing):
-            base, source = place.base[crossing[0]], place.start[crossing[0]]
-            tokens = f"token {source}" if place.stop[crossing[0]] == source + 1 else "the mean of several tokens"
-            why = f"query {base} takes the row of {tokens} of {of}"
-        elif target.sees_ahead and len(set(self._sizes(target, pair))) > 1:
-            why = "a row over {} keys cannot take one over {}".format(*self._sizes(target, pair))
-        else:
-            alignment, last = self.pairs.alignment, int(place.base.max(initial=-1))
-            last = max(self._sizes(target, pair)) if target.sees_ahead else last
-            has_columns = alignment is not None and target.needs_source
-            matches = alignment.columns[pair] if alignment and has_columns else np.zeros((0, 2), dtype=np.int64)
-            inside = (matches >= 0).all(1) & (matches <= last).any(1)
-            moved = matches[inside & (matches[:, 0] != matches[:, 1])]
-            if not len(moved):
-                return
-            base, source = moved[0] if self.base == "clean" else moved[0][::-1]
-            why = f"key {base} is aligned with token {source} of {of}"
-        raise PairError(
-            f"the keys of '{target.site}' in pair {pair} of '{self.pairs.name}' are not those of its source",
-            facts=[
-                ("why", why),
-                ("rule", f"key by key: both prompts must have the same tokens in the same places {reach}"),
-                *[(word, f"{len(self.pairs[pair].input(side))} tokens") for side, word in ROLE_WORDS.items()],
-            ],
-            fix=f"drop it (pairs.drop({pair})), patch earlier queries, or patch z.{target.site.layer}: it has no keys",
-        )
-
-    def _sizes(self, target: Target, pair: int) -> tuple[int, int]:
-        """Return how many tokens the base prompt has, and the prompt that a value is taken from."""
-        own = len(self.pairs[pair].input(self.base))
-        if isinstance(target.value, Donated):
-            return own, len(target.value.pool[target.value.donor(self.pairs[pair])].input(target.value.value.side))
-        return own, len(self.pairs[pair].input("clean" if self.base == "corrupt" else "corrupt"))
-
     def _refuse_empty_span(self, target: Target, pair: int) -> None:
         """Tell a pair none of whose tokens is aligned, which is no error, from a span that holds no token."""
         if isinstance(target.position, Span):
@@ -338,7 +315,7 @@ class Placer:
         side = 0 if self.base == "clean" else 1
         base, source = columns[pair, column, side], columns[pair, column, 1 - side]
         if isinstance(target.value, Donated):
-            of_donor = target.value.columns(self.pairs[pair])
+            of_donor = target.value.columns(self.pairs[pair], target.stream)
             source = -1 if of_donor is None else of_donor[column]
         if base < 0 or (source < 0 and (target.needs_source or isinstance(target.value, Donated))):
             return None
@@ -375,14 +352,14 @@ class Placer:
     def _meet_donor(self, target: Target, value: Donated, pair: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the base's tokens, and those of the donor's prompt that they take their values from."""
         own, number = self.pairs[pair], value.donor(self.pairs[pair])
-        donor, side = value.pool[number], value.value.side
+        donor, side = value.pool.of(target.stream).in_tokens[number], value.value.side
         if target.position is not None and not isinstance(target.position, Every):
             where = f"pair {number} of '{value.pool.name}', from which pair {pair} is resampled,"
             return self._base_tokens(pair, target.position), resolve(donor, target.position, side, where)
         n_own, n_donor = len(own.input(self.base)), len(donor.input(side))
         if n_own == n_donor:
             return np.arange(n_own), np.arange(n_donor)
-        alignment, theirs = self.pairs.alignment, value.columns(own)
+        alignment, theirs = self.pairs.alignment, value.columns(self.pairs[pair], target.stream)
         if alignment is None or alignment.how == "position" or theirs is None:
             raise PairError(
                 f"pair {pair} of '{self.pairs.name}' cannot be resampled at all positions: no other prompt is as long",

@@ -17,7 +17,7 @@ the pairs of a batch.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -43,13 +43,11 @@ from causalpatch.engine.resolve import Placer, Target
 from causalpatch.engine.routes import watching
 from causalpatch.engine.untouched import Fork, Untouched, run_role, run_untouched, spell
 from causalpatch.engine.values import Known, Row, Taps, unchanged, writes_of_rows
-from causalpatch.models import Port
 from causalpatch.pairs import Batch
 from causalpatch.patches import Identity, Mean, Source
 from causalpatch.results.status import Status
 from causalpatch.sites import Site
 
-_BEHIND = ("final_norm", "logits")  # behind all layers
 # A layer's calls cost about as much as this many floating-point operations on its weights: .3 ms at 100 GFLOP/s on a
 # CPU, at 20 TFLOP/s on a GPU. Rows of two entry layers go into one forward where that is less than what they waste.
 _CALLS_ON_CPU, _CALLS_ON_GPU = 3e7, 6e9
@@ -64,8 +62,8 @@ def why_not(job: Job, gauge: Gauge) -> str | None:
         return f"the layers of '{model.name}' are not known by name"
     if "resid_pre" in model.shape.refused:
         return "its layers hand on more than one stream"
-    if job.pairs.kind != "tokens":
-        return f"'{job.pairs.name}' holds arrays, not prompts"
+    if job.pairs.in_tokens.kind != "tokens":
+        return f"'{job.pairs.name}' holds arrays whose tokens are not known"
     modules = Layers(model).modules
     if len(set(modules)) < len(modules):
         return f"layers of '{model.name}' are one and the same module"
@@ -111,8 +109,9 @@ def measure(job: Job, gauge: Gauge, means: Means, cost: Cost) -> Iterator[Block]
     job, means = _enter_late(job, means, layers)
     job = replace(job, interventions=[_from_first_change(layers, group) for group in job.interventions])
     entries = np.array([min((_entry(layers, t) for t in group), default=0) for group in job.interventions], dtype=int)
-    stream = [layers.sites[layer] for layer in sorted(set(entries.tolist())) if layer]
-    is_few = verify(job, gauge, layers, stream, cost)
+    later = sorted({*entries.tolist()} - {0})
+    stream = list(dict.fromkeys(site for entry in later for site in layers.kept_for(entry)))
+    is_few = verify(job, gauge, layers, later, cost)
     keeps = [is_few and not any(reads_logits(layers, target) for target in group) for group in job.interventions]
     setup = _Setup(job, gauge, cost, layers, entries, keeps)
     placer, taps = Placer(job.pairs, job.base), Taps(job.model)
@@ -208,13 +207,13 @@ def _enter_late(job: Job, means: Means, layers: Layers) -> tuple[Job, Means]:
     def late(targets: tuple[Target, ...]) -> tuple[Target, ...]:
         if all(target.site.name != "resid_post" for target in targets):
             return targets
-        shared = shared_outputs(job.model, targets)
+        shared = {layers.of(site) for site in shared_outputs(job.model, targets)}
         entered = {(port.path, port.side) for port in (job.model.tap(target.site).port for target in targets)}
         found = []
         for target in targets:
-            layer = target.site.layer
+            layer = layers.of(target.site) if target.site.module is None else None
             is_late = target.site.name == "resid_post" and layer not in shared
-            if not is_late or layer is None or layer + 1 == len(layers):
+            if not is_late or layer is None or layers.is_last(layer):
                 found.append(target)
                 continue
             site = layers.sites[layer + 1]
@@ -250,16 +249,14 @@ def _entry(layers: Layers, target: Target) -> int:
 def _layer(layers: Layers, target: Target) -> int | None:
     """Return the layer of a target, the last one for what is behind them all; None where it is in none of them."""
     site = target.site
-    if site.name in _BEHIND:
-        return len(layers) - 1
-    return site.layer if site.module is None else layers.holding(site.module.path)
+    return layers.of(site) if site.module is None else layers.holding(site.module.path)
 
 
 def _batches(job: Job, n_kept: int) -> Iterator[np.ndarray]:
     """Yield batches of pairs, the streams kept of which take no more memory than the rows of a forward do."""
     size = torch.finfo(job.model.dtype).bits // 8
     for indices in batches_of_pairs(job):
-        n_tokens = int(job.pairs.lengths(job.base)[indices].max())
+        n_tokens = int(job.pairs.sizes(job.base)[indices].max())
         most = most_rows(job, n_tokens) * row_cost(job.model, n_tokens).total
         at_once = most // max(1, n_kept * n_tokens * job.model.width * size)
         yield from np.array_split(indices, math.ceil(len(indices) / max(1, at_once)))
@@ -267,7 +264,7 @@ def _batches(job: Job, n_kept: int) -> Iterator[np.ndarray]:
 
 def _stacked(setup: _Setup, rows: Sequence[Row]) -> list[list[Row]]:
     """Sort rows by the layer at which they enter, in groups that may share a forward."""
-    layers, lengths = setup.layers, setup.job.pairs.lengths(setup.job.base)
+    layers, lengths = setup.layers, setup.job.pairs.sizes(setup.job.base)
     weights = sum(parameter.numel() for parameter in layers.modules[0].parameters())
     calls = (_CALLS_ON_GPU if layers.model.device.type == "cuda" else _CALLS_ON_CPU) / (2 * max(1, weights))
     groups: list[list[Row]] = []
@@ -292,13 +289,11 @@ def _run_rows(setup: _Setup, batch: Untouched, rows: Sequence[Row]) -> Float[np.
     def run(fork: Fork | None, inputs: Batch) -> Run:
         writes = writes_of_rows(job.model, batch.known, rows, inputs)
         columns = few_columns(gauge, inputs, is_fork=fork is not None) if is_few else None
-        stream = None
-        if entry:
-            kept = batch.known.base if fork is None else batch.forks[fork]
-            stream = stream_into(setup.layers.ports[entry], kept, local, inputs, job)
+        kept = batch.known.base if fork is None else batch.forks[fork]
+        known = known_before(setup.layers, entry, kept, local, inputs, job)
         setup.cost.forwards, setup.cost.rows = setup.cost.forwards + 1, setup.cost.rows + len(rows)
         with watching(job.ties, job.model, rows, inputs):
-            start = (setup.layers, entry, stream, inputs, writes, columns)
+            start = (setup.layers, entry, known, inputs, writes, columns)
             logits = logits_from(*start, opens_attention=job.opens_attention)
         tokens = None if columns is None else np.array(columns) - inputs.start[:, None]
         return Run(logits, inputs, pair, tokens=tokens)
@@ -310,20 +305,23 @@ def _run_rows(setup: _Setup, batch: Untouched, rows: Sequence[Row]) -> Float[np.
     return gauge.values(whole, batch.runs, local.to(pair.device))
 
 
-def stream_into(
-    port: Port, kept: Captured, local: Int[Tensor, " row"], inputs: Batch, job: Job
-) -> Float[Tensor, "row position width"]:
-    """Gather the base run's stream into a layer for some rows, padded as far as these are."""
-    stream = kept.tensors[port]
-    n_columns = inputs.ids.shape[1]
-    first = stream.shape[1] - n_columns if job.padding_side == "left" else 0
-    return stream.narrow(1, first, n_columns)[local.to(stream.device)]
+def known_before(
+    layers: Layers, entry: int, kept: Captured, local: Int[Tensor, " row"], inputs: Batch, job: Job
+) -> dict[Site, Float[Tensor, "row position width"]]:
+    """Gather what runs that begin at a layer take from the base run, for some rows, padded as far as these are."""
+    known = {}
+    for site in layers.kept_for(entry):
+        stream = kept.tensors[layers.model.tap(site).port]
+        n_columns = inputs.of(layers.model.stream_of(site)).ids.shape[1]
+        first = stream.shape[1] - n_columns if job.padding_side == "left" else 0
+        known[site] = stream.narrow(1, first, n_columns)[local.to(stream.device)]
+    return known
 
 
 def logits_from(
     layers: Layers,
     entry: int,
-    stream: Float[Tensor, "row position width"] | None,
+    known: Mapping[Site, Float[Tensor, "row position width"]],
     inputs: Batch,
     writes: Sequence[Write] = (),
     columns: range | None = None,
@@ -333,6 +331,9 @@ def logits_from(
     """Run prompts from a layer on; return the logits of all columns, or of some."""
     model = layers.model
     call = dict(inputs_of(model, inputs))
+    if layers.encoder_output is not None and layers.encoder_output in known:
+        call["encoder_outputs"] = (known[layers.encoder_output],)
+    stream = known.get(layers.sites[entry])
     if columns is not None:
         call["logits_to_keep"] = torch.arange(columns.start, columns.stop, device=model.device)
     with quiet(model), ExitStack() as left_out:
@@ -342,7 +343,7 @@ def logits_from(
     return model.logits(output)
 
 
-def verify(job: Job, gauge: Gauge, layers: Layers, stream: Sequence[Site], cost: Cost) -> bool:
+def verify(job: Job, gauge: Gauge, layers: Layers, entries: Sequence[int], cost: Cost) -> bool:
     """Make sure on a few pairs that runs may begin at the layers in question.
 
     Returns:
@@ -351,30 +352,31 @@ def verify(job: Job, gauge: Gauge, layers: Layers, stream: Sequence[Site], cost:
     Raises:
         ModelUnsupported: They may not.
     """
-    if not stream:
+    if not entries:
         return False
-    prompts = [(pair.input(job.base), pair.input(job.source)) for pair in job.pairs]
     # Pairs whose runs differ, so that what a model keeps from its last run would show; a padded one among them.
-    telling = [n for n, (base, source) in enumerate(prompts) if not np.array_equal(base, source)] or range(len(prompts))
-    ordered = sorted(telling, key=lambda number: len(prompts[number][0]))
+    telling = [n for n, pair in enumerate(job.pairs) if pair.digests[0] != pair.digests[1]] or range(len(job.pairs))
+    sizes = job.pairs.sizes(job.base)
+    ordered = sorted(telling, key=lambda number: sizes[number])
     chosen = np.array(sorted({ordered[0], ordered[-1]}))
     pieces = np.array_split(chosen, len(chosen) if job.max_rows == 1 else 1)
-    return all(list(in_batches(job, pieces, partial(_look, job, gauge, layers, stream, cost))))
+    return all(list(in_batches(job, pieces, partial(_look, job, gauge, layers, entries, cost))))
 
 
 def _look(
-    job: Job, gauge: Gauge, layers: Layers, stream: Sequence[Site], cost: Cost, indices: Int[np.ndarray, " pair"]
+    job: Job, gauge: Gauge, layers: Layers, entries: Sequence[int], cost: Cost, indices: Int[np.ndarray, " pair"]
 ) -> bool:
+    stream = list(dict.fromkeys(site for entry in entries for site in layers.kept_for(entry)))
     inputs = job.pairs.batch(job.base, indices, padding_side=job.padding_side)
     kept = look_at(layers, inputs, stream)
     wanted = job.model.logits(kept.output)
     # What a model has put aside is now that of other prompts: the base run must come out without it.
     run_role(job, job.source, indices, (), cost)
-    cost.forwards, cost.rows = cost.forwards + 1 + len(stream), cost.rows + len(indices) * (1 + len(stream))
+    n_runs = 1 + len(entries)
+    cost.forwards, cost.rows = cost.forwards + n_runs, cost.rows + len(indices) * n_runs
     local = torch.arange(len(indices))
-    for site in stream:
-        entry = site.layer or 0
-        got = logits_from(layers, entry, stream_into(layers.ports[entry], kept, local, inputs, job), inputs)
+    for entry in entries:
+        got = logits_from(layers, entry, known_before(layers, entry, kept, local, inputs, job), inputs)
         if not _agree(got, wanted, inputs.mask):
             refuse_layers(job.model, "the run does not come out the same from this layer on", entry)
     if not may_take_few(layers, gauge):
@@ -383,7 +385,7 @@ def _look(
     part = slice(columns.start, columns.stop)
     cost.forwards, cost.rows = cost.forwards + 1, cost.rows + len(indices)
     try:
-        few = logits_from(layers, 0, None, inputs, columns=columns)
+        few = logits_from(layers, 0, {}, inputs, columns=columns)
     except ModelUnsupported:
         return False
     return _agree(few, wanted[:, part], inputs.mask[:, part])

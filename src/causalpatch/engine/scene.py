@@ -54,12 +54,13 @@ class Prompts:
     def of(cls, sides: dict[Role | Donated, Batch]) -> "Prompts":
         """Put prompts together."""
         rows = [(side, row) for side, batch in sides.items() for row in range(len(batch.lengths))]
-        known: dict[tuple[bytes, int], int] = {}
+        known: dict[tuple[bytes | int, ...], int] = {}
         slots: dict[Role | Donated, list[int]] = {side: [] for side in sides}
         chosen: list[tuple[Role | Donated, int]] = []
         for side, row in rows:
             batch = sides[side]
-            key = (batch.ids[row][batch.mask[row]].tobytes(), int(batch.lengths[row]))
+            more = [values[row].tobytes() for values in batch.beside.values()]
+            key = (batch.ids[row][batch.mask[row]].tobytes(), int(batch.lengths[row]), *more)
             if key not in known:
                 known[key] = len(chosen)
                 chosen.append((side, row))
@@ -70,7 +71,10 @@ class Prompts:
             for name in ("ids", "mask", "position_ids")
         )
         lengths = np.array([sides[side].lengths[row] for side, row in chosen])
-        batch = Batch(ids, mask, positions, np.zeros(len(chosen), dtype=np.int64), lengths)
+        first = next(iter(sides.values()))
+        beside = {name: np.stack([sides[side].beside[name][row] for side, row in chosen]) for name in first.beside}
+        start = np.zeros(len(chosen), dtype=np.int64)
+        batch = Batch(ids, mask, positions, start, lengths, beside=beside, common=first.common)
         return cls(batch, {side: np.array(found) for side, found in slots.items()})
 
 
@@ -347,18 +351,14 @@ def run_other(job: Job, model: Model, prompts: Prompts, sites: Sequence[Site]) -
     """
     chosen, slots = np.unique(prompts.slots[job.source], return_inverse=True)
 
-    def batch_of(rows: np.ndarray) -> Batch:
-        whole = prompts.batch
-        return Batch(*(part[rows] for part in (whole.ids, whole.mask, whole.position_ids, whole.start, whole.lengths)))
-
     n_parts = -(-len(chosen) // most_rows(job, prompts.batch.ids.shape[1]))
     parts = [
-        capture(model, batch_of(rows), sites, opens_attention=job.opens_attention)
+        capture(model, prompts.batch.take(rows), sites, opens_attention=job.opens_attention)
         for rows in np.array_split(chosen, n_parts)
     ]
     tensors = {port: torch.cat([part.tensors[port] for part in parts]) for port in parts[0].tensors}
     logits = torch.cat([model.logits(part.output) for part in parts])
-    return Captured(model, batch_of(chosen), logits, tensors, slots)
+    return Captured(model, prompts.batch.take(chosen), logits, tensors, slots)
 
 
 def donated_in(job: Job) -> list[Donated]:

@@ -26,6 +26,7 @@ from causalpatch.base.errors import CausalPatchError, MemoryExhausted, ModelUnsu
 from causalpatch.base.seeds import generator
 from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.job import BASE, SOURCE, Block, Cost, Job
+from causalpatch.engine.layers import streams_into_layers
 from causalpatch.engine.means import Means
 from causalpatch.engine.memory import is_out_of_memory
 from causalpatch.engine.reference import measure_reference, measure_rows
@@ -36,6 +37,7 @@ from causalpatch.models import Model
 from causalpatch.pairs import Pairs
 from causalpatch.patches import Function, Identity
 from causalpatch.sites import Site
+from causalpatch.sites.select import part_of
 
 Measure = Callable[[Job, Gauge, Means, Cost], Iterator[Block]]
 # Tokens of all check runs together: the check must stay small beside the sweep.
@@ -59,7 +61,7 @@ def why_drifts(name: str, measure: Measure, job: Job, *, anew: bool = False) -> 
     why = why_batches_differ("rows", measure_rows, replace(job, max_rows=None), anew=anew)
     if why is not None:
         return why
-    clean, corrupt = job.pairs.lengths("clean"), job.pairs.lengths("corrupt")
+    clean, corrupt = job.pairs.sizes("clean"), job.pairs.sizes("corrupt")
     longest = np.maximum(clean, corrupt)
     is_uneven = len({*clean.tolist(), *corrupt.tolist()}) > 1
     key = (name, job.padding_side, int(longest.max()).bit_length(), is_uneven)
@@ -80,7 +82,7 @@ def why_batches_differ(name: str, measure: Measure, job: Job, *, anew: bool = Fa
         The untouched runs of two pairs, or of up to four where prompts of a pair differ in length, together and one
         by one; once for all jobs with the same shortest and longest prompts.
     """
-    lengths = [job.pairs.lengths(role) for role in (job.base, job.source)]
+    lengths = [job.pairs.sizes(role) for role in (job.base, job.source)]
     ends = tuple((int(some.min()), int(some.max())) for some in lengths)
     if job.pairs.kind != "tokens" or job.max_rows == 1 or all(shortest == longest for shortest, longest in ends):
         return None
@@ -167,8 +169,8 @@ def _rounding(
     if "resid_pre" in model.shape.refused:
         return np.full_like(wanted, eps * np.nanmax(np.abs(wanted)))
     moved = tuple(
-        Target(Site("resid_pre", layer), None, None, _moved(layer, eps), None, has_position=True)
-        for layer in range(model.shape.n_layers)
+        Target(site, None, None, _moved(str(site), eps), None, has_position=True, stream=model.stream_of(site))
+        for site in streams_into_layers(model)
     )
     runs = [(*moved, *targets) for targets in (moved[:0], *check.interventions)]
     numbers = _numbers(measure_rows, replace(check, interventions=runs, n_controls=0), gauge)
@@ -183,9 +185,9 @@ def _precision(model: Model) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
 
 
-def _moved(layer: int, eps: float) -> Function:
+def _moved(site: str, eps: float) -> Function:
     """Return a change by a unit in the last place, up, down or none."""
-    draw = generator(0, "rounding", layer)  # goes on from call to call, as what is random does
+    draw = generator(0, "rounding", site)  # goes on from call to call, as what is random does
 
     def move(current: Tensor, source: Tensor) -> Tensor:
         del source
@@ -207,28 +209,33 @@ def _numbers(measure: Measure, job: Job, gauge: Gauge) -> np.ndarray:
 
 def _runs(job: Job, pairs: Pairs) -> list[tuple[Target, ...]]:
     """Return a large change at every place in turn, and an identity patch."""
-    shortest = int(min(pairs.lengths(job.base)))
-    longest = int(max(max(pairs.lengths("clean")), max(pairs.lengths("corrupt"))))
-    places = sorted({0, shortest // 2, shortest - 1})
-    sites = [Site(name, layer) for layer in _layers(job) for name in ("resid_pre", "attn_out", "mlp_out")]
-    inside = [Site(name, layer, 0) for layer in _layers(job) for name in ("z", "mlp_post")]
-    usable = [site for site in (*sites, *inside) if site.name not in job.model.shape.refused]
+    longest = int(max(max(pairs.sizes("clean")), max(pairs.sizes("corrupt"))))
+    layers = _layers(job)
+    whole = [replace(site, name=name) for site in layers for name in ("resid_pre", "attn_out", "mlp_out")]
+    inside = [replace(site, name=name, unit=0) for site in layers for name in ("z", "mlp_post")]
+    cross = [Site("cross_z", site.layer, 0) for site in layers if site.stream == "decoder"]
+    usable = [site for site in (*whole, *inside) if site.name not in part_of(site, job.model.shape).refused]
     runs: list[tuple[Target, ...]] = []
-    for site in usable:
+    for site in (*usable, *cross):
+        stream = job.model.stream_of(site)
+        shortest = int(min(pairs.of(stream).lengths(job.base)))
+        places = sorted({0, shortest // 2, shortest - 1})
         for place in places if site.name == "resid_pre" else places[1:2] or places:
-            runs.append((Target(site, place, None, _shaken(str(site), place), None, has_position=True),))
+            shaken = _shaken(str(site), place)
+            runs.append((Target(site, place, None, shaken, None, has_position=True, stream=stream),))
     most = max(4, MOST_TOKENS // (longest * len(pairs)))
     step = max(1, -(-len(runs) // most))
-    first = Target(Site("resid_pre", 0), 0, None, Identity(), None, has_position=True)
+    first = Target(Site("resid_pre", 0, stream=job.model.main_stream), 0, None, Identity(), None, has_position=True)
     return [*runs[::step], (first,)]
 
 
-def _layers(job: Job) -> list[int]:
-    """Return the first layer of every type, and the last."""
+def _layers(job: Job) -> list[Site]:
+    """Return the stream into the first layer of every type, and into the last."""
     model = job.model
-    types: dict[tuple[Any, ...], int] = {}
-    for layer in range(model.shape.n_layers):
-        part = model.module.get_submodule(model.tap(Site("resid_pre", layer)).port.path)
+    types: dict[tuple[Any, ...], Site] = {}
+    every = streams_into_layers(model)
+    for site in every:
+        part = model.module.get_submodule(model.tap(site).port.path)
         marks = [
             (name, getattr(inner, name))
             for inner in part.modules()
@@ -236,8 +243,8 @@ def _layers(job: Job) -> list[int]:
             if isinstance(getattr(inner, name, None), str | int | bool)
         ]
         shapes = [(name, tuple(p.shape)) for name, p in part.named_parameters()]
-        types.setdefault((type(part).__name__, *marks, *shapes), layer)
-    return sorted({*types.values(), model.shape.n_layers - 1})
+        types.setdefault((type(part).__name__, *marks, *shapes), site)
+    return list(dict.fromkeys([*types.values(), *every[-1:]]))
 
 
 def _shaken(site: str, place: int) -> Function:

@@ -109,7 +109,7 @@ class Meeting:
             np.concatenate([np.zeros(0, dtype=np.int64), *(getattr(place, name) for _, place in known)])
             for name in ("base", "start")
         )
-        starts = [run.batch.start for run in (batch.known.base, batch.known.source)]
+        starts = [run.batch.of(target.stream).start for run in (batch.known.base, batch.known.source)]
         device = job.model.device
         return cls(
             *(torch.as_tensor(at, device=device) for at in (row, starts[0][row] + base, starts[1][row] + source))
@@ -126,15 +126,16 @@ class Meeting:
         return found
 
 
-def columns_of(job: Job, batch: Untouched) -> Int[Tensor, "pair column"]:
+def columns_of(job: Job, batch: Untouched, stream: str | None = None) -> Int[Tensor, "pair column"]:
     """Return the place of each aligned column of each pair among all tokens of a batch; their number where it has none.
 
     Args:
         job: The job.
         batch: The pairs.
+        stream: The stream whose tokens are counted.
     """
-    tokens = job.pairs.aligned().columns[batch.indices, :, 0 if job.base == "clean" else 1]
-    prompts = batch.known.base.batch
+    tokens = job.pairs.of(stream).aligned().columns[batch.indices, :, 0 if job.base == "clean" else 1]
+    prompts = batch.known.base.batch.of(stream)
     width = prompts.mask.shape[1]
     first = np.arange(len(tokens))[:, None] * width + prompts.start[:, None]
     places = np.where(tokens < 0, len(tokens) * width, first + tokens)
@@ -246,6 +247,7 @@ def input_port(model: Model) -> Port:
     Raises:
         ModelUnsupported: Tokens go into a model whose stream is not known.
     """
+    require_one_stream(model, "gradients cannot be integrated from input to input", 'method="ig-activations"')
     if model.family is not None and "resid_pre" not in model.shape.refused:
         return model.tap(Site("resid_pre", 0)).port
     if model.kind == "arrays":
@@ -255,6 +257,25 @@ def input_port(model: Model) -> Port:
         facts=[("why", "tokens have no values in between, and the stream behind their embedding is not known by name")],
         fix='method="ig-activations" (each site by itself), or method="atp"',
     )
+
+
+def require_one_stream(model: Model, what: str, fix: str) -> None:
+    """Make sure that a model is not made of an encoder and a decoder.
+
+    Args:
+        model: The model.
+        what: What cannot be done with such.
+        fix: What to type instead.
+
+    Raises:
+        ModelUnsupported: It is.
+    """
+    if model.streams is not None:
+        raise ModelUnsupported(
+            f"{what} in '{model.name}'",
+            facts=[("why", "it has an encoder and a decoder, each with a stream of its own")],
+            fix=fix,
+        )
 
 
 def moved_to(share: float, port: Port, difference: Tensor) -> Mapping[Port, Tensor]:

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from causalpatch.base.errors import EnoughError, ModelUnsupported
-from causalpatch.engine.attention import unknown_arguments
+from causalpatch.engine.attention import attend_openly, unknown_arguments
 from causalpatch.engine.capture import inputs_of
 from causalpatch.engine.delta import DeltaLinears, recording
 from causalpatch.engine.few_bits import FewBits
@@ -123,6 +123,7 @@ class Stack:
         self.few_bits = few_bits
         self.n_layers = model.shape.n_layers
         self.blocks = [self._block(layer) for layer in range(self.n_layers)]
+        self.attentions = {model.module.get_submodule(block.attention) for block in self.blocks}
         self.final_norm = Port(model.tap(Site("final_norm")).port.path, "input")
         self.is_parallel = "resid_mid" in model.shape.refused
 
@@ -269,6 +270,8 @@ class _Capture:
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, more: dict[str, Any]
     ) -> Tensor:
+        if module not in self.stack.attentions:  # of a vision tower, whose run is over when the layers begin
+            return attend_openly(query, key, value, mask, more, lambda _, tensor: tensor)
         unknown = unknown_arguments(more)
         if unknown:
             raise self.stack.refusal(f"its attention takes an argument that is not known: {', '.join(unknown)}")

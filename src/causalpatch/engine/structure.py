@@ -93,7 +93,7 @@ class Findings(Generic[Found]):
             lasts: Says whether what was found may be kept.
             anew: Find it out again whatever is known.
         """
-        known = self._known.setdefault(model.module, {})
+        known, key = self._known.setdefault(model.module, {}), (key, model.shape.main)
         before = structure_of(model)
         if not anew and key in known and known[key][0].is_still(before):
             return known[key][1]

@@ -13,14 +13,13 @@ import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
-from causalpatch.engine.capture import Captured
+from causalpatch.engine.capture import Captured, in_batch
 from causalpatch.engine.changes import apart, called, from_fit, given_at, moved_inside, projected, spread
 from causalpatch.engine.drawn import Donated, Draws, Scattered
 from causalpatch.engine.hooks import Write
 from causalpatch.engine.means import Means
 from causalpatch.engine.resolve import Placement, Target
 from causalpatch.models import Columns, Feature, FeatureView, KeyRow, Model, Sum, Tap, View
-from causalpatch.models.views import bound
 from causalpatch.pairs import Batch
 from causalpatch.patches import (
     Constant,
@@ -159,7 +158,7 @@ class _Elements:
 
 
 _Entry = tuple[int, int, Placement | None, Tap]  # number of the row, local pair, where, how
-Locate = Callable[[np.ndarray, np.ndarray | None], tuple[np.ndarray, ...]]
+Locate = Callable[[Target, np.ndarray, np.ndarray | None], tuple[np.ndarray, ...]]
 
 
 def writes_of_rows(model: Model, known: Known, rows: Sequence[Row], batch: Batch) -> list[Write]:
@@ -171,9 +170,16 @@ def writes_of_rows(model: Model, known: Known, rows: Sequence[Row], batch: Batch
         rows: The rows of the forward.
         batch: Their inputs, for the columns in which real tokens stand.
     """
-    start = batch.start
-    writes = writes_at(Taps(model), known, rows, lambda at, t: (at,) if t is None else (at, start[at] + t))
-    return [replace(write, tap=replace(write.tap, view=bound(write.tap.view, batch.start))) for write in writes]
+    starts = partial(_starts, model, batch)
+    writes = writes_at(
+        Taps(model), known, rows, lambda target, at, t: (at,) if t is None else (at, starts(target)[at] + t)
+    )
+    return [replace(write, tap=in_batch(model, write.tap, batch)) for write in writes]
+
+
+def _starts(model: Model, batch: Batch, target: Target) -> np.ndarray:
+    """Return the first column of each row's prompt, of the stream that a target stands in."""
+    return batch.of(model.stream_of(target.site)).start
 
 
 class Taps:
@@ -203,8 +209,8 @@ def writes_at(taps: Taps, known: Known, rows: Sequence[Row], locate: Locate) -> 
         taps: Where the targets are written.
         known: Values known beforehand.
         rows: The rows of the forward.
-        locate: From row numbers and real tokens to indices over the leading axes of a site's tensor; elements whose
-            last index is negative are not written.
+        locate: From a target, row numbers and real tokens to indices over the leading axes of its site's tensor;
+            elements whose last index is negative are not written.
     """
     groups: dict[tuple[object, ...], tuple[_Kind, list[_Entry]]] = {}
     for number, row in enumerate(rows):
@@ -283,7 +289,7 @@ def _write(model: Model, known: Known, kind: _Kind, entries: Sequence[_Entry], l
     elements = _flatten(kind, entries)
     if not len(elements.rows):
         return None  # nothing is given for these runs
-    places = locate(elements.rows, None if elements.placement is None else elements.placement.base)
+    places = locate(kind.target, elements.rows, None if elements.placement is None else elements.placement.base)
     is_here = places[-1] >= 0
     if not is_here.all():
         if not is_here.any():

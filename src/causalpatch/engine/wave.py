@@ -298,7 +298,7 @@ class Wave:
         if not rows:
             return []
 
-        def place(numbers: np.ndarray, tokens: np.ndarray | None) -> tuple[np.ndarray, ...]:
+        def place(_: Target, numbers: np.ndarray, tokens: np.ndarray | None) -> tuple[np.ndarray, ...]:
             return locate(owners[numbers], np.zeros(0, dtype=np.int64) if tokens is None else tokens)
 
         return writes_at(self.scene.taps, self.scene.known, rows, place)

@@ -55,6 +55,8 @@ def why_not(job: Job, gauge: Gauge) -> str | None:
         return "its layers are not known by name"
     if job.pairs.kind != "tokens":
         return "its inputs are not tokens"
+    if job.model.streams:
+        return "an encoder stands before its layers"
     if job.model.sees_ahead:
         return "its tokens see later ones"
     lacking = [name for name in _NEEDED if name in job.model.shape.refused]
@@ -69,6 +71,8 @@ def why_not_targets(model: Model, targets: Sequence[Target]) -> str | None:
     for target in targets:
         if not target.has_position:
             return f"{target.site} has no positions"
+        if target.is_ahead:
+            return f"{target.site} stands in front of the layers, in the vision tower"
         if target.site.module is not None and target.site.module.side in STEPS:
             return f"{target.site} needs all steps of a recurrent module"
         if target.site.module is not None and layer_of(model, target.site.module.path) is None:

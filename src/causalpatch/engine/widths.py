@@ -65,11 +65,12 @@ def _values_at(
     value = run.value(targets[0].site)
     if not targets[0].has_position:
         return value.double().flatten()
-    is_here = np.zeros(run.batch.mask.shape, dtype=bool)
+    batch = run.batch_of(targets[0].site)
+    is_here = np.zeros(batch.mask.shape, dtype=bool)
     for target in targets:
         for row, place in enumerate(placer.places(target, indices.tolist())):
             if place is not None:
-                is_here[row, run.batch.start[row] + place.base] = True
+                is_here[row, batch.start[row] + place.base] = True
     return value[torch.as_tensor(is_here, device=value.device)].double().flatten()
 
 

@@ -119,6 +119,8 @@ def graph_of(model: Model) -> Graph:
     family, refused = model.family, model.shape.refused
     if family is None:
         raise _refused(model, f"its layers are not known by name: {model.family_note}")
+    if model.streams is not None:
+        raise _refused(model, "it has an encoder and a decoder, each with a stream of its own")
     for name in _NEEDED:
         if name in refused:
             raise _refused(model, f"it has no '{name}': {refused[name]}")

@@ -75,7 +75,7 @@ def put_values(experiment: Experiment, site: Site, values: Sequence[np.ndarray],
         return Patch(site, Fitted(np.stack(list(values)), how, on, groups=names))
     places = Placer(pairs, base).places(target, range(len(pairs)))
     shape = np.asarray(values[0]).shape[1:]
-    table = np.full((len(pairs), int(pairs.lengths(base).max()), *shape), np.nan)
+    table = np.full((len(pairs), int(pairs.of(target.stream).lengths(base).max()), *shape), np.nan)
     for number, (place, value) in enumerate(zip(places, values, strict=True)):
         n_tokens = 0 if place is None else len(place.base)
         if place is None or n_tokens != len(value):

@@ -5,16 +5,19 @@ is taken together in a cell.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from causalpatch.base.errors import SettingError
 from causalpatch.base.suggest import closest
 from causalpatch.experiment.experiment import Experiment
+from causalpatch.pairs import Pairs
+from causalpatch.pairs.role import Role
 from causalpatch.patches import Intervention, Patch, Value
 from causalpatch.patches.patch import Alignment
 from causalpatch.sites import Every, Site, SiteSet, expand
+from causalpatch.sites.select import part_of
 
 
 @dataclass(frozen=True)
@@ -78,14 +81,16 @@ def grid_of(experiment: Experiment, wanted: Site | SiteSet, over: str | Sequence
         possible[units] = sorted({site.unit for site in members if site.unit is not None})
     # Named sites of one kind are tapped alike; modules each in their own way.
     can_walk = all(experiment.model.tap(site).has_position for site in (members if wanted.module else members[:1]))
+    streams = {experiment.model.stream_of(site) for site in members}
+    pairs = experiment.pairs.of(next(iter(streams)))
     if wanted.position is None or isinstance(wanted.position, Every):
         wanted = wanted.at(None)
         members = [site.at(None) for site in members]
-        if can_walk and experiment.pairs.kind == "tokens":
+        if can_walk and pairs.in_tokens.kind == "tokens" and len(streams) == 1:
             possible["position"] = []
     axes = _chosen(wanted, over, list(possible))
     if "position" in axes:
-        possible["position"] = list(range(experiment.pairs.aligned().n_columns))
+        possible["position"] = list(range(pairs.aligned().n_columns))
     if not axes:
         return Grid({"intervention": [str(wanted)]}, {}, lambda cell: list(members))
 
@@ -94,7 +99,9 @@ def grid_of(experiment: Experiment, wanted: Site | SiteSet, over: str | Sequence
     for site in members:
         at.setdefault(tuple(_coordinate(site, axis) for axis in fixed), []).append(site)
     chosen = {axis: possible[axis] for axis in axes}
-    return Grid(dict(chosen), _labels(experiment, chosen), lambda cell: at.get(tuple(cell[axis] for axis in fixed), []))
+    units_of = part_of(members[0], experiment.model.shape).units
+    labels = _labels(pairs, experiment.base, units_of, chosen)
+    return Grid(dict(chosen), labels, lambda cell: at.get(tuple(cell[axis] for axis in fixed), []))
 
 
 def _members(experiment: Experiment, wanted: Site | SiteSet, over: str | Sequence[str] | None) -> list[Site]:
@@ -150,11 +157,10 @@ def _coordinate(site: Site, axis: str) -> Any:
     return str(site.module) if axis == "intervention" else site.unit
 
 
-def _labels(experiment: Experiment, axes: dict[str, list[Any]]) -> dict[str, Sequence[str]]:
+def _labels(pairs: Pairs, base: Role, units: Mapping[str, int], axes: dict[str, list[Any]]) -> dict[str, Sequence[str]]:
     labels: dict[str, Sequence[str]] = {}
     if "position" in axes:
-        labels["position"] = experiment.pairs.aligned().labels(experiment.base)
-    units = experiment.model.shape.units
+        labels["position"] = pairs.aligned().labels(base)
     if "kv_head" in axes and units.get("kv_head", 0) < units.get("head", 0):
         group = units["head"] // units["kv_head"]
         labels["kv_head"] = [f"(heads {kv * group}-{(kv + 1) * group - 1})" for kv in axes["kv_head"]]

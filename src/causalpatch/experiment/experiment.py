@@ -60,8 +60,8 @@ from causalpatch.experiment.requests import (
     as_interventions,
     as_metrics,
     check_grid,
-    check_kinds,
     check_precision,
+    meet,
     one_of,
     reads_both_answers,
     warn_of,
@@ -139,7 +139,8 @@ class Experiment:
         one_of("direction", direction, ("denoise", "noise"))
         one_of("engine", engine, ENGINES)
         one_of("padding_side", padding_side, ("right", "left"))
-        check_kinds(model, pairs)
+        model, pairs = meet(model, pairs)
+        source_model = source_model and source_model.reading(pairs.kind)
         check_precision(precision, engine, model, recheck_top)
         self.model = model
         self.source_model = source_model
@@ -290,7 +291,7 @@ class Experiment:
             status=tally.status[:n_cells, kept].reshape(*shape, len(kept)),
             baselines=tally.baselines(kept, self.base, job.reference),
             labels=labels,
-            positions=self._aligned_positions(kept) if "position" in axes else None,
+            positions=self._aligned_positions(kept, targets) if "position" in axes else None,
             provenance={
                 **describe_program(),
                 **describe_setup(self.model, self.pairs, self.metrics, self.direction, self.seed),
@@ -414,6 +415,6 @@ class Experiment:
             source_model=self.source_model,
         )
 
-    def _aligned_positions(self, kept: np.ndarray) -> np.ndarray:
-        columns: np.ndarray = self.pairs.aligned().columns[kept]
+    def _aligned_positions(self, kept: np.ndarray, targets: Sequence[tuple[Target, ...]]) -> np.ndarray:
+        columns: np.ndarray = self.pairs.of(targets[0][-1].stream).aligned().columns[kept]
         return columns if self.base == "clean" else columns[..., ::-1]

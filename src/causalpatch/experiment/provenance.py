@@ -64,9 +64,11 @@ def notes_on(pairs: Pairs, base: Role, targets: Sequence[tuple[Target, ...]]) ->
     mirrored = pairs.check().mirrored_share if from_source else 0.0
     if mirrored > MIRRORED:
         notes.append(f"{mirrored:.0%} of the pairs are mirrored: the other direction is redundant by construction")
-    walks_all = any(t.has_position and t.position is None for t in from_source if t.needs_source)
-    if walks_all and pairs.kind == "tokens" and pairs.alignment is not None:
-        unmatched = [len(tokens) for tokens in pairs.alignment.unmatched(base)]
+    walked = {t.stream for t in from_source if t.needs_source and t.has_position and t.position is None}
+    for alignment in (pairs.of(stream).alignment for stream in sorted(walked, key=str)):
+        if alignment is None:
+            continue
+        unmatched = [len(tokens) for tokens in alignment.unmatched(base)]
         if any(unmatched):
             notes.append(
                 f"{sum(unmatched)} tokens of {np.count_nonzero(unmatched)} base prompts have no partner in the source: "

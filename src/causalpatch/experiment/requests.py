@@ -12,7 +12,7 @@ from causalpatch.base.errors import CausalPatchWarning, MetricError, PairError, 
 from causalpatch.base.suggest import closest
 from causalpatch.engine import EngineName, Role, Target, crosses_positions
 from causalpatch.metrics import METRICS, Metric, named_metric
-from causalpatch.models import Model
+from causalpatch.models import PIXELS, Model
 from causalpatch.pairs import Pairs
 from causalpatch.patches import Intervention, Patch
 from causalpatch.sites import Site, SiteSet
@@ -79,15 +79,54 @@ def check_grid(axes: Mapping[str, Sequence[Any]], n_interventions: int) -> None:
         )
 
 
+def meet(model: Model, pairs: Pairs) -> tuple[Model, Pairs]:
+    """Return the model as it answers pairs of their kind, and the pairs with the tokens that it makes of pictures.
+
+    Raises:
+        PairError: There are no pairs, they are not of the model's kind, or have arguments that it does not take.
+    """
+    model = model.reading(pairs.kind)
+    check_kinds(model, pairs)
+    shown = pairs[0].clean if pairs.kind == "arrays" else pairs[0].beside.get(PIXELS, (np.zeros(0),))[0]
+    is_one = model.picture is not None and shown.ndim == len(model.picture)
+    return (model.seeing(shown.shape), pairs.seen_as(model.places(shown.shape))) if is_one else (model, pairs)
+
+
 def check_kinds(model: Model, pairs: Pairs) -> None:
-    """Make sure that there are pairs, of the model's kind."""
+    """Make sure that there are pairs, of the model's kind, with arguments that it takes."""
     if not len(pairs):
         raise PairError(f"'{pairs.name}' holds no pairs", fix="give at least one")
+    if (model.streams is None) != (pairs.encoder is None):
+        whose = "has an encoder and a decoder" if model.streams else "takes one prompt"
+        held = "one prompt" if pairs.encoder is None else "a prompt for an encoder and one for a decoder"
+        raise PairError(
+            f"'{pairs.name}' does not fit '{model.name}', which {whose}",
+            facts=[("each pair holds", held)],
+            fix="read the pairs for this model: load_pairs(…, model)",
+        )
     if model.kind == "arrays" and pairs.kind == "tokens":
         raise PairError(
             f"'{pairs.name}' holds prompts, but '{model.name}' takes arrays",
             fix="make pairs of arrays: Pairs.from_arrays(clean, corrupt, answer=…)",
         )
+    check_arguments(model, pairs)
+
+
+def check_arguments(model: Model, pairs: Pairs) -> None:
+    """Make sure that the model's forward takes what stands beside the inputs.
+
+    Raises:
+        PairError: It does not take one of these arguments.
+    """
+    given = [*pairs[0].beside, *pairs.common]
+    for name in given:
+        if name not in model.further:
+            near = closest(name, model.further, 1)
+            raise PairError(
+                f"'{pairs.name}' gives '{model.name}' an argument '{name}' that its forward does not take",
+                facts=[("takes", ", ".join(model.further) or "nothing beside the input")],
+                fix=f"call it '{near[0]}'" if near else "leave it out",
+            )
 
 
 def reads_both_answers(metric: Metric, pairs: Pairs) -> bool:

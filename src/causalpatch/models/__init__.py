@@ -14,6 +14,7 @@ from causalpatch.models.open import open_model
 from causalpatch.models.readers import Reader, named_reader, reader_of
 from causalpatch.models.table import input_width, output_width, plain_rows
 from causalpatch.models.taps import Port, Tap
+from causalpatch.models.towers import PIXELS
 from causalpatch.models.views import (
     BiasTerm,
     Columns,
@@ -29,6 +30,7 @@ from causalpatch.models.views import (
 
 __all__ = [
     "FAMILIES",
+    "PIXELS",
     "BiasTerm",
     "Coded",
     "Columns",

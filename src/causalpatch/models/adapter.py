@@ -4,10 +4,11 @@ A ``Model`` wraps an unmodified module. It never runs it and registers no hook: 
 ``inputs`` what to call the module with, ``logits`` which part of the output is the answer; the engine does the rest.
 """
 
-import inspect
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +21,19 @@ from causalpatch.models.attention import kernel_of
 from causalpatch.models.detect import find_family
 from causalpatch.models.dictionaries import Anatomy, Dictionary, Registry, Wanted
 from causalpatch.models.families import Family
+from causalpatch.models.forward import Forward, answer_in, as_arguments
 from causalpatch.models.generic import module_tap
 from causalpatch.models.offload import Content, execution_device
+from causalpatch.models.seeing import Seeing
+from causalpatch.models.site_rows import SiteRow, shape_by, site_rows
+from causalpatch.models.streams import Sound, Stream, Streams
+from causalpatch.models.table import FamilyTable
 from causalpatch.models.taps import Port, Tap
-from causalpatch.models.tokens import find_stop_ids
+from causalpatch.models.tokens import find_decoder_prompt, find_stop_ids
+from causalpatch.models.towers import PIXELS, Towers
 from causalpatch.models.views import View
-from causalpatch.sites.names import FEATURE_SITES, NAMES
+from causalpatch.pairs.placed import Kind
+from causalpatch.sites.names import CROSS_SITES, NAMES
 from causalpatch.sites.select import ModelShape, check
 from causalpatch.sites.site import Site
 
@@ -33,26 +41,12 @@ __all__ = ["Model", "Port", "SiteRow", "Tap", "View"]
 
 Ids = Int[Tensor, " row position"] | Int[np.ndarray, " row position"]
 Mask = Shaped[Tensor, " row position"] | Shaped[np.ndarray, " row position"]
+ReadIds = Int[Tensor, " row read"] | Int[np.ndarray, " row read"]
+ReadMask = Shaped[Tensor, " row read"] | Shaped[np.ndarray, " row read"]
 Arrays = Shaped[Tensor, " row *axes"] | Shaped[np.ndarray, " row *axes"]
 
 
-class SiteRow(NamedTuple):
-    """One line of the table of sites.
-
-    Args:
-        name: The site's name.
-        axes: Its axes: those of the name, then those of the value.
-        shape: Their sizes; ``position`` stays a word.
-        refused: Why the model does not have the site, or None.
-    """
-
-    name: str
-    axes: str
-    shape: str
-    refused: str | None
-
-
-class Model:
+class Model(Seeing):
     """A module with names for its activations.
 
     Args:
@@ -67,26 +61,29 @@ class Model:
         self.tokenizer = tokenizer
         self._content = Content(module)
         finding = find_family(module)
-        self._table = finding.table
+        self._table = table = finding.table
+        self._towers = Towers(finding.towers, module)
+        self.streams = Streams(table, table.encoder, module) if table and table.encoder else None
         self.family_source = finding.source
         self.family_note = finding.note
         self.dictionaries = Registry()
         self.shape = self._make_shape()
-        self.kind = "tokens" if self._table or tokenizer or self._has_embedding else "arrays"
+        reads_tokens = table is not None or tokenizer is not None or self._has_embedding
+        self.kind: Kind = "tokens" if reads_tokens and not self._reads_pictures else "arrays"
 
     def __repr__(self) -> str:
         family = self.family.name if self.family else "generic"
         return f"Model({self.name!r}, {family}, {self.shape.n_layers} layers, {self.dtype}, {self.device})"
 
     @property
-    def family(self) -> Family | None:
-        """The family's table of facts, or None for a generic model."""
-        return self._table.family if self._table else None
-
-    @property
     def sees_ahead(self) -> bool:
         """Whether tokens see later ones of their prompt, so far as the family says."""
         return self.family is not None and self.family.sees_ahead
+
+    def sees_ahead_at(self, site: Site) -> bool:
+        """Say whether at a site queries see keys behind them: of the encoder, and of cross-attention, always."""
+        stream = self.family_of(site.stream)
+        return site.name in CROSS_SITES or (stream is not None and stream.sees_ahead)
 
     @property
     def is_assumed(self) -> bool:
@@ -123,19 +120,44 @@ class Model:
         """Width of one head's value and output; 0 for a generic model. Queries and keys may be wider."""
         return self._table.numbers.head_width if self._table else 0
 
-    def sizes(self, name: str) -> dict[str, int]:
+    def sizes(self, name: str, stream: str | None = None) -> dict[str, int]:
         """Return the sizes of the axes of a site's value, so far as they are known.
 
         Args:
             name: The site's name.
+            stream: The stream that it stands in, of a model that has two.
         """
-        if self._table is None:
+        table = self._table_of(stream)
+        if table is None:
             return {}
-        return self._table.numbers.sizes(name) | {"vocab": self.vocab_size, "expert": self._table.n_experts}
+        return table.numbers.sizes(name) | {"vocab": self.vocab_size, "expert": table.n_experts}
+
+    def _table_of(self, stream: str | None) -> FamilyTable | None:
+        return self.streams.table(stream) if self.streams else self._towers.tables.get(stream or "", self._table)
+
+    @property
+    def main_stream(self) -> Stream | None:
+        """The stream that answers, of a model with an encoder and a decoder; None for any other model."""
+        return "decoder" if self.streams else None
+
+    def family_of(self, stream: str | None) -> Family | None:
+        """Return the table of facts of a stream, or of the model where none is named; None for a generic model."""
+        table = self._table_of(stream)
+        return None if table is None else table.family
+
+    def stream_of(self, site: Site) -> str | None:
+        """Return the stream whose tokens a site's positions count; None where the model has one stream of tokens.
+
+        Args:
+            site: The site.
+        """
+        return self.streams.of(site) if self.streams else self._towers.of(site, self._table)
 
     @cached_property
     def vocab_size(self) -> int:
-        """Number of ids that the model's embedding takes; 0 where that is not known."""
+        """Number of ids that the model's embedding takes; 0 where that is not known, or it takes none."""
+        if self._reads_pictures:
+            return 0
         if self._table:
             embedding = self.module.get_submodule(self._table.tap(Site("embed")).port.path)
             return int(embedding.get_parameter("weight").shape[0])
@@ -146,6 +168,11 @@ class Model:
     def stop_ids(self) -> tuple[int, ...]:
         """Token ids that end a text, as the model's generation settings or its configuration say; else none."""
         return find_stop_ids(self.module)
+
+    @property
+    def decoder_prompt(self) -> tuple[int, ...] | None:
+        """Token ids that a decoder begins with, as the settings say; None where no decoder stands beside an encoder."""
+        return find_decoder_prompt(self.module) if self.streams else None
 
     @property
     def attention(self) -> str:
@@ -177,7 +204,8 @@ class Model:
             raise LookupError(site.name)  # `check` has refused every named site of a generic model
         if site.dictionary is not None:
             return self.dictionaries.of(site.dictionary, site.layer or 0).tap(site)
-        return self._table.tap(site)
+        table = self._table_of(site.stream)
+        return (table or self._table).tap(site)
 
     def add_dictionary(
         self,
@@ -213,10 +241,10 @@ class Model:
         Cost:
             Reads shapes alone; in a run, the weights of the layers that are patched.
         """
-        if self._table is None:
+        if self._table is None or self.streams:
             raise ModelUnsupported(
                 f"'{self.name}' takes no dictionaries",
-                facts=[("reason", self.family_note)],
+                facts=[("reason", "it has an encoder and a decoder" if self.streams else self.family_note)],
                 fix="patch its modules: module(PATH).output",
             )
         wanted = Wanted(site, reads, processed, scale)
@@ -243,13 +271,34 @@ class Model:
             return site.name
         return self.dictionaries.of(site.dictionary, site.layer or 0).writes
 
-    def inputs(self, ids: Ids, mask: Mask | None = None, position_ids: Ids | None = None) -> dict[str, Any]:
+    @property
+    def further(self) -> tuple[str, ...]:
+        """Names of the forward's arguments that may stand beside prompts or arrays, such as ``pixel_values``."""
+        heard = (self.sound.argument,) if self.sound else ()
+        return (*self._forward.further(PIXELS if self._reads_pictures else None), *heard)
+
+    @property
+    def sound(self) -> Sound | None:
+        """The array that an encoder is given instead of tokens; None for any other model."""
+        return self.streams.sound if self.streams else None
+
+    def inputs(
+        self,
+        ids: Ids,
+        mask: Mask | None = None,
+        position_ids: Ids | None = None,
+        further: Mapping[str, Any] | None = None,
+        encoder: tuple[ReadIds, ReadMask] | None = None,
+    ) -> dict[str, Any]:
         """Return the keyword arguments to call the module with on token ids.
 
         Args:
             ids: Token ids; axes (row, position).
             mask: True at real tokens; axes (row, position).
             position_ids: Each token's place in its own prompt; axes (row, position).
+            further: Further arguments of the forward by name; fractions are given in the model's dtype.
+            encoder: The encoder's token ids and their mask, of a model that has one, axes (row, read); what stands
+                above is then the decoder's.
 
         Returns:
             What the module's forward takes of these, as tensors on the model's device, and ``use_cache=False`` where
@@ -259,38 +308,47 @@ class Model:
             ModelUnsupported: Rows are padded, but the forward takes no mask or no position ids, so that padding would
                 change the answer.
         """
-        call: dict[str, Any] = {self._main_argument("input_ids"): self._tensor(ids).long()}
+        if self.streams:
+            own = {"ids": ids, "mask": mask, "position_ids": position_ids}
+            given = {name: self._tensor(each) for name, each in own.items() if each is not None}
+            both = None if encoder is None else (self._tensor(encoder[0]), self._tensor(encoder[1]))
+            return self.streams.call(**given, encoder=both) | as_arguments(further or {}, self.device, self.dtype)
+        call: dict[str, Any] = {self._forward.main("input_ids"): self._tensor(ids).long()}
         is_padded = mask is not None and not bool(self._tensor(mask).all())
+        if self._forward.places_itself:
+            position_ids = None
         if position_ids is not None and self._table:
             position_ids = self._tensor(position_ids) + self._table.numbers.first_position
         for name, values in (("attention_mask", mask), ("position_ids", position_ids)):
             # Where a model of no known family begins to count positions is not known: unpadded prompts are left to it.
-            is_left_out = name == "position_ids" and not (self._table or is_padded or name in self._needed)
-            if values is not None and self._takes(name) and not is_left_out:
+            is_left_out = name == "position_ids" and not (self._table or is_padded or name in self._forward.needed)
+            if values is not None and self._forward.takes(name) and not is_left_out:
                 call[name] = self._tensor(values).long()
             elif values is not None and is_padded:
                 raise ModelUnsupported(
                     f"{self.name!r} cannot run prompts of unequal length together",
-                    facts=[("forward", f"takes {', '.join(self._parameters[0])}"), ("padding", f"needs {name}")],
+                    facts=[("forward", f"takes {', '.join(self._forward.names)}"), ("padding", f"needs {name}")],
                     fix=f"give prompts of one length, or wrap the model in a forward that takes {name}",
                 )
-        if self._takes("use_cache"):
+        if self._forward.takes("use_cache"):
             call["use_cache"] = False
-        return call
+        return call | as_arguments(further or {}, self.device, self.dtype)
 
-    def inputs_of_arrays(self, values: Arrays) -> dict[str, Any]:
+    def inputs_of_arrays(self, values: Arrays, further: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the keyword arguments to call the module with on arrays.
 
         Args:
             values: The stacked arrays; axes (row, …).
+            further: Further arguments of the forward by name.
 
         Returns:
             The forward's first argument, on the model's device and in its dtype; whole numbers stay whole where the
             model embeds them.
         """
-        tensor = self._tensor(values)
-        keeps = self._has_embedding and not tensor.is_floating_point()
-        return {self._main_argument(None): tensor if keeps else tensor.to(self.dtype)}
+        tensor, is_seen = self._tensor(values), self._reads_pictures
+        keeps = self._has_embedding and not tensor.is_floating_point() and not is_seen
+        main = {self._forward.main(PIXELS if is_seen else None): tensor if keeps else tensor.to(self.dtype)}
+        return main | as_arguments(further or {}, self.device, self.dtype)
 
     def logits(self, output: Any) -> Shaped[Tensor, " row *axes"]:
         """Return the answer in a module's output.
@@ -304,62 +362,23 @@ class Model:
         Raises:
             ModelUnsupported: There is no tensor in the output.
         """
-        found = output
-        for name in ("logits", "last_hidden_state"):
-            if getattr(output, name, None) is not None:
-                found = getattr(output, name)
-                break
-            if isinstance(output, dict) and name in output:
-                found = output[name]
-                break
-        while isinstance(found, tuple | list) and found:
-            found = found[0]
-        if isinstance(found, Tensor):
-            return found
-        raise ModelUnsupported(
-            f"the output of {self.name!r} holds no logits",
-            facts=[("output", type(output).__name__), ("looked for", "a tensor, .logits, ['logits'], item 0")],
-            fix="wrap the model in a module whose forward returns the tensor",
-        )
+        return answer_in(output, self._towers.answers(self._table), self.name)
 
     def site_rows(self) -> list[SiteRow]:
         """Return the table of sites: every name with its axes and sizes, or why the model does not have it."""
-        named = [self._row(name) for name in NAMES if name not in FEATURE_SITES or name in self.shape.refused]
-        features = ((name, of) for of in self.shape.dictionaries for name in sorted(FEATURE_SITES))
-        return [*named, *(self._feature_row(name, of) for name, of in features)]
-
-    def _feature_row(self, name: str, dictionary: str) -> SiteRow:
-        sizes = self.shape.dictionaries[dictionary]
-        layers = f"layers {', '.join(map(str, sorted(sizes)))}"
-        counts = " or ".join(map(str, sorted(set(sizes.values()))))
-        is_error = name == "feature_error"
-        axes = "layer position width" if is_error else "layer feature position"
-        return SiteRow(f"{name}({dictionary})", axes, layers if is_error else f"{layers} x {counts} x position", None)
-
-    def _row(self, name: str) -> SiteRow:
-        info = NAMES[name]
-        if name == "module":
-            return SiteRow("module(PATH)", "the module's own", f"{len(self.shape.module_paths) - 1} modules", None)
-        axes = ["layer"] if info.has_layer else []
-        axes += [info.unit_axis] if info.unit_axis else []
-        axes += [info.position_axis, *info.value_axes]
-        sizes: dict[str, int | None] = {"layer": len(self.shape.layers_with(name)), **self.shape.units}
-        sizes |= self.sizes(name)
-        refused = self.shape.refused.get(name)
-        shape = "" if refused else " x ".join(str(sizes.get(axis) or axis) for axis in axes)
-        return SiteRow(name, " ".join(axes), shape, refused)
+        return site_rows(self.shape, self.sizes)
 
     def _make_shape(self) -> ModelShape:
         paths = tuple(name for name, _ in self.module.named_modules())
         # A model that was given as a module has its class's name, which no command can look up.
         listing = "model.site_rows()" if self.name == type(self.module).__name__ else ""
         if self._table:
-            table, sizes = self._table, self.dictionaries.sizes
-            lacking = {} if sizes else dict.fromkeys(sorted(FEATURE_SITES), "no dictionary was added to the model")
-            refused, n_layers = {**table.refused, **lacking}, table.numbers.n_layers
-            some = {name: layers for name, layers in table.lacking.items() if layers and name not in refused}
-            more: dict[str, Any] = {"dictionaries": sizes, "lacking": some, "listing": listing}
-            return ModelShape(self.name, n_layers, table.units, refused, paths, **more)
+            by = partial(shape_by, name=self.name, dictionaries=self.dictionaries.sizes, paths=paths, listing=listing)
+            shape = by(self._table)
+            if self._table.encoder is None:
+                of_towers = {name: by(table) for name, table in self._towers.tables.items()}
+                return self._towers.shape(self._table, shape, of_towers)
+            return replace(shape, parts={"encoder": by(self._table.encoder), "decoder": shape})
         reason = f"{self.family_note}; use module(PATH).output, such as module({paths[min(1, len(paths) - 1)]}).output"
         return ModelShape(
             self.name, 0, {}, {name: reason for name in NAMES if name != "module"}, paths, listing=listing
@@ -385,36 +404,8 @@ class Model:
         return any(isinstance(part, nn.Embedding) for part in self.module.modules())
 
     @cached_property
-    def _parameters(self) -> tuple[tuple[str, ...], bool]:
-        """Names of the forward's arguments, and whether it takes any others."""
-        parameters = inspect.signature(self.module.forward).parameters.values()
-        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
-        return tuple(parameter.name for parameter in parameters if parameter.kind in named), takes_any
-
-    @cached_property
-    def _needed(self) -> frozenset[str]:
-        """Names of the forward's arguments that have no default."""
-        parameters = inspect.signature(self.module.forward).parameters.values()
-        return frozenset(parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty)
-
-    def _takes(self, argument: str) -> bool:
-        """Tell whether the forward takes an argument; a wrapper of a known family passes any on."""
-        names, takes_any = self._parameters
-        return argument in names or (takes_any and self._table is not None)
-
-    def _main_argument(self, preferred: str | None) -> str:
-        """Return the name of the argument that takes the input: the preferred one, else the first."""
-        names, _ = self._parameters
-        if preferred is not None and self._takes(preferred):
-            return preferred
-        if not names:
-            raise ModelUnsupported(
-                f"the forward of {self.name!r} names no argument for the input",
-                facts=[("forward", str(inspect.signature(self.module.forward)))],
-                fix="wrap it in a module whose forward takes the input as its first argument",
-            )
-        return names[0]
+    def _forward(self) -> Forward:
+        return Forward(self.module, self.name, passes_on=self._table is not None)
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.as_tensor(values, device=self.device)

@@ -10,12 +10,13 @@
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import nn
 
 from causalpatch.models.families import FAMILIES, Family, Parted
+from causalpatch.models.pictures import Grid
 from causalpatch.models.table import (
     OPTIONAL,
     FamilyTable,
@@ -28,6 +29,8 @@ from causalpatch.models.table import (
     output_width,
 )
 
+# What the part is called that reads and writes texts, in models that are given more.
+_LANGUAGE = ("language_model", "text_model")
 # Configuration entries that scale what a sublayer adds to the stream; 1 or absent in every family of the tables.
 _STREAM_SCALES = ("residual_multiplier", "residual_scale", "scale_depth", "skip_connection_multiplier")
 
@@ -40,11 +43,14 @@ class Finding:
         table: The family's table, found in the model, or None for a generic model.
         source: What decided: the configuration, the names of the modules, or nothing.
         note: A line for the reader.
+        towers: The tables of a model that is given pictures, by stream: ``"vision"``, and ``"text"`` of one that
+            compares them with texts.
     """
 
     table: FamilyTable | None
     source: Literal["config", "structure", "none"]
     note: str
+    towers: Mapping[str, FamilyTable] = field(default_factory=dict)
 
 
 def find_family(module: nn.Module) -> Finding:
@@ -57,17 +63,47 @@ def find_family(module: nn.Module) -> Finding:
         The finding. Its note says why no family was found, and which one comes closest.
     """
     names = frozenset(name for name, _ in module.named_modules())
+    found: dict[bool, FamilyTable] = {}  # of what is given pictures, and of what is not
     reasons = []
     for config in _configs(module):
-        model_type = getattr(config, "model_type", None)
         for family in FAMILIES:
-            if model_type not in family.model_types or not _fits(family, config):
+            is_known = getattr(config, "model_type", None) in family.model_types and _fits(family, config)
+            if not is_known or (family.pictures is not None) in found:
                 continue
             table = _bind(family, config, module, names)
             if isinstance(table, FamilyTable):
-                return Finding(table, "config", f"{family.name}: the configuration says {model_type!r}")
-            reasons.append(table)
-    return _by_structure(module, names, reasons)
+                found[family.pictures is not None] = table
+            else:
+                reasons.append(table)
+    if not found:
+        return _by_structure(module, names, reasons)
+    vision, other = found.get(True), found.get(False)
+    if vision is None or other is None:
+        towers = {} if vision is None else {"vision": vision}
+    elif other.family.is_compared:
+        towers = {"vision": vision, "text": other}
+    else:
+        towers = {"vision": _as_far_as_read(vision, module)}
+    main = vision if other is None or "text" in towers else other
+    return Finding(main, "config", _said(main, module), towers)
+
+
+def _said(table: FamilyTable | None, module: nn.Module) -> str:
+    if table is None:
+        return ""
+    types = (getattr(config, "model_type", None) for config in _configs(module))
+    named = next(name for name in types if name in table.family.model_types)
+    return f"{table.family.name}: the configuration says {named!r}"
+
+
+def _as_far_as_read(vision: FamilyTable, module: nn.Module) -> FamilyTable:
+    """Leave out the last layers of a vision tower, which run though nothing reads them."""
+    read = next((n for c in _configs(module) if (n := getattr(c, "vision_feature_layer", None)) is not None), None)
+    if read is None:
+        return vision
+    n_layers = vision.numbers.n_layers
+    behind = [place if place >= 0 else n_layers + 1 + place for place in ([read] if isinstance(read, int) else read)]
+    return vision.up_to(min(n_layers, max(behind)), module)
 
 
 def _by_structure(module: nn.Module, names: frozenset[str], reasons: list[str]) -> Finding:
@@ -125,12 +161,15 @@ def _bases(family: Family, names: frozenset[str]) -> list[str]:
     """Return the paths below which the family's list of layers stands, outermost first."""
     first = join(family.layers, "0")
     found = [name[: -len(first)].rstrip(".") for name in names if name == first or name.endswith(f".{first}")]
+    if family.stream:  # the other stream's layers have the same name
+        found = [base for base in found if base.rpartition(".")[2] == family.base.rpartition(".")[2]]
     return sorted(found, key=lambda base: (base.count("."), base))
 
 
 def _wanted(family: Family) -> tuple[frozenset[str], frozenset[str]]:
     """Return the module paths that the family's table names: below the base, and below each layer."""
     outside, inside = {family.layers}, set(family.norms)
+    outside |= set() if family.pictures is None else {family.pictures.patches}
     for name, fact in family.sites.items():
         if name in OPTIONAL:
             continue
@@ -150,7 +189,11 @@ def _count_names(family: Family, names: frozenset[str]) -> tuple[int, int]:
 
 def _bind(family: Family, config: object, module: nn.Module, names: frozenset[str]) -> FamilyTable | str:
     """Find the family's parts in the model and read its counts; a text says what does not fit."""
+    encoder = None if family.encoder is None else _bind(family.encoder, config, module, names)
+    if isinstance(encoder, str):
+        return encoder
     outside, inside = _wanted(family)
+    reasons: list[str] = []
     for base in _bases(family, names):
         layers = module.get_submodule(join(base, family.layers))
         n_layers = len(list(layers.children()))
@@ -158,20 +201,27 @@ def _bind(family: Family, config: object, module: nn.Module, names: frozenset[st
         expected |= {join(base, family.layers, str(layer), name) for layer in range(n_layers) for name in inside}
         missing = sorted(expected - names)
         if missing:
-            return f"{family.name} was expected, but there is no module {missing[0]!r}"
+            reasons.append(f"{family.name} was expected, but there is no module {missing[0]!r}")
+            continue  # another part of the model may have layers of the same name
         numbers = _count(family, config, module, join(base, family.layers, "0"), n_layers)
         if isinstance(numbers, str):
             return numbers
-        return FamilyTable(family, Place(base, _whole(family, base, names)), numbers, module)
-    return f"{family.name} was expected, but there is no module {join(family.base, family.layers)!r}"
+        return FamilyTable(family, Place(base, _whole(family, base, names)), numbers, module, encoder)
+    reasons.append(f"{family.name} was expected, but there is no module {join(family.base, family.layers)!r}")
+    return reasons[0]
 
 
 def _whole(family: Family, base: str, names: frozenset[str]) -> str | None:
     """Return the path of the module whose output holds the logits."""
+    heads = (family.head, *family.other_heads)
+    if base.rpartition(".")[2] in _LANGUAGE:  # a part of a model that is given more than texts
+        parts = base.split(".")[:-1]
+        around = (".".join(parts[:n]) for n in range(len(parts), -1, -1))
+        return next((outer for outer in around if any(join(outer, head) in names for head in heads)), None)
     if base != family.base and not base.endswith(f".{family.base}"):
         return None
     outer = base[: -len(family.base)].rstrip(".")
-    return outer if any(join(outer, head) in names for head in (family.head, *family.other_heads)) else None
+    return outer if any(join(outer, head) in names for head in heads) else None
 
 
 def _count(family: Family, config: object, module: nn.Module, layer: str, n_layers: int) -> Numbers | str:
@@ -195,7 +245,8 @@ def _count(family: Family, config: object, module: nn.Module, layer: str, n_laye
     embed_width = getattr(embedding, "embedding_dim", width)
     neurons = columns.get("mlp_post", 0)
     first = 1 + getattr(config, family.positions_behind) if family.positions_behind else 0
-    numbers = Numbers(n_layers, width, n_heads, n_kv_heads, head_width, neurons, query_width, embed_width, first)
+    grid = None if family.pictures is None else Grid.of(family.pictures, config)
+    numbers = Numbers(n_layers, width, n_heads, n_kv_heads, head_width, neurons, query_width, embed_width, first, grid)
     return _why_columns_differ(family, numbers, columns) or numbers
 
 

@@ -8,10 +8,23 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from causalpatch.models.experts import EXPERT_SITES, NO_EXPERTS, ExpertTerm, count_experts, layers_without
-from causalpatch.models.families import Absent, At, Fact, Family, Parted, RoutedBy, ShareOf, SumOf, TermOf
+from causalpatch.models.families import (
+    NO_CROSS,
+    Absent,
+    At,
+    Fact,
+    Family,
+    Parted,
+    Positional,
+    RoutedBy,
+    ShareOf,
+    SumOf,
+    TermOf,
+)
+from causalpatch.models.pictures import Grid, PositionTerm
 from causalpatch.models.taps import Port, Side, Tap
 from causalpatch.models.views import BiasTerm, Columns, HeadShare, KeyRow, ModuleUnit, Scaled, Sum, View, Whole
-from causalpatch.sites.names import ATTENTION_SITES, NAMES
+from causalpatch.sites.names import ATTENTION_SITES, CROSS_SITES, NAMES
 from causalpatch.sites.site import Site
 
 # Inside attention: the side of the port, and for rows over keys what hidden keys read as.
@@ -54,6 +67,7 @@ class Numbers:
         query_width: Width of a head's query, and of the key that it meets.
         embed_width: Width of the token embedding.
         first_position: The id of the first token's position.
+        grid: The tokens that it makes of pictures, where these are what it is given.
     """
 
     n_layers: int
@@ -65,6 +79,7 @@ class Numbers:
     query_width: int
     embed_width: int
     first_position: int = 0
+    grid: Grid | None = None
 
     def sizes(self, name: str) -> dict[str, int]:
         """Return the sizes of the axes of a site's value.
@@ -84,10 +99,19 @@ class FamilyTable:
         place: Where its parts stand in the model.
         numbers: The model's counts.
         module: The model.
+        encoder: For a decoder that reads an encoder, the sites of that.
     """
 
-    def __init__(self, family: Family, place: Place, numbers: Numbers, module: nn.Module) -> None:
+    def __init__(
+        self,
+        family: Family,
+        place: Place,
+        numbers: Numbers,
+        module: nn.Module,
+        encoder: "FamilyTable | None" = None,
+    ) -> None:
         self.family = family
+        self.encoder = encoder
         self.place = place
         self.numbers = numbers
         self._modules = dict(module.named_modules())
@@ -99,6 +123,10 @@ class FamilyTable:
         experts = facts.get("expert_out")
         self.n_experts = count_experts(experts, self._layers, self._modules) if isinstance(experts, TermOf) else 0
         self.refused: Mapping[str, str] = dict(self._refusals())
+
+    def up_to(self, n_layers: int, module: nn.Module) -> "FamilyTable":
+        """Return the table of the first layers alone."""
+        return FamilyTable(self.family, self.place, replace(self.numbers, n_layers=n_layers), module, self.encoder)
 
     @property
     def units(self) -> dict[str, int]:
@@ -141,6 +169,11 @@ class FamilyTable:
                 return Tap(site, Port(path, "output"), HeadShare(weight, start, width), (Port(path, "input"),))
             case RoutedBy():
                 return Tap(site, Port(join(parent, fact.module), "routes", like=Port(parent, "input")), Whole())
+            case Positional():
+                path, grid = join(parent, fact.module), self.numbers.grid
+                n_without = grid.n_registers if grid else 0
+                placed = PositionTerm(self._modules[path], fact.parameter, n_without, fact.is_without)
+                return Tap(site, Port(path, "output"), placed)
             case TermOf():
                 path, like = join(parent, fact.module), Port(parent, "input")
                 goes_in = (Port(path, "input", like=like), Port(join(parent, fact.router), "routes", like=like))
@@ -166,7 +199,8 @@ class FamilyTable:
 
     def _inside(self, site: Site) -> Tap:
         """Return the tap of a site inside attention, the same in all families that attend by the interface."""
-        path, (side, hidden) = join(self.layer_path(site.layer or 0), attention_path(self.family)), _INSIDE[site.name]
+        within = self.family.cross if site.name in CROSS_SITES else attention_path(self.family)
+        path, (side, hidden) = join(self.layer_path(site.layer or 0), within), _INSIDE[site.name.removeprefix("cross_")]
         if hidden is None:
             return Tap(site, Port(path, side), ModuleUnit(axis=2, index=site.unit or 0))
         return Tap(site, Port(path, side), KeyRow(site.unit or 0, hidden), (Port(path, "visible"),))
@@ -191,6 +225,8 @@ class FamilyTable:
             fact = sites.get(name)
             if isinstance(fact, Absent):
                 yield name, fact.reason
+            elif name in CROSS_SITES and not self.family.cross:
+                yield name, NO_CROSS.reason
             elif name == "logits" and self.place.whole is None:
                 yield name, "the model has no head; open the whole model, or use final_norm"
             elif name in ATTENTION_SITES and no_heads:

@@ -127,3 +127,26 @@ def find_stop_ids(module: nn.Module) -> tuple[int, ...]:
         if ids is not None:
             return tuple(ids) if isinstance(ids, list | tuple) else (int(ids),)
     return ()
+
+
+def find_decoder_prompt(module: nn.Module) -> tuple[int, ...]:
+    """Return the ids that a decoder begins with: its start, and the token that is forced behind it where one is."""
+    start = _setting(module, "decoder_start_token_id")
+    forced = _setting(module, "forced_bos_token_id")
+    return () if start is None else (start,) if forced is None else (start, forced)
+
+
+def _setting(module: nn.Module, name: str) -> int | None:
+    """Return an id of a model's generation settings, or else of its configuration."""
+    for settings in (getattr(module, holder, None) for holder in ("generation_config", "config")):
+        found = getattr(settings, name, None)
+        if isinstance(found, int):
+            return found
+    return None
+
+
+def find_end_id(module: nn.Module) -> int | None:
+    """Return the id of the token at which a text is read as one vector, as the configuration of its tower says."""
+    config = getattr(module, "config", None)
+    end = getattr(getattr(config, "text_config", config), "eos_token_id", None)
+    return end if isinstance(end, int) else None

@@ -4,8 +4,8 @@ Padding never changes what a real token sees: it is masked, and the position ids
 from 0, on whichever side the padding stands.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -29,6 +29,10 @@ class Batch:
         lengths: Number of prompt tokens of each row, without its continuation, axis (row,).
         values: Stacked inputs of pairs of arrays, axes (row, …); None for text.
         role: Whose inputs they are, where they are those of pairs.
+        beside: Stacked further arguments of the model's forward by name, axes (row, …).
+        common: Further arguments that are the same for all rows, as they are.
+        encoder: The encoder's prompts of the same rows, where a decoder has these.
+        seen: The tokens of the pictures that stand beside the prompts of the same rows.
     """
 
     ids: NDArray[np.int64]
@@ -38,9 +42,37 @@ class Batch:
     lengths: NDArray[np.int64]
     values: NDArray[np.generic] | None = None
     role: Role | None = None
+    beside: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    common: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    encoder: "Batch | None" = None
+    seen: "Batch | None" = None
+
+    def of(self, stream: str | None) -> "Batch":
+        """Return the tokens of a stream: the encoder's, those of the pictures beside prompts, or these.
+
+        Args:
+            stream: ``"encoder"``, ``"decoder"``, ``"vision"``, or None where there is one stream.
+        """
+        other = {"encoder": self.encoder, "vision": self.seen}.get(stream or "")
+        return self if other is None else other
 
     def __len__(self) -> int:
         return len(self.start)
+
+    def take(self, rows: NDArray[np.int64]) -> "Batch":
+        """Return some of the rows, laid out as they are here."""
+        return replace(
+            self,
+            ids=self.ids[rows],
+            mask=self.mask[rows],
+            position_ids=self.position_ids[rows],
+            start=self.start[rows],
+            lengths=self.lengths[rows],
+            values=None if self.values is None else self.values[rows],
+            beside={name: values[rows] for name, values in self.beside.items()},
+            encoder=self.encoder and self.encoder.take(rows),
+            seen=self.seen and self.seen.take(rows),
+        )
 
     def column(self, row: int | NDArray[np.int64], real_position: int | NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the column of a real token, which padding on the left shifts.
@@ -95,23 +127,48 @@ def pad(
     return Batch(ids, mask, np.where(mask, counted, 0), start, lengths)
 
 
-def stack(values: Sequence[NDArray[np.generic]], name: str) -> Batch:
+def stack(values: Sequence[NDArray[np.generic]], name: str, n_tokens: int = 0) -> Batch:
     """Stack inputs that are not text.
 
     Args:
         values: One array per row, all of one shape.
         name: Name of the pairs, for the error.
+        n_tokens: How many tokens the model makes of each, where that is known; they have no ids of their own.
 
     Raises:
         PairError: The arrays have different shapes.
     """
+    zeros = np.zeros(len(values), dtype=np.int64)
+    places = np.tile(np.arange(n_tokens), (len(values), 1))
+    fix = "bring them to one shape first: pairs.transformed(function)"
+    stacked = _stacked(values, f"inputs of '{name}'", fix)
+    return Batch(places, np.ones(places.shape, dtype=bool), places, zeros, zeros + n_tokens, stacked)
+
+
+def stack_beside(rows: Sequence[Mapping[str, NDArray[np.generic]]], name: str) -> dict[str, NDArray[np.generic]]:
+    """Stack the further arguments of several runs.
+
+    Args:
+        rows: The arguments of each row, by name; the same names in all rows.
+        name: Name of the pairs, for the error.
+
+    Raises:
+        PairError: The arrays of one argument have different shapes.
+    """
+    return {
+        argument: _stacked(
+            [row[argument] for row in rows], f"'{argument}' of '{name}'", "bring its arrays to one shape first"
+        )
+        for argument in (rows[0] if rows else ())
+    }
+
+
+def _stacked(values: Sequence[NDArray[np.generic]], what: str, fix: str) -> NDArray[np.generic]:
     shapes = sorted({value.shape for value in values})
     if len(shapes) > 1:
         raise PairError(
-            f"inputs of '{name}' cannot stand in one batch: their shapes differ",
+            f"{what} cannot stand in one batch: their shapes differ",
             facts=[("shapes", ", ".join(map(str, shapes[:5])))],
-            fix="bring them to one shape first: pairs.transformed(function)",
+            fix=fix,
         )
-    empty = np.zeros((len(values), 0), dtype=np.int64)
-    zeros = np.zeros(len(values), dtype=np.int64)
-    return Batch(empty, empty.astype(bool), empty, zeros, zeros, np.stack(values))
+    return np.stack(values)

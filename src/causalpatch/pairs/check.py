@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from causalpatch.pairs.align import first_unequal
-from causalpatch.pairs.pair import Pair
+from causalpatch.pairs.pair import PROMPT, Pair
 from causalpatch.pairs.prompts import is_unknown
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def report(pairs: "Pairs") -> PairReport:
     mirrored = [_mirror(key) in known for key in keys]
     first = {key: index for index, key in reversed(list(enumerate(keys)))}
     sizes = Counter(len(answer) for pair in pairs for answer in (*pair.answer, *pair.wrong_answer))
-    unequal = [pair.id for pair in pairs if first_unequal([pair]) is not None] if pairs.kind == "tokens" else []
+    unequal = [pair.id for pair in pairs if _is_unequal(pair)] if pairs.kind == "tokens" else []
     found = PairReport(
         name=pairs.name,
         n_pairs=len(pairs),
@@ -121,9 +122,20 @@ def _with_unknown_words(pairs: "Pairs") -> list[str]:
     """Return the ids of pairs that hold a token which stands for any unknown word."""
     if pairs.kind != "tokens" or pairs.tokenizer is None:
         return []
-    used = np.unique(np.concatenate([ids for pair in pairs for ids in (pair.clean, pair.corrupt)]))
+    held = [_ids_of(pair) for pair in pairs]
+    used = np.unique(np.concatenate(held))
     unknown = [token for token in used.tolist() if is_unknown(pairs.tokenizer, token)]
-    return [pair.id for pair in pairs if np.isin([*pair.clean, *pair.corrupt], unknown).any()] if unknown else []
+    return [pair.id for pair, ids in zip(pairs, held, strict=True) if np.isin(ids, unknown).any()] if unknown else []
+
+
+def _ids_of(pair: Pair) -> NDArray[np.int64]:
+    """Return all ids of a pair's prompts."""
+    of_encoder = [_ids_of(pair.encoder)] if pair.encoder is not None and pair.encoder.is_called == PROMPT else []
+    return np.concatenate([pair.clean, pair.corrupt, *of_encoder])
+
+
+def _is_unequal(pair: Pair) -> bool:
+    return first_unequal([pair, *([pair.encoder] if pair.encoder else [])]) is not None
 
 
 def _listed(ids: Sequence[str]) -> str:

@@ -6,10 +6,9 @@ place; every method that selects or alters returns new ``Pairs``.
 
 import dataclasses
 import hashlib
-import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,18 +16,17 @@ from numpy.typing import NDArray
 from causalpatch.base.errors import PairError, SettingError
 from causalpatch.base.spec import to_json
 from causalpatch.base.tokens import Tokenizer
-from causalpatch.pairs import align, batch, check, components, positions, split
-from causalpatch.pairs.align import Alignment, Mapped
+from causalpatch.pairs import arrays, batch, check, components, split
+from causalpatch.pairs.align import Alignment
 from causalpatch.pairs.batch import Batch, PaddingSide
 from causalpatch.pairs.check import PairReport
-from causalpatch.pairs.pair import Answers, Array, Pair, as_numbers, digest
-from causalpatch.pairs.role import ROLES, Role, as_role, other
-from causalpatch.sites.site import Every, Position
+from causalpatch.pairs.pair import Answers, Array, Pair, digest, require_same_streams
+from causalpatch.pairs.placed import Kind, Placed
+from causalpatch.pairs.role import Role, as_role
+from causalpatch.pairs.selection import index_of, where
 
-Kind: TypeAlias = Literal["tokens", "arrays"]
 
-
-class Pairs(Sequence[Pair]):
+class Pairs(Placed):
     """Clean and corrupted inputs that belong together.
 
     Args:
@@ -37,9 +35,12 @@ class Pairs(Sequence[Pair]):
         kind: ``"tokens"`` for prompts of token ids, ``"arrays"`` for inputs of other models.
         tokenizer: What turns ids into labels; None shows ids.
         alignment: How positions align; by default by position where clean and corrupted prompts are equally long.
+        of_encoder: The same for the encoder's prompts, of pairs that have such beside the decoder's.
+        common: Further arguments of the model's forward that are the same in every run, by name; see ``with_common``.
 
     Raises:
-        PairError: There is not even one pair.
+        PairError: There is not even one pair, or not all pairs have the same further arguments, or only some have a
+            prompt for an encoder.
 
     Examples:
         >>> pairs = Pairs([Pair(np.array([1, 5]), np.array([1, 6]), answer=((7,),))], name="tiny")
@@ -55,6 +56,8 @@ class Pairs(Sequence[Pair]):
         kind: Kind = "tokens",
         tokenizer: Tokenizer | None = None,
         alignment: Alignment | None = None,
+        of_encoder: Alignment | None = None,
+        common: Mapping[str, Any] | None = None,
     ) -> None:
         if not pairs:
             raise PairError(f"no pairs are left of '{name}'", fix="select at least one")
@@ -65,6 +68,10 @@ class Pairs(Sequence[Pair]):
         self.kind: Kind = kind
         self.tokenizer = tokenizer
         self._alignment = alignment
+        self._of_encoder = of_encoder
+        self.common = arrays.as_common(common or {})
+        require_same_streams(self.pairs, name)
+        arrays.check_names(self.pairs, self.common, name)
 
     @classmethod
     def from_arrays(
@@ -95,25 +102,7 @@ class Pairs(Sequence[Pair]):
             >>> Pairs.from_arrays(images, images + 1, answer=[3, 5], wrong_answer=[8, 6])
             Pairs('arrays', 2 pairs of arrays (1, 28, 28))
         """
-        n_pairs = len(clean)
-        given = {"corrupt": corrupt, "answer": answer, "wrong_answer": wrong_answer, "group": group}
-        for word, values in given.items():
-            if values is not None and len(values) != n_pairs:
-                raise PairError(
-                    f"'{name}' has {n_pairs} clean inputs and {len(values)} of {word}", fix="give one of each per pair"
-                )
-        pairs = [
-            Pair(
-                as_numbers(clean[i]),
-                as_numbers(corrupt[i]),
-                answer=() if answer is None else ((operator.index(answer[i]),),),
-                wrong_answer=() if wrong_answer is None else ((operator.index(wrong_answer[i]),),),
-                id=str(i),
-                group=None if group is None else str(group[i]),
-            )
-            for i in range(n_pairs)
-        ]
-        return cls(pairs, name=name, kind="arrays")
+        return cls(arrays.pair_up(clean, corrupt, answer, wrong_answer, group, name=name), name=name, kind="arrays")
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -134,7 +123,11 @@ class Pairs(Sequence[Pair]):
         if self.kind == "arrays":
             return f"Pairs({self.name!r}, {len(self)} pairs of arrays {self.pairs[0].clean.shape})"
         lengths = np.concatenate([self.lengths("clean"), self.lengths("corrupt")])
-        return f"Pairs({self.name!r}, {len(self)} pairs of {lengths.min()} to {lengths.max()} tokens)"
+        shown = f"{lengths.min()} to {lengths.max()} tokens"
+        if self.encoder is not None:
+            inner = np.concatenate([self.encoder.lengths("clean"), self.encoder.lengths("corrupt")])
+            shown = f"{inner.min()} to {inner.max()} tokens in the encoder, {shown} in the decoder"
+        return f"Pairs({self.name!r}, {len(self)} pairs of {shown})"
 
     @property
     def ids(self) -> list[str]:
@@ -154,7 +147,9 @@ class Pairs(Sequence[Pair]):
         """Hash of all pairs, their order and their alignment; the name does not count."""
         chosen = self._alignment
         aligned = None if chosen is None else (chosen.how, digest(chosen.columns))
-        plain = to_json([self.kind, aligned, [pair.content_hash for pair in self.pairs]])
+        more: list[Any] = [] if self.encoder is None else [self.encoder.content_hash]
+        more += [{name: digest(array) for name, array in self.common.items()}] if self.common else []
+        plain = to_json([self.kind, aligned, [pair.content_hash for pair in self.pairs], *more])
         return hashlib.sha256(plain.encode()).hexdigest()[:16]
 
     def take(self, indices: Sequence[int] | NDArray[Any]) -> "Pairs":
@@ -166,8 +161,8 @@ class Pairs(Sequence[Pair]):
         chosen = np.asarray(indices)
         chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
         rows = chosen.tolist()
-        alignment = None if self._alignment is None else self._alignment.take(rows)
-        return self._with([self.pairs[i] for i in rows], alignment)
+        both = [None if one is None else one.take(rows) for one in (self._alignment, self._of_encoder)]
+        return self._with([self.pairs[i] for i in rows], *both)
 
     def drop(self, which: int | str) -> "Pairs":
         """Return all pairs but one.
@@ -178,14 +173,8 @@ class Pairs(Sequence[Pair]):
         Raises:
             PairError: There is no such pair.
         """
-        index = self.ids.index(which) if isinstance(which, str) and which in self.ids else which
-        if isinstance(index, str) or not -len(self) <= index < len(self):
-            raise PairError(
-                f"'{self.name}' has no pair {which!r}",
-                facts=[("pairs", f"0 to {len(self) - 1}, or an id")],
-                fix="see the ids: pairs.ids",
-            )
-        return self.take([i for i in range(len(self)) if i != index % len(self)])
+        index = index_of(self.pairs, which, self.name)
+        return self.take([i for i in range(len(self)) if i != index])
 
     def where(self, **columns: object) -> "Pairs":
         """Return the pairs whose columns have the given values.
@@ -201,31 +190,45 @@ class Pairs(Sequence[Pair]):
             >>> len(Pairs(rows).where(kind="a"))
             3
         """
-        known = {"id", "group", "split"}.union(*(pair.extra for pair in self.pairs))
-        for column in columns:
-            if column not in known:
-                raise PairError(
-                    f"'{self.name}' has no column '{column}'",
-                    facts=[("columns", ", ".join(sorted(known)))],
-                    fix="select by one of these",
-                )
-        kept = [
-            i
-            for i, pair in enumerate(self.pairs)
-            if all(pair.extra.get(name, getattr(pair, name, None)) == value for name, value in columns.items())
-        ]
-        return self.take(kept)
+        return self.take(where(self.pairs, columns, self.name))
 
     def swapped(self) -> "Pairs":
         """Return the pairs with clean and corrupted inputs exchanged, and with them texts and spans; answers stay."""
-        alignment = None if self._alignment is None else self._alignment.swapped()
-        return self._with([pair.swapped() for pair in self.pairs], alignment)
+        both = [None if one is None else one.swapped() for one in (self._alignment, self._of_encoder)]
+        return self._with([pair.swapped() for pair in self.pairs], *both)
+
+    def with_beside(self, **arguments: Any) -> "Pairs":
+        """Return the pairs with further arguments of the model's forward, such as the picture that a prompt speaks of.
+
+        Args:
+            arguments: By the name of the argument, a tuple of the values of the clean and of the corrupted runs, each
+                with axes (pair, …); or one array or list for both. Pairs that share an array are not independent.
+
+        Raises:
+            PairError: There is not one for each pair, or they hold no numbers.
+
+        Examples:
+            >>> pairs = Pairs([Pair(np.array([1, 5]), np.array([1, 6]))])
+            >>> pairs.with_beside(pixel_values=np.zeros((1, 3, 8, 8)))[0].beside["pixel_values"][1].shape
+            (3, 8, 8)
+        """
+        made = arrays.put_beside(self.pairs, arguments, self.name)
+        return self._with(made, self._alignment, self._of_encoder)
+
+    def with_common(self, **arguments: Any) -> "Pairs":
+        """Return the pairs with further arguments of the model's forward that are the same in every run.
+
+        Args:
+            arguments: By the name of the argument, what is handed over as it is, without an axis for the rows: such as
+                the texts that each picture is compared with.
+        """
+        return self._with(self.pairs, self._alignment, self._of_encoder, common={**self.common, **arguments})
 
     def with_answers(self, answers: Sequence[Answers]) -> "Pairs":
         """Return the pairs with other sets of answers, one per pair, and no wrong ones."""
         both = zip(self.pairs, answers, strict=True)
         made = [dataclasses.replace(pair, answer=tuple(one), wrong_answer=()) for pair, one in both]
-        return self._with(made, self._alignment)
+        return self._with(made, self._alignment, self._of_encoder)
 
     def transformed(self, function: Callable[[Array], Any]) -> "Pairs":
         """Return pairs of arrays with a function applied to every input, such as the scaling of images.
@@ -240,106 +243,7 @@ class Pairs(Sequence[Pair]):
             raise PairError(
                 f"'{self.name}' holds prompts; only inputs that are arrays can be transformed", fix="change the texts"
             )
-        changed = [
-            dataclasses.replace(
-                pair, clean=as_numbers(function(pair.clean)), corrupt=as_numbers(function(pair.corrupt))
-            )
-            for pair in self.pairs
-        ]
-        return self._with(changed, None)
-
-    def lengths(self, role: Role) -> NDArray[np.int64]:
-        """Return the number of real tokens of each prompt, special ones included, axis (pair,); 1 for arrays."""
-        if self.kind == "arrays":
-            return np.ones(len(self), dtype=np.int64)
-        return np.array([len(pair.input(role)) for pair in self.pairs], dtype=np.int64)
-
-    def tokens(self, role: Role, index: int) -> list[str]:
-        """Return the tokens of one prompt as a person reads them.
-
-        Args:
-            role: ``"clean"`` or ``"corrupt"``.
-            index: Index of the pair.
-        """
-        self._need_tokens()
-        return [align.label(self.tokenizer, int(token)) for token in self.pairs[index].input(role)]
-
-    @cached_property
-    def alignment(self) -> Alignment | None:
-        """Aligned columns; None for arrays, and where prompts differ in length and no alignment was chosen."""
-        unequal = self.kind == "arrays" or align.first_unequal(self.pairs) is not None
-        if self._alignment is not None or unequal:
-            return self._alignment
-        return align.build(self.pairs, "position", name=self.name, tokenizer=self.tokenizer)
-
-    def aligned(self) -> Alignment:
-        """Return the aligned columns.
-
-        Raises:
-            PairError: Prompts of a pair differ in length and no alignment was chosen; both are shown.
-        """
-        self._need_tokens()
-        if self.alignment is None:
-            unequal = align.first_unequal(self.pairs) or 0
-            raise align.cannot_align(self.pairs, unequal, self.name, self.tokenizer)
-        return self.alignment
-
-    def align(
-        self,
-        how: Literal["position", "difference", "spans", "map"],
-        *,
-        spans: Sequence[str] | None = None,
-        mapping: Mapped | None = None,
-    ) -> "Pairs":
-        """Return the pairs with their positions aligned in another way.
-
-        Args:
-            how: ``"position"``: token k with token k. ``"difference"``: by the tokens that both prompts share.
-                ``"spans"``: the tokens of named spans in order. ``"map"``: by the positions in ``mapping``.
-            spans: For ``"spans"``, which of them, in this order; by default all that every pair has.
-            mapping: For ``"map"``, (clean, corrupted) positions of each pair, by pair id or one list per pair.
-
-        Raises:
-            PairError: The pairs cannot be aligned in this way; the first that cannot is shown.
-            SettingError: There is no such way.
-
-        Examples:
-            >>> pairs = Pairs([Pair(np.array([1, 5, 9]), np.array([1, 6, 7, 9]))])
-            >>> pairs.align("difference").alignment.columns[0].tolist()
-            [[0, 0], [-1, -1], [2, 3]]
-        """
-        self._need_tokens()
-        made = align.build(self.pairs, how, name=self.name, tokenizer=self.tokenizer, spans=spans, mapping=mapping)
-        return self._with(self.pairs, made)
-
-    def positions(
-        self, index: int, position: Position | None, base: Role
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return which tokens of the base and of the source a site's position means in one pair.
-
-        Args:
-            index: Index of the pair.
-            position: A position of a site; None and ``EVERY`` mean all aligned columns.
-            base: The role of the run that is changed.
-
-        Returns:
-            Positions in the base and in the source, in real tokens from 0. Each prompt counts its own tokens. A span or
-            range may hold more tokens in one than in the other; then the two arrays differ in length.
-
-        Raises:
-            PairError: A prompt has no such token, the pair has no such span, or the pairs are not aligned.
-        """
-        self._need_tokens()
-        if position is None or isinstance(position, Every):
-            columns = self.aligned().columns[index]
-            base_side = ROLES.index(as_role(base))
-            kept = columns[columns[:, 0] >= 0]
-            return kept[:, base_side].copy(), kept[:, 1 - base_side].copy()
-        where = f"pair {index} of '{self.name}'"
-        return (
-            positions.resolve(self.pairs[index], position, as_role(base), where),
-            positions.resolve(self.pairs[index], position, other(base), where),
-        )
+        return self._with(arrays.transform(self.pairs, function), None)
 
     def batch(
         self,
@@ -357,13 +261,19 @@ class Pairs(Sequence[Pair]):
             padding_side: ``"right"`` or ``"left"``; the real tokens and their position ids are the same.
             continuations: Ids that follow each prompt, such as the tokens of an answer; one list per row.
         """
-        rows = [self.pairs[int(i)].input(role) for i in (range(len(self)) if indices is None else indices)]
+        chosen = [self.pairs[int(i)] for i in (range(len(self)) if indices is None else indices)]
+        rows = [pair.input(role) for pair in chosen]
         if self.kind == "arrays":
-            made = batch.stack(rows, self.name)
+            made = batch.stack(rows, self.name, len(self.places))
         else:
             pad_id = 0 if self.tokenizer is None else self.tokenizer.pad_id
             made = batch.pad(rows, pad_id=pad_id, padding_side=padding_side, continuations=continuations)
-        return dataclasses.replace(made, role=as_role(role))
+        of_encoder = None if self.encoder is None else self.encoder.batch(role, indices, padding_side=padding_side)
+        beside = batch.stack_beside([pair.besides(role) for pair in chosen], self.name)
+        more: dict[str, Any] = {"encoder": of_encoder, "beside": beside, "common": self.common}
+        if self.kind == "tokens" and self.pictures is not None:
+            more["seen"] = self.pictures.batch(role, indices)
+        return dataclasses.replace(made, role=as_role(role), **more)
 
     def one_sided(self, role: Role) -> "Pairs":
         """Return the pairs with the prompts of one side on both, to compare two models on the same prompts.
@@ -408,12 +318,15 @@ class Pairs(Sequence[Pair]):
         """
         return {name: self.take(indices) for name, indices in split.by_column(self).items()}
 
-    def _with(self, pairs: Sequence[Pair], alignment: Alignment | None) -> "Pairs":
-        return Pairs(pairs, name=self.name, kind=self.kind, tokenizer=self.tokenizer, alignment=alignment)
-
-    def _need_tokens(self) -> None:
-        if self.kind != "tokens":
-            raise PairError(
-                f"'{self.name}' holds arrays, which have no token positions",
-                fix="leave the position out of the site, or name the axes of the module: axes=(…)",
-            )
+    def _with(
+        self,
+        pairs: Sequence[Pair],
+        alignment: Alignment | None,
+        of_encoder: Alignment | None = None,
+        **changed: Any,
+    ) -> "Pairs":
+        more: dict[str, Any] = {"kind": self.kind, "tokenizer": self.tokenizer, "common": self.common}
+        places = changed.pop("places", self.places)
+        made = Pairs(pairs, name=self.name, alignment=alignment, of_encoder=of_encoder, **{**more, **changed})
+        made.places = places
+        return made

@@ -1,4 +1,4 @@
-"""Independent components: which pairs hang together through shared prompts, entities or groups.
+"""Independent components: which pairs hang together through shared inputs, entities or groups.
 
 Pairs are dyadic: a pair belongs to two prompts. Two pairs that share one are not two independent observations, and a
 split that puts them on different sides leaks. So clusters and splits are the connected components of the graph whose
@@ -16,10 +16,15 @@ from causalpatch.pairs.pair import Pair
 
 
 def vertices(pair: Pair) -> list[Hashable]:
-    """Return what ties a pair to others: both prompts by their content, its entities, its group."""
+    """Return what ties a pair to others: its inputs and what stands beside them by content, entities, group.
+
+    Of a model with an encoder and a decoder the encoder's inputs: many pairs have the decoder begin alike.
+    """
     group = [] if pair.group is None else [("group", pair.group)]
     entities = [("entity", name) for name in pair.entities]
-    return [*(("prompt", content) for content in pair.digests), *entities, *group]
+    hashes = {name: both for name, both in pair.hashes.items() if name or pair.encoder is None}
+    inputs = [("input", name, content) for name, both in hashes.items() for content in both]
+    return [*inputs, *entities, *group]
 
 
 def connected(members: Iterable[Sequence[Hashable]]) -> NDArray[np.int64]:

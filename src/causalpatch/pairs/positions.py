@@ -30,7 +30,7 @@ def resolve(pair: Pair, position: int | Range | Span, role: Role, where: str) ->
         PairError: The prompt has no such token, or the pair no such span.
     """
     length = len(pair.input(role))
-    word = ROLE_WORDS[role]
+    word, what = ROLE_WORDS[role], pair.is_called
     if isinstance(position, Span):
         if position.name not in pair.spans:
             near = closest(position.name, pair.spans)
@@ -44,15 +44,15 @@ def resolve(pair: Pair, position: int | Range | Span, role: Role, where: str) ->
         found = np.arange(length, dtype=np.int64)[position.start : position.stop]
         if not len(found):
             raise PairError(
-                f"@{position} is empty in the {word} prompt of {where}",
+                f"@{position} is empty in the {word} {what} of {where}",
                 facts=[(word, f"{length} tokens: @0 to @{length - 1}, or @-{length} to @-1")],
-                fix="name a range that every prompt has, or a span",
+                fix=f"name a range that every {what} has, or a span",
             )
         return found
     if not -length <= position < length:
         raise PairError(
-            f"@{position} lies outside the {word} prompt of {where}",
+            f"@{position} lies outside the {word} {what} of {where}",
             facts=[(word, f"{length} tokens: @0 to @{length - 1}, or @-{length} to @-1")],
-            fix="name a position that every prompt has, such as @-1, or a span",
+            fix=f"name a position that every {what} has, such as @-1, or a span",
         )
     return np.array([position % length], dtype=np.int64)

@@ -7,12 +7,13 @@ from typing import Any, TypeAlias
 
 from causalpatch.base.errors import PairError, PairFileError, RequestError, SettingError, TaskNotFound
 from causalpatch.base.suggest import closest
-from causalpatch.pairs.collection import Kind, Pairs
+from causalpatch.pairs.collection import Pairs
 from causalpatch.pairs.files import ENDINGS, Row, read_rows
+from causalpatch.pairs.placed import Kind
 from causalpatch.pairs.rows import COLUMNS, HasTokenizer, RowReader
 from causalpatch.pairs.tasks import TASKS, generate
 
-_ALSO = {"corrupt": "corrupted"}
+_ALSO = {"corrupt": "corrupted", "corrupt_decoder": "corrupted_decoder"}
 
 Source: TypeAlias = str | Path | Sequence[Mapping[str, Any]] | Pairs
 
@@ -50,11 +51,19 @@ def load_pairs(
                         that stands once in both prompts, to ``[first, last + 1]`` in tokens of both, or to
                         ``{"clean": …, "corrupt": …}`` with one of these for each.
     ``entities``        A list of names that the pair speaks of: pairs that share one are not independent.
+    ``decoder``         For models with an encoder and a decoder, which both inputs above then are the encoder's: the
+                        text that the decoder begins with, behind the model's own beginning, or all of its ids;
+                        ``clean_decoder`` and ``corrupt_decoder`` where they differ. By default the beginning alone.
+    ``decoder_spans``   Named parts of the decoder's prompts, likewise.
+    ``clean_ARGUMENT``, A further argument of the model's forward for each side, such as ``clean_pixel_values``: numbers
+    ``corrupt_…``,      of any shape or ``"FILE.npz:NAME[i]"``; under its bare name one for both sides. Pairs that share
+    ``ARGUMENT``        one are not independent.
     ==================  ============================================================================================
 
     Only ``clean`` and ``corrupt`` must be there; which answers are needed, the metric says. Texts get the model's
     special tokens once, and none if they already begin with them. Answers are tokenised in context:
-    ids(prompt + answer) without ids(prompt), which must come out alike after the clean and the corrupted prompt.
+    ids(prompt + answer) without ids(prompt), which must come out alike after the clean and the corrupted prompt;
+    where there is a decoder, after its prompt.
     In CSV every cell is text, but cells that are JSON lists or mappings are read as such, ``answer_id`` and
     ``wrong_answer_id`` as numbers, and empty cells are missing.
 

@@ -4,17 +4,19 @@ import operator
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 
 from causalpatch.base.errors import AnswerError, PairError, PairFileError
+from causalpatch.base.suggest import closest
 from causalpatch.base.tokens import Tokenizer
-from causalpatch.pairs.collection import Kind
+from causalpatch.pairs.decoder import DECODER_COLUMNS, DecoderPrompts, frames_of
 from causalpatch.pairs.files import Row
 from causalpatch.pairs.pair import Answers, Array, Pair, TokenRange, as_numbers
+from causalpatch.pairs.placed import Kind
 from causalpatch.pairs.prompts import Prompts
 from causalpatch.pairs.role import ROLE_WORDS, ROLES, Role
 
@@ -31,9 +33,11 @@ COLUMNS: Final = (
     "split",
     "spans",
     "entities",
+    *DECODER_COLUMNS,
 )
 
 
+_SIDES: Final[Mapping[str, tuple[Role, ...]]] = {"clean": ROLES[:1], "corrupt": ROLES[1:], "corrupted": ROLES[1:]}
 MASK: Final = "mask"
 """The span that is named without being asked for: the one masked token, of tokenizers that have such."""
 
@@ -44,6 +48,24 @@ class HasTokenizer(Protocol):
     @property
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer; None where there is none."""
+
+
+@runtime_checkable
+class TakesMore(Protocol):
+    """A model that says which further arguments its forward takes."""
+
+    @property
+    def further(self) -> tuple[str, ...]:
+        """Their names."""
+
+
+@runtime_checkable
+class HasDecoder(Protocol):
+    """A model that says what its decoder begins with, where it has one beside an encoder."""
+
+    @property
+    def decoder_prompt(self) -> tuple[int, ...] | None:
+        """Token ids; empty where the model names none, None where it has one stream."""
 
 
 class RowReader:
@@ -65,7 +87,11 @@ class RowReader:
         # A model may have more rows in its embedding than its tokenizer has ids.
         sizes = [getattr(model, "vocab_size", None) or None, getattr(self.tokenizer, "vocab_size", None)]
         self._n_ids = max((size for size in sizes if size is not None), default=None)
+        self._further = model.further if isinstance(model, TakesMore) else ()
         self._files: dict[Path, Mapping[str, Array]] = {}
+        start = model.decoder_prompt if isinstance(model, HasDecoder) else None
+        self._sound = getattr(model, "sound", None)
+        self._decoder = None if start is None else DecoderPrompts(self.tokenizer, start)
 
     def pair(self, row: Row, index: int) -> tuple[Pair, Kind]:
         """Return the pair of a row, and whether it holds prompts or arrays.
@@ -82,7 +108,9 @@ class RowReader:
                 facts=[("clean", clean.kind), ("corrupt", corrupt.kind)],
                 fix="give both as text, both as token ids or both as arrays",
             )
-        answer, wrong = (self._answers(side, row, (clean, corrupt)) for side in ("answer", "wrong_answer"))
+        decoder = None if self._decoder is None else tuple(self._decoder_input(role, row) for role in ROLES)
+        answered = decoder or (clean, corrupt)
+        answer, wrong = (self._answers(side, row, answered) for side in ("answer", "wrong_answer"))
         shared = sorted(set(answer) & set(wrong))
         if shared:
             cut = (
@@ -91,6 +119,20 @@ class RowReader:
             raise AnswerError(
                 f"an answer of {row.where} is both right and wrong", facts=[("ids", list(shared[0]))], fix=cut
             )
+        beside, columns = self._beside(row)
+        ours = [column for column in COLUMNS if decoder is not None or column not in DECODER_COLUMNS]
+        is_sound = decoder is not None and clean.kind == "arrays"
+        spans = {} if is_sound else self._masked(clean, corrupt) | self._spans(row, (clean, corrupt), "spans")
+        encoder = None
+        if decoder is not None:
+            texts = {"clean_text": clean.text, "corrupt_text": corrupt.text}
+            encoder = Pair(clean.array, corrupt.array, spans=spans, **texts)
+            if is_sound:
+                encoder, argument = frames_of(self._sound, (clean.array, corrupt.array), row.where)
+                frames = _Input(encoder.clean, "tokens")
+                encoder = replace(encoder, spans=self._spans(row, (frames, frames), "spans"))
+                beside = {**beside, argument: (clean.array, corrupt.array)}
+            (clean, corrupt), spans = decoder, self._spans(row, decoder, "decoder_spans")
         pair = Pair(
             clean=clean.array,
             corrupt=corrupt.array,
@@ -99,13 +141,25 @@ class RowReader:
             id=str(index) if values.get("id") is None else str(values["id"]),
             group=None if values.get("group") is None else str(values["group"]),
             split=None if values.get("split") is None else str(values["split"]),
-            spans=self._masked(clean, corrupt) | self._spans(row, (clean, corrupt)),
+            spans=spans,
             entities=_entities(values.get("entities")),
             clean_text=clean.text,
             corrupt_text=corrupt.text,
-            extra={column: value for column, value in values.items() if column not in COLUMNS},
+            extra={column: value for column, value in values.items() if column not in (*ours, *columns)},
+            beside=beside,
+            encoder=encoder,
         )
         return pair, clean.kind
+
+    def _decoder_input(self, role: Role, row: Row) -> "_Input":
+        """Read a decoder's prompt."""
+        if self._decoder is None:
+            raise LookupError(role)  # only models with a decoder beside an encoder come here
+        ids, text = self._decoder.read(row.values, role, row.where)
+        found = _sequences(ids, f"the decoder's '{role}'", row)
+        flat = [token for one in found for token in one]
+        array = self._ids(flat, role, row)
+        return _Input(array, "tokens", text, self._decoder.prompts, len(self._decoder.start))
 
     def _input(self, role: Role, row: Row) -> "_Input":
         """Read one input: a text, a list of ids, a reference to an array in a file, or numbers."""
@@ -120,7 +174,7 @@ class RowReader:
                     facts=[("text", repr(value[:60]))],
                     fix="open_model(…, tokenizer=…), or give token ids or arrays",
                 )
-            return _Input(self._ids(self._prompts.ids(value), role, row), "tokens", value)
+            return _Input(self._ids(self._prompts.ids(value), role, row), "tokens", value, self._prompts)
         try:
             array = as_numbers(value)
         except PairError as error:
@@ -134,6 +188,58 @@ class RowReader:
         if not array.ndim:
             raise PairError(f"'{role}' of {row.where} is a single number", facts=[("value", value)], fix="give a list")
         return _Input(array, "arrays")
+
+    def _beside(self, row: Row) -> tuple[dict[str, tuple[Array, Array]], list[str]]:
+        """Read further arguments of the forward: columns with their names, one for both sides or one for each.
+
+        Returns:
+            The arguments, (clean, corrupted), and the columns that they came from.
+        """
+        found: dict[str, dict[Role, str]] = {}
+        for column, value in row.values.items():
+            if column in COLUMNS or value is None:
+                continue
+            side, _, rest = column.partition("_")
+            roles = _SIDES.get(side, ROLES)
+            name = column if roles == ROLES else rest
+            if name in self._further or (isinstance(value, str) and _ARRAY_FILE.fullmatch(value)):
+                found.setdefault(name, {}).update(dict.fromkeys(roles, column))
+        for name, columns in found.items():
+            if name not in self._further and self._further:
+                raise self._not_taken(name, row)
+            if len(columns) < len(ROLES):
+                (has,) = columns
+                raise PairError(
+                    f"{row.where} has '{columns[has]}', but no '{name}' for the other side",
+                    facts=[("needed", " and ".join(f"{role}_{name}" for role in ROLES))],
+                    fix=f"give both, or '{name}' for both sides",
+                )
+        arrays = {name: {role: self._numbers(columns[role], row) for role in ROLES} for name, columns in found.items()}
+        beside = {name: (both["clean"], both["corrupt"]) for name, both in arrays.items()}
+        return beside, [column for columns in found.values() for column in columns.values()]
+
+    def _numbers(self, column: str, row: Row) -> Array:
+        """Read the numbers of a column: a reference to an array in a file, or the numbers themselves."""
+        value = row.values[column]
+        reference = _ARRAY_FILE.fullmatch(value) if isinstance(value, str) else None
+        if reference:
+            return self._array(reference["file"], reference["name"], int(reference["index"]), row)
+        try:
+            return as_numbers(value)
+        except PairError as error:
+            raise PairError(
+                f"'{column}' of {row.where} is given to the model, but holds no numbers",
+                facts=[("value", repr(value)[:60])],
+                fix='give numbers, or a file of them: "FILE.npz:NAME[i]"',
+            ) from error
+
+    def _not_taken(self, name: str, row: Row) -> PairError:
+        near = closest(name, self._further, 1)
+        return PairError(
+            f"{row.where} gives the model '{name}', which its forward does not take",
+            facts=[("takes", ", ".join(self._further))],
+            fix=f"call the column '{near[0]}'" if near else "leave the column out",
+        )
 
     def _ids(self, ids: Sequence[int], role: Role, row: Row) -> Array:
         if not ids:
@@ -197,8 +303,8 @@ class RowReader:
 
     def _in_context(self, text: str, side: str, row: Row, inputs: tuple["_Input", "_Input"]) -> tuple[int, ...]:
         """Tokenise an answer after both prompts, where it must have the same tokens."""
-        prompts = [one.text for one in inputs if one.text is not None]
-        if self._prompts is None or len(prompts) < len(inputs):
+        prompts, known = [one.text for one in inputs if one.text is not None], inputs[0].prompts
+        if known is None or len(prompts) < len(inputs):
             if row.untyped and text.isdecimal():
                 return (int(text),)
             raise AnswerError(
@@ -207,9 +313,9 @@ class RowReader:
                 fix=f"give its id in a column {side}_id",
             )
         where = f"{row.where}"
-        after = [self._prompts.answer(prompt, text, where) for prompt in prompts]
+        after = [known.answer(prompt, text, where) for prompt in prompts]
         if after[0] != after[1]:
-            shown = [" ".join(repr(self._prompts.tokenizer.label(token)) for token in ids) for ids in after]
+            shown = [" ".join(repr(known.tokenizer.label(token)) for token in ids) for ids in after]
             raise AnswerError(
                 f"the answer {text!r} of {row.where} has different tokens after its two prompts",
                 facts=[("clean", shown[0]), ("corrupted", shown[1])],
@@ -228,13 +334,15 @@ class RowReader:
         (first,), (second,) = places
         return {MASK: ((first, first + 1), (second, second + 1))}
 
-    def _spans(self, row: Row, inputs: tuple["_Input", "_Input"]) -> dict[str, tuple[TokenRange, TokenRange]]:
-        spans = row.values.get("spans")
+    def _spans(
+        self, row: Row, inputs: tuple["_Input", "_Input"], column: str
+    ) -> dict[str, tuple[TokenRange, TokenRange]]:
+        spans = row.values.get(column)
         if spans is None:
             return {}
         if not isinstance(spans, Mapping):
             raise PairError(
-                f"'spans' of {row.where} is not a mapping",
+                f"'{column}' of {row.where} is not a mapping",
                 facts=[("value", repr(spans)[:60])],
                 fix='write {"subject": " Mary"} or {"subject": [3, 5]}',
             )
@@ -251,8 +359,9 @@ class RowReader:
 
     def _span(self, name: str, value: Any, role: Role, one: "_Input", row: Row) -> TokenRange:
         """Read one span in one prompt: a text to find, or a range of tokens."""
-        if isinstance(value, str) and self._prompts is not None and one.text is not None:
-            return self._prompts.span(one.text, value, name, f"the {ROLE_WORDS[role]} prompt of {row.where}")
+        if isinstance(value, str) and one.prompts is not None and one.text is not None:
+            found = one.prompts.span(one.text, value, name, f"the {ROLE_WORDS[role]} prompt of {row.where}")
+            return found[0] + one.n_before, found[1] + one.n_before
         length = len(one.array) if one.kind == "tokens" else 0
         if isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(end, int | None) for end in value):
             start, stop, _ = slice(*value).indices(length)
@@ -267,11 +376,13 @@ class RowReader:
 
 @dataclass(frozen=True, eq=False)
 class _Input:
-    """One input of a pair as it was read."""
+    """One input of a pair as it was read: with what it was tokenised, and how many ids stand before its text."""
 
     array: Array
     kind: Kind
     text: str | None = None
+    prompts: Prompts | None = None
+    n_before: int = 0
 
 
 def _sequences(value: Any, what: str, row: Row) -> list[tuple[int, ...]]:

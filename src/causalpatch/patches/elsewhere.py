@@ -110,6 +110,12 @@ class OtherPrompts:
                 facts=[(pairs.name, f"{len(pairs)} pairs"), (others.name, f"{len(others)} pairs of {others.kind}")],
                 fix="give as many pairs of prompts, or one prompt for all: OtherPrompts.one(ids)",
             )
+        if others[0].beside or others.common:
+            raise PairError(
+                f"'{others.name}' has more than prompts, and other prompts are read by themselves",
+                facts=[("beside", ", ".join([*others[0].beside, *others.common]))],
+                fix="read the pairs' own runs: From(site), From(site, run=…)",
+            )
         number = ROLES.index(as_role(side))
         spans = tuple(tuple((name, *both[number]) for name, both in pair.spans.items()) for pair in others)
         ids = tuple(tuple(pair.input(side).tolist()) for pair in others)

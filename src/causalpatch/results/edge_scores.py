@@ -89,7 +89,7 @@ class EdgeScores:
         key = frame["score"].abs() if by == "magnitude" else frame["importance"]
         chosen = frame.loc[key.sort_values(ascending=False, kind="stable").index[:k]].reset_index(drop=True)
         words = f"{len(chosen)} of {len(frame):,} edges by {by} (scores from gradients: approximate, exploratory)"
-        return TopTable(chosen, words, unit_of(self.provenance), [])
+        return TopTable(chosen, words, unit_of(self.provenance), self.provenance.get("notes", []))
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return a row per edge: its name, sender, receiver, score and importance, sender by sender."""

@@ -95,7 +95,9 @@ class Scores:
         words = f"{len(chosen)} of {len(frame):,} cells of {self.provenance.get('site')} by |score| " + (
             f"({self.provenance.get('method')}: approximate, exploratory)"
         )
-        return TopTable(chosen.reset_index(drop=True), words, unit_of(self.provenance), [])
+        return TopTable(
+            chosen.reset_index(drop=True), words, unit_of(self.provenance), self.provenance.get("notes", [])
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return a row per cell and pair: coordinates, pair, score."""

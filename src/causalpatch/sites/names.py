@@ -1,6 +1,5 @@
 """The closed table of site names: which indices each takes and which axes its value has."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -57,6 +56,14 @@ _ROWS: tuple[tuple[str, bool, str | None, tuple[str, ...], str], ...] = (
     ("pattern", True, "head", ("key_position",), "weights that a query gives its keys, as the softmax gives them"),
     ("z", True, "head", ("head_width",), "input of attention's output projection"),
     ("head_out", True, "head", ("width",), "one head's slice of the output projection, before any post-norm"),
+    ("cross_q", True, "head", ("head_width",), "output of cross-attention's query projection"),
+    ("cross_k", True, "head", ("head_width",), "output of cross-attention's key projection, of the encoder's tokens"),
+    ("cross_v", True, "head", ("head_width",), "output of cross-attention's value projection, of the encoder's tokens"),
+    ("cross_scores", True, "head", ("key_position",), "scores of the encoder's tokens, as the softmax gets them"),
+    ("cross_pattern", True, "head", ("key_position",), "weights that a query gives the encoder's tokens"),
+    ("cross_z", True, "head", ("head_width",), "input of cross-attention's output projection"),
+    ("cross_head_out", True, "head", ("width",), "one head's slice of cross-attention's output projection"),
+    ("cross_attn_out", True, None, ("width",), "what cross-attention adds to the decoder's stream"),
     ("mlp_pre", True, "neuron", (), "output of the MLP's up projection"),
     ("mlp_gate", True, "neuron", (), "output of a gated MLP's gate projection, before the activation function"),
     ("mlp_post", True, "neuron", (), "input of the MLP's down projection"),
@@ -76,26 +83,27 @@ _ROWS: tuple[tuple[str, bool, str | None, tuple[str, ...], str], ...] = (
 
 NAMES: Final[Mapping[str, SiteName]] = MappingProxyType({row[0]: SiteName(*row) for row in _ROWS})
 
-ATTENTION_SITES: Final = frozenset({"q_rot", "k_rot", "scores", "pattern"})
+ATTENTION_SITES: Final = frozenset({"q_rot", "k_rot", "scores", "pattern", "cross_scores", "cross_pattern"})
 """Sites on the way through attention, between what its modules give and what they take."""
 
 FEATURE_SITES: Final = frozenset({"feature", "feature_error"})
 """Sites of a dictionary, whose name stands in parentheses."""
 
-# Names kept for activations that no model offers yet: what each is, and the closest site that exists.
-PLANNED: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
-    {
-        "cross_z": ("input of cross-attention's output projection", "z"),
-    }
-)
-_PLANNED_TEXT = re.compile(
-    rf"(?P<stream>(?:\w+/)?)(?P<name>{'|'.join(PLANNED)})(?:\([^()]*\))?(?P<indices>(?:\.[^@]*)?)(?P<position>(?:@.*)?)"
-)
+CROSS_SITES: Final = frozenset(name for name in NAMES if name.startswith("cross_"))
+"""Sites of the attention by which a decoder reads its encoder."""
+
+ONCE: Final = CROSS_SITES | {"logits"}
+"""Sites that a model with an encoder and a decoder has once, in the decoder; all others stand in one of its streams."""
+
+OF_ENCODER_TOKENS: Final = frozenset({"cross_k", "cross_v"})
+"""Sites of the decoder's layers that have a value for each token of the encoder."""
 
 # Names of the same things elsewhere in the field, for suggestions only.
 _MEANT: Final[Mapping[str, str]] = MappingProxyType(
     {
         "attention": "attn_out",
+        "cross_attention": "cross_attn_out",
+        "cross_attentions": "cross_pattern",
         "attn": "attn_out",
         "attn_scores": "scores",
         "attn_weights": "pattern",
@@ -119,31 +127,6 @@ _MEANT: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 
-def refuse_planned(text: str, original: str | None = None) -> None:
-    """Refuse a text whose name is known but not available yet, with the closest site that exists.
-
-    Args:
-        text: A site, or a name alone; any text without a planned name passes.
-        original: The whole text as it was given, to be quoted in the error.
-
-    Raises:
-        SiteNotFound: The name is planned.
-    """
-    found = _PLANNED_TEXT.fullmatch(text)
-    if found is None:
-        return
-    meaning, near = PLANNED[found["name"]]
-    info = NAMES[near.partition(".")[0]]
-    n_indices = 0 if "." in near else info.has_layer + (info.unit_axis is not None)
-    indices = found["indices"].split(".")[1 : 1 + n_indices]
-    instead = found["stream"] + ".".join([near, *indices]) + found["position"]
-    raise SiteNotFound(
-        f"the site {original or text!r} is known, but this version does not have it yet",
-        facts=[(found["name"], meaning), ("closest", f"{near}: {info.note}")],
-        fix=f"use {instead!r}",
-    )
-
-
 def describe(name: str, text: str | None = None) -> SiteName:
     """Return what ``name`` means.
 
@@ -152,12 +135,10 @@ def describe(name: str, text: str | None = None) -> SiteName:
         text: The whole text that it came from, to be quoted in the error.
 
     Raises:
-        SiteNotFound: No site has this name; the message lists the names that exist, the closest first. Or the name is
-            known but not available yet; the message says what is.
+        SiteNotFound: No site has this name; the message lists the names that exist, the closest first.
     """
     if name in NAMES:
         return NAMES[name]
-    refuse_planned(name, text)
     near = ([_MEANT[name.lower()]] if name.lower() in _MEANT else []) + closest(name.lower(), NAMES)
     ordered = list(dict.fromkeys([*near, *NAMES]))
     whole = text if text is not None else name

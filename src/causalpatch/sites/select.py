@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 from causalpatch.base.errors import SiteNotFound, SiteUnsupported
 from causalpatch.base.suggest import closest
 from causalpatch.sites.index import Every, Index, Range
+from causalpatch.sites.names import CROSS_SITES, ONCE
 from causalpatch.sites.site import Site, SiteSet
 
 
@@ -21,10 +22,12 @@ class ModelShape:
         units: Units in a layer by axis: ``{"head": 12, "kv_head": 4, "neuron": 3072}``.
         refused: Names of sites that this model cannot offer, each with the reason.
         module_paths: Paths of all modules in the order of ``named_modules()``.
-        streams: ``("encoder", "decoder")`` for a model that has both, else empty.
         dictionaries: For each dictionary by its name, the number of features in each layer that it covers.
         lacking: For each site that only some layers have, by its name, the layers without it, each with the reason.
         listing: What to type to see all sites; by default the command that looks the model up by its name.
+        parts: For a model with several streams of tokens the shape of each by its name; what stands above is then the
+            decoder's, or that of the stream that needs no name.
+        main: The name of the stream that a site stands in which says none, where that stream has a name.
     """
 
     model: str
@@ -32,14 +35,20 @@ class ModelShape:
     units: Mapping[str, int] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     module_paths: tuple[str, ...] = ()
-    streams: tuple[str, ...] = ()
     dictionaries: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     lacking: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     listing: str = ""
+    parts: Mapping[str, "ModelShape"] = field(default_factory=dict)
+    main: str | None = None
 
     def __post_init__(self) -> None:
         if not self.listing:
             object.__setattr__(self, "listing", f"causalpatch doctor {self.model}")
+
+    @property
+    def halves(self) -> Mapping[str, "ModelShape"]:
+        """The shapes of an encoder and its decoder, where the model has them: a site must say in which it stands."""
+        return self.parts if "decoder" in self.parts else {}
 
     def layers_with(self, name: str) -> list[int]:
         """Return the layers that have a site.
@@ -61,10 +70,9 @@ def check(site: Site, shape: ModelShape) -> None:
         SiteUnsupported: The model cannot offer this kind of site; the message says why.
         SiteNotFound: A layer, unit or module path is not there; the message says what is.
     """
+    shape = part_of(site, shape)
     _check_refused(site, shape)
     _check_hook(site, shape)
-    if site.stream is not None and site.stream not in shape.streams:
-        _unsupported(site, shape, f"the model has no stream {site.stream!r}")
     if site.module is not None:
         _check_module(site, shape)
         return
@@ -116,20 +124,55 @@ def expand(site: Site | SiteSet, shape: ModelShape) -> tuple[Site, ...]:
         >>> [str(member) for member in expand(parse("z@-1"), shape)]
         ['z.0.0@-1', 'z.0.1@-1', 'z.1.0@-1', 'z.1.1@-1']
     """
+    shape, whole = part_of(site, shape), shape
+    # What stands in a model once goes by its name alone.
+    is_once = site.name in ONCE or site.stream == whole.main
+    site = replace(site, stream=None) if is_once and site.stream is not None else site
     if isinstance(site, Site):
-        check(site, shape)
+        check(site, whole)
         return (site,)
     _check_refused(site, shape)
     _check_hook(site, shape)
     members = []
     for member in _members(site, shape):
-        check(member, shape)
+        check(member, whole)
         members.append(member)
     if not members:
         if site.module is None and (shape.n_layers == 0 or (site.unit_axis and not shape.units.get(site.unit_axis))):
             _unsupported(site, shape, "the model has none that are known by number")
         _not_found(site, shape, _empty_facts(site, shape))
     return tuple(members)
+
+
+def part_of(site: Site | SiteSet, shape: ModelShape) -> ModelShape:
+    """Return the shape of what a site stands in: the model, or its encoder or decoder.
+
+    Args:
+        site: The site.
+        shape: The model's counts and names.
+
+    Raises:
+        SiteUnsupported: The model has no such stream, or the site is the decoder's alone.
+        SiteNotFound: The site stands in both streams, and the text does not say in which.
+    """
+    if site.stream is not None and site.stream not in shape.parts:
+        known = f"; it has {' and '.join(shape.parts)}" if shape.parts else ""
+        _unsupported(site, shape, f"the model has no stream {site.stream!r}{known}")
+    if site.module is not None or not (shape.halves or site.stream):
+        return shape
+    if not shape.halves:
+        return shape.parts[site.stream or ""]
+    if site.name in ONCE:
+        if site.stream == "encoder":
+            of_cross = "only the decoder has cross-attention"
+            what = of_cross if site.name in CROSS_SITES else "only the decoder gives logits"
+            _unsupported(site, shape, what, fix=f"write {str(replace(site, stream=None))!r}")
+        return shape.parts["decoder"]
+    if site.stream is None:
+        both = [str(replace(site, stream=stream)) for stream in shape.parts]
+        facts = [("streams", " ".join(shape.parts)), ("positions", "each stream counts its own tokens")]
+        _not_found(site, shape, facts, fix=f"write {' or '.join(map(repr, both))}")
+    return shape.parts[site.stream]
 
 
 def _members(site: SiteSet, shape: ModelShape) -> Iterator[Site]:

@@ -2,7 +2,7 @@
 
 One grammar names every activation::
 
-    site     = [STREAM "/"] NAME ["." LAYER ["." UNIT]] ["@" POSITION]      STREAM = encoder | decoder
+    site     = [STREAM "/"] NAME ["." LAYER ["." UNIT]] ["@" POSITION]      STREAM = encoder | decoder | vision | text
              | feature(DICTIONARY)|feature_error(DICTIONARY) ["." LAYER ["." UNIT]] ["@" POSITION]
              | module(PATH).output|input|state|cell [items] [" axes=(...)"] ["#" [AXIS "="] UNIT] ["@" POSITION]
     LAYER, UNIT = 3 | 2:5 (half open) | 1,4,7 | *                           POSITION = 3 | -1 | 2:5 | span | *
@@ -34,11 +34,11 @@ from causalpatch.sites.index import (
     settle_position,
 )
 from causalpatch.sites.module_ref import ModuleRef, parse_module
-from causalpatch.sites.names import FEATURE_SITES, SiteName, describe, refuse_planned
+from causalpatch.sites.names import FEATURE_SITES, SiteName, describe
 
 __all__ = ["EVERY", "Every", "Index", "ModuleRef", "Position", "Range", "Site", "SiteSet", "Span", "parse"]
 
-STREAMS = ("encoder", "decoder")
+STREAMS = ("encoder", "decoder", "vision", "text")
 _GRAMMAR = "[STREAM/]NAME[.LAYER[.UNIT]][@POSITION]"
 _OF_DICTIONARY = re.compile(rf"(?P<name>{'|'.join(sorted(FEATURE_SITES))})\((?P<dictionary>[^()\s@/]+)\)(?P<rest>.*)")
 
@@ -93,7 +93,7 @@ class Site(_Named):
         unit: The head, kv_head or neuron, from 0, for names that have units; of a module, the index on the first of
             its named axes that is not ``position`` (or the one that is named with it), or None for all of it.
         position: Where in each prompt, counted in real tokens; None for all positions at once.
-        stream: ``"encoder"`` or ``"decoder"`` in models that have both.
+        stream: ``"encoder"`` or ``"decoder"``, ``"vision"`` or ``"text"``, in models that have several.
         module: The module, for the name ``"module"`` alone.
         hook: The hook name that it was translated from, where such a name means another site in other models.
         dictionary: The name of a dictionary, for ``"feature"`` and ``"feature_error"`` alone.
@@ -155,7 +155,7 @@ class SiteSet(_Named):
         layer: The layers, as number, ``Range``, tuple, ``EVERY`` or None.
         unit: The units, likewise.
         position: Where in each prompt; None for all positions at once. A position never makes a set.
-        stream: ``"encoder"`` or ``"decoder"`` in models that have both.
+        stream: ``"encoder"`` or ``"decoder"``, ``"vision"`` or ``"text"``, in models that have several.
         module: The module, for the name ``"module"`` alone; its path may hold ``*``.
         hook: The hook name that it was translated from, where such a name means another site in other models.
         dictionary: The name of a dictionary, for ``"feature"`` and ``"feature_error"`` alone.
@@ -246,7 +246,6 @@ def _read(text: str, original: str) -> dict[str, Any]:
             parse_module(text)
         if not name:
             _refuse(original, "it has no name", "write for instance 'z.9.6@-1'")
-        refuse_planned(text, original)
         info = describe(name, original)
         if len(indices) > 2:
             _refuse(

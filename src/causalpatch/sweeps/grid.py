@@ -258,6 +258,7 @@ def _grid(
 
 def _refuse_cost(wanted: Site | SiteSet, n_cells: int, rows: int, why: str) -> None:
     name = wanted.name if wanted.dictionary is None else f"{wanted.name}({wanted.dictionary})"
+    name = name if wanted.stream is None else f"{wanted.stream}/{name}"
     raise SettingError(
         f"sweeping '{wanted}' takes {n_cells:,} interventions, {rows:,} runs of the model: {why}",
         facts=[("cells", f"{n_cells:,}")],

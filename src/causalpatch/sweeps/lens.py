@@ -5,7 +5,7 @@ counterpart: it changes what a component sends straight to the logits, and lets 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from causalpatch.models import Model
 from causalpatch.pairs.role import Role
 from causalpatch.patches import From, Patch
 from causalpatch.sites import Site
+from causalpatch.sweeps.paths import TWO_STREAMS
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -64,8 +65,8 @@ def logit_lens(experiment: Experiment) -> "xr.Dataset":
         nostalgebraist 2020, "interpreting GPT: the logit lens".
     """
     layers = range(experiment.model.shape.n_layers)
-    last = Site("resid_post", layers[-1] if layers else 0)
-    asked = [Patch(last, From(Site("resid_post", layer), run="base")) for layer in layers] or [Patch(last)]
+    last = Site("resid_post", layers[-1] if layers else 0, stream=experiment.model.main_stream)
+    asked = [Patch(last, From(replace(last, layer=layer), run="base")) for layer in layers] or [Patch(last)]
     found = {}
     for side in ("clean", "corrupt"):
         turned = experiment.turned("noise" if side == "clean" else "denoise")
@@ -165,11 +166,11 @@ class _Read:
         shape = self.model.shape
         self.layers = range(shape.n_layers)
         self.heads = range(shape.units.get("head", 0)) if by == "head" else range(0)
-        if self.model.family is None or not self.layers:
+        if self.model.family is None or self.model.streams or not self.layers:
             raise ModelUnsupported(
                 f"the logits of '{self.model.name}' cannot be attributed",
-                facts=[("why", self.model.family_note)],
-                fix="patch its modules: module(PATH).output",
+                facts=[("why", TWO_STREAMS if self.model.streams else self.model.family_note)],
+                fix="patch its sites: sweep(…)" if self.model.streams else "patch its modules: module(PATH).output",
             )
         sites = [Site("resid_pre", 0), Site("resid_post", self.layers[-1]), Site("final_norm"), Site("logits")]
         sites += [Site(name, layer) for layer in self.layers for name in ("attn_out", "mlp_out")]

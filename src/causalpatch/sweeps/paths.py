@@ -24,7 +24,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from causalpatch.base.errors import PathError, SettingError
+from causalpatch.base.errors import ModelUnsupported, PathError, SettingError
 from causalpatch.engine.trees import why_not_before
 from causalpatch.experiment import Experiment
 from causalpatch.patches.patch import Alignment
@@ -33,6 +33,7 @@ from causalpatch.sites import Site, SiteSet
 from causalpatch.sites.edges import Edge, Path, Receiver, expand_receivers, expand_senders
 from causalpatch.sweeps.path_runs import Asked, Cell, measure_paths
 
+TWO_STREAMS = "it has an encoder and a decoder, and only single streams are followed"
 Senders = str | Site | SiteSet | Sequence[str | Site | SiteSet]
 Receivers = str | Receiver | Sequence[str | Receiver | Sequence[str | Receiver]]
 Paths = Sequence[Path | Edge | str | Sequence[Path | Edge | str]]
@@ -69,7 +70,8 @@ def path_patch(
         PathError: A path is not well formed, or nothing can go along it.
         SiteNotFound: A component is not in the model.
         SiteUnsupported: The model does not have a site, or it failed its proof.
-        ModelUnsupported: The layers of the model cannot be run token by token; the message says why.
+        ModelUnsupported: The model has an encoder and a decoder, or its layers cannot be run token by token; the
+            message says why.
         PairError: Prompts of a pair differ in length and have no alignment.
         SettingError: Neither senders and receivers nor paths are named, or both.
 
@@ -84,6 +86,7 @@ def path_patch(
         One run per cell and pair, from the receiver on; and before them one run of each prompt, with norms and
         projections of the receivers for each sender. See ``engine.paths``.
     """
+    _require_one_stream(experiment)
     with_paths = paths is not None
     if with_paths == (senders is not None or receivers is not None) or (senders is None) != (receivers is None):
         raise SettingError(
@@ -132,6 +135,7 @@ def direct_effect(
     Raises:
         PathError: What is named cannot send.
         SiteNotFound: A component is not in the model.
+        ModelUnsupported: The model has an encoder and a decoder.
 
     Examples:
         >>> import causalpatch as cp
@@ -143,12 +147,22 @@ def direct_effect(
     Cost:
         One final norm and unembedding of the tokens that are read, per sender and pair.
     """
+    _require_one_stream(experiment)
     if positions not in (None, "each"):
         raise SettingError(f"positions cannot be {positions!r}", facts=[("known", "each")], fix='positions="each"')
     asked = _of_pairs(experiment, senders, "logits", walks=positions == "each")
     axes = {axis: values for axis, values in asked.axes.items() if axis != "receiver"}
     asked = Asked(axes, asked.labels, asked.cells, asked.title, asked.kind)
     return measure_paths(experiment, asked, align, recompute_mlps=False)
+
+
+def _require_one_stream(experiment: Experiment) -> None:
+    if experiment.model.streams:
+        raise ModelUnsupported(
+            f"paths of '{experiment.model.name}' cannot be patched",
+            facts=[("why", TWO_STREAMS)],
+            fix="patch whole sites, such as sweep(experiment, 'cross_z')",
+        )
 
 
 def _of_paths(paths: Paths) -> Asked:

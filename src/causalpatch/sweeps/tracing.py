@@ -166,22 +166,25 @@ def trace(
         Meng et al. 2022, "Locating and Editing Factual Associations in GPT", 2202.05262.
     """
     protocols, kinds = _several("by", by, get_args(By)), _several("kind", kind, get_args(Kind))
-    _check_span(experiment.pairs, span)
+    # Of a model with an encoder and a decoder the subject stands in what the encoder reads.
+    stream, pairs = "encoder/" if experiment.model.streams else "", experiment.pairs.of("encoder")
+    _check_span(pairs, span)
     if "noise" in protocols:
         _check_metrics(experiment)
     made: dict[tuple[By, Kind], Effects] = {}
     for protocol in protocols:
         for each in kinds:
             size = 1 if each == "resid" else window
-            wanted = parse(SITE_OF[each])
+            wanted = parse(f"{stream}{SITE_OF[each]}")
             grid = windows_of(grid_of(experiment, wanted, ("layer", "position")), size, wanted)
             title = str(wanted) if each == "resid" else f"{wanted} in windows of {size}"
             if protocol == "pairs":
                 made[protocol, each] = run_grid(experiment.turned("denoise"), grid, title, None)
             else:
                 drawn = Noise(side="clean") if noise is None else noise
-                made[protocol, each] = _by_noise(experiment.turned("noise"), grid, title, span, drawn, draws)
-    return Tracing(made, span, window, _columns(experiment.pairs, span))
+                noised = f"{stream}embed@{span}"
+                made[protocol, each] = _by_noise(experiment.turned("noise"), grid, title, noised, drawn, draws)
+    return Tracing(made, span, window, _columns(pairs, span))
 
 
 def _columns(pairs: Pairs, span: str) -> tuple[int, ...]:
@@ -193,22 +196,21 @@ def _columns(pairs: Pairs, span: str) -> tuple[int, ...]:
     return tuple(np.flatnonzero(np.any(inside, axis=0)).tolist())
 
 
-def _by_noise(experiment: Experiment, grid: Grid, title: str, span: str, noise: Noise, draws: int) -> Effects:
+def _by_noise(experiment: Experiment, grid: Grid, title: str, noised: str, noise: Noise, draws: int) -> Effects:
     """Restore states of the clean run in its noised copy, draw by draw."""
     clean = grid.interventions(Identity(), None)
     made: list[Effects] = []
     numbers = draw_numbers(noise, draws)
     for drawn in numbers:
-        noised = Patch(f"embed@{span}", drawn)
-        asked = [Intervention((noised, *each.patches), each.label) for each in clean]
+        asked = [Intervention((Patch(noised, drawn), *each.patches), each.label) for each in clean]
         effects = experiment.run(asked, axes=grid.axes, labels=grid.labels, title=title)
-        made.append(_as_restored(effects, span, noise))
+        made.append(_as_restored(effects, noised, noise))
         if not effects.is_complete:
             break
     return stack_draws(made, [one.draw for one in numbers])
 
 
-def _as_restored(effects: Effects, span: str, noise: Noise) -> Effects:
+def _as_restored(effects: Effects, noised: str, noise: Noise) -> Effects:
     """Return effects on the noised run: what restoring adds to it, as a share of what the noise takes away.
 
     The clean run was the base, and the run with nothing but the noise its reference. Here the noised run is the base.
@@ -221,7 +223,7 @@ def _as_restored(effects: Effects, span: str, noise: Noise) -> Effects:
     }
     values = data["metric"].values
     record = dict(effects.provenance)
-    facts = {**record["facts"], "direction": "denoise", "value": f"clean run, in a run with noise at embed@{span}"}
+    facts = {**record["facts"], "direction": "denoise", "value": f"clean run, in a run with noise at {noised}"}
     return Effects.build(
         axes={axis: data[axis].values.tolist() for axis in effects.axes},
         pair_ids=effects.pair_ids,
@@ -236,7 +238,7 @@ def _as_restored(effects: Effects, span: str, noise: Noise) -> Effects:
             **record,
             "direction": "denoise",
             "value": "source",
-            "reference": f"run with noise at embed@{span}",
+            "reference": f"run with noise at {noised}",
             "noise": _noise_text(record, noise),
             "facts": facts,
         },

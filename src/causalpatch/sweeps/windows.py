@@ -105,7 +105,7 @@ def everything_but(
             facts=[("positions", ", ".join(positions) or "no sites")],
             fix="name sites at one position, or at none for all positions",
         )
-    kinds = of if of is not None else list(dict.fromkeys(each.name for each in named))
+    kinds = of if of is not None else list(dict.fromkeys(map(_kind_of, named)))
     position = named[0].position
     whole = [each for kind in kinds for each in expand(_parsed(kind).at(position), model.shape)]
     strange = next((each for each in named if each not in set(whole)), None)
@@ -198,7 +198,11 @@ def sites_of(effects: Effects, k: int) -> list[Site]:
         )
     rows = effects.top(k).to_dataframe().to_dict("records")
     places = [(int(row["layer"]), int(row[unit[0]]) if unit else None) for row in rows]
-    return [Site(swept.name, *place, swept.position, dictionary=swept.dictionary) for place in places]
+    return [Site(swept.name, *each, swept.position, swept.stream, dictionary=swept.dictionary) for each in places]
+
+
+def _kind_of(site: Site) -> str:
+    return site.name if site.stream is None else f"{site.stream}/{site.name}"
 
 
 def _parsed(site: str | Site | SiteSet) -> Site | SiteSet:

@@ -10,6 +10,7 @@ dtype the modules are those of transformers, unmodified.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, Final
 
 import torch
@@ -21,7 +22,9 @@ from transformers import (
     AttentionMaskInterface,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForSpeechSeq2Seq,
     PretrainedConfig,
 )
 from transformers.masking_utils import eager_mask
@@ -37,15 +40,18 @@ from causalpatch.testing.configs import (
     WINDOW,
     tiny_config,
 )
+from causalpatch.testing.encoder_decoders import ENCODER_DECODERS, encoder_decoder_config
 
 __all__ = [
     "ENCODERS",
+    "ENCODER_DECODERS",
     "FAMILY_NAMES",
     "GROUPED",
     "HEAD_WIDTH",
     "MAX_POSITIONS",
     "VOCAB",
     "WINDOW",
+    "build_tiny",
     "tiny_classifier",
     "tiny_model",
 ]
@@ -65,7 +71,7 @@ _IN_FLOAT32: Final = (
     ),
     *("MixtralTopKRouter", "Qwen2MoeTopKRouter", "Qwen3MoeTopKRouter", "DeepseekV3TopkRouter"),
     *("MambaMixer", "Mamba2Mixer", "JambaMambaMixer", "JambaSparseMoeBlock", "MambaForCausalLM", "Mamba2ForCausalLM"),
-    "ModernBertAttention",
+    *("ModernBertAttention", "UMT5Attention", "T5LayerNorm", "UMT5LayerNorm"),
 )
 
 
@@ -82,7 +88,7 @@ def tiny_model(
     """Build a random small model of a family, in eval mode.
 
     Args:
-        family: One of ``FAMILY_NAMES``.
+        family: One of ``FAMILY_NAMES`` or ``ENCODER_DECODERS``.
         seed: Seed of the weights; equal arguments give equal weights.
         layers: Number of layers.
         heads: Number of query heads, each of 8 columns. Where a family allows it, the stream has 6 columns for each
@@ -96,7 +102,8 @@ def tiny_model(
 
     Returns:
         A causal language model, of ``ENCODERS`` a masked one, over 40 ids and up to 64 positions. Where a family has
-        windows, they are of 4 positions, in all layers or in every other.
+        windows, they are of 4 positions, in all layers or in every other. Of ``ENCODER_DECODERS`` a model whose decoder
+        has one layer more than its encoder.
 
     Raises:
         SettingError: There is no such family, or the heads do not divide.
@@ -106,9 +113,13 @@ def tiny_model(
         >>> model(torch.tensor([[1, 2, 3]])).logits.shape
         torch.Size([1, 3, 40])
     """
+    if family in ENCODER_DECODERS:
+        config = encoder_decoder_config(family, layers, heads)
+        builder = AutoModelForSpeechSeq2Seq if family == "whisper" else AutoModelForSeq2SeqLM
+        return build_tiny(builder.from_config, config, seed, dtype, effect_scale)
     config = tiny_config(family, layers, heads, kv_heads)
     builder = AutoModelForMaskedLM if family in ENCODERS else AutoModelForCausalLM
-    return _built(builder, config, seed, dtype, effect_scale)
+    return build_tiny(builder.from_config, config, seed, dtype, effect_scale)
 
 
 def tiny_classifier(family: str, n_classes: int = 3, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -125,12 +136,23 @@ def tiny_classifier(family: str, n_classes: int = 3, *, seed: int = 0, dtype: to
     """
     config = tiny_config(family, 2, 4, None)
     config.num_labels = n_classes
-    return _built(AutoModelForSequenceClassification, config, seed, dtype, 2.0)
+    return build_tiny(AutoModelForSequenceClassification.from_config, config, seed, dtype, 2.0)
 
 
-def _built(builder: Any, config: PretrainedConfig, seed: int, dtype: torch.dtype, effect_scale: float) -> nn.Module:
+def build_tiny(
+    make: Callable[..., nn.Module], config: PretrainedConfig, seed: int, dtype: torch.dtype, effect_scale: float
+) -> nn.Module:
+    """Build a random model of a configuration, in eval mode.
+
+    Args:
+        make: Makes the module from its configuration and dtype.
+        config: The configuration.
+        seed: Seed of the weights.
+        dtype: The model's floating-point type.
+        effect_scale: As for ``tiny_model``.
+    """
     with torch.random.fork_rng(devices=[]):
-        module: nn.Module = builder.from_config(config, dtype=dtype)
+        module = make(config, dtype=dtype)
     if dtype == torch.float64:
         for parameter in module.parameters():
             parameter.data = parameter.data.double()  # routers may have weights in float32 whatever is asked for
@@ -162,14 +184,16 @@ def _randomize(module: nn.Module, seed: int, effect_scale: float) -> None:
             elif weight.ndim == 2 and "Norm" not in kind:
                 fan_in = weight.shape[0] if isinstance(part, Conv1D) else weight.shape[1]
                 normal(weight, 0.0, effect_scale / fan_in**0.5)
-            elif weight.ndim == 3:  # a convolution over positions, each channel by itself
-                normal(weight, 0.0, effect_scale / weight.shape[-1] ** 0.5)
+            elif weight.ndim == 3:  # a convolution over positions
+                normal(weight, 0.0, effect_scale / weight[0].numel() ** 0.5)
             else:
                 normal(weight, _centre(weight), 0.2)
             bias = getattr(part, "bias", None)
             if bias is not None:
                 normal(bias, 0.0, 0.2)
     for part in module.modules():
+        if type(part).__name__ in ("T5Attention", "UMT5Attention"):  # which do not scale their scores
+            part.get_parameter("q.weight").mul_(HEAD_WIDTH**-0.5)
         for name, parameter in part.named_parameters(recurse=False):
             if parameter.ndim == 3:  # experts side by side
                 fan_in = parameter.shape[1 if type(part).__name__ == "GptOssExperts" else 2]

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import causalpatch as cp
+from causalpatch.pairs import Pair, Pairs
 from causalpatch.testing.tiny import tiny_model
 from dictionaries import weights, write_saelens
 from oracle import Edit, Plain
-from toys import Chain, hooks_of, opened, prompts, vectors
+from toys import Chain, Narrow, hooks_of, opened, prompts, vectors
 
 torch.set_num_threads(1)
 
@@ -278,6 +279,45 @@ def test_any_module_is_scored_and_arrays_are_integrated():
     assert float(whole[0]) == pytest.approx(
         float((experiment.baseline.clean - experiment.baseline.corrupt).mean()), rel=1e-2
     )
+
+
+@functools.cache
+def two_streams():
+    """Return pairs for a model with an encoder and a decoder."""
+    rng = np.random.default_rng(0)
+    made = []
+    for number, (read, written) in enumerate(((6, 3), (8, 2))):
+        ids = [rng.integers(3, 40, size) for size in (read, read, written, written)]
+        encoder = Pair(ids[0], ids[1])
+        made.append(Pair(ids[2], ids[3], ((3 + number,),), ((20 + number,),), id=str(number), encoder=encoder))
+    return Pairs(made, name="two streams")
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_sites_of_an_encoder_and_a_decoder_are_scored(side):
+    experiment = cp.Experiment(model_of("t5"), two_streams(), padding_side=side)
+    sites = ["encoder/resid_pre", "encoder/z", "decoder/resid_post", "decoder/cross_z"]
+    for site, scores in cp.attribute(experiment, sites).items():
+        wanted = small_patch(experiment, site, share=1e-7)
+        np.testing.assert_array_equal(np.isnan(scores.values), np.isnan(wanted))
+        np.testing.assert_allclose(scores.values, wanted, rtol=0, atol=5e-5 * np.nanmax(np.abs(wanted)))
+
+
+def test_batches_are_halved_when_memory_runs_out():
+    site = "module(second).output axes=(width)"
+    wanted, found = (
+        cp.attribute(cp.Experiment(opened(module), vectors(), "answer_logit"), site, "ig", steps=2).values
+        for module in (Chain(), Narrow(2))
+    )
+    np.testing.assert_allclose(found, wanted, atol=1e-12)
+
+
+def test_tokens_without_a_partner_are_noted():
+    pairs = prompts(([1, 7, 3, 9, 4], [1, 8, 8, 3, 9, 4])).align("difference")
+    scores = cp.attribute(cp.Experiment(model_of("gpt2"), pairs), "z")
+    wanted = small_patch(cp.Experiment(model_of("gpt2"), pairs), "z")
+    np.testing.assert_allclose(scores.values, wanted, atol=2e-5 * np.abs(wanted).max())
+    assert any("have no partner" in note for note in scores.top(1).notes)
 
 
 def test_values_may_come_from_an_older_model():

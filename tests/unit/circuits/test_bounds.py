@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import causalpatch as cp
-from causalpatch.circuits import Circuit
+from causalpatch import Circuit
 from causalpatch.circuits.ground_truth import cases
 
 torch.set_num_threads(1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import causalpatch as cp
-from causalpatch.circuits import Circuit
+from causalpatch import Circuit
 from causalpatch.circuits.circuit import inputs_of
 from causalpatch.sites.graph import Graph
 from causalpatch.testing.tiny import tiny_model

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from causalpatch.circuits import discover_circuit
+from causalpatch import discover_circuit
 from causalpatch.circuits.circuit import inputs_of
 from causalpatch.sites.graph import Graph
 from scored import scores_of

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import causalpatch as cp
-from causalpatch.circuits import Circuit, Evaluation
+from causalpatch import Circuit, Evaluation
 from causalpatch.circuits.ground_truth import cases
 from causalpatch.testing.tiny import tiny_model
 from oracle_edges import EdgePlain, ungrouped

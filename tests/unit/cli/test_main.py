@@ -497,3 +497,34 @@ def test_paths_prints_and_saves_edges_and_sets_of_paths(capsys, folder, pairs_fi
     code, _, err = run(capsys, *asked, "--senders", "head_out.1.0", "--receivers", "q.1.0")
     assert code == 2
     assert "nothing goes from 'head_out.1.0' to 'q.1.0'" in err
+
+
+@pytest.fixture(scope="module")
+def two_streams(tmp_path_factory):
+    place = tmp_path_factory.mktemp("encoder-decoder")
+    tiny_model("t5", seed=1, layers=1, heads=2, dtype=torch.float32).save_pretrained(place)
+    return place
+
+
+def test_doctor_lists_the_sites_of_both_streams(capsys, two_streams):
+    code, out, _ = run(capsys, "doctor", two_streams, "--json")
+    assert code == 0
+    found = {row["site"]: row for row in json.loads(out)["sites"]}
+    assert found["encoder/z"]["shape"] == "1 x 2 x position x 8"
+    assert found["decoder/z"]["shape"] == "2 x 2 x position x 8"
+    assert found["cross_z"]["passed"] == ["identity", "edit", "algebra"]
+    assert "bias of the scores" in found["encoder/pos_embed"]["refused"]
+
+
+def test_a_sweep_of_either_stream_walks_along_its_tokens(capsys, two_streams, tmp_path):
+    rows = [{"clean": [k + 3, 20, 21], "corrupt": [k + 3, 22, 23], "answer": 4, "wrong_answer": 5} for k in range(12)]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    words = ("--site", "encoder/resid_pre", "--site", "cross_z", "--metric", "kl_divergence", "--json")
+    code, out, err = run(capsys, "sweep", two_streams, file, *words)
+    assert (code, err) == (0, "")
+    cells = json.loads(out)["sweeps"]
+    assert list(cells) == ["encoder/resid_pre", "cross_z"]
+    code, out, _ = run(capsys, "sweep", two_streams, file, "--site", "resid_pre", "--json")
+    assert code == 2
+    assert json.loads(out)["fix"] == "write 'encoder/resid_pre.*' or 'decoder/resid_pre.*'"

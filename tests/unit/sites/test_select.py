@@ -1,6 +1,7 @@
 """Members of a set in one model, and what is said of those that are not there."""
 
 import doctest
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,8 @@ SHAPE = ModelShape(
     units={"head": 12, "kv_head": 4, "neuron": 3072},
     module_paths=("", "h", "h.0", "h.0.attn", "h.0.attn.c", "h.1", "h.1.attn", "h.1.attn.c", "ln_f"),
 )
+DECODER = ModelShape("t5", 1, units={"head": 1})
+BOTH = replace(DECODER, parts={"encoder": ModelShape("t5", 2, units={"head": 2}), "decoder": DECODER})
 GENERIC = ModelShape("cnn", 0, refused={"z": "it has no attention that we know"}, module_paths=("", "conv1", "conv2"))
 
 
@@ -136,8 +139,26 @@ def test_units_that_the_model_cannot_count_are_refused():
 
 def test_a_stream_that_the_model_does_not_have_is_refused():
     assert "no stream 'encoder'" in refusal("encoder/z.3.1")
-    both = ModelShape("t5", 2, units={"head": 2}, streams=("encoder", "decoder"))
-    assert texts("encoder/z.1", both) == ["encoder/z.1.0", "encoder/z.1.1"]
+    assert texts("encoder/z.1", BOTH) == ["encoder/z.1.0", "encoder/z.1.1"]
+
+
+def test_each_stream_has_layers_and_heads_of_its_own():
+    assert texts("encoder/resid_pre", BOTH) == ["encoder/resid_pre.0", "encoder/resid_pre.1"]
+    assert texts("decoder/z.0", BOTH) == ["decoder/z.0.0"]
+    assert "layer 0 only" in refusal("decoder/z.1.0", BOTH)
+    assert "head 0 only" in refusal("decoder/z.0.1", BOTH)
+
+
+def test_what_stands_in_both_streams_needs_one_of_them():
+    assert refusal("resid_pre.0@2", BOTH).endswith("fix: write 'encoder/resid_pre.0@2' or 'decoder/resid_pre.0@2'")
+    assert refusal("z", BOTH).startswith("SiteNotFound")
+
+
+def test_what_stands_in_a_model_once_goes_by_its_name_alone():
+    assert texts("cross_z", BOTH) == texts("decoder/cross_z", BOTH) == ["cross_z.0.0"]
+    assert texts("decoder/logits@-1", BOTH) == ["logits@-1"]
+    assert "only the decoder has cross-attention" in refusal("encoder/cross_z.0.0", BOTH)
+    assert "only the decoder gives logits" in refusal("encoder/logits", BOTH)
 
 
 def test_a_module_path_that_is_not_there_is_answered_with_the_closest():

@@ -11,7 +11,7 @@ from causalpatch.base.axes import AXES
 from causalpatch.base.errors import SiteNotFound, SiteSyntaxError
 from causalpatch.sites.index import EVERY, Range, Span
 from causalpatch.sites.module_ref import ModuleRef
-from causalpatch.sites.names import FEATURE_SITES, NAMES, PLANNED
+from causalpatch.sites.names import FEATURE_SITES, NAMES
 from causalpatch.sites.site import Site, SiteSet, parse
 
 small = st.integers(0, 4000)
@@ -176,8 +176,9 @@ def test_an_unknown_name_lists_the_names_that_exist_the_closest_first():
         "SiteNotFound: no site named 'resid_prev.3'\n"
         "  name   'resid_prev'\n"
         "  names  resid_pre resid_post resid_mid embed pos_embed attn_out mlp_out q k v q_rot k_rot scores\n"
-        "         pattern z head_out mlp_pre mlp_gate mlp_post router expert_out q_bias k_bias v_bias\n"
-        "         attn_bias mlp_bias final_norm logits feature feature_error module\n"
+        "         pattern z head_out cross_q cross_k cross_v cross_scores cross_pattern cross_z\n"
+        "         cross_head_out cross_attn_out mlp_pre mlp_gate mlp_post router expert_out q_bias k_bias\n"
+        "         v_bias attn_bias mlp_bias final_norm logits feature feature_error module\n"
         "  fix: did you mean 'resid_pre'?"
     )
 
@@ -185,34 +186,6 @@ def test_an_unknown_name_lists_the_names_that_exist_the_closest_first():
 def test_an_unknown_name_is_suggested_by_meaning_too():
     assert message(parse, "attention.3").endswith("fix: did you mean 'attn_out'?")
     assert message(parse, "neuron.3.5").endswith("fix: did you mean 'mlp_post'?")
-
-
-def test_a_planned_name_is_known_but_not_available_yet():
-    assert message(parse, "cross_z.3.7@-1") == (
-        "SiteNotFound: the site 'cross_z.3.7@-1' is known, but this version does not have it yet\n"
-        "  cross_z  input of cross-attention's output projection\n"
-        "  closest  z: input of attention's output projection\n"
-        "  fix: use 'z.3.7@-1'"
-    )
-    assert message(Site, "cross_z", 3, 7).endswith("fix: use 'z'")
-
-
-@pytest.mark.parametrize("name", PLANNED)
-def test_a_planned_name_is_answered_with_a_site_that_exists(name):
-    said = message(parse, name)
-    assert "did you mean" not in said
-    parse(said.rpartition("fix: use ")[2].strip("'"))
-
-
-@pytest.mark.parametrize(
-    ("text", "instead"),
-    [
-        ("decoder/cross_z.0:4.7", "decoder/z.0:4.7"),
-    ],
-)
-def test_the_indices_of_a_planned_site_are_carried_over_as_far_as_they_fit(text, instead):
-    assert message(parse, text).endswith(f"fix: use '{instead}'")
-    parse(instead)
 
 
 def test_the_path_of_a_module_alone_is_pointed_to_the_module_sites():

@@ -2,12 +2,27 @@
 
 from typing import Final
 
+from causalpatch.models.families.bart import BART, MARIAN, MBART, PEGASUS, WHISPER
 from causalpatch.models.families.bert import BERT, ROBERTA
 from causalpatch.models.families.bloom import BLOOM
+from causalpatch.models.families.clip import CLIP_TEXT, CLIP_VISION, SIGLIP_TEXT, SIGLIP_VISION
 from causalpatch.models.families.cohere import COHERE, COHERE2
 from causalpatch.models.families.deepseek_v3 import DEEPSEEK_V3, DEEPSEEK_V3_FULL_QUERIES
 from causalpatch.models.families.falcon import FALCON, FALCON_GROUPED, FALCON_GROUPED_ONE_NORM, FALCON_SEQUENTIAL
-from causalpatch.models.families.family import Absent, At, Fact, Family, Parted, RoutedBy, ShareOf, SumOf, TermOf
+from causalpatch.models.families.family import (
+    NO_CROSS,
+    Absent,
+    At,
+    Fact,
+    Family,
+    Parted,
+    Pictures,
+    Positional,
+    RoutedBy,
+    ShareOf,
+    SumOf,
+    TermOf,
+)
 from causalpatch.models.families.gemma import GEMMA, GEMMA3
 from causalpatch.models.families.gemma2 import GEMMA2
 from causalpatch.models.families.gemma3n import GEMMA3N
@@ -29,6 +44,8 @@ from causalpatch.models.families.phi import PHI
 from causalpatch.models.families.phi3 import PHI3
 from causalpatch.models.families.stablelm import STABLELM, STABLELM_PARALLEL
 from causalpatch.models.families.starcoder2 import STARCODER2
+from causalpatch.models.families.t5 import T5, T5_GATED
+from causalpatch.models.families.vit import DEIT, DINOV2, DINOV2_GATED, DINOV2_REGISTERS, DINOV2_REGISTERS_GATED, VIT
 
 # Variants that share a configuration's name stand in the order in which they are tried.
 FAMILIES: Final[tuple[Family, ...]] = (
@@ -39,6 +56,23 @@ FAMILIES: Final[tuple[Family, ...]] = (
     *(MIXTRAL, QWEN2_MOE, QWEN3_MOE, DEEPSEEK_V3_FULL_QUERIES, DEEPSEEK_V3, GPT_OSS),
     *(GEMMA3N, MAMBA, MAMBA2, JAMBA),
     *(BERT, ROBERTA, MODERNBERT),
+    *(T5, T5_GATED, BART, MARIAN, MBART, PEGASUS, WHISPER),
+    *(VIT, DEIT, DINOV2, DINOV2_GATED, DINOV2_REGISTERS, DINOV2_REGISTERS_GATED),
+    *(CLIP_VISION, CLIP_TEXT, SIGLIP_VISION, SIGLIP_TEXT),
 )
 
-__all__ = ["FAMILIES", "Absent", "At", "Fact", "Family", "Parted", "RoutedBy", "ShareOf", "SumOf", "TermOf"]
+__all__ = [
+    "FAMILIES",
+    "NO_CROSS",
+    "Absent",
+    "At",
+    "Fact",
+    "Family",
+    "Parted",
+    "Pictures",
+    "Positional",
+    "RoutedBy",
+    "ShareOf",
+    "SumOf",
+    "TermOf",
+]

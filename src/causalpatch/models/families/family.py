@@ -109,7 +109,38 @@ class Absent:
     reason: str
 
 
-Fact = At | Parted | SumOf | ShareOf | RoutedBy | TermOf | Absent
+@dataclass(frozen=True)
+class Positional:
+    """The site is a parameter with a row for each token that a module adds at its end, or what it adds it to.
+
+    Args:
+        module: Path below the base.
+        parameter: Name of the parameter below the module; its last two axes are tokens and width.
+        is_without: The site is the module's output without that term.
+    """
+
+    module: str
+    parameter: str
+    is_without: bool = False
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """How a family makes tokens of a picture: special ones, registers, and a token for each patch, row by row.
+
+    Args:
+        patches: Path below the base of the module that cuts pictures into patches.
+        specials: What the tokens in front of the patches are called.
+        registers: Name of the configuration's number of register tokens, which stand behind the first token and have
+            no position; empty where there are none.
+    """
+
+    patches: str
+    specials: tuple[str, ...]
+    registers: str = ""
+
+
+Fact = At | Parted | SumOf | ShareOf | RoutedBy | TermOf | Positional | Absent
 
 # What several families say alike.
 ROTARY: Final = Absent("positions enter inside attention, by rotary embeddings; use q_rot or k_rot")
@@ -121,6 +152,8 @@ NOT_MET: Final = Absent(
     "use q, k or scores"
 )
 NO_GATE: Final = Absent("its MLP has no gate; use mlp_pre")
+NO_CROSS: Final = Absent("it reads no encoder, so that it has no cross-attention; use z")
+BIASED: Final = Absent("positions enter inside attention, as a bias of the scores; use scores")
 PARALLEL: Final = Absent("attention and MLP read the same stream (parallel blocks); use resid_pre or resid_post")
 
 
@@ -152,11 +185,21 @@ class Family:
         query_width: Names of the configuration's entries that add up to the width of a query, where that is not the
             width of a value.
         post_norms: Norms through which the sum of the stream and what attention adds goes, and then the sum with what
-            the MLP adds; empty where the stream is the plain sum.
+            the MLP adds; between the two that with what cross-attention adds, where there is any. Empty where the
+            stream is the plain sum.
         thins_gates: What a gate gives may be thinned out on its way to the activation function.
         reads_ids: Layers are given something of each token's id besides the stream.
         needs_config: Taken over only where the configuration says so: other models have these names too, and do
             something else.
+        stream: ``"encoder"`` or ``"decoder"`` for the one half of a model that has both, else empty.
+        cross: Path of the module that attends to the encoder's tokens, below the layer; empty where there is none.
+        encoder: For a decoder that reads an encoder, the table of that; ``base`` is then the decoder's.
+        counts_columns: Tokens are numbered by the column that they stand in, padding included.
+        convolutions: Paths of the convolutions, below the base, by which an encoder makes its positions of an array:
+            frames, of which there are always as many.
+        pictures: How it makes tokens of a picture, where that is what it is given.
+        is_compared: What it makes of texts is compared with what another tower makes of pictures.
+        answers: Names of the output that is the answer of a model without logits, in the order in which they are tried.
     """
 
     name: str
@@ -180,3 +223,11 @@ class Family:
     thins_gates: bool = False
     reads_ids: bool = False
     needs_config: bool = False
+    stream: str = ""
+    cross: str = ""
+    encoder: "Family | None" = None
+    counts_columns: bool = False
+    convolutions: tuple[str, ...] = ()
+    pictures: Pictures | None = None
+    is_compared: bool = False
+    answers: tuple[str, ...] = ()
