@@ -18,42 +18,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from causalpatch.algorithms.causal_model import (
-        CausalModel as CausalModel,
-    )
-    from causalpatch.algorithms.hypothesis import (
-        Hypothesis as Hypothesis,
-    )
-    from causalpatch.algorithms.interchange import (
-        Interchange as Interchange,
-    )
-    from causalpatch.algorithms.interchange import (
-        interchange_accuracy as interchange_accuracy,
-    )
-    from causalpatch.algorithms.scrubbing import (
-        Scrubbing as Scrubbing,
-    )
-    from causalpatch.algorithms.scrubbing import (
-        causal_scrubbing as causal_scrubbing,
-    )
-    from causalpatch.algorithms.strict import (
-        StrictTest as StrictTest,
-    )
-    from causalpatch.algorithms.strict import (
-        strict_test as strict_test,
-    )
-    from causalpatch.attribution import (
-        EdgeScores as EdgeScores,
-    )
-    from causalpatch.attribution import (
-        Scores as Scores,
-    )
-    from causalpatch.attribution import (
-        attribute as attribute,
-    )
-    from causalpatch.attribution import (
-        attribute_edges as attribute_edges,
-    )
+    from causalpatch.algorithms.causal_model import CausalModel as CausalModel
+    from causalpatch.algorithms.hypothesis import Hypothesis as Hypothesis
+    from causalpatch.algorithms.interchange import Interchange as Interchange
+    from causalpatch.algorithms.interchange import interchange_accuracy as interchange_accuracy
+    from causalpatch.algorithms.scrubbing import Scrubbing as Scrubbing
+    from causalpatch.algorithms.scrubbing import causal_scrubbing as causal_scrubbing
+    from causalpatch.algorithms.strict import StrictTest as StrictTest
+    from causalpatch.algorithms.strict import strict_test as strict_test
+    from causalpatch.attribution import EdgeScores as EdgeScores
+    from causalpatch.attribution import Scores as Scores
+    from causalpatch.attribution import attribute as attribute
+    from causalpatch.attribution import attribute_edges as attribute_edges
     from causalpatch.base.errors import (
         CausalPatchError as CausalPatchError,
     )
@@ -69,39 +45,17 @@ if TYPE_CHECKING:
     from causalpatch.base.errors import (
         UnsupportedError as UnsupportedError,
     )
-    from causalpatch.circuits.acdc import (
-        acdc as acdc,
-    )
-    from causalpatch.circuits.bounds import (
-        Violation as Violation,
-    )
-    from causalpatch.circuits.bounds import (
-        completeness as completeness,
-    )
-    from causalpatch.circuits.bounds import (
-        minimality as minimality,
-    )
-    from causalpatch.circuits.circuit import (
-        Circuit as Circuit,
-    )
-    from causalpatch.circuits.discover import (
-        discover_circuit as discover_circuit,
-    )
-    from causalpatch.circuits.evaluate import (
-        evaluate_circuit as evaluate_circuit,
-    )
-    from causalpatch.circuits.exact import (
-        graph_of as graph_of,
-    )
-    from causalpatch.circuits.exact import (
-        patch_edges as patch_edges,
-    )
-    from causalpatch.circuits.stability import (
-        Stability as Stability,
-    )
-    from causalpatch.circuits.stability import (
-        stability as stability,
-    )
+    from causalpatch.circuits.acdc import acdc as acdc
+    from causalpatch.circuits.bounds import Violation as Violation
+    from causalpatch.circuits.bounds import completeness as completeness
+    from causalpatch.circuits.bounds import minimality as minimality
+    from causalpatch.circuits.circuit import Circuit as Circuit
+    from causalpatch.circuits.discover import discover_circuit as discover_circuit
+    from causalpatch.circuits.evaluate import evaluate_circuit as evaluate_circuit
+    from causalpatch.circuits.exact import graph_of as graph_of
+    from causalpatch.circuits.exact import patch_edges as patch_edges
+    from causalpatch.circuits.stability import Stability as Stability
+    from causalpatch.circuits.stability import stability as stability
     from causalpatch.experiment import (
         Baseline as Baseline,
     )
@@ -249,15 +203,9 @@ if TYPE_CHECKING:
     from causalpatch.patches import (
         save_interventions as save_interventions,
     )
-    from causalpatch.results.beside import (
-        beside as beside,
-    )
-    from causalpatch.results.effects import (
-        Effects as Effects,
-    )
-    from causalpatch.results.evaluation import (
-        Evaluation as Evaluation,
-    )
+    from causalpatch.results.beside import beside as beside
+    from causalpatch.results.effects import Effects as Effects
+    from causalpatch.results.evaluation import Evaluation as Evaluation
     from causalpatch.sites import (
         Edge as Edge,
     )

@@ -98,7 +98,8 @@ def completeness(
 
     def violations(sets: Sequence[np.ndarray]) -> np.ndarray:
         kept = run_kept(made, _without(circuit, sets))
-        return np.abs(kept.f[: len(sets)] - kept.f[len(sets) :])
+        sizes: np.ndarray = np.abs(kept.f[: len(sets)] - kept.f[len(sets) :])
+        return sizes
 
     most = max(1, len(edges) // 2)
     tried = [draw.choice(len(edges), int(draw.integers(1, most + 1)), replace=False) for _ in range(n_random)]
@@ -175,8 +176,8 @@ def minimality(
         rows = np.arange(len(edges))
         beside = np.stack([masks[n * (len(edges) + 1)] for n in best])
         without = np.stack([masks[n * (len(edges) + 1) + 1 + row] for row, n in zip(rows, best, strict=True)])
-        kept = run_kept(with_pairs(made, held_out), np.concatenate([beside, without]))
-        found = _difference(kept, held_out, experiment.seed)
+        both = run_kept(with_pairs(made, held_out), np.concatenate([beside, without]))
+        found = _difference(both, held_out, experiment.seed)
         frame = frame.assign(**{name: [getattr(each, key) for each in found] for name, key in _COLUMNS.items()})
         frame.attrs["notes"] = list(dict.fromkeys(each.note for each in found if each.note))
     return frame.sort_values("change", kind="stable").reset_index(drop=True)

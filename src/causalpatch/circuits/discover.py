@@ -115,7 +115,9 @@ def ranking(scores: EdgeScores, n_edges: int, method: str, by: str) -> tuple[np.
 def describe_scores(scores: EdgeScores) -> dict[str, Any]:
     """Return what scores a circuit was found by, as plain data."""
     values = np.ascontiguousarray(scores.values)
-    kept = {key: scores.provenance[key] for key in ("method", "points", "direction") if key in scores.provenance}
+    kept: dict[str, Any] = {
+        key: scores.provenance[key] for key in ("method", "points", "direction") if key in scores.provenance
+    }
     return {**kept, "hash": hashlib.sha256(values.tobytes()).hexdigest()[:16]}
 
 
@@ -158,7 +160,8 @@ def _greedily(graph: Graph, key: np.ndarray, n_edges: int) -> np.ndarray:
             heapq.heappush(waiting, (-float(key[number]), number, place))
 
     offer(begins[graph.logits], graph.logits)
-    reached, order = {0}, []
+    reached = {0}
+    order: list[int] = []
     while len(order) < n_edges:
         cost, number, place = heapq.heappop(waiting)
         if np.isinf(cost):

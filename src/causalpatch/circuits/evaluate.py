@@ -141,7 +141,8 @@ def _circuits(
             facts=[("allowed", "above 0, at most 1")],
             fix="leave fractions= out for the usual ten",
         )
-    scores, made = describe_scores(given), []
+    scores = describe_scores(given)
+    made: list[tuple[str, float, Circuit]] = []
     for by in _ORDERS:
         taken, _ = ranking(given, share_of(graph, max(fractions)), method, by)
         for fraction in sorted(set(fractions)):

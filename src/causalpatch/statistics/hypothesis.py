@@ -13,10 +13,12 @@ References:
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
+from causalpatch.base.extras import lazy
 from causalpatch.base.seeds import generator
 from causalpatch.statistics.clusters import FloatArray
+
+special = lazy("scipy.special")
 
 
 def non_equivalence(
