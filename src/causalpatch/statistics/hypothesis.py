@@ -11,6 +11,8 @@ References:
     Statistical Test of Independence" (HSIC).
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 
@@ -18,7 +20,10 @@ from causalpatch.base.extras import lazy
 from causalpatch.base.seeds import generator
 from causalpatch.statistics.clusters import FloatArray
 
-special = lazy("scipy.special")
+if TYPE_CHECKING:
+    from scipy import special
+else:
+    special = lazy("scipy.special")
 
 
 def non_equivalence(
