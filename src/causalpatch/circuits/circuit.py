@@ -13,8 +13,11 @@ from causalpatch.base.errors import ModelUnsupported, RequestError
 from causalpatch.engine.wiring import graph_of
 from causalpatch.experiment import Experiment
 from causalpatch.models import Model
-from causalpatch.results import arrays
+from causalpatch.results import arrays, drawing
+from causalpatch.results.edge_scores import EdgeScores
+from causalpatch.results.pictures import Picture
 from causalpatch.results.provenance import describe_program
+from causalpatch.results.score_words import unit_of
 from causalpatch.results.words import counted
 from causalpatch.sites.graph import KINDS, Graph
 
@@ -159,6 +162,27 @@ class Circuit:
                 facts=[("found by", self.method), ("f", "0 by definition: everything is ablated")],
                 fix="take more edges, or a lower threshold",
             )
+
+    def plot(self, scores: EdgeScores | None = None) -> Picture:
+        """Draw the circuit: components in rows by depth, edges as lines.
+
+        Args:
+            scores: What goes along edges, for the width of lines; without them all are alike.
+
+        Raises:
+            RequestError: It has no edges.
+            PathError: Scores are of another graph.
+        """
+        self.require_edges()
+        edges = np.argwhere(self.mask)
+        lines = [f"'{self.record['model']['name']}' · {self.facts['circuit']}"]
+        values = None
+        if scores is not None:
+            self.graph.check(scores.graph.exists)
+            values = scores.over_positions().values[tuple(edges.T)]
+            lines.append(f"width: {unit_of(scores.provenance)}")
+        title = f"{self.n_edges:,} of {counted(self.graph.n_edges, 'edge')}: {self.method}"
+        return drawing.draw(self.graph, edges, values, title=title, lines=lines)
 
     def save(self, path: str | Path) -> Path:
         """Write the circuit and its record into one file.
