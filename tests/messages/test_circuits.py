@@ -226,6 +226,17 @@ def test_searches_for_bounds_try_something(experiment, scores, refuses):
     with refuses(
         SettingError,
         """
+        there are no random edges to compare those of the circuit with
+          random     100
+          quantile   0.9
+          left over  0
+          fix: n_random=100, quantile=0.9, and a circuit that leaves edges over
+        """,
+    ):
+        cp.minimality_test(experiment, cp.discover_circuit(scores, fraction=1.0))
+    with refuses(
+        SettingError,
+        """
         no sets of edges are to be tried
           fix: n_random=40
         """,
