@@ -16,6 +16,7 @@ import typer
 import causalpatch as cp
 from causalpatch.base.errors import CausalPatchError
 from causalpatch.cli import show as view
+from causalpatch.cli.circuits import attribute, discover, evaluate
 from causalpatch.cli.look import demo, doctor, show, tasks
 from causalpatch.cli.measure import features, lens, paths, sweep, trace
 
@@ -28,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for _command in (demo, sweep, trace, paths, features, lens, doctor, tasks, show):
+for _command in (demo, sweep, trace, paths, features, lens, attribute, discover, evaluate, doctor, tasks, show):
     app.command()(_command)
 
 

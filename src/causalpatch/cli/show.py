@@ -202,8 +202,7 @@ def save(effects: Any, folder: Path, name: str, *, alone: bool) -> list[str]:
         name: Name of the sweep.
         alone: Whether it is the only sweep of its command.
     """
-    safe = "".join(c if c.isalnum() or c in "-_.@" else "_" for c in name)
-    place = folder if alone else folder / safe
+    place = folder if alone else folder / file_name(name)
     effects.save(place)
     written = [place / "manifest.json"]
     for metric in effects.metrics:
@@ -217,6 +216,11 @@ def save(effects: Any, folder: Path, name: str, *, alone: bool) -> list[str]:
         for kind, picture in pictures.items():
             written += [picture.save(place / f"{kind}{end}.{ending}") for ending in ("svg", "png", "html")]
     return [str(path) for path in written]
+
+
+def file_name(name: str) -> str:
+    """Return a name as a file may have it."""
+    return "".join(c if c.isalnum() or c in "-_.@" else "_" for c in name)
 
 
 def _p(adjusted: float) -> str:

@@ -1,0 +1,166 @@
+"""Commands on edges: score nodes or edges, find a circuit on half of the pairs, evaluate it on the other half."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+import causalpatch as cp
+from causalpatch.base.errors import SettingError
+from causalpatch.cli import show as view
+from causalpatch.cli.options import Device, Direction, First, Json, ModelName, OneMetric, Out, PairsName, Top, Where
+from causalpatch.cli.requests import metric_of_task, selected
+
+Scored = Annotated[
+    Literal["eap", "eap-ig", "eap-ig-activations", "clean-corrupted"],
+    typer.Option("--scores", help="How edges are scored."),
+]
+Steps = Annotated[int, typer.Option("--steps", min=1, help="Points of integrated gradients.")]
+AllPairs = Annotated[
+    bool, typer.Option("--all-pairs", help="Use all pairs; otherwise discover and evaluate each have a half.")
+]
+
+
+def attribute(  # noqa: PLR0913 - each argument is an option that a person types
+    model: ModelName,
+    pairs: PairsName,
+    site: Annotated[
+        list[str] | None, typer.Option("--site", help="Nodes to score, such as z or mlp_post@-1; by default all edges.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="Edges: eap-ig, eap, …; nodes: atp, ig, atp*, relp, ….")
+    ] = None,
+    steps: Steps = 5,
+    metric: OneMetric = None,
+    direction: Direction = "denoise",
+    where: Where = None,
+    first: First = None,
+    device: Device = None,
+    out: Out = None,
+    top: Top = 10,
+    as_json: Json = False,
+) -> None:
+    """Score edges, or nodes, by gradients: approximate, from a few runs for all of them."""
+    opened = cp.open_model(model, device=device)
+    loaded = selected(cp.load_pairs(pairs, opened), where, first)
+    experiment = cp.Experiment(opened, loaded, metric=metric or metric_of_task(pairs), direction=direction)
+    asked: dict[str, Any] = {"steps": steps, **({"method": method} if method else {})}
+    found: dict[str, Any]
+    found = cp.attribute(experiment, site, **asked) if site else {"edges": cp.attribute_edges(experiment, **asked)}
+    files = {name: str(each.save(out / f"{view.file_name(name)}.npz")) for name, each in found.items()} if out else {}
+    if as_json:
+        tables = {name: each.top(top).to_dataframe().to_dict("records") for name, each in found.items()}
+        view.json_object({"scores": tables, "files": files})
+        return
+    for each in found.values():
+        view.text(str(each.top(top)))
+    for path in files.values():
+        view.text(f"wrote {path}")
+
+
+def discover(  # noqa: PLR0913 - each argument is an option that a person types
+    model: ModelName,
+    pairs: PairsName,
+    out: Annotated[Path, typer.Option("--out", help="Folder for circuit.npz and its drawing; made where missing.")],
+    method: Annotated[Literal["top", "greedy", "acdc"], typer.Option("--method", help="How edges are chosen.")] = "top",
+    n_edges: Annotated[int | None, typer.Option("--n-edges", min=1, help="How many edges.")] = None,
+    fraction: Annotated[float | None, typer.Option("--fraction", help="Their share of all; .05 by default.")] = None,
+    by: Annotated[
+        Literal["importance", "magnitude"], typer.Option("--by", help="Whether what works against counts as much.")
+    ] = "importance",
+    threshold: Annotated[
+        float | None,
+        typer.Option("--threshold", help="Of acdc: the loss that an edge prevents, in the metric's unit."),
+    ] = None,
+    scored: Scored = "eap-ig",
+    steps: Steps = 5,
+    metric: OneMetric = None,
+    where: Where = None,
+    first: First = None,
+    all_pairs: AllPairs = False,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Find a circuit on one half of the pairs: by scores of edges, or by ACDC."""
+    if (method == "acdc") != (threshold is not None) or (method == "acdc" and (n_edges or fraction)):
+        raise SettingError(
+            "acdc takes a threshold, and other methods a number of edges",
+            facts=[("asked", f"{method}, threshold {threshold}, edges {n_edges or fraction}")],
+            fix="--method acdc --threshold 0.1, or --method top --n-edges 20",
+        )
+    opened = cp.open_model(model, device=device)
+    loaded = selected(cp.load_pairs(pairs, opened), where, first)
+    half = loaded if all_pairs else loaded.split()[0]
+    experiment = cp.Experiment(opened, half, metric=metric or metric_of_task(pairs))
+    scores = None
+    if threshold is not None:
+        circuit = cp.acdc(experiment, threshold)
+    else:
+        scores = cp.attribute_edges(experiment, scored, steps=steps)
+        size: dict[str, Any] = {"n_edges": n_edges} if n_edges else {"fraction": fraction or 0.05}
+        circuit = cp.discover_circuit(scores, **size, method="greedy" if method == "greedy" else "top", by=by)
+    files = [circuit.save(out / "circuit.npz")]
+    if circuit.n_edges:
+        files += [circuit.plot(scores).save(out / f"circuit.{ending}") for ending in ("svg", "png", "csv")]
+    if as_json:
+        said: dict[str, Any] = {"edges": circuit.edges(), "n_edges": circuit.n_edges, "of": circuit.graph.n_edges}
+        view.json_object(
+            {**said, "facts": circuit.facts, "found": circuit.record["found"], "files": list(map(str, files))}
+        )
+        return
+    view.text(str(circuit))
+    view.text(
+        f"\nfound on {len(half)} of {len(loaded)} pairs; wrote {', '.join(path.name for path in files)} into {out}/"
+    )
+    if not all_pairs:
+        view.text(
+            f"  evaluate it on the others (same --where and --first): "
+            f"causalpatch evaluate {model} {pairs} --circuit {files[0]}"
+        )
+
+
+def evaluate(  # noqa: PLR0913 - each argument is an option that a person types
+    model: ModelName,
+    pairs: PairsName,
+    circuit: Annotated[
+        Path | None, typer.Option("--circuit", help="What discover wrote; without it all sizes by scores of edges.")
+    ] = None,
+    scored: Scored = "eap-ig",
+    steps: Steps = 5,
+    n_random: Annotated[int, typer.Option("--random", min=0, help="Random circuits of each size.")] = 5,
+    delta: Annotated[float, typer.Option("--delta", help="f within 1 - delta and 1 + delta is called faithful.")] = 0.1,
+    metric: OneMetric = None,
+    where: Where = None,
+    first: First = None,
+    all_pairs: AllPairs = False,
+    device: Device = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Run the model with nothing but a circuit, beside its complement and random circuits, on held-out pairs."""
+    opened = cp.open_model(model, device=device)
+    loaded = selected(cp.load_pairs(pairs, opened), where, first)
+    found_on, held_out = (loaded, loaded) if all_pairs else loaded.split()
+    chosen = metric or metric_of_task(pairs)
+    what: Any = cp.Circuit.load(circuit) if circuit else None
+    if what is None:
+        what = cp.attribute_edges(cp.Experiment(opened, found_on, metric=chosen), scored, steps=steps)
+    record = what.record if circuit else what.provenance
+    experiment = cp.Experiment(opened, held_out, metric=chosen)
+    is_same = not all_pairs and record.get("pairs", {}).get("hash") == found_on.content_hash
+    found = cp.evaluate_circuit(experiment, what, n_random=n_random, found_on=found_on if is_same else None)
+    verdicts = found.equivalence(delta=delta)
+    files = []
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        files = [found.save(out / "evaluation.npz")]
+        files += [found.plot().save(out / f"faithfulness.{ending}") for ending in ("svg", "png", "csv")]
+    if as_json:
+        rows = found.summary().assign(verdict=verdicts["verdict"]).to_dict("records")
+        view.json_object({"circuits": rows, "notes": found.notes, "files": list(map(str, files))})
+        return
+    view.text(str(found))
+    for row in verdicts.to_dict("records"):
+        view.text(f"f within 1 ± {delta:g}, {row['n_edges']} edges by {row['order']}: {row['verdict']}")
+    if files:
+        view.text(f"\nwrote {', '.join(path.name for path in files)} into {out}/")

@@ -1,0 +1,54 @@
+"""Commands on edges: what they print and write, and that what one writes the other reads."""
+
+import json
+
+import numpy as np
+import pytest
+
+from causalpatch import Circuit, EdgeScores, Evaluation
+from causalpatch.cli.main import main
+
+ASKED = ("zoo:stories", "ioi", "--first", "8", "--device", "cpu")
+
+
+def run(capsys, *words):
+    """Run the program and return its exit code and what it printed."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    captured = capsys.readouterr()
+    return stop.value.code or 0, captured.out, captured.err
+
+
+def test_edges_and_nodes_are_scored(capsys, tmp_path):
+    code, out, _ = run(capsys, "attribute", *ASKED, "--method", "eap", "--top", 2, "--out", tmp_path)
+    assert code == 0
+    assert "2 of 479 edges" in out
+    assert EdgeScores.load(tmp_path / "edges.npz").graph.n_edges == 479
+    code, out, _ = run(capsys, "attribute", *ASKED, "--site", "z@-1", "--top", 3, "--json")
+    (rows,) = json.loads(out)["scores"].values()
+    assert len(rows) == 3
+
+
+def test_a_circuit_is_found_on_one_half_and_evaluated_on_the_other(capsys, tmp_path):
+    code, out, _ = run(capsys, "discover", *ASKED, "--scores", "eap", "--n-edges", 30, "--out", tmp_path)
+    assert code == 0
+    assert "found on 4 of 8 pairs; wrote circuit.npz, circuit.svg, circuit.png, circuit.csv" in out
+    path = tmp_path / "circuit.npz"
+    assert Circuit.load(path).n_edges == 30
+    code, out, _ = run(capsys, "evaluate", *ASKED, "--circuit", path, "--random", 1, "--out", tmp_path, "--json")
+    assert code == 0
+    (row,) = json.loads(out)["circuits"]
+    assert (row["n_edges"], row["verdict"], row["low"]) == (30, "too few independent groups", None)
+    assert json.loads(out)["notes"] == []
+    found = Evaluation.load(tmp_path / "evaluation.npz")
+    np.testing.assert_allclose(found.f()[0], row["f"])
+    assert (tmp_path / "faithfulness.svg").is_file()
+    code, out, _ = run(capsys, "evaluate", *ASKED, "--circuit", path, "--random", 0, "--all-pairs")
+    assert "30 edges by top by importance: too few independent groups" in out
+
+
+def test_acdc_takes_a_threshold_and_nothing_else(capsys, tmp_path):
+    for words in (("--method", "acdc"), ("--threshold", 0.1), ("--method", "acdc", "--threshold", 1, "--n-edges", 3)):
+        code, _, err = run(capsys, "discover", *ASKED, "--out", tmp_path, *words)
+        assert code == 2
+        assert "acdc takes a threshold, and other methods a number of edges" in err
