@@ -54,8 +54,8 @@ def draw(graph: Graph, edges: np.ndarray, values: np.ndarray | None, *, title: s
         rows.append({**{key: plain(value) for key, value in row.items()}, **ends})
     rows.sort(key=lambda row: row["width"])
     nodes = [{"name": name, "x": x, "y": y} for name, (x, y) in places.items()]
-    n_columns = max(each["x"] for each in nodes) - min(each["x"] for each in nodes) + 1
-    n_rows = len({each["y"] for each in nodes})
+    columns, heights = zip(*places.values(), strict=True)
+    n_columns, n_rows = max(columns) - min(columns) + 1, len(set(heights))
     sheet: Sheet = {}
     kinds = [kind for kind in _COLOURS if kind in set(frame["kind"])]
     scale = alt.Scale(domain=[_READS[kind] for kind in kinds], range=[_COLOURS[kind] for kind in kinds])

@@ -182,6 +182,17 @@ def test_pairs_that_a_circuit_was_found_on_are_named():
     assert cp.evaluate_circuit(experiment, other, n_random=0, found_on=far).notes == []
 
 
+def test_distances_have_a_gap_the_other_way_round():
+    """KL from the clean run is 0 for the model, and what is kept makes it smaller."""
+    experiment, scores, _ = evaluated()
+    found = cp.evaluate_circuit(experiment.measuring("kl_from_base"), scores, fractions=(0.4, 1.0), n_random=0)
+    frame = found.summary().set_index(["order", "fraction"])
+    assert frame["f"]["importance", 1.0] == pytest.approx(1)
+    assert found.clean == pytest.approx(0)
+    row = next(number for number, run in enumerate(found.runs) if run["fraction"] == 0.4)
+    assert frame["f"]["importance", 0.4] == pytest.approx(1 - found.values[row].mean() / found.empty.mean())
+
+
 def made_up(f, groups=24, noise=0.0):
     """An evaluation of circuits with given f, complements at 0, on pairs of gap 1."""
     rng = np.random.default_rng(0)
