@@ -9,6 +9,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,21 +17,41 @@ import torch
 
 import causalpatch as cp
 from benchmarks.machine import describe, versions
+from causalpatch.attribution.edges import EdgeMethod
 from causalpatch.base.seeds import generator
 from causalpatch.circuits.against import Against, count_found, hold_against
 from causalpatch.circuits.ground_truth import FORMS, Case, case_names, cases
 
 OUT = Path(__file__).parent / "GROUND_TRUTH.md"
 FLOOR = 1e-6  # of the largest score: what is smaller is rounding, also where a method multiplies in float32
+SHARE = 1e-3  # of the gap: the loss that an edge must prevent to be kept by ACDC
 Method = Callable[[Case], np.ndarray | None]
 
 
 def exact(case: Case) -> np.ndarray | None:
     """Patch each edge by itself: the mean over pairs of the size of its effect."""
     if case.ablation != "resample":
-        return None  # path patching takes values from the source run alone
-    effects = cp.path_patch(case.experiment(), paths=[path_of(edge) for edge in case.edges])
+        return None  # edges take values from the source run alone
+    effects = cp.patch_edges(case.experiment(), list(case.edges))
     return np.abs(effects.effect(per_pair=True).values).mean(-1)
+
+
+def scored(method: EdgeMethod, case: Case) -> np.ndarray | None:
+    """Score edges by gradients: the size of the mean over pairs."""
+    if case.ablation != "resample":
+        return None
+    values = cp.attribute_edges(case.experiment(), method).to_dataframe().set_index("edge")["score"]
+    return np.abs(values[list(case.edges)].to_numpy())
+
+
+def acdc(case: Case) -> np.ndarray | None:
+    """Take edges away one by one, in clean runs, whatever the direction of the case."""
+    if case.ablation != "resample":
+        return None
+    experiment = case.experiment()
+    gap = float(abs(experiment.baseline.clean.mean() - experiment.baseline.corrupt.mean()))
+    kept = set(cp.acdc(experiment, SHARE * gap).edges())
+    return np.array([float(edge in kept) for edge in case.edges])
 
 
 def random(case: Case) -> np.ndarray:
@@ -38,7 +59,14 @@ def random(case: Case) -> np.ndarray:
     return generator(0, "random scores", case.name).random(len(case.edges))
 
 
-METHODS: Mapping[str, Method] = {"exact edges": exact, "random": random}
+METHODS: Mapping[str, Method] = {
+    "exact edges": exact,
+    "EAP": partial(scored, "eap"),
+    "EAP-IG": partial(scored, "eap-ig"),
+    "EAP-IG activations": partial(scored, "eap-ig-activations"),
+    "ACDC": acdc,
+    "random": random,
+}
 
 
 @dataclass(frozen=True)
@@ -60,23 +88,6 @@ class Row:
     found: Against | None
     taken: tuple[int, int]
     seconds: float
-
-
-def path_of(edge: str) -> str:
-    """Return an edge as a path of ``cp.path_patch``: the embedding is the stream in front of the first layer."""
-    sender, _, receiver = edge.partition(" -> ")
-    if sender == "embed":
-        sends = "resid_pre.0"
-    elif sender.startswith("m"):
-        sends = f"mlp_out.{sender[1:]}"
-    else:
-        sends = "head_out." + sender[1:].replace(".h", ".")
-    if receiver == "logits":
-        return f"{sends} -> logits"
-    if receiver.startswith("m"):
-        return f"{sends} -> mlp_in.{receiver[1:]}"
-    head, kind = receiver[1:-3].replace(".h", "."), receiver[-2]
-    return f"{sends} -> {kind}.{head}"
 
 
 def measure(chosen: Iterable[Case], methods: Mapping[str, Method]) -> list[Row]:
@@ -113,7 +124,8 @@ def write(rows: Sequence[Row], command: str) -> str:
         "What the cases are stands in [docs/ground_truth.md](../docs/ground_truth.md). Each cell: area under the ROC "
         "curve, area under the precision-recall curve, and of as many edges as are true those with the largest scores: "
         "how many of them are true + how many false (ties counted whole). `none`: the method does not apply. *or*, "
-        "*and*: single patches cannot tell all true edges there. *cancelling*: two of them undo each other.",
+        "*and*: single patches cannot tell all true edges there. *cancelling*: two of them undo each other. "
+        f"ACDC gives one set, with a threshold of {SHARE:g} of the gap, found in clean runs in both directions.",
         "",
     ]
     methods = list(dict.fromkeys(row.method for row in rows))

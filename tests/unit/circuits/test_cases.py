@@ -172,10 +172,12 @@ def test_a_method_that_does_not_apply_leaves_its_cell_empty():
     assert runner._cell(row) == "none"
 
 
-def test_paths_are_those_of_the_edges():
-    assert runner.path_of("embed -> a1.h0<k>") == "resid_pre.0 -> k.1.0"
-    assert runner.path_of("a0.h3 -> m1") == "head_out.0.3 -> mlp_in.1"
-    assert runner.path_of("m0 -> logits") == "mlp_out.0 -> logits"
+@pytest.mark.parametrize("name", ["fraction", "reverse"])
+def test_methods_find_all_of_what_is_neither_redundant_nor_curved(name):
+    methods = {each: method for each, method in runner.METHODS.items() if each != "random"}
+    for row in runner.measure([one(name)[1]], methods):
+        assert (row.found.auroc, row.found.auprc) == (1.0, 1.0), row.method
+        assert row.taken == (row.found.n_true, 0)
 
 
 def test_ties_with_the_last_of_the_largest_are_taken_whole():
