@@ -181,7 +181,7 @@ def test_importance_needs_a_gap_and_f_too(experiment, scores, refuses):
           clean      {clean} (mean of 1 pairs)
           reference  {clean}
           gap        {(found.clean - found.empty).mean():.4g}
-          fix: read effects.effect() instead, or choose pairs that the model tells apart (pairs.check())
+          fix: read evaluation.values instead, or choose pairs that the model tells apart (pairs.check())
         """,
     ):
         found.f()

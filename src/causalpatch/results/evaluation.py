@@ -91,6 +91,7 @@ class Evaluation:
             group=self.group,
             sign=-1,
             rising=1 if rising else -1,
+            instead="evaluation.values",
         )
 
     def f(self) -> np.ndarray:

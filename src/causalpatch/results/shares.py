@@ -40,6 +40,7 @@ class Numbers:
         rising: +1 where a larger metric is better, -1 where a smaller one is (loss, rank).
         no_share: Why the effects are a share of nothing, or an empty text: patches from the source and ablations in one
             run, say, have no one reference.
+        instead: What can be read where there is no gap, for messages.
     """
 
     metric: str
@@ -51,6 +52,7 @@ class Numbers:
     sign: int
     rising: int
     no_share: str = ""
+    instead: str = "effects.effect()"
 
     @cached_property
     def measured(self) -> np.ndarray:
@@ -130,7 +132,7 @@ class Numbers:
             raise NoGap(
                 f"clean and reference runs have no gap in {self.metric!r}, so no share of it can be given",
                 facts=facts,
-                fix="read effects.effect() instead, or choose pairs that the model tells apart (pairs.check())",
+                fix=f"read {self.instead} instead, or choose pairs that the model tells apart (pairs.check())",
             )
 
 
