@@ -113,16 +113,23 @@ class ThreeRuns:
 
         edits = self._second(senders)  # runs of their own, which must not be seen
         handles = [self._at_norm(spec[1], keep)] if spec[0] == "mlp_in" else self.plain._hook(spec, keep)
-        self.plain.logits(self.base, edits)
-        for handle in handles:
-            handle.remove()
+        try:
+            self.plain.logits(self.base, edits)
+        finally:
+            for handle in handles:
+                handle.remove()
         assert len(kept) == 1
         return kept[0]
 
     def _at_norm(self, layer: int, change):
         """Pass what the norm in front of the MLP reads through ``change``; the stream itself goes on as it is."""
         norm = getattr(self.plain.layers[layer], self.plain.parts.reader)
-        return norm.register_forward_pre_hook(lambda module, args: (change(args[0][0])[None], *args[1:]))
+
+        def hook(module, args):
+            x = args[0]  # some layers lay rows and positions into one axis in front of the norm
+            return (change(x[0])[None] if x.ndim == 3 else change(x), *args[1:])
+
+        return norm.register_forward_pre_hook(hook)
 
 
 def put(x: Tensor, value: Tensor, tokens: list[int]) -> Tensor:

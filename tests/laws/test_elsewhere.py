@@ -113,7 +113,7 @@ def test_baselines_are_those_of_the_model_that_made_the_run(world, draw):
     assert_same(experiment.baseline.clean[0], wanted["clean"])
     assert_same(experiment.baseline.corrupt[0], wanted["corrupt"])
     for engine in world.tiers:
-        array = run_on(engine, world, ["resid_pre.0@-1"], direction=direction, source_model=model).to_xarray()
+        array = run_on(engine, world, ["embed@-1"], direction=direction, source_model=model).to_xarray()
         assert_same(array["baseline_clean"].values[0], wanted["clean"])
         assert_same(array["baseline_corrupt"].values[0], wanted["corrupt"])
 
@@ -122,7 +122,7 @@ def test_all_metrics_are_among_those_compared():
     assert {"kl_divergence", "kl_from_base"} <= {metric.name for metric in METRICS}
 
 
-@law(lengths="equal")
+@law(lengths="equal", needs=["resid_pre", "mlp_out"])
 def test_the_part_of_a_value_inside_a_subspace_is_written_as_the_formula_says(world, draw):
     layer = draw(st.integers(0, world.model.shape.n_layers - 1))
     target, read = cp.Site("resid_pre", layer), cp.Site("mlp_out", layer)

@@ -291,7 +291,9 @@ class Frozen:
             else:
                 giving(block.attention, lambda: self._known(Port(block.attention, "output"), place))
             if not is_free:
-                giving(block.mlp, lambda: self._known(Port(block.mlp, "output"), place))
+                mlp = mlp_port(self.stack, layer)
+                known = self._known(mlp, place)
+                giving(mlp.path, lambda: known if mlp.like is None else known.flatten(0, 1))
             ports = {tap.port for tap in taps.values()}
             kept = around.enter_context(hooked(self.stack.model, writes, ports))
             out = call_layer(self.stack, self.run, layer, hidden, place, is_partial=True)
@@ -344,6 +346,12 @@ class Frozen:
         return self._attend(*args)
 
 
+def mlp_port(stack: Stack, layer: int) -> Port:
+    """Return where an MLP is frozen: at its module, or at its last projection where it has no module of its own."""
+    block = stack.blocks[layer]
+    return Port(block.mlp, "output") if block.mlp != block.path else stack.model.tap(Site("mlp_out", layer)).port
+
+
 def kept_ports(stack: Stack, layers: Sequence[int], with_heads: Sequence[int]) -> list[Port]:
     """Return what has to be known of the base run to freeze some layers.
 
@@ -352,9 +360,9 @@ def kept_ports(stack: Stack, layers: Sequence[int], with_heads: Sequence[int]) -
         layers: Layers whose attention and MLP are frozen.
         with_heads: Layers with a head that sends.
     """
-    blocks = [stack.blocks[layer] for layer in layers]
-    ports = [Port(path, "output") for block in blocks for path in (block.attention, block.mlp)]
-    return [*ports, *(stack.blocks[layer].z for layer in with_heads)]
+    attention = [Port(stack.blocks[layer].attention, "output") for layer in layers]
+    mlps = [mlp_port(stack, layer) for layer in layers]
+    return [*attention, *mlps, *(stack.blocks[layer].z for layer in with_heads)]
 
 
 def _some(rows: _Rows, chosen: np.ndarray) -> _Rows:

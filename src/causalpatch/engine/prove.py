@@ -33,7 +33,7 @@ from causalpatch.engine.samples import N_ROWS, N_TOKENS, tiny_inputs
 from causalpatch.engine.structure import Findings
 from causalpatch.models import Model
 from causalpatch.sites import Site, SiteSet, parse
-from causalpatch.sites.names import ATTENTION_SITES
+from causalpatch.sites.names import ATTENTION_SITES, FEATURE_SITES
 from causalpatch.sites.select import part_of
 
 # Everything that reaches the logits passes through these at every position.
@@ -74,6 +74,8 @@ def prove(model: Model, name: str) -> Proof:
         NotFinite: The model gives NaN or infinite logits, so that nothing can be proven.
         MemoryExhausted: Not even the tiny prompts of the proof fit into memory.
     """
+    if name in FEATURE_SITES and name in model.shape.refused:
+        return Proof(name, (), model.shape.refused[name])
     key = (name, *(one for one in model.dictionaries if f"({one.name})" in name))
     return _KNOWN.of(model, key, partial(_try, model, name), lambda proof: proof.is_verdict)
 
@@ -184,8 +186,10 @@ class _Trial:
         # Scores of hidden keys are no numbers, and stay hidden.
         # A feature that is silent here would hardly move.
         step = value[value.isfinite()].std().clamp_min(1e-3 if site.dictionary is None else 1.0)
-        # Another step at each token: a bias of all keys alike would change nothing.
+        # Another step at each token, and in each column: a bias of all keys alike would change nothing, nor would what
+        # a norm takes out of a value that is the same in all columns.
         ramp = torch.linspace(1, 2, value.shape[1]).to(value).view(-1, *[1] * (value.ndim - 2))
+        ramp = ramp * torch.linspace(1, 1.5, value.shape[-1]).to(value) if value.ndim > 2 else ramp
         moved = value + step * ramp * torch.sign(value + 1e-6)
         # Activation functions and thresholds may let no small value through, or none below 0.
         changed = (self._write((site, factor * moved)) for factor in (1.0, -1.0, 16.0, -16.0))

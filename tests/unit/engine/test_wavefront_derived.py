@@ -40,7 +40,7 @@ def with_prefix(n_pairs, seed=0):
 
 
 PAIRS = with_prefix(2)
-NAMES = ("embed", "resid_pre.0", "resid_post.1", "k.1.0", "q.0.1", "v.1.1", "z.1.2", "head_out.0.3", "attn_out.0")
+NAMES = ("embed", "resid_pre.0", "resid_post.1", "k.1.0", "q.0.1", "v.1.0", "z.1.2", "head_out.0.3", "attn_out.0")
 NAMES += ("mlp_post.1.7", "mlp_out.1")
 
 
