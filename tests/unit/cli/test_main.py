@@ -527,4 +527,4 @@ def test_a_sweep_of_either_stream_walks_along_its_tokens(capsys, two_streams, tm
     assert list(cells) == ["encoder/resid_pre", "cross_z"]
     code, out, _ = run(capsys, "sweep", two_streams, file, "--site", "resid_pre", "--json")
     assert code == 2
-    assert json.loads(out)["fix"] == "write 'encoder/resid_pre.*' or 'decoder/resid_pre.*'"
+    assert json.loads(out)["error"]["fix"] == "write 'encoder/resid_pre.*' or 'decoder/resid_pre.*'"
