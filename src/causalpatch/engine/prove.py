@@ -163,15 +163,24 @@ class _Trial:
         return Proof(name, tuple(passed))
 
     def _samples(self, kind: Site | SiteSet) -> list[Site]:
-        """Return the site in the first and last layer, of the first and last unit; of dictionaries the most active."""
+        """Return the site in the first and last layer, of the first and last unit; of some the most active unit."""
         if kind.dictionary is not None:
             return self._features(kind)
         info, shape = kind.info, part_of(kind, self.model.shape)
         every = shape.layers_with(kind.name)
         layers = sorted({every[0], every[-1]}) if info.has_layer else [None]
         units = sorted({0, shape.units[info.unit_axis] - 1}) if info.unit_axis else [None]
-        places = itertools.product(layers, units)
+        family = self.model.family
+        places: list[tuple[int | None, int | None]] = list(itertools.product(layers, units))
+        if info.unit_axis == "neuron" and family is not None and family.thins_gates:
+            places = [(layer, self._loudest(layer or 0)) for layer in layers]
         return [Site(kind.name, layer, unit, stream=kind.stream) for layer, unit in places]
+
+    def _loudest(self, layer: int) -> int:
+        """Return the neuron that does most in a layer: behind a gate that is thinned out many do nothing."""
+        port = self.model.tap(Site("mlp_post", layer, 0)).port
+        _, tensors = run_with_hooks(self.model, inputs_of(self.model, self.base), keep=[port])
+        return int(tensors[port].abs().flatten(0, -2).amax(0).argmax())
 
     def _identity(self, site: Site) -> str | None:
         run = capture(self.model, self.base, [site])
