@@ -289,7 +289,8 @@ def _run_rows(setup: _Setup, batch: Untouched, rows: Sequence[Row]) -> Float[np.
     def run(fork: Fork | None, inputs: Batch) -> Run:
         writes = writes_of_rows(job.model, batch.known, rows, inputs)
         columns = few_columns(gauge, inputs, is_fork=fork is not None) if is_few else None
-        kept = batch.known.base if fork is None else batch.forks[fork]
+        needs_fork = bool(setup.layers.kept_for(entry))  # of runs from the first layer on nothing is kept
+        kept = batch.forks[fork] if fork is not None and needs_fork else batch.known.base
         known = known_before(setup.layers, entry, kept, local, inputs, job)
         setup.cost.forwards, setup.cost.rows = setup.cost.forwards + 1, setup.cost.rows + len(rows)
         with watching(job.ties, job.model, rows, inputs):

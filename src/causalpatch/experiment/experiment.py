@@ -140,7 +140,7 @@ class Experiment:
         one_of("engine", engine, ENGINES)
         one_of("padding_side", padding_side, ("right", "left"))
         model, pairs = meet(model, pairs)
-        source_model = source_model and source_model.reading(pairs.kind)
+        source_model = source_model.reading(pairs.kind) if isinstance(source_model, Model) else source_model
         check_precision(precision, engine, model, recheck_top)
         self.model = model
         self.source_model = source_model

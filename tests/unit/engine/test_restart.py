@@ -280,3 +280,15 @@ def test_what_a_layer_returns_beside_the_stream_may_be_left_out_only_if_nothing_
         return
     with pytest.raises(ModelUnsupported, match="cannot be left out"):
         cells(restart.measure, job)
+
+
+def test_answers_are_spelt_out_where_all_runs_begin_at_the_first_layer():
+    prompts = [np.array([5, 6, 7, 8]), np.array([9, 10, 11])]
+    pairs = Pairs([Pair(ids, np.roll(ids, 1), ((5, 9),), ((6,),), id=str(n)) for n, ids in enumerate(prompts)])
+    model = cp.open_model(tiny_model("llama", layers=2))
+    found = [
+        cp.Experiment(model, pairs, metric=cp.log_probability, engine=engine, show_progress=False).run(["embed@0"])
+        for engine in ("restart", "reference")
+    ]
+    got, wanted = (each.to_xarray()["metric"].values for each in found)
+    assert np.abs(got - wanted).max() < 1e-10
