@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from causalpatch.attribution import Scores as Scores
     from causalpatch.attribution import attribute as attribute
     from causalpatch.attribution import attribute_edges as attribute_edges
+    from causalpatch.attribution import confirm as confirm
     from causalpatch.base.errors import (
         CausalPatchError as CausalPatchError,
     )
@@ -205,6 +206,7 @@ if TYPE_CHECKING:
         save_interventions as save_interventions,
     )
     from causalpatch.results.beside import beside as beside
+    from causalpatch.results.confirmation import Confirmation as Confirmation
     from causalpatch.results.effects import Effects as Effects
     from causalpatch.results.evaluation import Evaluation as Evaluation
     from causalpatch.sites import (
@@ -304,7 +306,7 @@ _ROOMS = {
     "algorithms.interchange": ("Interchange", "interchange_accuracy"),
     "algorithms.scrubbing": ("Scrubbing", "causal_scrubbing"),
     "algorithms.strict": ("StrictTest", "strict_test"),
-    "attribution": ("EdgeScores", "Scores", "attribute", "attribute_edges"),
+    "attribution": ("EdgeScores", "Scores", "attribute", "attribute_edges", "confirm"),
     "base.errors": ("CausalPatchError", "IllusionWarning", "IntegrityError", "RequestError", "UnsupportedError"),
     "circuits.acdc": ("acdc",),
     "circuits.bounds": ("Violation", "completeness", "minimality"),
@@ -348,6 +350,7 @@ _ROOMS = {
         "save_interventions",
     ),
     "results.beside": ("beside",),
+    "results.confirmation": ("Confirmation",),
     "results.effects": ("Effects",),
     "results.evaluation": ("Evaluation",),
     "sites": ("Edge", "Path", "Receiver", "Site", "SiteSet", "parse"),

@@ -17,25 +17,16 @@ References:
     Goldowsky-Dill et al. 2023, "Localizing Model Behavior with Path Patching", 2304.05969.
 """
 
-import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from causalpatch.base.collector import undisturbed
-from causalpatch.base.errors import MetricError, ModelUnsupported, PathError
-from causalpatch.engine.exact_edges import ExactEdges
-from causalpatch.engine.senders import Senders
+from causalpatch.base.errors import PathError
 from causalpatch.engine.wiring import graph_of as _graph_of
-from causalpatch.engine.wiring import wiring_of
 from causalpatch.experiment import Experiment
-from causalpatch.experiment.provenance import describe_precision, describe_setup, notes_on
+from causalpatch.experiment.edges import require_no_source_model, run_edges
 from causalpatch.models import Model
-from causalpatch.patches import Intervention, Patch
 from causalpatch.results.effects import Effects
-from causalpatch.results.provenance import describe_program
-from causalpatch.results.status import Status
 from causalpatch.sites.graph import Graph
 
 Asked = str | Sequence[str]
@@ -93,51 +84,9 @@ def patch_edges(
         One run per set and pair, from the first layer on that reads one of its edges; as many as heads share a key,
         where a set gives them different keys. In a run, a norm and a projection for each head's input that is changed.
     """
-    if experiment.source_model is not None:
-        raise ModelUnsupported(
-            "edges cannot take values from another model's runs",
-            facts=[("why", "what a head sends depends on its own output projection")],
-            fix="leave source_model= out",
-        )
-    _require_plain(experiment)
-    graph = graph_of(experiment)
-    masks, names = _masks(graph, edges)
-    names = list(labels) if labels is not None else names
-    with undisturbed():
-        started = time.perf_counter()
-        sites = Senders.sites(graph.n_layers)
-        job = experiment.job([Intervention(tuple(Patch(site) for site in sites))])
-        runs = ExactEdges(job, experiment.gauge, wiring_of(experiment.model, experiment.pairs), masks)
-        values, untouched = runs.measure()
-    base, source = untouched
-    clean, corrupt = (base, source) if experiment.base == "clean" else (source, base)
-    return Effects.build(
-        axes={"intervention": names},
-        pair_ids=[pair.id for pair in experiment.pairs],
-        groups=experiment.pairs.components,
-        metrics=[metric.name for metric in experiment.metrics],
-        values=values,
-        status=np.full(values.shape[1:], Status.MEASURED, dtype=np.uint8),
-        baselines={"base": base, "source": source, "clean": clean, "corrupt": corrupt},
-        provenance=_record(experiment, runs, time.perf_counter() - started),
-    )
-
-
-def _require_plain(experiment: Experiment) -> None:
-    """Make sure that each run is one forward.
-
-    Raises:
-        MetricError: A metric reads further ones.
-    """
-    gauge = experiment.gauge
-    for metric in gauge.metrics:
-        if (metric.spells_answers and gauge.forks) or metric.generates is not None:
-            does = "spells out answers of several tokens" if metric.generates is None else "reads what is written on"
-            raise MetricError(
-                f"edges cannot be measured by '{metric.name}', which {does}",
-                facts=[("pairs", f"'{experiment.pairs.name}'")],
-                fix='measure the first token: load_pairs(…, first_token=True), or metric="kl_divergence"',
-            )
+    require_no_source_model(experiment, "edges cannot take values from another model's runs", "leave source_model= out")
+    masks, names = _masks(graph_of(experiment), edges)
+    return run_edges(experiment, masks, names if labels is None else labels)
 
 
 def _masks(graph: Graph, edges: Sequence[Asked] | np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -154,28 +103,3 @@ def _masks(graph: Graph, edges: Sequence[Asked] | np.ndarray) -> tuple[np.ndarra
         for group in groups
     ]
     return np.stack(made), [", ".join(group) for group in groups]
-
-
-def _record(experiment: Experiment, runs: ExactEdges, seconds: float) -> dict[str, Any]:
-    how = "from the first layer that is changed" if runs.restarts else "whole forwards"
-    return {
-        **describe_program(),
-        **describe_setup(experiment.model, experiment.pairs, experiment.metrics, experiment.direction, experiment.seed),
-        "site": "edges",
-        "value": "source",
-        "reference": "corrupted run",
-        "no_share": "",
-        "facts": {
-            "granularity": "heads (q, k, v), MLPs",
-            "kind": "edge",
-            "value": "source",
-            "positions": "all aligned",
-            "direction": experiment.direction,
-            "circuit": "sets of edges, the rest of the run intact",
-        },
-        "engine": {"name": "edges", "reason": f"inputs put together in the model's own forward, {how}"},
-        "precision": describe_precision(experiment.model, None),
-        "notes": notes_on(experiment.pairs, experiment.base, runs.job.interventions),
-        "complete": True,
-        "cost": {**vars(runs.cost), "seconds": round(seconds, 3)},
-    }

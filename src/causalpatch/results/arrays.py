@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -16,6 +17,43 @@ from causalpatch.base.errors import ResultsNotFound, SettingError, StoreCorrupt
 
 _SCHEMA = "1"
 _ENTRY = "about"
+
+
+class Saved(ABC):
+    """Results that are arrays and a record, written into one file and read again."""
+
+    format: ClassVar[str]
+    """What the file is, in words; the last one is what messages call it."""
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything into one file.
+
+        Args:
+            path: Ends in ``.npz``; folders are made where they are missing.
+
+        Raises:
+            SettingError: It has another ending.
+        """
+        return write(Path(path), self.format, *self._parts())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what ``save`` wrote.
+
+        Raises:
+            ResultsNotFound: There is no such file.
+            StoreCorrupt: It is no such file, or was changed since.
+        """
+        return cls._of_parts(*read(Path(path), cls.format))
+
+    @abstractmethod
+    def _parts(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Return the arrays by name, and all else as plain data."""
+
+    @classmethod
+    @abstractmethod
+    def _of_parts(cls, held: dict[str, np.ndarray], about: dict[str, Any]) -> Self:
+        """Return what some parts are of."""
 
 
 def write(path: Path, kind: str, held: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Path:

@@ -69,6 +69,10 @@ class Graph:
         """Number of receivers: queries, keys and values of heads, MLPs and the logits."""
         return self.n_layers * (3 * self.n_heads + 1) + 1
 
+    def plain(self) -> list[int | bool]:
+        """Return what makes it as plain data: ``Graph(*graph.plain())`` is the same."""
+        return [self.n_layers, self.n_heads, self.is_parallel]
+
     @property
     def shape(self) -> tuple[int, int]:
         """Senders and receivers."""
