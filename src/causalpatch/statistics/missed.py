@@ -20,6 +20,7 @@ References:
     Probability and its Applications 27.
 """
 
+import bisect
 from dataclasses import dataclass
 from typing import Final
 
@@ -134,7 +135,7 @@ def most_missed(sizes: npt.ArrayLike, sampled: npt.ArrayLike, found: npt.ArrayLi
 
 
 def sample_for(n_components: int, at_most: int, level: float = 0.95) -> int:
-    """Return the smallest sample that bounds what matters outside the top, if none of it is found to.
+    """Return how large a sample bounds what matters outside the top, if none of it is found to.
 
     Args:
         n_components: Components outside the top.
@@ -151,15 +152,14 @@ def sample_for(n_components: int, at_most: int, level: float = 0.95) -> int:
     check_level(level)
     if at_most < 0:
         raise SettingError(f"there cannot be at most {at_most} components", fix="at_most=20")
-    if at_most >= n_components:
-        return 0
-    # Without rounding, n_components times Clopper and Pearson's limit 1 - (1 - level) ** (1 / n).
-    n_drawn = int(np.log(1 - level) / np.log1p(-(at_most + 1) / n_components)) if at_most + 1 < n_components else 1
-    while n_drawn < n_components:
+
+    def suffices(n_drawn: int) -> bool:
         sizes, sampled = divide(n_components, n_drawn)
-        if most_missed(sizes, sampled, np.zeros_like(sampled), level) <= at_most:
-            break
-        n_drawn += 1
+        return most_missed(sizes, sampled, np.zeros_like(sampled), level) <= at_most
+
+    n_drawn = bisect.bisect_left(range(n_components), True, key=suffices)  # noqa: FBT003 - what is looked for
+    while n_drawn and suffices(n_drawn - 1):  # strata are rounded, so that it may fail and hold again
+        n_drawn -= 1
     return n_drawn
 
 
