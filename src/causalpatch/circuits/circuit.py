@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -188,7 +188,7 @@ class Circuit(arrays.Saved):
         return {"edges": np.argwhere(self.mask)}, {"graph": self.graph.plain(), "record": self.record}
 
     @classmethod
-    def _of_parts(cls, held: dict[str, np.ndarray], about: dict[str, Any]) -> Self:
+    def _of_parts(cls, held: dict[str, np.ndarray], about: dict[str, Any]) -> Circuit:
         graph = Graph(*about["graph"])
         return cls(graph, graph.mask(map(tuple, held["edges"].tolist())), about["record"])
 

@@ -1,5 +1,6 @@
 """Commands on edges: score nodes or edges, find a circuit on half of the pairs, evaluate it on the other half."""
 
+import itertools
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,6 +32,10 @@ def attribute(  # noqa: PLR0913 - each argument is an option that a person types
         str | None, typer.Option("--method", help="Edges: eap-ig, eap, …; nodes: atp, ig, atp*, relp, ….")
     ] = None,
     steps: Steps = 5,
+    confirm: Annotated[
+        int | None, typer.Option("--confirm", min=0, help="Patch the N largest exactly, and a sample of the others.")
+    ] = None,
+    sample: Annotated[int, typer.Option("--sample", min=0, help="How many of the others are drawn, by score.")] = 100,
     metric: OneMetric = None,
     direction: Direction = "denoise",
     where: Where = None,
@@ -40,21 +45,30 @@ def attribute(  # noqa: PLR0913 - each argument is an option that a person types
     top: Top = 10,
     as_json: Json = False,
 ) -> None:
-    """Score edges, or nodes, by gradients: approximate, from a few runs for all of them."""
+    """Score edges, or nodes, by gradients: approximate, from a few runs for all of them; --confirm patches some."""
     opened = cp.open_model(model, device=device)
     loaded = selected(cp.load_pairs(pairs, opened), where, first)
     experiment = cp.Experiment(opened, loaded, metric=metric or metric_of_task(pairs), direction=direction)
     asked: dict[str, Any] = {"steps": steps, **({"method": method} if method else {})}
     found: dict[str, Any]
     found = cp.attribute(experiment, site, **asked) if site else {"edges": cp.attribute_edges(experiment, **asked)}
-    files = {name: str(each.save(out / f"{view.file_name(name)}.npz")) for name, each in found.items()} if out else {}
+    files = {name: [str(each.save(out / f"{view.file_name(name)}.npz"))] for name, each in found.items()} if out else {}
+    confirmed = {} if confirm is None else {name: each.confirm(confirm, sample) for name, each in found.items()}
+    if out:
+        for name, each in confirmed.items():
+            stem = f"{view.file_name(name)}-confirmed"
+            files[name].append(str(each.save(out / f"{stem}.npz")))
+            files[name] += [str(each.plot().save(out / f"{stem}.{ending}")) for ending in ("svg", "png", "csv")]
     if as_json:
         tables = {name: each.top(top).to_dataframe().to_dict("records") for name, each in found.items()}
-        view.json_object({"scores": tables, "files": files})
+        said = {name: {**each.summary().iloc[0], "notes": each.notes} for name, each in confirmed.items()}
+        view.json_object({"scores": tables, **({"confirmed": said} if confirmed else {}), "files": files})
         return
-    for each in found.values():
+    for name, each in found.items():
         view.text(str(each.top(top)))
-    for path in files.values():
+        if name in confirmed:
+            view.text(f"\n{confirmed[name]}")
+    for path in itertools.chain.from_iterable(files.values()):
         view.text(f"wrote {path}")
 
 
