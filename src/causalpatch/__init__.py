@@ -55,6 +55,9 @@ if TYPE_CHECKING:
     from causalpatch.circuits.evaluate import evaluate_circuit as evaluate_circuit
     from causalpatch.circuits.exact import graph_of as graph_of
     from causalpatch.circuits.exact import patch_edges as patch_edges
+    from causalpatch.circuits.graph_files import GraphFile as GraphFile
+    from causalpatch.circuits.graph_files import read_graph as read_graph
+    from causalpatch.circuits.graph_files import write_graph as write_graph
     from causalpatch.circuits.minimal import minimality_test as minimality_test
     from causalpatch.circuits.stability import Stability as Stability
     from causalpatch.circuits.stability import stability as stability
@@ -314,6 +317,7 @@ _ROOMS = {
     "circuits.discover": ("discover_circuit",),
     "circuits.evaluate": ("evaluate_circuit",),
     "circuits.exact": ("graph_of", "patch_edges"),
+    "circuits.graph_files": ("GraphFile", "read_graph", "write_graph"),
     "circuits.minimal": ("minimality_test",),
     "circuits.stability": ("Stability", "stability"),
     "experiment": ("Baseline", "Experiment", "off_distribution"),

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from causalpatch.base.errors import ModelUnsupported, NotFinite, SettingError
+from causalpatch.base.errors import NotFinite, SettingError
 from causalpatch.base.seeds import generator
-from causalpatch.engine.wiring import graph_of
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.cells import grid_of
 from causalpatch.experiment.edges import run_edges
+from causalpatch.experiment.provenance import require_same_model
 from causalpatch.results.confirmation import Confirmation
 from causalpatch.results.edge_scores import EdgeScores
 from causalpatch.results.effects import Effects
@@ -180,8 +180,6 @@ def _of_edges(experiment: Experiment, scores: EdgeScores) -> _Asked:
             "edges are interchanged at all positions, and these scores tell positions apart",
             fix="scores.over_positions().confirm(…)",
         )
-    if graph_of(experiment.model) != graph:
-        raise _other_model(experiment, scores)
 
     def axes(numbers: np.ndarray) -> dict[str, list[Any]]:
         return {"edge": list(graph.names(graph.edges[numbers]))}
@@ -241,10 +239,10 @@ def _check_setting(experiment: Experiment, scores: Scores | EdgeScores) -> None:
         SettingError: They are of another metric or direction.
     """
     record = scores.provenance
-    if record["model"]["hash"] != experiment.model.content_hash:
-        raise _other_model(experiment, scores)
+    require_same_model(experiment.model, record["model"], "scores are confirmed in the model that they are of")
     own = {"metric": experiment.metrics[0].name, "direction": experiment.direction}
-    theirs = {"metric": record["metrics"][0], "direction": record["direction"]}
+    (metric, *_) = record.get("metrics", [own["metric"]])  # a graph file does not say what was scored
+    theirs = {"metric": metric, "direction": record["direction"]}
     for name, value in own.items():
         if theirs[name] != value:
             fix = f'experiment.{"measuring" if name == "metric" else "turned"}("{theirs[name]}")'
@@ -253,15 +251,3 @@ def _check_setting(experiment: Experiment, scores: Scores | EdgeScores) -> None:
                 facts=[("scores", theirs[name]), ("experiment", value)],
                 fix=f"confirm({fix}, scores)",
             )
-
-
-def _other_model(experiment: Experiment, scores: Scores | EdgeScores) -> ModelUnsupported:
-    record, model = scores.provenance["model"], experiment.model
-    return ModelUnsupported(
-        "scores are confirmed in the model that they are of",
-        facts=[
-            ("scores of", f"'{record['name']}', weights {record['hash'][:12]}"),
-            ("given", f"'{model.name}', weights {model.content_hash[:12]}"),
-        ],
-        fix="open that model, or score this one",
-    )

@@ -7,7 +7,8 @@ import json
 import os
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -74,15 +75,25 @@ def write(path: Path, kind: str, held: Mapping[str, np.ndarray], about: Mapping[
         raise SettingError(f"{verb} saved as .npz, not as '{path.name}'", fix=f'{noun}.save("{path.stem}.npz")')
     content = json.dumps(about, sort_keys=True)
     head = {"format": kind, "schema": _SCHEMA, "content": content, "sha256": _digest(content, held)}
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **{_ENTRY: np.array(json.dumps(head, sort_keys=True)), **held})  # type: ignore[arg-type]
+    return path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path to write to, which takes the place of another one when all is written.
+
+    Args:
+        path: Where the file shall be; folders are made where they are missing.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
-            np.savez_compressed(file, **{_ENTRY: np.array(json.dumps(head, sort_keys=True)), **held})  # type: ignore[arg-type]
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    return path
 
 
 def read(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
