@@ -10,7 +10,7 @@ import causalpatch as cp
 from causalpatch.base.errors import SettingError
 from causalpatch.cli import show as view
 from causalpatch.cli.options import Device, Direction, First, Json, ModelName, OneMetric, Out, PairsName, Top, Where
-from causalpatch.cli.requests import metric_of_task, selected
+from causalpatch.cli.requests import metric_of_task, prepared
 
 Scored = Annotated[
     Literal["eap", "eap-ig", "eap-ig-activations", "clean-corrupted"],
@@ -46,8 +46,7 @@ def attribute(  # noqa: PLR0913 - each argument is an option that a person types
     as_json: Json = False,
 ) -> None:
     """Score edges, or nodes, by gradients: approximate, from a few runs for all of them; --confirm patches some."""
-    opened = cp.open_model(model, device=device)
-    loaded = selected(cp.load_pairs(pairs, opened), where, first)
+    opened, loaded = prepared(model, pairs, where, first, device=device)
     experiment = cp.Experiment(opened, loaded, metric=metric or metric_of_task(pairs), direction=direction)
     asked: dict[str, Any] = {"steps": steps, **({"method": method} if method else {})}
     found: dict[str, Any]
@@ -102,8 +101,7 @@ def discover(  # noqa: PLR0913 - each argument is an option that a person types
             facts=[("asked", f"{method}, threshold {threshold}, edges {n_edges or fraction}")],
             fix="--method acdc --threshold 0.1, or --method top --n-edges 20",
         )
-    opened = cp.open_model(model, device=device)
-    loaded = selected(cp.load_pairs(pairs, opened), where, first)
+    opened, loaded = prepared(model, pairs, where, first, device=device)
     half = loaded if all_pairs else loaded.split()[0]
     experiment = cp.Experiment(opened, half, metric=metric or metric_of_task(pairs))
     scores = None
@@ -152,8 +150,7 @@ def evaluate(  # noqa: PLR0913 - each argument is an option that a person types
     as_json: Json = False,
 ) -> None:
     """Run the model with nothing but a circuit, beside its complement and random circuits, on held-out pairs."""
-    opened = cp.open_model(model, device=device)
-    loaded = selected(cp.load_pairs(pairs, opened), where, first)
+    opened, loaded = prepared(model, pairs, where, first, device=device)
     found_on, held_out = (loaded, loaded) if all_pairs else loaded.split()
     chosen = metric or metric_of_task(pairs)
     what: Any = cp.Circuit.load(circuit) if circuit else None

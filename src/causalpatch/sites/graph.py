@@ -271,3 +271,14 @@ class Graph:
     def _unknown(self, text: str, what: str) -> PathError:
         known = {"sender": "embed  a0.h0  m0", "receiver": "a0.h0<q>  a0.h0<k>  a0.h0<v>  m0  logits"}[what]
         return PathError(f"{text!r} is not a {what} of the graph", facts=[("such as", known)], fix="name one of these")
+
+
+def ends_of(edge: str) -> tuple[str, str]:
+    """Return the components at both ends of an edge.
+
+    Examples:
+        >>> ends_of("m0 -> a1.h0<v>")
+        ('m0', 'a1.h0')
+    """
+    sender, _, receiver = edge.partition(" -> ")
+    return sender, receiver.partition("<")[0]
