@@ -52,7 +52,7 @@ def test_a_file_that_would_run_code_is_not_unpickled(model, refuses, tmp_path, c
     torch.save({"cfg": Stranger()}, path)
     with refuses(StoreCorrupt, text):
         cp.read_graph(path, model)
-    path.write_bytes(pickle.dumps({"cfg": 1}, protocol=2))
+    path.write_bytes(pickle.dumps({"cfg": Stranger()}, protocol=2))
     with refuses(StoreCorrupt, text):
         cp.read_graph(path, model)
     assert "unpickled" not in capsys.readouterr().out
