@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from causalpatch.attribution import Scores as Scores
     from causalpatch.attribution import attribute as attribute
     from causalpatch.attribution import attribute_edges as attribute_edges
-    from causalpatch.attribution import confirm as confirm
+    from causalpatch.attribution import confirm_scores as confirm_scores
     from causalpatch.base.errors import (
         CausalPatchError as CausalPatchError,
     )
@@ -309,7 +309,7 @@ _ROOMS = {
     "algorithms.interchange": ("Interchange", "interchange_accuracy"),
     "algorithms.scrubbing": ("Scrubbing", "causal_scrubbing"),
     "algorithms.strict": ("StrictTest", "strict_test"),
-    "attribution": ("EdgeScores", "Scores", "attribute", "attribute_edges", "confirm"),
+    "attribution": ("EdgeScores", "Scores", "attribute", "attribute_edges", "confirm_scores"),
     "base.errors": ("CausalPatchError", "IllusionWarning", "IntegrityError", "RequestError", "UnsupportedError"),
     "circuits.acdc": ("acdc",),
     "circuits.bounds": ("Violation", "completeness", "minimality"),

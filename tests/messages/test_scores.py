@@ -327,28 +327,28 @@ def test_scores_are_confirmed_in_their_own_setting(experiment, refuses):
           fix: open that model, or score this one
         """,
     ):
-        cp.confirm(other, scores)
+        cp.confirm_scores(other, scores)
     for call, text in (
         (
-            lambda: cp.confirm(experiment.turned("noise"), scores),
+            lambda: cp.confirm_scores(experiment.turned("noise"), scores),
             """
             scores and exact effects are of different directions
               scores      denoise
               experiment  noise
-              fix: confirm(experiment.turned("denoise"), scores)
+              fix: confirm_scores(experiment.turned("denoise"), scores)
             """,
         ),
         (
-            lambda: cp.confirm(experiment.measuring("log_probability"), scores),
+            lambda: cp.confirm_scores(experiment.measuring("log_probability"), scores),
             """
             scores and exact effects are of different metrics
               scores      logit_difference
               experiment  log_probability
-              fix: confirm(experiment.measuring("logit_difference"), scores)
+              fix: confirm_scores(experiment.measuring("logit_difference"), scores)
             """,
         ),
         (
-            lambda: cp.confirm(shorter, walked),
+            lambda: cp.confirm_scores(shorter, walked),
             """
             the scores of 'resid_pre.*' stand on another grid than this experiment has
               scores      layer 2 x position 3
@@ -367,7 +367,7 @@ def test_scores_are_confirmed_in_their_own_setting(experiment, refuses):
             lambda: cp.Scores(scores.values, scores.coordinates, ["pair 0"], scores.provenance).confirm(),
             """
             scores that were read from a file, or made by hand, do not know their experiment
-              fix: name it: cp.confirm(experiment, scores, top=50, random_sample=100)
+              fix: name it: cp.confirm_scores(experiment, scores, top=50, random_sample=100)
             """,
         ),
     ):

@@ -98,7 +98,7 @@ def test_a_wrong_type_raises_in_attribution():
     with pytest.raises(TypeCheckError):
         cp.attribute("experiment", "z")
     with pytest.raises(TypeCheckError):
-        cp.confirm("experiment", "scores")
+        cp.confirm_scores("experiment", "scores")
 
 
 def test_a_wrong_shape_raises_in_subspaces():

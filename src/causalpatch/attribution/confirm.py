@@ -30,7 +30,7 @@ _FINE, _COARSE = 0.02, 0.1  # shares of the gap that matter: of neurons, feature
 _FINE_AXES = {"neuron", "feature"}
 
 
-def confirm(
+def confirm_scores(
     experiment: Experiment,
     scores: Scores | EdgeScores,
     top: int = 50,
@@ -62,7 +62,7 @@ def confirm(
         >>> import causalpatch as cp
         >>> model = cp.open_model("zoo:stories")
         >>> experiment = cp.Experiment(model, cp.load_pairs("ioi", model)[:4], show_progress=False)
-        >>> found = cp.confirm(experiment, cp.attribute(experiment, "z"), top=4, random_sample=6)
+        >>> found = cp.confirm_scores(experiment, cp.attribute(experiment, "z"), top=4, random_sample=6)
         >>> int(found.is_top.sum()), int(found.sampled.sum()), found.n_components
         (4, 6, 16)
 
@@ -249,5 +249,5 @@ def _check_setting(experiment: Experiment, scores: Scores | EdgeScores) -> None:
             raise SettingError(
                 f"scores and exact effects are of different {name}s",
                 facts=[("scores", theirs[name]), ("experiment", value)],
-                fix=f"confirm({fix}, scores)",
+                fix=f"confirm_scores({fix}, scores)",
             )

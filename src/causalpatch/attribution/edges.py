@@ -21,7 +21,7 @@ import time
 from functools import partial
 from typing import Any, Literal, get_args
 
-from causalpatch.attribution.confirm import confirm
+from causalpatch.attribution.confirm import confirm_scores
 from causalpatch.base.collector import undisturbed
 from causalpatch.base.errors import SettingError
 from causalpatch.engine.edge_slopes import EdgeSlopes
@@ -113,7 +113,7 @@ def attribute_edges(
     }
     total = sums.total / n_pairs
     scores = EdgeScores(graph, total if positions else total[0], record, labels)
-    return scores.confirmed_by(partial(confirm, experiment))
+    return scores.confirmed_by(partial(confirm_scores, experiment))
 
 
 def _check(experiment: Experiment, method: str) -> None:

@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args, overload
 
 import numpy as np
 
-from causalpatch.attribution.confirm import confirm
+from causalpatch.attribution.confirm import confirm_scores
 from causalpatch.base.collector import undisturbed
 from causalpatch.base.errors import SettingError
 from causalpatch.engine.gauge import Gauge
@@ -232,7 +232,7 @@ class _Asked:
         else:
             table = values[:, 0].reshape(*shape, len(pairs))
         scores = Scores(table, axes, [pair.id for pair in pairs], record, dict(grid.labels))
-        return scores.confirmed_by(partial(confirm, self.experiment))
+        return scores.confirmed_by(partial(confirm_scores, self.experiment))
 
     def _record(self, wanted: Site | SiteSet, grid: Grid, base: np.ndarray, source: np.ndarray) -> dict[str, Any]:
         experiment = self.experiment

@@ -333,8 +333,8 @@ class Confirmable(arrays.Saved):
     ) -> Confirmation:
         """Patch the largest and a random sample of the others, and hold scores against these exact effects.
 
-        Scores out of a file do not know their experiment: ``cp.confirm(experiment, scores, …)`` takes it, and can hold
-        scores against effects on other pairs.
+        Scores out of a file do not know their experiment: ``cp.confirm_scores(experiment, scores, …)`` takes it, and can
+        hold scores against effects on other pairs.
 
         Args:
             top: How many of the largest |score| are measured.
@@ -354,7 +354,7 @@ class Confirmable(arrays.Saved):
         if self._confirms is None:
             raise SettingError(
                 "scores that were read from a file, or made by hand, do not know their experiment",
-                fix="name it: cp.confirm(experiment, scores, top=50, random_sample=100)",
+                fix="name it: cp.confirm_scores(experiment, scores, top=50, random_sample=100)",
             )
         return self._confirms(self, top=top, random_sample=random_sample, at_most=at_most, delta=delta, level=level)
 

@@ -137,7 +137,7 @@ def test_what_is_missed_is_bounded_in_a_model_all_of_whose_edges_are_known():
     bounds = []
     for seed in range(40):
         experiment.seed = seed
-        found = cp.confirm(experiment, turned, top=10, random_sample=30)
+        found = cp.confirm_scores(experiment, turned, top=10, random_sample=30)
         drawn = [graph.parse(edge) for edge in found.axes["edge"][10:]]
         held = shares[[graph.edges.tolist().index(list(edge)) for edge in drawn]]
         assert found.found.sum() == (np.abs(held) > 0.02).sum()
@@ -156,7 +156,7 @@ def test_a_seed_makes_the_sample_and_another_another():
     np.testing.assert_array_equal(first.effects, again.effects)
     other = copy.copy(experiment)
     other.seed = 5
-    assert cp.confirm(other, scores, top=2, random_sample=6).axes != first.axes
+    assert cp.confirm_scores(other, scores, top=2, random_sample=6).axes != first.axes
 
 
 def test_a_sample_can_be_sized_for_a_bound():
@@ -171,7 +171,7 @@ def test_scores_are_held_against_other_pairs_and_that_is_said():
     experiment = experiment_of()
     one = cp.Experiment(experiment.model, experiment.pairs[:1], show_progress=False)
     scores = cp.attribute(experiment, "z")
-    found = cp.confirm(one, scores, top=2, random_sample=2)
+    found = cp.confirm_scores(one, scores, top=2, random_sample=2)
     assert found.notes == ["scores are of other pairs than exact effects"]
     assert found.effects[0] == pytest.approx(
         float(cp.sweep(one, "z").recovered().sel({axis: held[0] for axis, held in found.axes.items()}))
@@ -212,7 +212,7 @@ def test_copies_and_files_of_scores_do_not_hold_the_model(tmp_path):
     ):
         with pytest.raises(cp.RequestError, match="do not know their experiment"):
             each.confirm()
-        again = cp.confirm(experiment_of(), each, top=2, random_sample=2)
+        again = cp.confirm_scores(experiment_of(), each, top=2, random_sample=2)
         np.testing.assert_array_equal(again.effects, scores.confirm(top=2, random_sample=2).effects)
 
 

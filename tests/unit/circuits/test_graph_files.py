@@ -225,7 +225,7 @@ def test_scores_of_a_file_are_confirmed_and_evaluated(tmp_path):
         experiment = cp.Experiment(model, prompts(*PROMPTS, answer=6, wrong=5), direction="noise", show_progress=False)
     scores = cp.attribute_edges(experiment, "eap")
     read = cp.read_graph(cp.write_graph(tmp_path / "g.pt", model, scores), model).scores
-    found, own = cp.confirm(experiment, read, top=3, random_sample=4), scores.confirm(top=3, random_sample=4)
+    found, own = cp.confirm_scores(experiment, read, top=3, random_sample=4), scores.confirm(top=3, random_sample=4)
     assert found.axes == own.axes
     np.testing.assert_array_equal(found.effects, own.effects)
     assert "known but for a factor" in found.notes[0]
