@@ -333,8 +333,8 @@ class Confirmable(arrays.Saved):
     ) -> Confirmation:
         """Patch the largest and a random sample of the others, and hold scores against these exact effects.
 
-        Scores out of a file do not know their experiment: ``cp.confirm_scores(experiment, scores, …)`` takes it, and can
-        hold scores against effects on other pairs.
+        Scores out of a file do not know their experiment: ``cp.confirm_scores(experiment, scores, …)`` takes it, and
+        can hold scores against effects on other pairs.
 
         Args:
             top: How many of the largest |score| are measured.
