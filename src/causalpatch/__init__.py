@@ -209,9 +209,12 @@ if TYPE_CHECKING:
         save_interventions as save_interventions,
     )
     from causalpatch.results.beside import beside as beside
+    from causalpatch.results.claim import Claim as Claim
     from causalpatch.results.confirmation import Confirmation as Confirmation
     from causalpatch.results.effects import Effects as Effects
     from causalpatch.results.evaluation import Evaluation as Evaluation
+    from causalpatch.results.planning import Power as Power
+    from causalpatch.results.selection import SelectionStability as SelectionStability
     from causalpatch.sites import (
         Edge as Edge,
     )
@@ -302,6 +305,14 @@ if TYPE_CHECKING:
     from causalpatch.sweeps import (
         window as window,
     )
+    from causalpatch.validation.confirm import Checks as Checks
+    from causalpatch.validation.confirm import confirm as confirm
+    from causalpatch.validation.dissociation import Dissociation as Dissociation
+    from causalpatch.validation.dissociation import dissociate as dissociate
+    from causalpatch.validation.power import power as power
+    from causalpatch.validation.recheck import Recheck as Recheck
+    from causalpatch.validation.recheck import recheck as recheck
+    from causalpatch.validation.stability import selection_stability as selection_stability
 
 _ROOMS = {
     "algorithms.causal_model": ("CausalModel",),
@@ -354,9 +365,12 @@ _ROOMS = {
         "save_interventions",
     ),
     "results.beside": ("beside",),
+    "results.claim": ("Claim",),
     "results.confirmation": ("Confirmation",),
     "results.effects": ("Effects",),
     "results.evaluation": ("Evaluation",),
+    "results.planning": ("Power",),
+    "results.selection": ("SelectionStability",),
     "sites": ("Edge", "Path", "Receiver", "Site", "SiteSet", "parse"),
     "sites.graph": ("Graph",),
     "subspaces": (
@@ -386,6 +400,11 @@ _ROOMS = {
         "trace",
         "window",
     ),
+    "validation.confirm": ("Checks", "confirm"),
+    "validation.dissociation": ("Dissociation", "dissociate"),
+    "validation.power": ("power",),
+    "validation.recheck": ("Recheck", "recheck"),
+    "validation.stability": ("selection_stability",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
