@@ -173,10 +173,10 @@ class Claim:
         """Why the verdict is inconclusive; empty where it is not."""
         if self.verdict != INCONCLUSIVE:
             return []
-        again = [claim_words.on_reuse(self.reused, self.spec)] if self.reused else []
-        found = [f"{each.component}: {each.why}" for each in self._single if each.why and each.why != REUSED]
-        mixed = [f"{each.component}: {each.verdict}" for each in self._single if not each.why] if not again else []
-        return [*again, *found, *mixed]
+        if self.reused:
+            return [claim_words.on_reuse(self.reused, self.spec)]
+        found = [f"of {each.component} {each.why}" for each in self._single if each.why]
+        return found or [claim_words.on_mixture(self._single)]
 
     @property
     def statement(self) -> str:
@@ -314,10 +314,10 @@ class Claim:
 
     @classmethod
     def _of_plain(cls, content: Mapping[str, Any]) -> Claim:
-        findings = [
-            Finding(**{name: np.nan if value is None and name != "discovery" else value for name, value in one.items()})
-            for one in content["findings"]
-        ]
+        findings = []
+        for one in content["findings"]:
+            held: dict[str, Any] = {name: np.nan if value is None else value for name, value in one.items()}
+            findings.append(Finding(**{**held, "discovery": one["discovery"]}))
         return cls(
             spec=content["spec"],
             findings=tuple(findings),

@@ -30,8 +30,8 @@ COLUMNS: Final = (
 """Of the table of findings: how pairs spread stands before the mean."""
 
 NEVER_SAID: Final = (
-    "not said: that anything is stored here, that this is the place to edit, that all else is unimportant, or that this "
-    "is the only mechanism"
+    "not said: that anything is stored here, that this is the place to edit, that all else is unimportant, or that "
+    "this is the only mechanism"
 )
 
 
@@ -47,8 +47,8 @@ def statement(spec: Mapping[str, Any], findings: Sequence[Finding], verdict: str
     pairs, origin = spec["pairs"], "corrupted" if spec["direction"] == "noise" else "clean"
     run = "clean" if spec["direction"] == "noise" else "corrupted"
     where = (
-        f"On {counted(int(pairs['n']), 'held-out pair')} ({counted(int(pairs['n_components']), 'independent component')}) "
-        f"of '{pairs['name']}', putting {origin} values into {run} runs of '{spec['model']['name']}'"
+        f"On {counted(int(pairs['n']), 'held-out pair')} ({counted(int(pairs['n_components']), 'independent component')})"
+        f" of '{pairs['name']}', putting {origin} values into {run} runs of '{spec['model']['name']}'"
     )
     lines = [f"{verdict}. {where}:", *(f"- {sentence(each, spec)}" for each in findings)]
     return "\n".join([*lines, *(f"inconclusive because {reason}" for reason in reasons)])
@@ -100,7 +100,17 @@ def why_inconclusive(low: float, high: float, p: float, delta: float, alpha: flo
 def on_reuse(reused: Mapping[str, int], spec: Mapping[str, Any]) -> str:
     """Say that pairs were opened before."""
     by = f"{counted(len(reused), 'claim')} ({', '.join(reused)})"
-    return f"reused hold-out: {sum(reused.values())} of {spec['pairs']['n']} pairs were opened before with this model, by {by}"
+    n_again = f"{sum(reused.values())} of {spec['pairs']['n']} pairs"
+    return f"reused hold-out: {n_again} were opened before with this model, by {by}"
+
+
+def on_mixture(findings: Sequence[Finding]) -> str:
+    """Say that some components have one verdict and some another."""
+    groups = {
+        verdict: [each.component for each in findings if each.verdict == verdict] for verdict in (SUPPORTED, ABSENT)
+    }
+    told = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in groups.items())
+    return f"not all components have the same verdict ({told})"
 
 
 def next_step(verdict: str, spec: Mapping[str, Any], *, is_reused: bool) -> str:

@@ -67,9 +67,8 @@ class Power:
         ]
         for row in self.rows:
             needed = f"{_text(row['needed'])} ({_text(row['needed_low'])} to {_text(row['needed_high'])})"
-            lines.append(
-                f"  {row['component']}: needs {needed}; spread {row['spread']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
-            )
+            spread = f"{row['spread']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+            lines.append(f"  {row['component']}: needs {needed}; spread {spread}")
         lines += [
             "  " + ", ".join(f"{point['n']}: {point['power']:.2f}" for point in self.curve) + "  (components: power)",
             "note: a plan for new pairs; it says nothing about effects in the pilot, and skewed pairs need more",

@@ -11,9 +11,9 @@ cells are flipped by the same draws, so that what they share is kept.
    Where groups have one size, B is a multiple of A and t grows with A.
 3. ``sign_flip`` counts the draws whose ``|t|`` reaches the observed one; ``max_t`` takes a quantile of the largest
    ``|t|`` over all cells.
-4. ``shifted_max_t`` asks whether a share is larger than ``delta``: at that null ``V = s * effect - delta * gap`` has mean
-   0 (s the sign of the mean effect), so the groups of V are flipped, and each cell's t is held against the largest of
-   all cells in each draw. A cell whose true share is smaller has a mean of V below 0 and is rejected less often.
+4. ``shifted_max_t`` asks whether a share is larger than ``delta``: at that null ``V = s * effect - delta * gap`` has
+   mean 0 (s the sign of the mean effect), so the groups of V are flipped, and each cell's t is held against the largest
+   of all cells in each draw. A cell whose true share is smaller has a mean of V below 0 and is rejected less often.
 
 A p value cannot be smaller than ``2 ** (1 - G)``: with 5 groups nothing is ever below .0625.
 

@@ -1,10 +1,10 @@
 """Power of the minimum-effect test, from how far independent groups of a pilot spread.
 
 1. ``spread``: the standard deviation of a share from group to group, at equal group sizes ``sqrt(G) * standard error``.
-2. With G groups t of ``share - delta`` is noncentral with ``(effect - delta) sqrt(G) / spread``; the test is passed where
-   it exceeds Student's critical value for ``n_tests`` tests together (Bonferroni's, which max-T does not exceed), moved
-   as for groups whose skewness is 0 (``skewed``).
-3. The pilot's spread is itself uncertain: ``spread * sqrt(df / chi2)`` bounds it, and with it the groups that are needed.
+2. With G groups t of ``share - delta`` is noncentral with ``(effect - delta) sqrt(G) / spread``; the test is passed
+   where it exceeds Student's critical value for ``n_tests`` tests together (Bonferroni's, which max-T does not exceed),
+   moved as for groups whose skewness is 0 (``skewed``).
+3. The pilot's spread is itself uncertain: ``spread * sqrt(df / chi2)`` bounds it, and with it the groups needed.
 
 Groups are supposed to be normal and equally large; skewed ones need more.
 """

@@ -1,15 +1,15 @@
 """Critical values for skewed groups: how much further an interval must reach on the side where t errs.
 
-Where groups are skewed to the left, their t is skewed to the right: it exceeds its critical value too often, and a lower
-end lies too high. Hall's transformation takes that out:
+Where groups are skewed to the left, their t is skewed to the right: it exceeds its critical value too often, and a
+lower end lies too high. Hall's transformation takes that out:
 
 1. ``g(t) = t + a t ** 2 / 3 + a ** 2 t ** 3 / 27 + a / 6`` with ``a = skewness / sqrt(G)``, which rises with t
    throughout, is nearly symmetric. The lower end is where ``g(t)`` is the critical value, the upper end where it is the
    negative of it.
-2. The skewness is the bias-corrected one of the groups. Few groups do not show how skewed they are, above all those that
-   happen to hold no far one. With fewer than 30 of them it is moved by half its standard error, for the lower end down
-   and for the upper end up. (Half: the least multiple of a quarter by which families of 20 exponential components keep
-   .05 with 10, 14 and 20 groups; ``benchmarks/VALIDITY.md``.)
+2. The skewness is the bias-corrected one of the groups. Few groups do not show how skewed they are, above all those
+   that happen to hold no far one. With fewer than 30 of them it is moved by half its standard error, for the lower end
+   down and for the upper end up. (Half: the least multiple of a quarter by which families of 20 exponential components
+   keep .05 with 10, 14 and 20 groups; ``benchmarks/VALIDITY.md``.)
 
 References:
     Hall (1992), On the removal of skewness by transformation, Journal of the Royal Statistical Society B 54.

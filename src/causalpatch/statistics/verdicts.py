@@ -3,8 +3,8 @@
 In a deterministic network nearly every component has some effect, so that with enough pairs all of them differ from 0.
 What is tested is therefore whether a share is *larger than delta*, for all components of the family together.
 
-1. Simultaneous intervals: Fieller's, with the critical value of ``max_t`` at ``1 - alpha``, and at ``1 - 2 alpha``. Each
-   end is moved outwards where skewed groups ask for it (``skewed``); it is never moved inwards.
+1. Simultaneous intervals: Fieller's, with the critical value of ``max_t`` at ``1 - alpha``, and at ``1 - 2 alpha``.
+   Each end is moved outwards where skewed groups ask for it (``skewed``); it is never moved inwards.
 2. p of ``shifted_max_t``: groups flipped at the null ``|share| = delta``, held against the largest t of all components.
 3. *supported*: the ``1 - alpha`` interval lies wholly beyond ``delta`` on one side, and p is at most alpha.
    *absent up to delta*: the ``1 - 2 alpha`` interval lies within ``-delta`` and ``delta`` (two one-sided tests).
@@ -15,8 +15,9 @@ than alpha allows, as far as groups are symmetric about their mean. With fewer t
 called approximate; ``benchmarks/VALIDITY.md`` says what was achieved in simulation.
 
 References:
-    Murphy and Myors (1999), Testing the hypothesis that treatments have negligible effects: minimum-effect tests, Journal
-    of Applied Psychology 84; Schuirmann (1987), A comparison of the two one-sided tests procedure and the power approach.
+    Murphy and Myors (1999), Testing the hypothesis that treatments have negligible effects: minimum-effect tests,
+    Journal of Applied Psychology 84; Schuirmann (1987), A comparison of the two one-sided tests procedure and the power
+    approach.
 """
 
 from dataclasses import dataclass

@@ -8,8 +8,8 @@
 4. Measure controls, and what tells how far the claim reaches.
 5. Say it in fixed words, with what limits it.
 
-Cost: for k components one run per pair for each, one for the set, k (k - 1) / 2 for interactions, 99 for matched sets, two
-for each other of the kinds (64 at most), and 3 (k + 1) for doses.
+Cost: for k components one run per pair for each, one for the set, k (k - 1) / 2 for interactions, 99 for matched sets,
+two for each other of the kinds (64 at most), and 3 (k + 1) for doses.
 """
 
 from collections.abc import Sequence
@@ -85,7 +85,7 @@ def confirm(  # noqa: PLR0913 - what is claimed, on what evidence, by which rule
     checks: Checks | None = None,
     ledger: str | Any | None = None,
 ) -> Claim:
-    """Test on held-out pairs whether components restore (remove) more than ``delta`` of the gap, and make a claim of it.
+    """Test on held-out pairs whether components restore (remove) more than ``delta`` of the gap, as a claim.
 
     Args:
         experiment: The model, the held-out pairs, the metric (of several the first is claimed) and the direction.
@@ -143,7 +143,7 @@ def confirm(  # noqa: PLR0913 - what is claimed, on what evidence, by which rule
     others = [each if isinstance(each, Experiment) else with_pairs(experiment, each) for each in unrelated]
     bench = Bench(sensitivity.with_more_metrics(experiment, checks.metrics))
     numbers_of(bench, bench.gap()[None]).require_gap()
-    test = {"delta": float(delta), "alpha": alpha, "n_draws": checks.n_draws, "seed": experiment.seed}
+    test: dict[str, Any] = {"delta": float(delta), "alpha": alpha, "n_draws": checks.n_draws, "seed": experiment.seed}
     minimum_effect(bench.gap()[None], bench.gap(), bench.group, **test)  # refuses an impossible delta or alpha
     spec = _spec(experiment, members, put, n_components, test, discovery, origin)
     book = Ledger(ledger)
@@ -169,7 +169,7 @@ def confirm(  # noqa: PLR0913 - what is claimed, on what evidence, by which rule
         group=bench.group.astype(np.int64),
         pair_ids=tuple(experiment.pairs.ids),
         checks=tuple(made),
-        limits=tuple(_limits(bench, tested, discovery is not None or origin is not None, made)),
+        limits=tuple(_limits(bench, tested, discovery or origin, made)),
         reused={name: len(held) for name, held in opened.items()},
         record={**bench.provenance, "n_runs": bench.n_runs + n_more, "ledger": str(book.path)},
         held_out=plain_pairs(experiment.pairs),
@@ -269,7 +269,7 @@ def _reused(finding: Finding) -> Finding:
     return Finding(**{**vars(finding), "verdict": INCONCLUSIVE, "why": REUSED})
 
 
-def _limits(bench: Bench, tested: MinimumEffect, is_found_on_known: bool, made: Sequence[Check]) -> list[str]:
+def _limits(bench: Bench, tested: MinimumEffect, origin: object, made: Sequence[Check]) -> list[str]:
     """Return what must be said with a claim."""
     limits = []
     rough = tested.is_approximate
@@ -281,14 +281,15 @@ def _limits(bench: Bench, tested: MinimumEffect, is_found_on_known: bool, made: 
             f"approximate: {few}, for {int(rough.sum())} of {counted(len(rough), 'share')}; intervals no wider than "
             f"these hold together in {percent(round(holds, 3))} of simulations of normal and exponential values"
         )
-    if not is_found_on_known:
+    if origin is None:
         limits.append(
             "where the components were found was not said (found_on=): if that was on these pairs, the claim is void"
         )
     mirrored = bench.experiment.pairs.check().mirrored_share
     if mirrored > MIRRORED:
         limits.append(
-            f"{mirrored:.0%} of the pairs are mirrored: the other direction is redundant by construction, and no claim of it"
+            f"{mirrored:.0%} of the pairs are mirrored: the other direction is redundant by construction, and no claim "
+            "of it"
         )
     limits += [str(note) for note in bench.provenance.get("notes", ()) if "mirrored" not in str(note)]
     missing = [each.name for each in made if each.skipped]

@@ -115,7 +115,7 @@ def matched(bench: Bench, members: Sequence[Member], value: Value | None, found:
             "matched sets", skipped="there is nothing else of this kind in these layers, or none was asked for"
         )
     shares = share_of(bench.effects(sets, value), bench.gap())
-    rows = tuple(
+    rows: tuple[dict[str, Any], ...] = tuple(
         {"members": " + ".join(map(str, one)), "share": float(share)}
         for one, share in zip(sets, shares, strict=True)
         if np.isfinite(share)

@@ -1,7 +1,7 @@
 """How components of a claim work together: pairwise interactions, stand-ins, and ways past other components.
 
-1. *Interactions*: ``effect(a and b) - effect(a) - effect(b)``, as a share of the gap. Beyond delta it is *synergy* where
-   it adds to the set's effect, *redundancy* where it takes away from it.
+1. *Interactions*: ``effect(a and b) - effect(a) - effect(b)``, as a share of the gap. Beyond delta it is *synergy*
+   where it adds to the set's effect, *redundancy* where it takes away from it.
 2. *Backup*: the set is ablated in clean runs (it takes its corrupted values), and others of its kinds are ablated
    beside it: ``effect(set and other) - effect(set)``, against ``effect(other)`` alone. What grows stands in.
 3. *Direct and indirect*: what a component adds to the logits along no other component, and the rest of its effect.

@@ -1,7 +1,7 @@
 """Power: how many new independent components of pairs a claim needs, from a pilot's spread and its uncertainty."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -69,7 +69,7 @@ def power(
             facts=[("needed", f"{_FEWEST} or more, better 10")],
             fix="measure more independent pairs",
         )
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, spread in zip(names, _spreads(effects, gap, group, effect - delta), strict=True):
         low, high = spread_interval(spread, n_groups, _LEVEL)
         needed = [
@@ -78,7 +78,7 @@ def power(
         told = dict(zip(("needed", "needed_low", "needed_high"), needed, strict=True))
         rows.append({"component": name, "spread": spread, "low": low, "high": high, **told})
     widest = max(rows, key=lambda row: row["spread"])
-    curve = []
+    curve: list[dict[str, Any]] = []
     for n in _CURVE:
         ends = [
             power_with(widest[end], effect - delta, n, n_tests=len(names), alpha=alpha)

@@ -1,11 +1,11 @@
 """A claim as a regression test: does another checkpoint still do what the claim says, on the very same pairs?
 
-The claim's file holds its pairs, metric, direction, delta and alpha. They are measured in the new model and tested by the
-same rules; it holds where every component has the verdict again that it had, on the same side. This opens nothing: it
-makes no claim on the new model, and cannot take the place of one.
+The claim's file holds its pairs, metric, direction, delta and alpha. They are measured in the new model and tested by
+the same rules; it holds where every component has the verdict again that it had, on the same side. This opens nothing:
+it makes no claim on the new model, and cannot take the place of one.
 
-How far each share moved is told with an interval: both models are measured on the same pairs, so that it is a difference
-within independent components, and narrower than two intervals apart.
+How far each share moved is told with an interval: both models are measured on the same pairs, so that it is a
+difference within independent components, and narrower than two intervals apart.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Recheck:
     Args:
         holds: Whether every component has its verdict again, on the same side.
         reasons: In words: why not, or what was found again.
-        rows: For each component ``share`` then and ``share_now``, ``change`` with ``low`` and ``high``, ``verdict`` then
-            and ``verdict_now``.
+        rows: For each component ``share`` then and ``share_now``, ``change`` with ``low`` and ``high``, ``verdict``
+            then and ``verdict_now``.
         claim: The claim.
         model: Name and hash of the new model.
     """
@@ -74,9 +74,8 @@ class Recheck:
         lines += [f"- {reason}" for reason in self.reasons]
         for row in self.rows:
             moved = "" if not np.isfinite(row["low"]) else f" ({row['low']:+.3f} to {row['high']:+.3f})"
-            lines.append(
-                f"  {row['component']}: {row['share']:.3f} then, {row['share_now']:.3f} now, change {row['change']:+.3f}{moved}"
-            )
+            both = f"{row['share']:.3f} then, {row['share_now']:.3f} now"
+            lines.append(f"  {row['component']}: {both}, change {row['change']:+.3f}{moved}")
         step = (
             "nothing: it holds"
             if self.holds
@@ -125,9 +124,9 @@ def recheck(claim: Claim, model: Model, *, pairs: Pairs | None = None, metric: M
     try:
         numbers_of(bench, bench.gap()[None]).require_gap()
     except NoGap:
-        gap = f"{bench.gap().mean():.4g} now, {claim.gap.mean():.4g} then"
-        reason = f"the behaviour itself is gone: no gap in {spec['metric']} between clean and corrupted runs ({gap})"
-        return Recheck(False, (reason,), (), claim, about)
+        sizes = f"{bench.gap().mean():.4g} now, {claim.gap.mean():.4g} then"
+        reason = f"the behaviour itself is gone: no gap in {spec['metric']} between clean and corrupted runs ({sizes})"
+        return Recheck(holds=False, reasons=(reason,), rows=(), claim=claim, model=about)
     names, sets = with_joint(members)
     effects, gap = bench.effects(sets), bench.gap()
     test = {name: spec[name] for name in ("delta", "alpha", "n_draws", "seed")}
@@ -151,14 +150,14 @@ def recheck(claim: Claim, model: Model, *, pairs: Pairs | None = None, metric: M
         for name, before, after, change in zip(names, claim.findings, found, changes, strict=True)
     )
     lost = [reason for reason, kept in zip(reasons, is_kept, strict=True) if not kept]
-    return Recheck(not lost, tuple(lost or reasons), rows, claim, about)
+    return Recheck(holds=not lost, reasons=tuple(lost or reasons), rows=rows, claim=claim, model=about)
 
 
 def _require_decided(claim: Claim) -> None:
-    if claim.verdict == INCONCLUSIVE:
+    if claim.reused or any(each.verdict == INCONCLUSIVE for each in claim.findings[: len(claim.components)]):
         raise SettingError(
             "an inconclusive claim says nothing that another model could be held to",
-            facts=[("because", claim.reasons[0] if claim.reasons else "its components have different verdicts")],
+            facts=[("because", claim.reasons[0])],
             fix="confirm the components that are supported, on new pairs",
         )
     if claim.spec["value"] != "source":

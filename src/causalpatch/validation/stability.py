@@ -165,7 +165,7 @@ def _wanted(effects: Effects, parents: Effects, times: np.ndarray, measured: np.
     shape = tuple(effects.to_xarray().sizes[axis] for axis in effects.axes)
     gaps = ~measured.reshape(shape)
     others = tuple(place for place, axis in enumerate(effects.axes) if axis not in coarse.axes)
-    lacks = gaps.any(axis=others)
+    lacks: np.ndarray = np.asarray(gaps.any(axis=others))
     kept = [axis for axis in effects.axes if axis in coarse.axes]
     lacks = np.moveaxis(lacks, [kept.index(axis) for axis in coarse.axes], range(len(kept))).reshape(-1)
     opened = np.abs(_resampled(_numbers(coarse), *_gap(coarse), times)) > delta
