@@ -47,7 +47,7 @@ def statement(spec: Mapping[str, Any], findings: Sequence[Finding], verdict: str
     pairs, origin = spec["pairs"], "corrupted" if spec["direction"] == "noise" else "clean"
     run = "clean" if spec["direction"] == "noise" else "corrupted"
     where = (
-        f"On {counted(int(pairs['n']), 'held-out pair')} ({counted(int(pairs['n_components']), 'independent component')})"
+        f"On {counted(pairs['n'], 'held-out pair')} ({counted(pairs['n_components'], 'independent component')})"
         f" of '{pairs['name']}', putting {origin} values into {run} runs of '{spec['model']['name']}'"
     )
     lines = [f"{verdict}. {where}:", *(f"- {sentence(each, spec)}" for each in findings)]

@@ -23,7 +23,7 @@ from causalpatch.statistics.clusters import FloatArray, IntArray
 from causalpatch.statistics.intervals import ENOUGH_GROUPS
 
 _CAUTION: Final = 0.5  # standard errors
-_SMALL: Final = 1e-6  # of a: below, the transformation is the identity to ten places
+_SMALL: Final = 1e-7  # of a: below, the transformation is the identity to six places, and its inverse rounding
 
 
 def skew_limits(critical: float, skew: FloatArray, n_groups: IntArray) -> tuple[FloatArray, FloatArray]:
@@ -53,5 +53,6 @@ def skew_limits(critical: float, skew: FloatArray, n_groups: IntArray) -> tuple[
 
 def _inverse(value: float, a: FloatArray) -> FloatArray:
     """Return t with ``g(t) = value``."""
-    bent = np.where(np.abs(a) < _SMALL, _SMALL, a)
-    return np.asarray(3 / bent * (np.cbrt(1 + bent * (value - bent / 6)) - 1))
+    is_straight = np.abs(a) < _SMALL
+    bent = np.where(is_straight, 1.0, a)
+    return np.asarray(np.where(is_straight, value, 3 / bent * (np.cbrt(1 + bent * (value - bent / 6)) - 1)))

@@ -40,6 +40,7 @@ INCONCLUSIVE: Final = "inconclusive"
 
 GROUPS_FOR_MAX_T: Final = 20  # fewer: approximate
 LARGEST_SKEW: Final = 1.0  # more skewed between groups: approximate
+_FARTHEST: Final = 0.9  # of the t at which the gap is not distinguishable from 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +150,7 @@ def minimum_effect(
     ends, criticals = [], []
     for level in (1 - alpha, 1 - 2 * alpha):
         critical = max_t(left, group, n_draws=n_draws, seed=seed, level=level)
-        ends.append(_ends(data, critical, skew))
+        ends.append(interval_ends(data, critical, skew))
         criticals.append(critical)
     return MinimumEffect(
         share=np.asarray(share),
@@ -166,14 +167,30 @@ def minimum_effect(
     )
 
 
-def _ends(data: GroupSums, critical: float, skew: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return the ends of every cell's interval, moved outwards where groups are skewed; NaN where there is none."""
+def interval_ends(data: GroupSums, critical: float, skew: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return the ends of every cell's interval, moved outwards where groups are skewed; NaN where there is none.
+
+    Args:
+        data: Sums of the numerator and of the denominator.
+        critical: Critical value of ``|t|``; NaN where no cell varies between groups.
+        skew: Skewness of each cell between groups, (cell,).
+    """
     # NaN: no cell varies between groups, so that each interval is a point whatever the critical value.
     value = 0.0 if np.isnan(critical) else critical
     has_interval = (data.n_groups >= MIN_GROUPS) & np.isfinite(value)
-    limits = (np.full(len(skew), value), *(skew_limits(value, skew, data.n_groups) if value > 0 else ()))
-    sides = [
-        fieller(data, np.where(has_interval, np.where(np.isfinite(limit), limit, 0.0), np.nan)) for limit in limits
-    ]
-    lows, highs = [sides[0][0], *(side[0] for side in sides[1:2])], [sides[0][1], *(side[1] for side in sides[2:])]
-    return np.asarray(np.minimum.reduce(lows)), np.asarray(np.maximum.reduce(highs))
+    plain = np.where(has_interval, value if np.isfinite(value) else 0.0, np.nan)
+    low, high = fieller(data, plain)
+    if value > 0 and np.isfinite(value):
+        # An end that is moved to where the gap itself is not told from 0 would be nowhere; it is moved nearly there.
+        most = np.maximum(_FARTHEST * _t_of_gap(data), value)
+        lower, upper = (np.minimum(limit, most) for limit in skew_limits(value, skew, data.n_groups))
+        low = np.minimum(low, fieller(data, np.where(has_interval, lower, np.nan))[0])
+        high = np.maximum(high, fieller(data, np.where(has_interval, upper, np.nan))[1])
+    return np.asarray(low), np.asarray(high)
+
+
+def _t_of_gap(data: GroupSums) -> FloatArray:
+    """Return ``|t|`` of the mean of the denominator, (cell,); infinite where groups agree exactly."""
+    bottom, moves = data.means()[1], data.moves()[1]
+    spread = np.sqrt((moves**2).sum(axis=1))
+    return np.asarray(np.divide(np.abs(bottom), spread, out=np.full_like(spread, np.inf), where=spread > 0))

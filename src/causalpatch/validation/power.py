@@ -69,11 +69,12 @@ def power(
             facts=[("needed", f"{_FEWEST} or more, better 10")],
             fix="measure more independent pairs",
         )
+    n_tests = len(names) + (len(names) > 1)  # all together are tested too
     rows: list[dict[str, Any]] = []
     for name, spread in zip(names, _spreads(effects, gap, group, effect - delta), strict=True):
         low, high = spread_interval(spread, n_groups, _LEVEL)
         needed = [
-            groups_for(each, effect - delta, target, n_tests=len(names), alpha=alpha) for each in (spread, low, high)
+            groups_for(each, effect - delta, target, n_tests=n_tests, alpha=alpha) for each in (spread, low, high)
         ]
         told = dict(zip(("needed", "needed_low", "needed_high"), needed, strict=True))
         rows.append({"component": name, "spread": spread, "low": low, "high": high, **told})
@@ -81,7 +82,7 @@ def power(
     curve: list[dict[str, Any]] = []
     for n in _CURVE:
         ends = [
-            power_with(widest[end], effect - delta, n, n_tests=len(names), alpha=alpha)
+            power_with(widest[end], effect - delta, n, n_tests=n_tests, alpha=alpha)
             for end in ("spread", "high", "low")
         ]
         curve.append(dict(zip(("n", "power", "low", "high"), (n, *ends), strict=True)))
