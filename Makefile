@@ -50,7 +50,7 @@ bench: $(BENCH_STAMP)
 mutants: $(STAMP)
 	$(BIN)/python -m benchmarks.mutants
 
-# 4,000 simulated studies in each of 24 cells: six minutes on one core.
+# 4,000 simulated studies in each of 30 cells: ten minutes on one core.
 validity: $(STAMP)
 	$(BIN)/python -m benchmarks.validity
 

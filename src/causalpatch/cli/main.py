@@ -3,8 +3,8 @@
 Commands only read options, call the public face and show what came back. Everything heavy is imported when a command
 runs, so that help and mistakes in typing answer at once.
 
-Exit codes: 0 done; 1 a claim does not hold in another model; 2 the request cannot be understood; 3 this model or machine
-cannot do it; 4 the answer would be wrong, so none is given; 130 stopped by the user.
+Exit codes: 0 done; 1 a claim does not hold in another model; 2 the request cannot be understood; 3 this model or
+machine cannot do it; 4 the answer would be wrong, so none is given; 130 stopped by the user.
 """
 
 import sys

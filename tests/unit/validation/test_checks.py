@@ -8,10 +8,10 @@ import pytest
 import causalpatch as cp
 from causalpatch.base.errors import PairError
 from causalpatch.pairs import Pairs
+from causalpatch.testing.known_shares import world
 from causalpatch.validation.bench import Bench
 from causalpatch.validation.components import members_of
 from causalpatch.validation.controls import matched_sets
-from claimed import world
 
 NONE = cp.Checks.none()
 clipped = cp.metric(lambda outputs, pairs: outputs.distribution[:, 1].clamp(max=0.5), name="clipped")
@@ -102,7 +102,8 @@ def test_an_unrelated_behaviour_without_a_gap_says_so(made):
 
 
 @pytest.mark.parametrize(
-    ("metric", "kind", "size"), [(clipped, "redundancy", -1.0), (late, "synergy", 1.0), ("logit_difference", "additive", 0)]
+    ("metric", "kind", "size"),
+    [(clipped, "redundancy", -1.0), (late, "synergy", 1.0), ("logit_difference", "additive", 0)],
 )
 def test_what_two_components_do_together_is_told_from_what_they_add_up_to(metric, kind, size):
     pair = world([0.5, 0.5], 20, **EXACT)
@@ -112,9 +113,10 @@ def test_what_two_components_do_together_is_told_from_what_they_add_up_to(metric
 
 
 def test_above_some_members_no_pairs_are_measured(made):
-    assert "more than 3 components" in claim_of(made.experiment(), made.sites, most_interactions=3).check(
-        "interactions"
-    ).skipped
+    assert (
+        "more than 3 components"
+        in claim_of(made.experiment(), made.sites, most_interactions=3).check("interactions").skipped
+    )
 
 
 def test_a_component_that_stands_in_is_found_when_the_set_is_ablated():
@@ -137,7 +139,9 @@ def test_direct_effects_are_those_of_path_patching():
     rows = claim.table("direct and indirect")
     direct = cp.direct_effect(experiment, ["head_out.2.1", "head_out.3.2"]).recovered().values
     np.testing.assert_allclose(rows["direct"], direct, atol=1e-5)
-    np.testing.assert_allclose(rows["direct"] + rows["indirect"], [each.share for each in claim.findings[:2]], atol=1e-6)
+    np.testing.assert_allclose(
+        rows["direct"] + rows["indirect"], [each.share for each in claim.findings[:2]], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("site", ["resid_pre.1@-1", "z.0.0@0"])

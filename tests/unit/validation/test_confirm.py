@@ -8,9 +8,11 @@ import pytest
 import causalpatch as cp
 from causalpatch.base.errors import NoGap, PairError, SettingError, SiteNotFound
 from causalpatch.pairs import Pair, Pairs
+from causalpatch.testing.known_shares import N_HEADS, world
 from causalpatch.validation.bench import Bench
+from causalpatch.validation.components import members_of
 from causalpatch.validation.ledger import Ledger
-from claimed import N_HEADS, world
+from planted import hidden_experiment
 
 NONE = cp.Checks.none()
 
@@ -213,8 +215,6 @@ def test_a_subspace_that_was_learnt_on_the_test_pairs_is_refused(made):
 
 def test_every_set_is_run_once(made):
     bench = Bench(made.experiment())
-    from causalpatch.validation.components import members_of
-
     first, second = members_of(made.sites[:2], made.model)
     bench.measure([[first], [second], [second, first]])
     assert bench.n_runs == 120
@@ -256,8 +256,6 @@ def test_fewer_than_99_matched_sets_are_refused(made):
 
 
 def test_pairs_of_arrays_are_claimed_too():
-    from planted import hidden_experiment
-
     experiment = hidden_experiment([1.0, 1.0], [[0.7, 0.3]])
     claim = cp.confirm(experiment, "module(into).output axes=(channel)#0", delta=0.1, checks=NONE)
     assert claim.findings[0].share == pytest.approx(0.7)

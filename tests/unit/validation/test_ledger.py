@@ -5,8 +5,8 @@ import json
 import pytest
 
 from causalpatch.base.errors import SettingError, StoreCorrupt
+from causalpatch.testing.known_shares import world
 from causalpatch.validation.ledger import Ledger, default_path
-from claimed import world
 
 
 @pytest.fixture(scope="module")

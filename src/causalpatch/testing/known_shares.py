@@ -1,12 +1,14 @@
-"""A constructed model in which every head restores a known share of the gap, and pairs that it was made for.
+"""Models in which every head restores a known share of the gap, with the pairs that they were made for.
 
-Prompts are one token long. Head h reads column h of its token and writes it to the output, whose logit difference is the
-metric. A clean token of pair i holds ``share_h * gap_i + noise`` in column h and the rest of ``gap_i`` in the output
-itself; a corrupted one holds nothing. So the gap of pair i is ``gap_i``, and the effect of a head is what its column holds.
+Prompts are one token long. Head h reads column h of its token and writes it to the output, whose logit difference is
+the metric. A clean token of pair i holds ``share_h * gap_i + noise`` in column h and the rest of ``gap_i`` in the
+output itself; a corrupted one holds nothing. So the gap of pair i is ``gap_i``, and a head's effect is what its column
+holds.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -39,16 +41,20 @@ class World:
     gap: np.ndarray
     sites: list[str]
 
-    def experiment(self, part: slice | Sequence[int] | None = None, **settings) -> cp.Experiment:
-        """Return an experiment on some of the pairs, or on all."""
-        if part is None:
-            pairs = self.pairs
-        else:
-            pairs = self.pairs[part] if isinstance(part, slice) else self.pairs.take(part)
+    def experiment(self, part: slice | Sequence[int] | None = None, **settings: Any) -> cp.Experiment:
+        """Return an experiment on some of the pairs, or on all.
+
+        Args:
+            part: Which pairs.
+            settings: Of the experiment.
+        """
+        pairs = self.pairs.take(
+            range(len(self.pairs))[part] if isinstance(part, slice) else part or range(len(self.pairs))
+        )
         return cp.Experiment(self.model, pairs, show_progress=False, **settings)
 
 
-def world(
+def world(  # noqa: PLR0913 - everything that is planted
     shares: Sequence[float],
     n_pairs: int,
     *,
