@@ -233,8 +233,8 @@ def report(families: Sequence[Family], covers: Sequence[Cover], studied: tuple[i
         "## From the prompts to the claim",
         "",
         f"{WHOLE_STUDIES} studies by `cp.confirm` itself on a constructed model in which every head restores a known "
-        f"share of the gap: two heads .2, two nulls .1, four less; {WHOLE_GROUPS} components of {WHOLE_EACH} pairs, normal "
-        f"values. False claims in {studied[0]} studies ({studied[0] / WHOLE_STUDIES:.3f}, lower end "
+        f"share of the gap: two heads .2, two nulls .1, four less; {WHOLE_GROUPS} components of {WHOLE_EACH} pairs, "
+        f"normal values. False claims in {studied[0]} studies ({studied[0] / WHOLE_STUDIES:.3f}, lower end "
         f"{clopper_pearson(studied[0], WHOLE_STUDIES, 0.99)[0]:.4f}); {studied[1]:.3f} of the planted heads supported.",
         "",
         "## Coverage of one share",

@@ -23,8 +23,6 @@ def test_studies_hold_the_shares_and_the_spread_that_they_say(kind, pairs):
     assert np.sign(round(skew, 1)) == {"symmetric": 0, "skewed for": 1, "skewed against": -1}[kind]
     means = left[0].reshape(-1, validity.PAIRS_EACH).mean(1)
     alike = (means.var() / left[0].var() - 0.25) / 0.75  # share of the variance that a component's pairs share
-        means.var() / left[0].var() - 0.25
-    ) / 0.75  # the share of variance that pairs of a component have in common
     assert alike == pytest.approx(validity.SHARED[pairs], abs=0.1)
     assert len(np.unique(group)) == 4000
 
