@@ -10,7 +10,8 @@ masks                        ``patch_edges(experiment, masks)``, booleans (mask,
 ===========================  ===================================================================
 
 In the base run, an edge carries what its sender gives in the source run instead of what it gives now, to this receiver
-alone; all that follows is computed anew. This is the intervention that scores of edges approximate.
+alone; all that follows is computed anew. This is the intervention that scores of edges approximate. With
+``value="zero"`` or a mean it carries nothing, or what its sender gives on average.
 
 References:
     Conmy et al. 2023, "Towards Automated Circuit Discovery for Mechanistic Interpretability", 2304.14997;
@@ -24,15 +25,17 @@ from typing import Any
 import numpy as np
 
 from causalpatch.base.collector import undisturbed
-from causalpatch.base.errors import MetricError, ModelUnsupported, PathError
+from causalpatch.base.errors import MetricError, ModelUnsupported, PathError, SettingError
+from causalpatch.engine import Job, Means, fit_values
 from causalpatch.engine.exact_edges import ExactEdges
-from causalpatch.engine.senders import Senders
+from causalpatch.engine.put_in import patches_of_senders
 from causalpatch.engine.wiring import graph_of as _graph_of
 from causalpatch.engine.wiring import wiring_of
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.provenance import describe_precision, describe_setup, notes_on
 from causalpatch.models import Model
-from causalpatch.patches import Intervention, Patch
+from causalpatch.patches import Intervention, Mean, Source, Value, Zero
+from causalpatch.patches.value import as_value
 from causalpatch.results.effects import Effects
 from causalpatch.results.provenance import describe_program
 from causalpatch.results.status import Status
@@ -62,14 +65,17 @@ def patch_edges(
     experiment: Experiment,
     edges: Sequence[Asked] | np.ndarray,
     *,
+    value: Value | str = "source",
     labels: Sequence[str] | None = None,
 ) -> Effects:
     """Measure sets of edges, each in a run of its own, on every pair.
 
     Args:
-        experiment: Model, pairs, metrics and direction. Edges carry values of the source run.
+        experiment: Model, pairs, metrics and direction.
         edges: For each run an edge or a node by name, or a list of these that are interchanged together; or masks
             ``(mask, sender, receiver)`` over ``graph_of(model)``.
+        value: What edges carry instead: ``"source"``, ``"zero"``, ``"mean"`` or a ``Mean``. Zero and means take a run
+            apart, so that there are shares in the direction noise alone: of what is lost with all edges replaced.
         labels: What results call the runs; by default their edges, or ``mask 0``, ``mask 1``, ….
 
     Returns:
@@ -81,6 +87,7 @@ def patch_edges(
         PathError: There is no such edge or node, or a mask does not fit the graph.
         PairError: Prompts of unequal lengths have no alignment.
         MetricError: A metric spells out answers of several tokens.
+        SettingError: Edges cannot carry such a value.
 
     Examples:
         >>> import causalpatch as cp
@@ -93,6 +100,61 @@ def patch_edges(
         One run per set and pair, from the first layer on that reads one of its edges; as many as heads share a key,
         where a set gives them different keys. In a run, a norm and a projection for each head's input that is changed.
     """
+    graph, carried = graph_of(experiment), carried_of(value)
+    masks, names = _masks(graph, edges)
+    names = list(labels) if labels is not None else names
+    is_ablation = not isinstance(carried, Source)
+    has_reference = is_ablation and experiment.direction == "noise"
+    with undisturbed():
+        started = time.perf_counter()
+        job, means = job_of_edges(experiment, carried)
+        every = np.concatenate([masks, graph.exists[None]]) if has_reference else masks
+        runs = ExactEdges(job, experiment.gauge, wiring_of(experiment.model, experiment.pairs), every, means)
+        values, untouched = runs.measure()
+    base, source = untouched
+    clean, corrupt = (base, source) if experiment.base == "clean" else (source, base)
+    baselines = {"base": base, "source": source, "clean": clean, "corrupt": corrupt}
+    reference = "corrupted run"
+    if is_ablation:
+        reference = f"{carried} at all edges together" if has_reference else "none"
+    if has_reference:
+        baselines["reference"], values = values[:, -1], values[:, :-1]
+    return Effects.build(
+        axes={"intervention": names},
+        pair_ids=[pair.id for pair in experiment.pairs],
+        groups=experiment.pairs.components,
+        metrics=[metric.name for metric in experiment.metrics],
+        values=values,
+        status=np.full(values.shape[1:], Status.MEASURED, dtype=np.uint8),
+        baselines=baselines,
+        provenance=_record(experiment, runs, carried, reference, time.perf_counter() - started),
+    )
+
+
+def carried_of(value: Value | str) -> Source | Zero | Mean:
+    """Return what edges carry instead.
+
+    Raises:
+        PatchError: There is no such value.
+        SettingError: Edges cannot carry it.
+    """
+    found = as_value(value)
+    if not isinstance(found, Source | Zero | Mean):
+        raise SettingError(
+            f"edges cannot carry '{found}'",
+            facts=[("known", '"source", "zero", "mean", Mean(…)')],
+            fix='value="zero"',
+        )
+    return found
+
+
+def job_of_edges(experiment: Experiment, carried: Source | Zero | Mean) -> tuple[Job, Means]:
+    """Return a job whose one intervention patches all senders, with the means that it puts in.
+
+    Raises:
+        ModelUnsupported: Source runs are made by another model.
+        MetricError: A metric reads further forwards than that of the prompt.
+    """
     if experiment.source_model is not None:
         raise ModelUnsupported(
             "edges cannot take values from another model's runs",
@@ -101,26 +163,9 @@ def patch_edges(
         )
     _require_plain(experiment)
     graph = graph_of(experiment)
-    masks, names = _masks(graph, edges)
-    names = list(labels) if labels is not None else names
-    with undisturbed():
-        started = time.perf_counter()
-        sites = Senders.sites(graph.n_layers)
-        job = experiment.job([Intervention(tuple(Patch(site) for site in sites))])
-        runs = ExactEdges(job, experiment.gauge, wiring_of(experiment.model, experiment.pairs), masks)
-        values, untouched = runs.measure()
-    base, source = untouched
-    clean, corrupt = (base, source) if experiment.base == "clean" else (source, base)
-    return Effects.build(
-        axes={"intervention": names},
-        pair_ids=[pair.id for pair in experiment.pairs],
-        groups=experiment.pairs.components,
-        metrics=[metric.name for metric in experiment.metrics],
-        values=values,
-        status=np.full(values.shape[1:], Status.MEASURED, dtype=np.uint8),
-        baselines={"base": base, "source": source, "clean": clean, "corrupt": corrupt},
-        provenance=_record(experiment, runs, time.perf_counter() - started),
-    )
+    patches = patches_of_senders(carried, graph.n_layers, graph.n_heads)
+    fitted = fit_values(experiment.job([Intervention(tuple(patches))]))
+    return fitted.job, fitted.means
 
 
 def _require_plain(experiment: Experiment) -> None:
@@ -156,19 +201,22 @@ def _masks(graph: Graph, edges: Sequence[Asked] | np.ndarray) -> tuple[np.ndarra
     return np.stack(made), [", ".join(group) for group in groups]
 
 
-def _record(experiment: Experiment, runs: ExactEdges, seconds: float) -> dict[str, Any]:
+def _record(
+    experiment: Experiment, runs: ExactEdges, carried: Source | Zero | Mean, reference: str, seconds: float
+) -> dict[str, Any]:
+    no_share = f"{carried} takes a run apart and cannot restore one" if reference == "none" else ""
     how = "from the first layer that is changed" if runs.restarts else "whole forwards"
     return {
         **describe_program(),
         **describe_setup(experiment.model, experiment.pairs, experiment.metrics, experiment.direction, experiment.seed),
         "site": "edges",
-        "value": "source",
-        "reference": "corrupted run",
-        "no_share": "",
+        "value": str(carried),
+        "reference": reference,
+        "no_share": no_share,
         "facts": {
             "granularity": "heads (q, k, v), MLPs",
             "kind": "edge",
-            "value": "source",
+            "value": str(carried),
             "positions": "all aligned",
             "direction": experiment.direction,
             "circuit": "sets of edges, the rest of the run intact",
