@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from causalpatch.circuits.evaluate import evaluate_circuit as evaluate_circuit
     from causalpatch.circuits.exact import graph_of as graph_of
     from causalpatch.circuits.exact import patch_edges as patch_edges
+    from causalpatch.circuits.learn import learn_circuit as learn_circuit
+    from causalpatch.circuits.learn import learn_edges as learn_edges
     from causalpatch.circuits.minimal import minimality_test as minimality_test
     from causalpatch.circuits.stability import Stability as Stability
     from causalpatch.circuits.stability import stability as stability
@@ -312,6 +314,7 @@ _ROOMS = {
     "circuits.discover": ("discover_circuit",),
     "circuits.evaluate": ("evaluate_circuit",),
     "circuits.exact": ("graph_of", "patch_edges"),
+    "circuits.learn": ("learn_circuit", "learn_edges"),
     "circuits.minimal": ("minimality_test",),
     "circuits.stability": ("Stability", "stability"),
     "experiment": ("Baseline", "Experiment", "off_distribution"),

@@ -224,7 +224,7 @@ class _SoftAssembly:
         wired, model = self.wiring.layers[layer], self.wiring.model
         at = torch.tensor(wired.starts)[:, None] + torch.arange(model.head_width)
         if self.copies > 1:
-            apart = current.unflatten(0, (-1, self.copies))
+            apart = current.reshape(-1, self.copies, *current.shape[1:])
             own = torch.stack([apart[:, head % self.copies][..., at[head]] for head in range(len(at))], -2)
             mixed = current.clone()
             mixed[..., at.flatten()] = own.flatten(-2).repeat_interleave(self.copies, 0)
@@ -243,7 +243,7 @@ class _SoftAssembly:
         chain, receivers = self.runs.chains[layer, kind], receivers_of(self.graph, (layer, kind))
         shares, units = self.shares[:, :, receivers], slice(0, None)
         if kind != "q" and self.copies > 1:  # one member of each group in each row
-            members = shares.unflatten(2, (-1, self.copies))
+            members = shares.reshape(*shares.shape[:2], -1, self.copies)
             shares = members[torch.arange(len(members)), :, :, self.member]
             units = slice(0, None, self.copies)
         made = chain.of_units(self._read(shares, receivers.start, self.streams[layer]), units)
@@ -287,7 +287,8 @@ class _SoftAssembly:
     def _plus(
         total: Float[Tensor, "R V T D"], shares: Float[Tensor, "R S V"], more: Float[Tensor, "R S T D"]
     ) -> Float[Tensor, "R V T D"]:
-        return total + torch.bmm(shares.transpose(1, 2), more.flatten(2)).unflatten(2, more.shape[2:])
+        found = torch.bmm(shares.transpose(1, 2), more.flatten(2))
+        return total + found.reshape(total.shape)
 
     def _mixed(
         self, wired: Wired, z: Float[Tensor, "R T C"], away: Tensor, shares: Float[Tensor, "R V H"]
