@@ -16,7 +16,7 @@ References:
 """
 
 import math
-from typing import Final, Protocol
+from typing import Final, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -24,22 +24,6 @@ from torch import Tensor
 
 _WIDTH, _LOW, _HIGH = 2 / 3, -0.1, 1.1  # temperature and ends of the stretch, as in Louizos et al.
 _BISECTIONS: Final = 60
-
-
-class Gates(Protocol):
-    """Gates of all edges.
-
-    Args:
-        logits: What is learnt, ``[E]``.
-    """
-
-    logits: Float[Tensor, " E"]
-
-    def draw(self, n_rows: int, draws: torch.Generator) -> Float[Tensor, "R E"]:
-        """Return gates between 0 and 1, from which slopes go to the logits."""
-
-    def size(self) -> Float[Tensor, ""] | None:
-        """Return which share of the edges is kept on average; None where draws have a size of their own."""
 
 
 class HardConcrete:
@@ -108,6 +92,11 @@ class TopK:
 
     def size(self) -> None:
         """Return None: every draw has a size of its own."""
+
+
+Gates: TypeAlias = HardConcrete | Uniform | TopK
+"""Gates of all edges: their logits, draws of them by rows, and the share that is kept, where draws have none of their
+own."""
 
 
 def soft_top_k(logits: Float[Tensor, " E"], k: Float[Tensor, " R"]) -> Float[Tensor, "R E"]:

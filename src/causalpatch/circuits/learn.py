@@ -2,8 +2,9 @@
 
 1. Every edge has a logit. In each step gates between 0 and 1 are drawn for the pairs of a batch, and the model runs on
    their clean prompts with each edge as far from what its sender gives to what replaces it as its gate says.
-2. The loss is ``"kl"``, the divergence of what the model says from what it says now, in nats; or ``"gap"``, the square
-   of what the metric is off by, as a share of the mean gap between all edges and none. Logits follow its slope (Adam).
+2. The loss is ``"gap"``, the square of what the metric is off by, as a share of the mean gap between clean and
+   corrupted runs; or ``"kl"``, the divergence from what the model says of the whole vocabulary, in nats. Logits follow
+   its slope (Adam).
 3. ``"hard-concrete"`` and ``"ugs"`` are held to a size: with s the share that is kept on average and t the one wanted,
    the loss grows by a (s - t) + b (s - t)^2, in which a and b rise as long as s is off. t goes from 1 to the size over
    the first half of the steps. (Li & Janson set the price of an edge themselves; here it is what leads to the size.)
@@ -51,9 +52,9 @@ from causalpatch.results.provenance import describe_program
 from causalpatch.results.score_words import LEARNT
 
 Learning = Literal["sigmoid-topk", "hard-concrete", "ugs"]
-Objective = Literal["kl", "gap"]
+Objective = Literal["gap", "kl"]
 
-_GATES: dict[str, type[HardConcrete] | type[Uniform] | type[TopK]] = {
+_GATES: dict[str, type[Gates]] = {
     "sigmoid-topk": TopK,
     "hard-concrete": HardConcrete,
     "ugs": Uniform,
@@ -69,7 +70,7 @@ def learn_circuit(  # noqa: PLR0913 - what is learnt, how large it is to be, and
     *,
     fraction: float | None = None,
     method: Learning = "hard-concrete",
-    objective: Objective = "kl",
+    objective: Objective = "gap",
     steps: int = 300,
     rate: float = 0.1,
     value: Value | str = "source",
@@ -82,7 +83,7 @@ def learn_circuit(  # noqa: PLR0913 - what is learnt, how large it is to be, and
         n_edges: How many edges.
         fraction: Instead, which share of all edges, rounded down.
         method: ``"hard-concrete"``, ``"ugs"`` or ``"sigmoid-topk"``.
-        objective: ``"kl"`` or ``"gap"``; see above.
+        objective: ``"gap"`` or ``"kl"``; see above.
         steps: Steps of gradient descent.
         rate: Rate of Adam.
         value: What ablated edges carry: ``"source"``, ``"zero"``, ``"mean"`` or a ``Mean``.
@@ -121,7 +122,7 @@ def learn_edges(
     method: Learning = "sigmoid-topk",
     n_edges: int | None = None,
     *,
-    objective: Objective = "kl",
+    objective: Objective = "gap",
     steps: int = 300,
     rate: float = 0.1,
     value: Value | str = "source",
@@ -132,7 +133,7 @@ def learn_edges(
         experiment: As for ``learn_circuit``.
         method: Likewise; ``"sigmoid-topk"`` is made for all sizes at once.
         n_edges: The size that ``"hard-concrete"`` and ``"ugs"`` are held to.
-        objective: ``"kl"`` or ``"gap"``; see above.
+        objective: ``"gap"`` or ``"kl"``; see above.
         steps: Steps of gradient descent.
         rate: Rate of Adam.
         value: What ablated edges carry.

@@ -22,3 +22,12 @@ def test_true_edges_come_first_by_every_method(program, form):
     by_method["exact"] = np.abs(effects.values).mean(1)
     for method, scores in by_method.items():
         assert hold_against(case.edge_is_true, scores, floor=1e-9).auroc == 1.0, method
+
+
+@pytest.mark.parametrize("form", ["plain", "hidden"])
+@pytest.mark.parametrize("program", ["fraction", "reverse", "first-position", "cancelling"])
+def test_true_edges_of_zero_ablation_are_those_whose_loss_is_seen(program, form):
+    case = next(case for case in cases([program], forms=[form]) if case.ablation == "zero")
+    effects = cp.patch_edges(case.experiment(), case.edges, value="zero").effect(per_pair=True)
+    scores = np.abs(effects.values).mean(1)
+    assert hold_against(case.edge_is_true, scores, floor=1e-9).auroc == 1.0
