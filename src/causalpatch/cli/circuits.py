@@ -59,16 +59,17 @@ def attribute(  # noqa: PLR0913 - each argument is an option that a person types
         view.text(f"wrote {path}")
 
 
-Method = Literal["top", "greedy", "acdc", "hard-concrete", "ugs", "sigmoid-topk"]
+Method = Annotated[
+    Literal["top", "greedy", "acdc", "hard-concrete", "ugs", "sigmoid-topk"],
+    typer.Option("--method", help="By scores: top, greedy; by runs: acdc; by masks that are learnt: the others."),
+]
 
 
 def discover(  # noqa: PLR0913 - each argument is an option that a person types
     model: ModelName,
     pairs: PairsName,
     out: Annotated[Path, typer.Option("--out", help="Folder for circuit.npz and its drawing; made where missing.")],
-    method: Annotated[
-        Method, typer.Option("--method", help="By scores: top, greedy; by runs: acdc; the others learn masks.")
-    ] = "top",
+    method: Method = "top",
     n_edges: Annotated[int | None, typer.Option("--n-edges", min=1, help="How many edges.")] = None,
     fraction: Annotated[float | None, typer.Option("--fraction", help="Their share of all; .05 by default.")] = None,
     by: Annotated[

@@ -49,7 +49,7 @@ def test_one_order_serves_all_sizes():
     best = [set(cp.discover_circuit(gates, n, by=by).edges()) for n in (3, 8) for by in ("importance", "magnitude")]
     assert best[0] == best[1] == case.true_edges < best[2] == best[3]
     found = cp.evaluate_circuit(case.experiment(), gates, fractions=(3 / 46, 0.5, 1), n_random=0)
-    np.testing.assert_allclose(found.f(), 1, atol=1e-6)
+    np.testing.assert_allclose(found.summary()["f"], 1, atol=1e-6)
     assert "gate learnt by sigmoid-topk" in str(gates.top(3))
     values = gates.values[gates.graph.exists]
     assert ((values > 0) & (values < 1)).all()
