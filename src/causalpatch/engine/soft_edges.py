@@ -270,25 +270,20 @@ class _SoftAssembly:
         """Return the stream as some receivers read it, which all hear what the given one does."""
         heard, graph = int(self.graph.heard[receiver]), self.graph
         shares = shares.to(stream.dtype)
-        total = stream[:, None].expand(-1, shares.shape[2], -1, -1)
-        total = self._plus(total, shares[:, :1], self.more[0, "embed"])
+        n_receivers = shares.shape[2]
+        total = stream.flatten(1)[:, None].repeat(1, n_receivers, 1)
+
+        _add(total, shares[:, :1], self.more[0, "embed"])
         for layer in range(graph.n_layers):
             heads, mlp = graph.heads_from(layer), graph.mlp_from(layer)
             if heads.start < heard and layer in self.mixing:
                 some = shares[:, heads].transpose(1, 2)
-                total = total + self._mixed(self.wiring.layers[layer], *self.mixing[layer], some)
+                total += self._mixed(self.wiring.layers[layer], *self.mixing[layer], some).flatten(2)
             elif heads.start < heard:
-                total = self._plus(total, shares[:, heads], self.more[layer, "heads"])
+                _add(total, shares[:, heads], self.more[layer, "heads"])
             if mlp < heard:
-                total = self._plus(total, shares[:, mlp : mlp + 1], self.more[layer, "mlp"])
-        return total
-
-    @staticmethod
-    def _plus(
-        total: Float[Tensor, "R V T D"], shares: Float[Tensor, "R S V"], more: Float[Tensor, "R S T D"]
-    ) -> Float[Tensor, "R V T D"]:
-        found = torch.bmm(shares.transpose(1, 2), more.flatten(2))
-        return total + found.reshape(total.shape)
+                _add(total, shares[:, mlp : mlp + 1], self.more[layer, "mlp"])
+        return total.reshape(-1, n_receivers, *stream.shape[1:])
 
     def _mixed(
         self, wired: Wired, z: Float[Tensor, "R T C"], away: Tensor, shares: Float[Tensor, "R V H"]
@@ -305,3 +300,8 @@ class _SoftAssembly:
 def _added(wired: Wired, z: Tensor) -> Tensor:
     given: Tensor = wired.project.forward(z)
     return (given if wired.after is None else wired.after.forward(given)) * wired.times
+
+
+def _add(total: Float[Tensor, "R V N"], shares: Float[Tensor, "R S V"], more: Float[Tensor, "R S T D"]) -> None:
+    """Add shares of what senders add more, in place: temporary sums of all layers would cut memory into pieces."""
+    total.baddbmm_(shares.transpose(1, 2), more.flatten(2))
