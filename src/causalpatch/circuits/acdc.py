@@ -26,9 +26,10 @@ import numpy as np
 
 from causalpatch.base.errors import SettingError
 from causalpatch.circuits.circuit import Circuit, inputs_of, record_of
-from causalpatch.circuits.exact import carried_of, graph_of
+from causalpatch.circuits.exact import graph_of
 from causalpatch.circuits.keep import first_metric, run_kept
 from causalpatch.experiment import Experiment
+from causalpatch.experiment.edges import carried_of
 from causalpatch.experiment.provenance import describe_setup
 from causalpatch.patches import Value
 from causalpatch.sites.graph import Graph

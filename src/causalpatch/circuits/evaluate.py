@@ -24,9 +24,10 @@ from causalpatch.base.errors import PairError, SettingError
 from causalpatch.base.seeds import generator
 from causalpatch.circuits.circuit import CIRCUIT, Circuit, record_of
 from causalpatch.circuits.discover import By, Search, describe_scores, ranking, share_of
-from causalpatch.circuits.exact import carried_of, graph_of
+from causalpatch.circuits.exact import graph_of
 from causalpatch.circuits.keep import first_metric, run_kept
 from causalpatch.experiment import Experiment
+from causalpatch.experiment.edges import carried_of
 from causalpatch.pairs import Pairs
 from causalpatch.patches import Value
 from causalpatch.results import evaluation

@@ -39,12 +39,13 @@ from causalpatch.base.progress import bar
 from causalpatch.base.seeds import generator
 from causalpatch.circuits.circuit import Circuit, record_of
 from causalpatch.circuits.discover import discover_circuit, size_of
-from causalpatch.circuits.exact import carried_of, graph_of, job_of_edges
+from causalpatch.circuits.exact import graph_of
 from causalpatch.circuits.gates import Gates, HardConcrete, TopK, Uniform
 from causalpatch.circuits.keep import first_metric
 from causalpatch.engine.soft_edges import Loss, SoftEdges
 from causalpatch.engine.wiring import wiring_of
 from causalpatch.experiment import Experiment
+from causalpatch.experiment.edges import carried_of, job_of_edges
 from causalpatch.experiment.provenance import describe_setup, notes_on
 from causalpatch.patches import Value
 from causalpatch.results.edge_scores import EdgeScores

@@ -8,10 +8,10 @@ import torch
 
 import causalpatch as cp
 from causalpatch.base.errors import MetricError
-from causalpatch.circuits.exact import carried_of, job_of_edges
 from causalpatch.engine.gradient import differentiable
 from causalpatch.engine.soft_edges import SoftEdges
 from causalpatch.engine.wiring import wiring_of
+from causalpatch.experiment.edges import carried_of, job_of_edges
 from causalpatch.testing.tiny import tiny_model
 from oracle_edges import EdgePlain, ungrouped
 from toys import hooks_of, prompts
