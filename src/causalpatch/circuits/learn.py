@@ -50,7 +50,7 @@ from causalpatch.experiment.provenance import describe_setup, notes_on
 from causalpatch.patches import Value
 from causalpatch.results.edge_scores import EdgeScores
 from causalpatch.results.provenance import describe_program
-from causalpatch.results.score_words import LEARNT
+from causalpatch.results.score_words import LEARNT, UNSIGNED
 
 Learning = Literal["sigmoid-topk", "hard-concrete", "ugs"]
 Objective = Literal["gap", "kl"]
@@ -190,6 +190,7 @@ def learn_edges(
         **describe_setup(made.model, made.pairs, made.metrics, made.direction, made.seed),
         "notes": notes_on(made.pairs, made.base, job.interventions),
         "method": method,
+        UNSIGNED: True,
         LEARNT: learnt,
         "mean_base": float(baseline.clean.mean()),
         "mean_source": float(baseline.corrupt.mean()),

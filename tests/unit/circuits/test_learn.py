@@ -89,3 +89,11 @@ def test_what_cannot_be_learnt_is_refused():
     same = cp.Experiment(cp.open_model(tiny_model("gpt2", heads=2)), prompts(([1, 7, 3], [1, 7, 3])))
     with pytest.raises(NoGap, match="no share of the gap"):
         cp.learn_edges(same, objective="gap")
+
+
+def test_gates_can_be_confirmed_and_have_no_sign():
+    case = case_of("fraction")
+    gates = cp.learn_edges(case.experiment(), steps=60, rate=0.3)
+    found = cp.confirm_scores(case.experiment().turned("noise"), gates, top=3, random_sample=10)
+    assert "3 of the 3 largest scores" in str(found)
+    assert "same sign" not in str(found)
