@@ -91,6 +91,23 @@ class Senders:
             out *= wired.times
 
 
+def change_of_term(
+    wired: Wired, z: Float[Tensor, "*lead C"], mixed: Float[Tensor, "*lead C"]
+) -> Float[Tensor, "*lead D"]:
+    """Return by how much what a layer's attention adds changes where its heads hand on something else.
+
+    Args:
+        wired: The layer.
+        z: What its heads hand on.
+        mixed: What they hand on then.
+    """
+    weight = plain_rows(wired.project) if wired.after is None else None
+    if weight is None:
+        return term_of(wired, mixed) - term_of(wired, z)
+    # The difference of the products, without the rounding of either.
+    return ((mixed - z) @ weight.detach()) * wired.times
+
+
 def term_of(wired: Wired, z: Float[Tensor, "*lead C"]) -> Float[Tensor, "*lead D"]:
     """Return what a layer's attention adds to the stream, by what its heads hand to the output projection."""
     with torch.no_grad():
