@@ -134,7 +134,7 @@ def patch_edges(
         groups=experiment.pairs.components,
         metrics=[metric.name for metric in experiment.metrics],
         values=runs.values,
-        status=np.full(runs.values.shape[1:], Status.MEASURED, dtype=np.uint8),
+        status=runs.status,
         baselines={"base": base, "source": source, "clean": clean, "corrupt": corrupt},
         provenance=_record(experiment, runs, time.perf_counter() - started),
     )
@@ -173,6 +173,7 @@ class _Runs:
         self.experiment, self.job, self.wiring, self.asked, self.advance = experiment, job, wiring, asked, advance
         shape = (len(experiment.metrics), len(asked.names), len(experiment.pairs))
         self.values = np.full(shape, np.nan)
+        self.status = np.full(shape[1:], Status.MEASURED, dtype=np.uint8)
         self.untouched = np.full((2, shape[0], shape[2]), np.nan)
         self.cost = Cost()
         self.restarts = True
@@ -206,7 +207,7 @@ class _Runs:
         except ModelUnsupported as error:
             self.why = error.what
             return False
-        self.values[:, self.asked.single] = values
+        self.values[:, self.asked.single], self.status[self.asked.single] = values, runs.status
         self.counts["wavefront"] += len(self.asked.single)
         return True
 

@@ -3,13 +3,13 @@
 For an edge u -> v, delta_u being what the sender u adds more in the source run than in the base run:
 
 1. Base and source run once for a batch of pairs.
-2. Layer by layer, the base run's stream with delta_u on top goes through the layer's own module: up to its attention for
-   the heads, with attention as in the base run for the MLP. The norm and the projections of a sender are made once, for
-   all heads of the layer.
+2. Layer by layer, the base run's stream with delta_u on top goes through the layer's own module: up to its attention
+   for the heads, with attention as in the base run for the MLP. The norm and the projections of a sender are made once,
+   for all heads of the layer.
 3. Attention is computed again with the new queries alone, the new keys alone, the new values alone; each head's z is
    what it hands on if that input of its own is changed, also where keys and values are shared.
-4. From there on an edge is a patch with known values of one head's z, of the MLP's output or of the last stream, and the
-   wavefront makes its run: the tokens and layers that can change.
+4. From there on an edge is a patch with known values of one head's z, of the MLP's output or of the last stream, and
+   the wavefront makes its run: the tokens and layers that can change.
 
 Changed are the tokens at which delta_u is not 0; by way of keys and values also all later ones. Where there are none,
 the metric is the base run's.
@@ -48,6 +48,7 @@ from causalpatch.engine.wavefront import Sweep
 from causalpatch.engine.wiring import Wiring
 from causalpatch.models import Port
 from causalpatch.models.views import Scaled
+from causalpatch.results.status import Status
 from causalpatch.sites import Site
 from causalpatch.sites.graph import KINDS
 
@@ -93,6 +94,7 @@ class SingleEdges:
         job, n_metrics, n_pairs = self.job, len(self.gauge.metrics), len(self.job.pairs)
         stack, placer = Stack(job.model), Placer(job.pairs, job.base)
         values = np.full((n_metrics, len(self.edges), n_pairs), np.nan)
+        self.status = np.full(values.shape[1:], Status.MEASURED, dtype=np.uint8)
         untouched = np.full((2, n_metrics, n_pairs), np.nan)
         kept = shares.Kept.of(job, self.gauge, wavefront.numbers_of_layers(job.model))
         begin = partial(wavefront.open_sweep, job, self.gauge, stack, Means(), self.cost, kept)
@@ -102,6 +104,7 @@ class SingleEdges:
             with torch.no_grad():
                 for block in _Batch(self, sweep, placer).blocks():
                     values[:, block.interventions, block.pairs] = block.values
+                    self.status[block.interventions, block.pairs] = block.status
                     self.advance(len(block.pairs))
         return values, untouched
 
@@ -240,7 +243,7 @@ class _Batch:
                 found[kind] = self._as_run(port, self._attend(layer, mixed).flatten(1, 2))
         return found
 
-    def _attend(self, layer: int, parts: Sequence[Float[Tensor, "S P H T W"]]) -> Float[Tensor, "S P T C"]:
+    def _attend(self, layer: int, parts: Sequence[Float[Tensor, "_ P _ T _"]]) -> Float[Tensor, "S P T C"]:
         """Attend over whole prompts, some of the parts being those of the base run for all senders."""
         seen = self.run.seen(layer)
         n_senders, slots = max(len(part) for part in parts), self._index(self.scene.slots)
