@@ -2,8 +2,8 @@
 
 Single edges: of each layer, all its receivers hear a few senders, drawn at random (all where there are so few); a layer
 is a *stratum*, since what an edge costs depends on where it ends. What all edges take follows from the seconds per edge
-of each stratum, and what a call takes whatever it is asked for (one edge into the logits). In turn with them a few
-edges by hand, each in a forward.
+of each stratum, and what a call takes whatever it is asked for (one edge into the logits). In turn with each stratum
+one of its edges by hand, in a forward. Least times in a stratum count, and are averaged over strata.
 
 Scores: time and added memory of EAP and EAP-IG in 5 steps, beside a plain forward and backward of the same prompts, and
 beside the same scores with an input for every head (``split``).
@@ -22,17 +22,17 @@ from torch import Tensor, nn
 
 import causalpatch as cp
 from benchmarks import split
-from benchmarks.machine import forget_peak, gemm_rate, peak_mib, resident_mib
+from benchmarks.machine import forget_peak, gemm_rate, peak_mib, release_freed, resident_mib
 from benchmarks.shapes import SHAPES, build, tiny
 from benchmarks.tasks import Task, random_pairs
 from causalpatch.pairs import Pairs
 
 OURS: Final = "causalpatch"
+FIXED: Final = "one edge into the logits"  # what any call takes
 SPLIT: Final = "all inputs split and put together"
 HOOKED: Final = "hooks by hand"
 PLAIN: Final = "a plain forward and backward"
 SENDERS: Final = 2  # drawn in each stratum
-BY_HAND: Final = 3  # edges by hand in each repeat
 STEPS: Final = 5
 LEAST_EXACT: Final = 60.0
 LEAST_SCORES: Final = 15.0
@@ -52,6 +52,7 @@ class _Timed:
     def run(self, make: Callable[[], Any]) -> Any:
         """Run something and note its time, and by how much the process grew."""
         gc.collect()
+        release_freed()
         forget_peak()
         before = resident_mib()
         started = time.perf_counter()
@@ -78,43 +79,40 @@ def measure_exact(repeats: int, *, is_tiny: bool) -> dict[str, Any]:
     """Time a sample of single edges, and edges by hand."""
     world = _World(4, is_tiny=is_tiny)
     graph, experiment = world.graph, world.experiment
-    strata = _strata(world)
-    fixed, times, by_hand = _Timed(), [_Timed() for _ in strata], {SPLIT: _Timed(), HOOKED: _Timed()}
+    strata, by_hand = _strata(world), {SPLIT: _assembled, HOOKED: _hooked}
     source, now = (_outputs(world, ids) for ids in (world.task.clean, world.task.corrupt))
-    difference, largest = 0.0, 0.0
-    base = float(experiment.baseline.corrupt[0].mean())
-    some = np.concatenate([edges[:: max(1, len(edges) // BY_HAND)][:BY_HAND] for edges in strata])
-    chosen = np.random.default_rng(1).permutation(some)[:BY_HAND]
-    first = _Timed()
-    first.run(lambda: cp.patch_edges(experiment, [graph.label(0, graph.logits)]))
-    rates = []
+    base, one = float(experiment.baseline.corrupt[0].mean()), [graph.label(0, graph.logits)]
+    times = [{name: _Timed() for name in (FIXED, OURS, *by_hand)} for _ in strata]
+    first, rates, difference, largest = _Timed(), [], 0.0, 0.0
+    first.run(lambda: cp.patch_edges(experiment, one))
     for _ in range(repeats):
         rates.append(gemm_rate())
-        fixed.run(lambda: cp.patch_edges(experiment, [graph.label(0, graph.logits)]))
         for edges, timed in zip(strata, times, strict=True):
             names = list(graph.names(edges))
-            effects = timed.run(lambda names=names: cp.patch_edges(experiment, names)).effect().values
+            timed[FIXED].run(lambda: cp.patch_edges(experiment, one))
+            effects = timed[OURS].run(lambda names=names: cp.patch_edges(experiment, names)).effect().values
             largest = max(largest, float(np.abs(effects).max()))
-        ours = cp.patch_edges(experiment, list(graph.names(chosen))).effect().values
-        for values in (
-            by_hand[SPLIT].run(lambda: [_assembled(world, source, u, v) for u, v in chosen.tolist()]),
-            by_hand[HOOKED].run(lambda: [_hooked(world, source[u] - now[u], v) for u, v in chosen.tolist()]),
-        ):
-            difference = max(difference, float(np.abs(np.array(values) - base - ours).max()))
-    counts = [int(graph.exists[:, graph.receiver_layers() == layer].sum()) for layer in range(graph.n_layers + 1)]
+            sender, receiver = edges[len(edges) // 2].tolist()
+            for name, make in by_hand.items():
+                value = timed[name].run(lambda make=make, u=sender, v=receiver: make(world, source, now, u, v))
+                difference = max(difference, abs(value - base - float(effects[len(edges) // 2])))
+    layers = graph.receiver_layers()
     return {
         "pairs": len(world.pairs),
         "tokens": world.task.n_tokens,
         "edges": graph.n_edges,
         "gemm": rates,
         "first": first.seconds[0],
-        "fixed": fixed.seconds,
         "strata": [
-            {"layer": layer, "sampled": len(edges), "all": counts[layer], "seconds": timed.seconds}
+            {
+                "layer": layer,
+                "sampled": len(edges),
+                "all": int(graph.exists[:, layers == layer].sum()),
+                "seconds": {name: each.seconds for name, each in timed.items()},
+            }
             for layer, (edges, timed) in enumerate(zip(strata, times, strict=True))
         ],
-        "by_hand": {name: [each / len(chosen) for each in timed.seconds] for name, timed in by_hand.items()},
-        "added_mib": max(max(timed.added_mib) for timed in times),
+        "added_mib": max(max(timed[OURS].added_mib) for timed in times),
         "difference": difference,
         "largest": largest,
     }
@@ -172,16 +170,18 @@ def _outputs(world: _World, ids: Tensor) -> Tensor:
     return sent.stacked()
 
 
-def _assembled(world: _World, source: Tensor, sender: int, receiver: int) -> float:
+def _assembled(world: _World, source: Tensor, now: Tensor, sender: int, receiver: int) -> float:
+    """Patch one edge in a forward that puts all inputs together."""
+    del now
     mask = torch.zeros(world.graph.shape)
     mask[sender, receiver] = 1
     return float(world.task.read(split.patched(world.split, world.task.corrupt, source, mask)).mean())
 
 
 @torch.no_grad()
-def _hooked(world: _World, moved: Tensor, receiver: int) -> float:
+def _hooked(world: _World, source: Tensor, now: Tensor, sender: int, receiver: int) -> float:
     """Patch one edge by hooks on one module: what its receiver reads is moved, in a whole forward."""
-    graph, body = world.graph, world.module.transformer
+    graph, body, moved = world.graph, world.module.transformer, source[sender] - now[sender]
     layer, handles, streams = int(graph.receiver_layers()[receiver]), [], []
 
     def project(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
@@ -214,19 +214,24 @@ def _forward_and_backward(world: _World) -> Tensor:
 
 def per_edge(part: Mapping[str, Any]) -> list[float]:
     """Return seconds of one edge in each stratum."""
-    fixed = min(part["fixed"])
-    return [max(0.0, min(each["seconds"]) - fixed) / each["sampled"] for each in part["strata"]]
+    spent = [(each["seconds"], each["sampled"]) for each in part["strata"]]
+    return [max(0.0, min(seconds[OURS]) - min(seconds[FIXED])) / sampled for seconds, sampled in spent]
 
 
 def implied(part: Mapping[str, Any]) -> float:
-    """Return the seconds that all edges would take."""
+    """Return the seconds that all edges would take in one call."""
     found = sum(one * each["all"] for one, each in zip(per_edge(part), part["strata"], strict=True))
-    return float(min(part["fixed"]) + found)
+    return _mean_of_minima(part, FIXED) + float(found)
 
 
 def times_as_fast(part: Mapping[str, Any], name: str) -> float:
     """Return how many times as long a forward for each edge takes."""
-    return float(min(part["by_hand"][name]) * part["edges"] / implied(part))
+    return _mean_of_minima(part, name) * part["edges"] / implied(part)
+
+
+def _mean_of_minima(part: Mapping[str, Any], name: str) -> float:
+    """Return the least time in each stratum, averaged over strata: what is timed there costs the same in all."""
+    return statistics.mean(min(each["seconds"][name]) for each in part["strata"])
 
 
 def lines_exact(part: Mapping[str, Any]) -> list[str]:
@@ -239,7 +244,7 @@ def lines_exact(part: Mapping[str, Any]) -> list[str]:
         f"edges ({part['date']}). Measured: {sampled:,} edges, all receivers of every layer hearing {SENDERS} senders "
         "drawn at random (1 where there is but one), and the logits; one layer is a stratum. Of each layer seconds per "
         "edge, what any call takes "
-        f"({min(part['fixed']):.2f} s: untouched runs, wiring, checks) taken away, times all of its edges: "
+        f"({_mean_of_minima(part, FIXED):.2f} s: untouched runs, wiring, checks) taken away, times all of its edges: "
         f"**{total:,.0f} s for all edges**, {total / part['edges'] * 1e3:.1f} ms each; products at "
         f"{max(part['gemm']):.0f} GFLOP/s in the same run. A call adds {part['added_mib']:,.0f} MiB at most. "
         f"Largest |effect| {part['largest']:.2g}; edges by hand differ by {part['difference']:.0e} at most.",
@@ -250,12 +255,10 @@ def lines_exact(part: Mapping[str, Any]) -> list[str]:
     for each, one in zip(part["strata"], per_edge(part), strict=True):
         name = "logits" if each is part["strata"][-1] else each["layer"]
         lines.append(f"| {name} | {each['all']:,} | {each['sampled']} | {one * 1e3:.1f} |")
-    lines += ["", "| one forward for each edge | ms per edge: minimum (median) | all edges, s | times ours |"]
-    lines += ["|---|---|---|---|"]
-    for name, seconds in part["by_hand"].items():
-        low, middle = min(seconds), statistics.median(seconds)
-        whole = f"{low * part['edges']:,.0f} | {times_as_fast(part, name):.1f}"
-        lines.append(f"| {name} | {low * 1e3:.0f} ({middle * 1e3:.0f}) | {whole} |")
+    lines += ["", "| one forward for each edge | ms per edge | all edges, s | times ours |", "|---|---|---|---|"]
+    for name in (SPLIT, HOOKED):
+        one = _mean_of_minima(part, name)
+        lines.append(f"| {name} | {one * 1e3:.0f} | {one * part['edges']:,.0f} | {times_as_fast(part, name):.1f} |")
     return lines
 
 

@@ -143,7 +143,7 @@ def _of_edges(results: Results) -> list[Row]:
         found.append(
             Row(title, f"against {edges.SPLIT}", f"≥ {edges.LEAST_SCORES:g} x", text, times >= edges.LEAST_SCORES)
         )
-        memory = max(ours["added_mib"]) / max(plain["added_mib"])
+        memory = max(ours["added_mib"]) / max(1.0, *plain["added_mib"])
         target = f"≤ {edges.MOST_MEMORY:g} x that of {edges.PLAIN}"
         text = f"{memory:.2f} x ({max(ours['added_mib']):,.0f} MiB)"
         found.append(Row(title, "added memory", target, text, memory <= edges.MOST_MEMORY))

@@ -12,7 +12,8 @@ def test_edges_by_hand_are_ours_and_every_layer_is_sampled():
     assert [each["layer"] for each in part["strata"]] == [0, 1, 2, 3]
     assert sum(each["all"] for each in part["strata"]) == part["edges"]
     assert {each["sampled"] for each in part["strata"]} == {13, 26, 2}
-    assert set(part["by_hand"]) == {edges.SPLIT, edges.HOOKED}
+    for each in part["strata"]:
+        assert set(each["seconds"]) == {edges.OURS, edges.FIXED, edges.SPLIT, edges.HOOKED}
 
 
 def test_scores_by_hand_are_ours():
@@ -22,12 +23,15 @@ def test_scores_by_hand_are_ours():
 
 
 def test_the_time_of_all_edges_follows_from_the_sample():
-    part = {
-        "edges": 100,
-        "fixed": [1.0, 2.0],
-        "strata": [{"sampled": 10, "all": 40, "seconds": [6.0, 3.0]}, {"sampled": 5, "all": 60, "seconds": [2.0]}],
-        "by_hand": {edges.SPLIT: [2.5, 3.0], edges.HOOKED: [0.3]},
-    }
+    strata = [
+        {
+            "sampled": 10,
+            "all": 40,
+            "seconds": {edges.OURS: [6.0, 3.0], edges.FIXED: [1.0, 2.0], edges.SPLIT: [2.0, 9.0]},
+        },
+        {"sampled": 5, "all": 60, "seconds": {edges.OURS: [2.0], edges.FIXED: [1.0], edges.SPLIT: [3.0]}},
+    ]
+    part = {"edges": 100, "strata": strata}
     assert edges.per_edge(part) == pytest.approx([0.2, 0.2])
     assert edges.implied(part) == pytest.approx(1.0 + 0.2 * 40 + 0.2 * 60)
     assert edges.times_as_fast(part, edges.SPLIT) == pytest.approx(250 / 21)
