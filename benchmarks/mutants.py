@@ -132,8 +132,8 @@ MUTANTS = (
     Mutant(
         "the source's place is written, not the base's",
         "engine/values.py",
-        "places = locate(elements.rows, None if elements.placement is None else elements.placement.base)",
-        "places = locate(elements.rows, None if elements.placement is None else elements.placement.start)",
+        "places = locate(kind.target, elements.rows, None if elements.placement is None else elements.placement.base)",
+        "places = locate(kind.target, elements.rows, None if elements.placement is None else elements.placement.start)",
         (PLAIN_HOOKS, "-k", "llama"),
     ),
     Mutant(
@@ -146,8 +146,8 @@ MUTANTS = (
     Mutant(
         "prompts run under the masks of others",
         "engine/capture.py",
-        "return model.inputs(batch.ids, batch.mask, batch.position_ids)",
-        "return model.inputs(batch.ids, batch.mask[::-1].copy(), batch.position_ids)",
+        "return model.inputs(batch.ids, batch.mask, batch.position_ids, further, encoder)",
+        "return model.inputs(batch.ids, batch.mask[::-1].copy(), batch.position_ids, further, encoder)",
         (INVARIANCE, "-k", "padd and llama"),
     ),
     Mutant(
@@ -160,8 +160,8 @@ MUTANTS = (
     Mutant(
         "padding counts in means",
         "engine/means.py",
-        "value = value[torch.as_tensor(run.batch.mask, device=value.device)]",
-        "value = value[torch.as_tensor(run.batch.mask | (run.batch.start[:, None] == 0), device=value.device)]",
+        "value = value[torch.as_tensor(batch.mask, device=value.device)]",
+        "value = value[torch.as_tensor(batch.mask | (batch.start[:, None] == 0), device=value.device)]",
         (VALUES, "-k", "llama"),
     ),
     Mutant(
@@ -307,15 +307,15 @@ MUTANTS = (
     Mutant(
         "patches at different tokens count as the same run",
         "engine/canonical.py",
-        "return (target.site, target.position, target.column, target.align, value if by_value else id(value))",
-        "return (target.site, target.column, target.align, value if by_value else id(value))",
+        "place = (target.site, target.position, target.column, target.align)",
+        "place = (target.site, target.column, target.align)",
         (MASKS, "-k", "every_site and llama"),
     ),
     Mutant(
         "functions of one name count as the same value",
         "engine/canonical.py",
-        "return (target.site, target.position, target.column, target.align, value if by_value else id(value))",
-        "return (target.site, target.position, target.column, target.align, str(value))",
+        "return (*place, value if by_value else id(value), target.inside)",
+        "return (*place, str(value), target.inside)",
         (DERIVED, "-k", "same_object"),
     ),
     Mutant(
@@ -341,9 +341,9 @@ MUTANTS = (
     ),
     Mutant(
         "the user's hooks go unseen",
-        "engine/hooks.py",
-        "if part._forward_hooks or part._forward_pre_hooks",
-        "if False",
+        "engine/recorders.py",
+        "hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())",
+        "hooks = ()",
         (CLEAN, "-k", "obeyed"),
     ),
     Mutant(
@@ -391,15 +391,15 @@ MUTANTS = (
     Mutant(
         "runs begin one layer late",
         "engine/restart.py",
-        "return layer or 0",
-        "return min((layer or 0) + 1, len(layers) - 1)",
+        "return _layer(layers, target) or 0",
+        "return min((_layer(layers, target) or 0) + 1, len(layers) - 1)",
         (TIERS, "-k", "whatever and llama"),
     ),
     Mutant(
         "restarted runs get the streams of other pairs",
         "engine/restart.py",
-        "return stream.narrow(1, first, n_columns)[local.to(stream.device)]",
-        "return stream.narrow(1, first, n_columns)[local.flip(0).to(stream.device)]",
+        "known[site] = stream.narrow(1, first, n_columns)[local.to(stream.device)]",
+        "known[site] = stream.narrow(1, first, n_columns)[local.flip(0).to(stream.device)]",
         (TIERS, "-k", "whatever and llama"),
     ),
     Mutant(

@@ -10,6 +10,7 @@ norm and the block's output, a head's share through the terms of the product, he
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -128,11 +129,15 @@ class Plain:
     @torch.no_grad()
     def logits(self, ids: Sequence[int], edits: Sequence[Edit] = ()) -> Tensor:
         """Return the logits (position, vocab) of one prompt with edits made in order."""
-        # A block's second norm comes before its end, whichever edit was named first.
+        # A block's second norm comes before its end, whichever edit was named first. Edits of one site share a hook:
+        # those that change a sum by a difference must see what was written before.
+        by_site: dict[tuple, list[Edit]] = {}
+        for edit in sorted(edits, key=lambda edit: edit.site[0] != "resid_mid"):
+            by_site.setdefault(edit.site, []).append(edit)
         handles = [
             handle
-            for edit in sorted(edits, key=lambda edit: edit.site[0] != "resid_mid")
-            for handle in ([] if edit.site[0] == "logits" else self._hook(edit.site, edit.apply))
+            for site, own in by_site.items()
+            for handle in ([] if site[0] == "logits" else self._hook(site, partial(_in_order, own)))
         ]
         try:
             logits = self._run(ids)
@@ -159,7 +164,7 @@ class Plain:
         self._run(ids)
         for handle in handles:
             handle.remove()
-        assert len(kept) == 1
+        assert len(kept) == 1, f"{site} was met {len(kept)} times"
         return kept[0]
 
     def _run(self, ids: Sequence[int]) -> Tensor:
@@ -199,8 +204,10 @@ class Plain:
             return [self._added(block, parts.attn_out if name == "attn_out" else parts.mlp_out, change)]
         if name in ("q", "k", "v"):
             return [self._projection(block, name, unit, change)]
-        if name in ("router", "expert_out"):
-            return [block.get_submodule(parts.experts).register_forward_hook(_on_experts(name, unit, change))]
+        if name == "router":
+            return [block.get_submodule(parts.experts).register_forward_pre_hook(partial(_reroute, change))]
+        if name == "expert_out":
+            return [block.get_submodule(parts.experts).register_forward_hook(partial(_on_expert, unit, change))]
         heads = block.get_submodule(parts.heads)
         if name == "z":
             return [on_input(heads, change, lambda x: x.view(len(x), self.n_heads, -1)[:, unit])]
@@ -293,21 +300,33 @@ class Plain:
         return projection.register_forward_hook(hook)
 
 
-def _on_experts(name: str, unit: int | None, change: Change):
-    """Add up what the experts make of one prompt's tokens, expert by expert, and change weights or terms on the way."""
+def _in_order(edits: Sequence[Edit], value: Tensor) -> Tensor:
+    for edit in edits:
+        value = edit.apply(value)
+    return value
 
-    def hook(module, args, output):
-        tokens, numbers, chosen = args
-        weights = tokens.new_zeros(len(tokens), len(module.down_proj))
-        for token, (experts, own) in enumerate(zip(numbers.tolist(), chosen, strict=True)):
-            for place, expert in enumerate(experts):
-                weights[token, expert] = own[place]
-        if name == "router":
-            weights = change(weights)
-        terms = [weights[:, n, None] * _expert(module, n, tokens) for n in range(len(module.down_proj))]
-        return sum(terms) if name == "router" else output + (change(terms[unit].clone()) - terms[unit])
 
-    return hook
+def _reroute(change: Change, module: nn.Module, args: tuple):
+    """Give every token all experts, with weights that were changed."""
+    weights = change(_weights_of_all(module, args))
+    every = torch.arange(weights.shape[1]).expand(len(weights), -1)
+    return args[0], every.contiguous(), weights
+
+
+def _on_expert(unit: int, change: Change, module: nn.Module, args: tuple, output: Tensor):
+    """Change the term of one expert, which is computed by hand."""
+    term = _weights_of_all(module, args)[:, unit, None] * _expert(module, unit, args[0])
+    return output + (change(term.clone()) - term)
+
+
+def _weights_of_all(module: nn.Module, args: tuple) -> Tensor:
+    """Return the weights of all experts (token, expert) that the experts of one prompt's tokens are called with."""
+    tokens, numbers, chosen = args
+    weights = tokens.new_zeros(len(tokens), len(module.down_proj))
+    for token, (experts, own) in enumerate(zip(numbers.tolist(), chosen, strict=True)):
+        for place, expert in enumerate(experts):
+            weights[token, expert] = own[place]
+    return weights
 
 
 def _expert(module: nn.Module, number: int, tokens: Tensor) -> Tensor:

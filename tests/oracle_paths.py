@@ -8,6 +8,7 @@ the second run's are the answer. Nothing here is shared with the library but the
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -90,7 +91,7 @@ class ThreeRuns:
         for (spec, _, tokens), value in zip(received, values, strict=True):
             chosen = list(range(len(self.base)) if tokens is None else tokens)
             if spec[0] == "mlp_in":
-                handles.append(self._at_norm(spec[1], lambda x, v=value, c=chosen: put(x, v, c)))
+                handles += self._at_norm(spec[1], lambda x, v=value, c=chosen: put(x, v, c))
             else:
                 handles += self.plain._hook(spec, lambda x, v=value, c=chosen: put(x, v, c))
         if wanted is not None:
@@ -112,7 +113,7 @@ class ThreeRuns:
             return x
 
         edits = self._second(senders)  # runs of their own, which must not be seen
-        handles = [self._at_norm(spec[1], keep)] if spec[0] == "mlp_in" else self.plain._hook(spec, keep)
+        handles = self._at_norm(spec[1], keep) if spec[0] == "mlp_in" else self.plain._hook(spec, keep)
         try:
             self.plain.logits(self.base, edits)
         finally:
@@ -121,15 +122,29 @@ class ThreeRuns:
         assert len(kept) == 1
         return kept[0]
 
-    def _at_norm(self, layer: int, change):
-        """Pass what the norm in front of the MLP reads through ``change``; the stream itself goes on as it is."""
-        norm = getattr(self.plain.layers[layer], self.plain.parts.reader)
+    def _at_norm(self, layer: int, change) -> list:
+        """Pass what the norm in front of the MLP reads through ``change``; the stream itself goes on as it is.
 
-        def hook(module, args):
-            x = args[0]  # some layers lay rows and positions into one axis in front of the norm
-            return (change(x[0])[None] if x.ndim == 3 else change(x), *args[1:])
+        Where attention and MLP share one norm, the MLP alone is given that norm of what was changed.
+        """
+        block, parts = self.plain.layers[layer], self.plain.parts
+        if hasattr(block, parts.reader):
+            return [getattr(block, parts.reader).register_forward_pre_hook(partial(_pass_through, change))]
+        norm, normed = getattr(block, parts.shared_reader), []
 
-        return norm.register_forward_pre_hook(hook)
+        def again(module, args):
+            normed.append(norm.forward(_pass_through(change, norm, args)[0]))
+
+        return [
+            norm.register_forward_pre_hook(again),
+            getattr(block, parts.mlp_out).register_forward_pre_hook(lambda *_: normed.pop()),
+        ]
+
+
+def _pass_through(change, module, args: tuple) -> tuple:
+    """Pass what a norm reads of one prompt through ``change``."""
+    x = args[0]  # some layers lay rows and positions into one axis in front of the norm
+    return (change(x[0])[None] if x.ndim == 3 else change(x), *args[1:])
 
 
 def put(x: Tensor, value: Tensor, tokens: list[int]) -> Tensor:

@@ -11,7 +11,8 @@ class Parts:
 
     ``fused`` says how q, k and v lie in ``qkv``: side by side, or group by group of heads that share a key. ``gate_up``
     returns the gate's columns and then those of the up projection. ``reader`` is the first module that is given the
-    stream between attention and MLP; ``middle`` returns it. ``folded`` modules take rows and positions as one axis.
+    stream between attention and MLP, and ``shared_reader`` the norm of layers in which these share one; ``middle``
+    returns that stream. ``folded`` modules take rows and positions as one axis.
     ``times`` is an attribute of the layer that what is added is multiplied by. Attention that is ``spelt_out`` calls
     torch's softmax by itself. ``experts`` are told which experts each token has.
     """
@@ -36,6 +37,7 @@ class Parts:
     gate_up: str = ""
     down: str = "mlp.down_proj"
     reader: str = "post_attention_layernorm"
+    shared_reader: str = "input_layernorm"
     middle: str = ""
     folded: tuple[str, ...] = ()
     times: str = ""
@@ -82,9 +84,9 @@ GPTJ = Parts(
     k="attn.k_proj",
     v="attn.v_proj",
     attention="attn",
-    spelt_out=True,
     heads="attn.out_proj",
     attn_out="attn",
+    shared_reader="ln_1",
     up="mlp.fc_in",
     down="mlp.fc_out",
 )
@@ -93,7 +95,6 @@ GPT2 = replace(
     positions="wpe",
     qkv="attn.c_attn",
     fused="side by side",
-    spelt_out=False,
     heads="attn.c_proj",
     up="mlp.c_fc",
     down="mlp.c_proj",
@@ -165,6 +166,7 @@ PARTS: Mapping[str, Parts] = {
         v="attn.attention.v_proj",
         positions="wpe",
         attention="attn.attention",
+        spelt_out=True,
         heads="attn.attention.out_proj",
         up="mlp.c_fc",
         down="mlp.c_proj",
@@ -176,6 +178,7 @@ PARTS: Mapping[str, Parts] = {
         final="norm_f",
         qkv="attn.Wqkv",
         fused="side by side",
+        spelt_out=True,
         mlp_out="ffn.down_proj",
         up="ffn.up_proj",
         down="ffn.down_proj",

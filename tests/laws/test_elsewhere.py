@@ -10,10 +10,18 @@ import causalpatch as cp
 from oracle import Edit
 from oracle_values import key, other
 from tiers import METRICS, assert_agree, mixed, read_all, run_on
-from worlds import SHORTEST, VOCAB, assert_same, law, numbers, random_pairs
+from worlds import SHORTEST, VOCAB, World, assert_same, law, numbers, random_pairs
 
 WIDE = ("resid_pre", "resid_post", "attn_out", "mlp_out", "embed", "head_out")
 NARROW = ("z", "v")
+
+
+def alike(world: World) -> list[list[str]]:
+    """Return the sites that may stand in for one another, by the axes of their values."""
+    found: dict[tuple[tuple[str, int], ...], list[str]] = {}
+    for name in world.among(*WIDE, *NARROW):
+        found.setdefault(tuple(world.sizes(name).items()), []).append(name)
+    return list(found.values())
 
 
 def sides_of(draw):
@@ -36,8 +44,7 @@ def test_a_value_of_another_site_token_run_or_prompt_is_written_as_raw_hooks_wri
     others = random_pairs(draw(st.integers(0, 999)), len(world.pairs))
     laid, wanted = [], []
     for _ in range(4):
-        kinds = [names for names in (world.among(*WIDE), world.among(*NARROW)) if names]
-        names = draw(st.sampled_from(kinds))
+        names = draw(st.sampled_from(alike(world)))
         target, read = (world.some_site(draw, draw(st.sampled_from(names))) for _ in range(2))
         here, there = (draw(st.integers(-SHORTEST, SHORTEST - 1)) for _ in range(2))
         whose = draw(st.sampled_from(["source", "base", "one", "of"]))

@@ -68,10 +68,11 @@ def test_a_head_patched_in_z_equals_its_share_patched_where_no_norm_follows(worl
     assert_same(z, share)
 
 
-@law(shared=0.0)
+@law(lengths="equal", shared=0.0)
 def test_patches_of_the_tiny_models_have_effects_that_are_not_small(world, draw):
     experiment = world.experiment(world.pairs)
     spread = np.mean([world.plain.logits(pair.corrupt)[-1].std().item() for pair in world.pairs])
     for site in world.among("resid_pre", "z"):
         effect = cp.sweep(experiment, site).metric("logit_difference").effect(per_pair=True).values
-        assert np.nanmedian(np.abs(effect)) >= 1e-2 * spread
+        # Half of them may be: of one layer with a window, tokens far from the last one have no effect at all.
+        assert np.nanquantile(np.abs(effect), 0.75) >= 1e-2 * spread

@@ -26,7 +26,8 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils._pytree import tree_unflatten
 
 from causalpatch.base.errors import ModelUnsupported
-from causalpatch.engine.hooks import in_this_thread, quiet
+from causalpatch.engine.bypass import in_this_thread
+from causalpatch.engine.hooks import quiet
 from causalpatch.engine.memory import is_out_of_memory
 from causalpatch.engine.ports import pick_input, pick_output, put_input, put_output
 from causalpatch.engine.structure import Structure, structure_of

@@ -16,11 +16,10 @@ import threading
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
-from threading import get_ident
 from typing import Any
 
 import torch
@@ -28,6 +27,8 @@ from torch import Tensor, nn
 
 from causalpatch.base.errors import ModelUnsupported, PatchDidNotFire, SiteUnsupported
 from causalpatch.engine.before import Before
+from causalpatch.engine.bypass import in_this_thread
+from causalpatch.engine.checkpoint import recompute
 from causalpatch.engine.full_precision import full_precision
 from causalpatch.engine.memory import is_out_of_memory
 from causalpatch.engine.opened import not_met, opened
@@ -101,6 +102,7 @@ def run_with_hooks(
     *,
     opens_attention: bool = False,
     with_gradient: bool = False,
+    recomputed: Sequence[nn.Module] = (),
 ) -> tuple[Any, dict[Port, Tensor]]:
     """Run one forward with writes applied and tensors kept.
 
@@ -112,6 +114,7 @@ def run_with_hooks(
         opens_attention: Whether attention is computed step by step, also where no port stands inside it: base and
             patched runs must use one kernel.
         with_gradient: Whether what is written can be differentiated; see ``gradient``.
+        recomputed: Layers whose insides are not kept for the backward; see ``checkpoint``.
 
     Returns:
         The model's output, and a private copy of the tensor at each kept port.
@@ -124,7 +127,7 @@ def run_with_hooks(
     with (
         quiet(model),
         torch.set_grad_enabled(with_gradient),
-        hooked(model, writes, keep, opens_attention=opens_attention) as kept,
+        hooked(model, writes, keep, opens_attention=opens_attention, recomputed=recomputed) as kept,
     ):
         output = _call(model, inputs)
     return output, kept
@@ -138,6 +141,7 @@ def hooked(
     store: Callable[[Tensor], Tensor] | None = None,
     *,
     opens_attention: bool = False,
+    recomputed: Sequence[nn.Module] = (),
 ) -> Iterator[dict[Port, Tensor]]:
     """Apply writes and keep tensors in whatever of the model runs inside the context; each port must run once.
 
@@ -147,6 +151,7 @@ def hooked(
         keep: Ports whose tensors are kept.
         store: Makes the private copy of a kept tensor; by default beside the tensor itself.
         opens_attention: Whether attention is computed step by step, also where no port stands inside it.
+        recomputed: Layers whose insides are not kept for a backward; see ``checkpoint``.
 
     Yields:
         The kept tensors; filled when the context is left.
@@ -165,9 +170,8 @@ def hooked(
     for port in (*likes, *companions, *keep):
         states[port].is_kept = True
     with ExitStack() as hooks:
-        _register(model.module, states, hooks)
-        if opens_attention or any(port.is_inside for port in states):
-            _open_attention(model, states, hooks)
+        _stand_up(model, states, hooks, opens_attention=opens_attention)
+        recompute(recomputed, partial(_again, model, states, opens_attention=opens_attention), hooks)
         finish = _open_steps(model.module, states, hooks)
         yield kept
         finish()
@@ -206,28 +210,6 @@ def kept_if_once(
     kept.update({port: found[0] for port, found in seen.items() if len(found) == 1 and found[0] is not None})
 
 
-def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a hook that acts in the thread it is made in, and leaves calls in other threads as they are.
-
-    Args:
-        hook: A hook of either kind; other threads may call it without keyword arguments while it is being removed.
-    """
-    own = get_ident()
-    return lambda *given: hook(*given) if get_ident() == own else None
-
-
-def standing_in(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a forward for a module that holds in this thread; in other threads the module's own one runs.
-
-    Args:
-        module: The module, with the forward that it has now.
-        forward: What it is to do here.
-    """
-    own, before = get_ident(), module.forward
-
-    return lambda *given, **named: (forward if get_ident() == own else before)(*given, **named)
-
-
 def _call(model: Model, inputs: Mapping[str, Any]) -> Any:
     """Run the module; where it fails on its inputs, say what they were."""
     try:
@@ -241,6 +223,21 @@ def _call(model: Model, inputs: Mapping[str, Any]) -> Any:
             facts=[("inputs", shapes), ("error", f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")],
             fix="check that the inputs have the shape and range that the model was made for",
         ) from error
+
+
+def _stand_up(model: Model, states: dict[Port, _PortState], hooks: ExitStack, *, opens_attention: bool) -> None:
+    _register(model.module, states, hooks)
+    if opens_attention or any(port.is_inside for port in states):
+        _open_attention(model, states, hooks)
+
+
+@contextmanager
+def _again(model: Model, states: dict[Port, _PortState], *, opens_attention: bool) -> Iterator[None]:
+    """Do at the ports what was done in a forward that is over; nothing is counted or kept."""
+    with ExitStack() as hooks:
+        copies = {port: replace(state) for port, state in states.items()}
+        _stand_up(model, copies, hooks, opens_attention=opens_attention)
+        yield
 
 
 def _register(root: nn.Module, states: dict[Port, _PortState], hooks: ExitStack) -> None:
@@ -287,7 +284,7 @@ def _open_steps(root: nn.Module, states: dict[Port, _PortState], hooks: ExitStac
 
     writes = {port: [write for _, write in each.writes] for port, each in states.items() if port.side in STEPS}
     n_steps = {port: max((steps_of(w.index, w.value) for w in every), default=0) for port, every in writes.items()}
-    return stepwise(root, n_steps, change, end, standing_in, hooks)
+    return stepwise(root, n_steps, change, end, hooks)
 
 
 def _on_step(

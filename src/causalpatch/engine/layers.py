@@ -26,8 +26,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from causalpatch.base.errors import ModelUnsupported, SiteUnsupported
+from causalpatch.engine.bypass import bypassed, in_this_thread
 from causalpatch.engine.capture import Captured, capture
-from causalpatch.engine.hooks import in_this_thread, quiet, standing_in
+from causalpatch.engine.hooks import quiet
 from causalpatch.engine.ports import pick_input, pick_output, put_input
 from causalpatch.models import Model, Port
 from causalpatch.pairs import Batch
@@ -147,7 +148,7 @@ def entering(layers: Layers, entry: int, stream: Float[Tensor, "row position wid
             module = layers.modules[layer]
             is_run = layer == first and bool(layers.handed.get(layer + 1))
             makes = partial(_run_first, calls, layer, module.forward) if is_run else None
-            undo.callback(_replace_forward(module, makes or partial(_hand_through, calls, layers, layer)))
+            undo.enter_context(bypassed(module, makes or partial(_hand_through, calls, layers, layer)))
         hook = in_this_thread(partial(_on_entry, calls, entry, layers.ports[entry], stream))
         undo.callback(layers.modules[entry].register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield
@@ -285,17 +286,3 @@ def _on_entry(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     calls.append(entry)
     return put_input(port, args, kwargs, stream)
-
-
-def _replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:
-    """Replace a module's forward; return what puts the old one back, its class's or one of its own."""
-    own = module.__dict__.get("forward")
-    module.__dict__["forward"] = standing_in(module, forward)
-
-    def undo() -> None:
-        if own is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = own
-
-    return undo

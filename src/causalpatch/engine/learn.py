@@ -29,7 +29,7 @@ from torch import Tensor
 from causalpatch.base.errors import NotFinite, SettingError
 from causalpatch.engine.batches import in_batches
 from causalpatch.engine.gauge import Gauge
-from causalpatch.engine.gradient import differentiable, measure_rows, rows_at_once
+from causalpatch.engine.gradient import differentiable, measure_rows, room_for
 from causalpatch.engine.job import Cost, Job, batches_of_pairs, lay_rows
 from causalpatch.engine.means import Means
 from causalpatch.engine.memory import is_out_of_memory, release_memory
@@ -168,7 +168,7 @@ class _Descent:
             self._batches.append((batch, rows))
             counts += np.bincount([row.intervention for row in rows], minlength=len(counts))
         self._counts = torch.as_tensor(np.maximum(counts, 1), device=job.model.device)
-        self._at_once = rows_at_once(job)
+        self._room = room_for(job)
 
     def losses(self, *, with_gradient: bool) -> np.ndarray:
         """Return the mean loss of each intervention over its pairs; add up gradients.
@@ -180,10 +180,9 @@ class _Descent:
         for batch, rows in self._batches:
             begin = 0
             while begin < len(rows):
-                some = rows[begin : begin + self._at_once]
+                some = rows[begin : begin + self._room.rows]
                 found = self._try(batch, some, with_gradient=with_gradient)
                 if found is None:
-                    self._at_once = len(some) // 2
                     release_memory()
                     continue
                 total.index_add_(0, torch.tensor([row.intervention for row in some], device=total.device), found)
@@ -198,11 +197,13 @@ class _Descent:
         return losses
 
     def _try(self, batch: Untouched, rows: Sequence[Row], *, with_gradient: bool) -> Float[Tensor, " row"] | None:
-        """Return the losses of some rows; None where memory runs out and fewer may fit."""
+        """Return the losses of some rows; None where memory ran out and may not the next time."""
         numbers = torch.tensor([row.intervention for row in rows], device=self._counts.device)
         try:
             with differentiable(self.job.model):
-                losses = self.sign * measure_rows(self.job, self.gauge, batch, rows)[0].double()
+                is_tight = self._room.is_checkpointed and with_gradient
+                found = measure_rows(self.job, self.gauge, batch, rows, is_checkpointed=is_tight)
+                losses = self.sign * found[0].double()
                 if not losses.requires_grad:
                     raise SettingError(
                         f"constants cannot be learnt by {self.gauge.metrics[0].name!r}, which has no gradient",
@@ -211,7 +212,9 @@ class _Descent:
                 if with_gradient:
                     torch.autograd.backward((losses / self._counts[numbers]).sum())
         except Exception as error:
-            if not is_out_of_memory(error) or len(rows) == 1:
+            tighter = self._room.tighter(len(rows)) if is_out_of_memory(error) else None
+            if tighter is None:
                 raise
+            self._room = tighter
             return None
         return losses.detach()

@@ -8,7 +8,6 @@
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from threading import get_ident
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from causalpatch.base.errors import SiteUnsupported
 from causalpatch.engine.attention import Door, attend_openly
+from causalpatch.engine.bypass import bypassed
 from causalpatch.models import Model, Port
 from causalpatch.models.attention import attending
 from causalpatch.models.taps import Side
@@ -107,19 +107,11 @@ class _Softmax(TorchFunctionMode):
 @contextmanager
 def _within(module: nn.Module, mode: AbstractContextManager[Any]) -> Iterator[None]:
     """Let a module's forward run within another context, in this thread."""
-    here, own, before = get_ident(), module.__dict__.get("forward"), module.forward
+    before = module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        if get_ident() != here:
-            return before(*args, **kwargs)
         with mode:
             return before(*args, **kwargs)
 
-    module.forward = forward
-    try:
+    with bypassed(module, forward):
         yield
-    finally:
-        if own is None:
-            del module.__dict__["forward"]
-        else:
-            module.forward = own

@@ -14,8 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from causalpatch.engine.batches import in_batches
+from causalpatch.engine.bypass import in_this_thread
 from causalpatch.engine.capture import inputs_of, probe
-from causalpatch.engine.hooks import in_this_thread, quiet
+from causalpatch.engine.hooks import quiet
 from causalpatch.engine.job import Cost, Job, batches_of_pairs
 from causalpatch.engine.resolve import Placer, Target
 from causalpatch.engine.untouched import run_role

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from causalpatch.base.errors import ModelUnsupported
+from causalpatch.engine.bypass import in_this_thread
 from causalpatch.engine.chains import Norm, norm_of
-from causalpatch.engine.hooks import in_this_thread
 from causalpatch.engine.slopes import require_one_stream
 from causalpatch.models import Model, Port
 from causalpatch.models.table import attention_path, join

@@ -36,7 +36,7 @@ from causalpatch.base.errors import NotFinite, SettingError
 from causalpatch.base.seeds import generator
 from causalpatch.engine.batches import in_batches
 from causalpatch.engine.gauge import Gauge
-from causalpatch.engine.gradient import differentiable, measure_rows, rows_at_once
+from causalpatch.engine.gradient import differentiable, measure_rows, room_for
 from causalpatch.engine.job import Cost, Job, batches_of_pairs, lay_rows
 from causalpatch.engine.means import Means
 from causalpatch.engine.memory import exhausted, is_out_of_memory, release_memory
@@ -307,7 +307,7 @@ class _Runs:
                 f"no pair of '{job.pairs.name}' has a token for '{target.site}'",
                 fix="align the pairs, or name a position that every prompt has, such as @-1",
             )
-        self._at_once = rows_at_once(self.job)
+        self._room = room_for(self.job)
         self.axes = self._find_axes(target)
 
     def _find_axes(self, target: Target) -> tuple[int, ...]:
@@ -359,20 +359,20 @@ class _Runs:
         """Return the sum of losses, in forwards as large as memory allows; with a weight add up gradients."""
         total, begin = 0.0, 0
         while begin < len(rows):
-            some = rows[begin : begin + self._at_once]
+            some = rows[begin : begin + self._room.rows]
             found = self._try(batch, some, weight)
             if found is None:
-                self._at_once = len(some) // 2
                 release_memory()
                 continue
             total, begin = total + found, begin + len(some)
         return total
 
     def _try(self, batch: Untouched, rows: Sequence[Row], weight: float | None) -> float | None:
-        """Return the sum of the losses of some rows; None where memory runs out and fewer may fit."""
+        """Return the sum of the losses of some rows; None where memory ran out and may not the next time."""
+        is_tight = self._room.is_checkpointed and weight is not None
         try:
             with differentiable(self.job.model):
-                losses = measure_rows(self.job, self.gauge, batch, rows)[0].double()
+                losses = measure_rows(self.job, self.gauge, batch, rows, is_checkpointed=is_tight)[0].double()
                 if weight is not None:
                     if not losses.requires_grad:
                         raise SettingError(
@@ -383,7 +383,9 @@ class _Runs:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if len(rows) == 1:
+            tighter = self._room.tighter(len(rows))
+            if tighter is None:
                 raise exhausted(self.job.model, self.job.pairs, rows[0].pair) from error
+            self._room = tighter
             return None
         return float(losses.detach().sum())

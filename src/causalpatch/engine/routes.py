@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from causalpatch.base.seeds import generator
-from causalpatch.engine.hooks import in_this_thread
+from causalpatch.engine.bypass import in_this_thread
 from causalpatch.engine.values import Row
 from causalpatch.models import Model
 from causalpatch.pairs import Batch

@@ -23,11 +23,12 @@ from torch import Tensor, nn
 
 from causalpatch.base.errors import EnoughError, ModelUnsupported
 from causalpatch.engine.attention import attend_openly, unknown_arguments
+from causalpatch.engine.bypass import in_this_thread
 from causalpatch.engine.capture import inputs_of
 from causalpatch.engine.delta import DeltaLinears, recording
 from causalpatch.engine.few_bits import FewBits
 from causalpatch.engine.fused import fused
-from causalpatch.engine.hooks import hooked, in_this_thread, kept_if_once, quiet
+from causalpatch.engine.hooks import hooked, kept_if_once, quiet
 from causalpatch.engine.ports import pick_input
 from causalpatch.engine.rows import KeysValues, attend_whole
 from causalpatch.engine.segments import DOWN, PROJECTION, UP

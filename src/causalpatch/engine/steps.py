@@ -11,8 +11,8 @@ A cell that the model calls in a loop of its own (``nn.LSTMCell`` and its like) 
 Symbols: T steps, L layers. Cost: three runs of the module, and T copies of its states where they are patched.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn, TypeVar
@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from causalpatch.base.errors import SiteUnsupported
+from causalpatch.engine.bypass import bypassed
 from causalpatch.models import Port
 
 Written = Callable[[str, int, Tensor], Tensor]
@@ -178,7 +179,6 @@ def stepwise(
     ports: Mapping[Port, int],
     change: Callable[[Collection[Port], Tensor], Tensor],
     end: Callable[[Collection[Port], Tensor], None],
-    standing_in: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]],
     undo: ExitStack,
 ) -> Callable[[], None]:
     """Let recurrent modules run step by step.
@@ -188,7 +188,6 @@ def stepwise(
         ports: Where states are met, and how many steps the writes there need; 0 where nothing is written.
         change: Applies what is written at ports to states (row, step, width).
         end: Is given all states at ports.
-        standing_in: Makes a forward that holds in this thread alone.
         undo: Puts the modules' own forwards back.
 
     Returns:
@@ -203,7 +202,7 @@ def stepwise(
 
         written, passed = partial(_at, change, tuple(mine), module), partial(_at, end, tuple(mine), module)
         one = Stepwise(module, path, max(mine.values()), written, passed)
-        undo.enter_context(_swapped(module, standing_in(module, one.forward)))
+        undo.enter_context(bypassed(module, one.forward))
         every.append(one)
 
     def finish() -> None:
@@ -236,17 +235,3 @@ def steps_of(index: tuple[Tensor, ...], value: object) -> int:
     if len(index) == 1:
         return value.shape[1] if isinstance(value, Tensor) else 1
     return 1 + max(int(index[1].max()), 0)
-
-
-@contextmanager
-def _swapped(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let another forward stand in for a module's within the context."""
-    own = module.__dict__.get("forward")
-    module.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = own

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from causalpatch.base.errors import ModelUnsupported, SiteUnsupported
+from causalpatch.engine.bypass import in_this_thread
 from causalpatch.engine.capture import inputs_of
-from causalpatch.engine.hooks import in_this_thread, run_with_hooks
+from causalpatch.engine.hooks import run_with_hooks
 from causalpatch.engine.ports import pick_input, pick_output
 from causalpatch.models import Columns, Model, Port, Tap
 from causalpatch.models.families.family import PARALLEL

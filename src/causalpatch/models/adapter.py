@@ -199,7 +199,8 @@ class Model(Seeing):
         """
         check(site, self.shape)
         if site.module is not None:
-            return module_tap(site, site.module, counts_positions=self.kind == "tokens")
+            rows = self._table.rows_of(site.module.path) if self._table else None
+            return module_tap(site, site.module, counts_positions=self.kind == "tokens", rows=rows)
         if self._table is None:
             raise LookupError(site.name)  # `check` has refused every named site of a generic model
         if site.dictionary is not None:

@@ -116,6 +116,8 @@ class FamilyTable:
         self.numbers = numbers
         self._modules = dict(module.named_modules())
         self._layers = {layer: self.layer_path(layer) for layer in range(numbers.n_layers)}
+        places = [fact for fact in family.sites.values() if isinstance(fact, At | Parted) and fact.is_folded]
+        self._folded = {join(path, fact.module): path for fact in places for path in self._layers.values()}
         facts = {name: fact for name in EXPERT_SITES if isinstance(fact := family.sites.get(name), RoutedBy | TermOf)}
         self.lacking: Mapping[str, Mapping[int, str]] = {
             name: layers_without(fact, self._layers, self._modules) for name, fact in facts.items()
@@ -138,6 +140,11 @@ class FamilyTable:
     def layer_path(self, layer: int) -> str:
         """Return the path of a layer."""
         return join(self.place.base, self.family.layers, str(layer))
+
+    def rows_of(self, path: str) -> Port | None:
+        """Return what has the rows and positions of a module that lays them into one axis; None for any other."""
+        layer = self._folded.get(path)
+        return None if layer is None else Port(layer, "input")
 
     def tap(self, site: Site) -> Tap:
         """Return the tap of a named site that is known to exist."""

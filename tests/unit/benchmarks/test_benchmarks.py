@@ -82,3 +82,13 @@ print(json.dumps(hold(WORKLOADS["mlp_out"], stable, peers, 1, is_tiny=True)["con
     assert found["shifted"]["skipped"].startswith("numbers differ by ")
     assert found["failing"]["skipped"] == "failed: ValueError: no such hook"
     assert found["shifted"]["seconds"] == found["failing"]["seconds"] == []
+
+
+def test_every_mutant_breaks_a_line_that_is_there() -> None:
+    run(
+        "from benchmarks.mutants import MUTANTS, ROOT, find_line\n"
+        "assert len(MUTANTS) > 40\n"
+        "for mutant in MUTANTS:\n"
+        "    find_line(ROOT / 'src' / 'causalpatch' / mutant.file, mutant)\n"
+        "    assert mutant.broken != mutant.line\n"
+    )

@@ -3,12 +3,13 @@ import pytest
 import torch
 from torch import nn
 
+import causalpatch as cp
 from causalpatch.base.errors import PatchDidNotFire, SiteUnsupported
 from causalpatch.engine import capture
 from causalpatch.engine.capture import require_positions
 from causalpatch.sites import Site
 from toys import Pictures, Pooled, Twice, hooks_of, opened, prompts, vectors
-from worlds import tiny_world
+from worlds import assert_same, run_all, tiny_world
 
 PAIRS = prompts(([3, 4, 5, 6], [7, 4, 5, 6]), ([8, 9], [8, 11]))
 SITES = [Site("resid_pre", 1), Site("q", 0, 3), Site("k", 1, 1), Site("mlp_post", 0, 7), Site("resid_mid", 0)]
@@ -106,3 +107,18 @@ def test_as_many_heads_as_tokens_are_not_taken_for_positions():
     with pytest.raises(SiteUnsupported, match="has no column for each token"):
         require_positions(model, pairs, "clean", [Site.parse("module(scores).output")])
     require_positions(model, pairs, "clean", [Site.parse("module(embed).output")])
+
+
+@pytest.mark.parametrize("family", ["opt", "opt_post_norm"])
+def test_a_module_that_lays_rows_and_positions_into_one_axis_is_read_with_both(family):
+    model, _ = tiny_world(family, (2, 4, 2, 0))
+    path = model.tap(Site("mlp_out", 1)).port.path
+    texts = [f"module({path}).output", f"module({path}).output axes=(position,width)"]
+    sites = [Site.parse(text) for text in texts]
+    run = capture(model, PAIRS.batch("clean"), [Site("mlp_out", 1), *sites])
+    wanted = run.value(Site("mlp_out", 1))
+    assert wanted.ndim == 3
+    for site in sites:
+        torch.testing.assert_close(run.value(site), wanted)
+    by_path, by_name = run_all(cp.Experiment(model, PAIRS, show_progress=False), [f"{texts[0]}@-1", "mlp_out.1@-1"])
+    assert_same(by_path, by_name)

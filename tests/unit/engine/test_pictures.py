@@ -10,7 +10,7 @@ from causalpatch.sites import NAMES, Site
 from causalpatch.sites.names import CROSS_SITES, FEATURE_SITES
 from causalpatch.testing.pictures import tiny_seer
 from oracle import Edit
-from seeing import PICTURE_ID, TWINS, gap, given, pairs_for, twins
+from seeing import END_ID, PICTURE_ID, TWINS, gap, given, pairs_for, twins
 from tiers import quickly
 
 WITHOUT = CROSS_SITES | FEATURE_SITES | {"module", "router", "expert_out"}
@@ -209,3 +209,31 @@ def test_other_language_models_of_pictures_give_what_single_forwards_give(name, 
         np.testing.assert_allclose(swept.to_xarray()["metric"].values, wanted, rtol=0, atol=1e-10)
         # Tokens of PaliGemma's prompt see later ones: the wavefront's check finds out.
         assert swept.provenance["engine"]["tier"] == ("restart" if name == "paligemma" else "wavefront")
+
+
+@pytest.mark.parametrize("case", ["siglip_text", "siglip/text", "clip_text", "clip/text"])
+def test_texts_of_unequal_lengths_are_measured_as_if_each_were_run_alone(case):
+    """What reads the last column would read a pad beside a longer text."""
+    model, twin = twins(case)
+    texts = np.random.default_rng(3).integers(1, END_ID, size=(2, 3, 6))
+    texts[:, :, -1] = END_ID
+    rows = [
+        {"clean": one[-n:], "corrupt": two[-n:], "answer_id": 0, "wrong_answer_id": 1}
+        for one, two, n in zip(*texts, (3, 6, 4), strict=True)
+    ]
+    pairs = cp.load_pairs(rows, model)
+    if "/" in case:
+        pairs = pairs.with_common(pixel_values=pairs_for(model, case).common["pixel_values"])
+    stream = case.partition("/")[2]
+    experiment = cp.Experiment(model, pairs, direction="noise")
+    asked = [Site("resid_pre", 1, position=-2), Site("z", 0, 1, position=-1), Site("embed", position=0)]
+    got = experiment.run([text_of(site, stream) for site in asked]).to_xarray()["metric"].values
+    for number, pair in enumerate(pairs):
+        runs = {role: given(pairs, number, role) for role in ("clean", "corrupt")}
+        baseline = experiment.baseline.clean[0, number], experiment.baseline.corrupt[0, number]
+        np.testing.assert_allclose(baseline, [gap(twin.logits(run), pair) for run in runs.values()], rtol=0, atol=1e-10)
+        for site, found in zip(asked, got[:, number], strict=True):
+            key, token = (site.name, site.layer, site.unit), site.position % len(pair.clean)
+            edit = Edit(key, [token], twin.value(runs["corrupt"], key)[[token]])
+            wanted = gap(twin.logits(runs["clean"], [edit]), pair)
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-10)

@@ -144,7 +144,6 @@ Fact = At | Parted | SumOf | ShareOf | RoutedBy | TermOf | Positional | Absent
 
 # What several families say alike.
 ROTARY: Final = Absent("positions enter inside attention, by rotary embeddings; use q_rot or k_rot")
-ROTARY_UNMET: Final = Absent("positions enter inside attention, by rotary embeddings; use scores")
 SLOPES: Final = Absent("positions enter inside attention, as slopes of the scores (ALiBi); use scores")
 NOT_TURNED: Final = Absent("nothing turns the queries and keys of this family; use q and k")
 NOT_MET: Final = Absent(

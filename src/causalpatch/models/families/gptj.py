@@ -1,6 +1,6 @@
 """GPT-J: separate projections, attention and MLP in parallel behind one norm, rotary on part of each head."""
 
-from causalpatch.models.families.family import NO_GATE, NOT_MET, PARALLEL, ROTARY_UNMET, At, Family, Parted, ShareOf
+from causalpatch.models.families.family import NO_GATE, PARALLEL, ROTARY, At, Family, Parted, ShareOf
 
 GPTJ = Family(
     name="gptj",
@@ -11,7 +11,7 @@ GPTJ = Family(
     norms=("ln_1",),
     sites={
         "embed": At("wte", "output"),
-        "pos_embed": ROTARY_UNMET,
+        "pos_embed": ROTARY,
         "resid_pre": At("", "input"),
         "resid_mid": PARALLEL,
         "resid_post": At("", "output"),
@@ -20,8 +20,6 @@ GPTJ = Family(
         "q": Parted("attn.q_proj", "output"),
         "k": Parted("attn.k_proj", "output"),
         "v": Parted("attn.v_proj", "output"),
-        "q_rot": NOT_MET,
-        "k_rot": NOT_MET,
         "z": Parted("attn.out_proj", "input"),
         "head_out": ShareOf("attn.out_proj"),
         "mlp_pre": Parted("mlp.fc_in", "output"),
