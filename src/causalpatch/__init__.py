@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from causalpatch.attribution import Scores as Scores
     from causalpatch.attribution import attribute as attribute
     from causalpatch.attribution import attribute_edges as attribute_edges
+    from causalpatch.attribution import confirm_scores as confirm_scores
     from causalpatch.base.errors import (
         CausalPatchError as CausalPatchError,
     )
@@ -54,6 +55,9 @@ if TYPE_CHECKING:
     from causalpatch.circuits.evaluate import evaluate_circuit as evaluate_circuit
     from causalpatch.circuits.exact import graph_of as graph_of
     from causalpatch.circuits.exact import patch_edges as patch_edges
+    from causalpatch.circuits.graph_files import GraphFile as GraphFile
+    from causalpatch.circuits.graph_files import read_graph as read_graph
+    from causalpatch.circuits.graph_files import write_graph as write_graph
     from causalpatch.circuits.minimal import minimality_test as minimality_test
     from causalpatch.circuits.stability import Stability as Stability
     from causalpatch.circuits.stability import stability as stability
@@ -205,6 +209,7 @@ if TYPE_CHECKING:
         save_interventions as save_interventions,
     )
     from causalpatch.results.beside import beside as beside
+    from causalpatch.results.confirmation import Confirmation as Confirmation
     from causalpatch.results.effects import Effects as Effects
     from causalpatch.results.evaluation import Evaluation as Evaluation
     from causalpatch.sites import (
@@ -304,7 +309,7 @@ _ROOMS = {
     "algorithms.interchange": ("Interchange", "interchange_accuracy"),
     "algorithms.scrubbing": ("Scrubbing", "causal_scrubbing"),
     "algorithms.strict": ("StrictTest", "strict_test"),
-    "attribution": ("EdgeScores", "Scores", "attribute", "attribute_edges"),
+    "attribution": ("EdgeScores", "Scores", "attribute", "attribute_edges", "confirm_scores"),
     "base.errors": ("CausalPatchError", "IllusionWarning", "IntegrityError", "RequestError", "UnsupportedError"),
     "circuits.acdc": ("acdc",),
     "circuits.bounds": ("Violation", "completeness", "minimality"),
@@ -312,6 +317,7 @@ _ROOMS = {
     "circuits.discover": ("discover_circuit",),
     "circuits.evaluate": ("evaluate_circuit",),
     "circuits.exact": ("graph_of", "patch_edges"),
+    "circuits.graph_files": ("GraphFile", "read_graph", "write_graph"),
     "circuits.minimal": ("minimality_test",),
     "circuits.stability": ("Stability", "stability"),
     "experiment": ("Baseline", "Experiment", "off_distribution"),
@@ -348,6 +354,7 @@ _ROOMS = {
         "save_interventions",
     ),
     "results.beside": ("beside",),
+    "results.confirmation": ("Confirmation",),
     "results.effects": ("Effects",),
     "results.evaluation": ("Evaluation",),
     "sites": ("Edge", "Path", "Receiver", "Site", "SiteSet", "parse"),

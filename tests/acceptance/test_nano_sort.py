@@ -123,3 +123,31 @@ def test_scores_of_all_edges_are_those_of_their_authors_code(shared, method, nam
     assert len(wanted) == 172
     np.testing.assert_allclose(scores.values[graph.exists], wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
     assert scores.provenance["mean_base"] == pytest.approx(reference["mean_metric_clean"], rel=1e-5)
+
+
+def test_a_graph_file_of_their_scores_is_read_with_its_sign(shared, tmp_path):
+    """Their scores of the metric itself fall where an edge matters; those of their scripts, of a loss, rise."""
+    reference = json.loads((shared / "reference" / "nano_sort_eap.json").read_text())
+    model = cp.open_model(shared / FOLDER, dtype="float32")
+    scores = torch.tensor(np.nan_to_num(np.array(reference["eap"], dtype=float)), dtype=torch.float32)
+    data = {
+        "cfg": {"n_layers": 3, "n_heads": 3, "parallel_attn_mlp": False, "d_model": 48},
+        "src_nodes": reference["sources"],
+        "dst_nodes": reference["destinations"],
+        "edges_scores": scores,
+        "edges_in_graph": torch.zeros(scores.shape, dtype=torch.bool),
+        "nodes_in_graph": torch.zeros(len(scores), dtype=torch.bool),
+    }
+    torch.save(data, tmp_path / "metric.pt")
+    torch.save({**data, "edges_scores": -scores}, tmp_path / "loss.pt")
+    lines = (shared / FOLDER / "pairs.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if row["n_tokens"] == 6]
+    own = cp.attribute_edges(cp.Experiment(model, cp.load_pairs(rows, model), direction="noise"), "eap")
+    for name, of in (("metric", "metric"), ("loss", "loss")):
+        found = cp.read_graph(tmp_path / f"{name}.pt", model, of=of).scores
+        exists = own.graph.exists
+        np.testing.assert_allclose(
+            found.values[exists], own.values[exists], rtol=0, atol=1e-4 * np.abs(own.values[exists]).max()
+        )
+        order = [set(cp.discover_circuit(each, 20).edges()) for each in (found, own)]
+        assert order[0] == order[1]

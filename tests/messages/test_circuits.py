@@ -10,9 +10,7 @@ from causalpatch.base.errors import (
     PairError,
     PathError,
     RequestError,
-    ResultsNotFound,
     SettingError,
-    StoreCorrupt,
 )
 from causalpatch.statistics.areas import areas_under
 from causalpatch.testing.tiny import tiny_model
@@ -252,33 +250,3 @@ def test_searches_for_bounds_try_something(experiment, scores, refuses):
         """,
     ):
         cp.stability(experiment, lambda _: scores, 3)
-
-
-def test_files_of_circuits_are_checked(scores, refuses, tmp_path):
-    circuit = cp.discover_circuit(scores, 3)
-    with refuses(
-        SettingError,
-        """
-        a circuit is saved as .npz, not as 'circuit.pt'
-          fix: circuit.save("circuit.npz")
-        """,
-    ):
-        circuit.save(tmp_path / "circuit.pt")
-    with refuses(
-        ResultsNotFound,
-        """
-        no saved circuit in 'TMP/none.npz'
-          fix: name the file that circuit.save(path) wrote
-        """,
-    ):
-        cp.Circuit.load(tmp_path / "none.npz")
-    path = scores.save(tmp_path / "scores.npz")
-    with refuses(
-        StoreCorrupt,
-        """
-        the circuit in 'TMP/scores.npz' cannot be read
-          why  it is 'causalpatch edge scores', not 'causalpatch circuit', schema 1
-          fix: write it again: circuit.save(path)
-        """,
-    ):
-        cp.Circuit.load(path)

@@ -11,12 +11,11 @@ from causalpatch.base.errors import (
     NoGap,
     NoGradient,
     PathError,
-    ResultsNotFound,
     SettingError,
     SiteUnsupported,
-    StoreCorrupt,
 )
 from causalpatch.pairs import Pair, Pairs
+from causalpatch.statistics import most_missed
 from causalpatch.testing.tiny import tiny_model
 from toys import Chain, opened, prompts, vectors
 
@@ -93,37 +92,13 @@ def test_answers_of_several_tokens_are_not_scored(experiment, refuses):
             call()
 
 
-def test_methods_rules_and_steps_are_named(experiment, refuses):
+def test_steps_and_cells_that_cannot_be_integrated_are_named(experiment, refuses):
     for call, text in (
-        (
-            lambda: cp.attribute(experiment, "z", "saliency"),
-            """
-            unknown method 'saliency' for scores
-              known  atp, ig, ig-activations, clean-corrupted, atp*, relp
-              fix: method="atp"
-            """,
-        ),
-        (
-            lambda: cp.attribute_edges(experiment, "acdc"),
-            """
-            unknown method 'acdc' for scores of edges
-              known  eap, eap-ig, eap-ig-activations, clean-corrupted
-              fix: method="eap-ig"
-            """,
-        ),
         (
             lambda: cp.attribute(experiment, "z", "ig", steps=0),
             """
             gradients cannot be integrated in 0 steps
               fix: steps=5
-            """,
-        ),
-        (
-            lambda: cp.attribute(experiment, "z", "ig", rule="left"),
-            """
-            unknown rule 'left'
-              known  midpoint, eap-ig
-              fix: rule="midpoint"
             """,
         ),
         (
@@ -337,43 +312,128 @@ def test_edges_are_named_as_the_graph_names_them(experiment, refuses):
             call()
 
 
-def test_files_of_scores_are_what_they_say(experiment, refuses, tmp_path):
+def test_scores_are_confirmed_in_their_own_setting(experiment, refuses):
+    scores, edges = cp.attribute(experiment, "z"), cp.attribute_edges(experiment, "eap", positions=True)
+    other = cp.Experiment(cp.open_model(tiny_model("llama")), experiment.pairs)
+    walked = cp.attribute(experiment, "resid_pre")
+    shorter = cp.Experiment(experiment.model, prompts(([1, 2], [1, 4])))
+    own, given = (each.model.content_hash[:12] for each in (experiment, other))
+    with refuses(
+        ModelUnsupported,
+        f"""
+        scores are confirmed in the model that they are of
+          of     'GPT2LMHeadModel', weights {own}
+          given  'LlamaForCausalLM', weights {given}
+          fix: open that model, or score this one
+        """,
+    ):
+        cp.confirm_scores(other, scores)
+    for call, text in (
+        (
+            lambda: cp.confirm_scores(experiment.turned("noise"), scores),
+            """
+            scores and exact effects are of different directions
+              scores      denoise
+              experiment  noise
+              fix: confirm_scores(experiment.turned("denoise"), scores)
+            """,
+        ),
+        (
+            lambda: cp.confirm_scores(experiment.measuring("log_probability"), scores),
+            """
+            scores and exact effects are of different metrics
+              scores      logit_difference
+              experiment  log_probability
+              fix: confirm_scores(experiment.measuring("logit_difference"), scores)
+            """,
+        ),
+        (
+            lambda: cp.confirm_scores(shorter, walked),
+            """
+            the scores of 'resid_pre.*' stand on another grid than this experiment has
+              scores      layer 2 x position 3
+              experiment  layer 2 x position 2
+              fix: score it by the same experiment, or at a named position: attribute(experiment, 'resid_pre@-1')
+            """,
+        ),
+        (
+            lambda: edges.confirm(),
+            """
+            edges are interchanged at all positions, and these scores tell positions apart
+              fix: scores.over_positions().confirm(…)
+            """,
+        ),
+        (
+            lambda: cp.Scores(scores.values, scores.coordinates, ["pair 0"], scores.provenance).confirm(),
+            """
+            scores that were read from a file, or made by hand, do not know their experiment
+              fix: name it: cp.confirm_scores(experiment, scores, top=50, random_sample=100)
+            """,
+        ),
+    ):
+        with refuses(SettingError, text):
+            call()
+
+
+def test_numbers_to_confirm_are_possible(experiment, refuses):
     scores = cp.attribute(experiment, "z")
+    for asked, wrong in (
+        ({"top": -1}, "top=-1"),
+        ({"random_sample": -3}, "random_sample=-3"),
+        ({"delta": -0.1}, "delta=-0.1"),
+        ({"top": 0, "random_sample": 0}, "top=0, random_sample=0"),
+    ):
+        with refuses(
+            SettingError,
+            f"""
+            scores cannot be confirmed with {wrong}
+              allowed  0 or more, not both 0
+              fix: top=50, random_sample=100
+            """,
+        ):
+            scores.confirm(**asked)
     with refuses(
         SettingError,
         """
-        scores are saved as .npz, not as 'scores.json'
-          fix: scores.save("scores.npz")
+        a bound cannot hold with probability 95
+          allowed  above .5, below 1
+          fix: level=0.95
         """,
     ):
-        scores.save(tmp_path / "scores.json")
+        scores.confirm(level=95)
     with refuses(
-        ResultsNotFound,
+        SettingError,
         """
-        no saved scores in 'TMP/none.npz'
-          fix: name the file that scores.save(path) wrote
+        there cannot be at most -1 components
+          fix: at_most=20
         """,
     ):
-        cp.Scores.load(tmp_path / "none.npz")
-    path = scores.save(tmp_path / "scores.npz")
+        scores.confirm(top=2, at_most=-1)
     with refuses(
-        StoreCorrupt,
+        SettingError,
         """
-        the scores in 'TMP/scores.npz' cannot be read
-          why  it is 'causalpatch scores', not 'causalpatch edge scores', schema 1
-          fix: write them again: scores.save(path)
+        a sample does not belong to its strata
+          sizes    [10]
+          sampled  [4]
+          found    [5]
+          fix: give for each stratum its size, how many were drawn, and how many of these were found
         """,
     ):
-        cp.EdgeScores.load(path)
-    with np.load(path) as file:
-        held = {name: file[name] for name in file.files}
-    np.savez(path, **{**held, "values": held["values"] + 1})
+        most_missed([10], [4], [5])
+
+
+def test_recall_is_known_within_the_top(refuses):
+    model = cp.open_model(tiny_model("gpt2"))
+    pairs = prompts(([1, 2, 3], [1, 4, 3]))
+    if cp.Experiment(model, pairs).baseline.clean < cp.Experiment(model, pairs).baseline.corrupt:
+        pairs = prompts(([1, 2, 3], [1, 4, 3]), answer=6, wrong=5)
+    found = cp.attribute(cp.Experiment(model, pairs), "z").confirm(top=3, random_sample=2)
     with refuses(
-        StoreCorrupt,
+        SettingError,
         """
-        the scores in 'TMP/scores.npz' cannot be read
-          why  it was changed after it was written
-          fix: write them again: scores.save(path)
+        recall at 4 is not known
+          top  3 components
+          fix: recall_at(3)
         """,
     ):
-        cp.Scores.load(path)
+        found.recall_at(4)

@@ -45,6 +45,38 @@ CALLS = {
           fix: by="importance"
         """,
     ),
+    'cp.attribute(experiment, "z", "saliency")': (
+        "SettingError",
+        """
+        unknown method 'saliency' for scores
+          known  atp, ig, ig-activations, clean-corrupted, atp*, relp
+          fix: method="atp"
+        """,
+    ),
+    'cp.attribute_edges(experiment, "acdc")': (
+        "SettingError",
+        """
+        unknown method 'acdc' for scores of edges
+          known  eap, eap-ig, eap-ig-activations, clean-corrupted
+          fix: method="eap-ig"
+        """,
+    ),
+    'cp.attribute(experiment, "z", "ig", rule="left")': (
+        "SettingError",
+        """
+        unknown rule 'left'
+          known  midpoint, eap-ig
+          fix: rule="midpoint"
+        """,
+    ),
+    'cp.read_graph("graph.json", model, of="loss function")': (
+        "SettingError",
+        """
+        graph files hold no scores of 'loss function'
+          known  loss, metric
+          fix: of="loss"
+        """,
+    ),
     'cp.Experiment(model, pairs, direction="denoising")': (
         "SettingError",
         """

@@ -94,6 +94,13 @@ def test_a_wrong_type_raises_in_sweeps():
         cp.sweep("experiment", "z")
 
 
+def test_a_wrong_type_raises_in_attribution():
+    with pytest.raises(TypeCheckError):
+        cp.attribute("experiment", "z")
+    with pytest.raises(TypeCheckError):
+        cp.confirm_scores("experiment", "scores")
+
+
 def test_a_wrong_shape_raises_in_subspaces():
     with pytest.raises(TypeCheckError):
         cp.subspaces.interchange.refuse_shared(np.zeros((2, 7), dtype=np.uint8), "one", PAIRS)

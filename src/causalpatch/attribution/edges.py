@@ -18,18 +18,19 @@ References:
 """
 
 import time
+from functools import partial
 from typing import Any, Literal, get_args
 
+from causalpatch.attribution.confirm import confirm_scores
 from causalpatch.base.collector import undisturbed
-from causalpatch.base.errors import ModelUnsupported, SettingError
+from causalpatch.base.errors import SettingError
 from causalpatch.engine.edge_slopes import EdgeSlopes
 from causalpatch.engine.gauge import Gauge
-from causalpatch.engine.senders import Senders
 from causalpatch.engine.slopes import Points, Rule
 from causalpatch.engine.wiring import graph_of, wiring_of
 from causalpatch.experiment import Experiment
+from causalpatch.experiment.edges import job_of_senders, require_no_source_model
 from causalpatch.experiment.provenance import describe_setup, notes_on
-from causalpatch.patches import Intervention, Patch
 from causalpatch.results.edge_scores import EdgeScores
 from causalpatch.results.provenance import describe_program
 
@@ -82,8 +83,7 @@ def attribute_edges(
         started = time.perf_counter()
         graph = graph_of(experiment.model)
         points = _points(experiment, method, steps, rule)
-        sites = Senders.sites(graph.n_layers)
-        job = experiment.job([Intervention(tuple(Patch(site) for site in sites))])
+        job = job_of_senders(experiment)
         wiring = wiring_of(experiment.model, experiment.pairs)
         gauge = Gauge(experiment.metrics[:1], experiment.pairs, experiment.model)
         slopes = EdgeSlopes(job, gauge, wiring, points, by_position=positions, own=method == "eap-ig-activations")
@@ -112,7 +112,8 @@ def attribute_edges(
         "cost": {**vars(sums.cost), "seconds": round(time.perf_counter() - started, 3)},
     }
     total = sums.total / n_pairs
-    return EdgeScores(graph, total if positions else total[0], record, labels)
+    scores = EdgeScores(graph, total if positions else total[0], record, labels)
+    return scores.confirmed_by(partial(confirm_scores, experiment))
 
 
 def _check(experiment: Experiment, method: str) -> None:
@@ -122,12 +123,11 @@ def _check(experiment: Experiment, method: str) -> None:
             facts=[("known", ", ".join(get_args(EdgeMethod)))],
             fix='method="eap-ig"',
         )
-    if experiment.source_model is not None:
-        raise ModelUnsupported(
-            "edges cannot take values from another model's runs",
-            facts=[("why", "what a head sends depends on its own output projection")],
-            fix="leave source_model= out, or take scores of nodes: attribute(experiment, 'z')",
-        )
+    require_no_source_model(
+        experiment,
+        "edges cannot take values from another model's runs",
+        "leave source_model= out, or take scores of nodes: attribute(experiment, 'z')",
+    )
 
 
 def _points(experiment: Experiment, method: str, steps: int, rule: Rule) -> Points:

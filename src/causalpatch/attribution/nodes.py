@@ -20,10 +20,12 @@ References:
 import itertools
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, get_args, overload
 
 import numpy as np
 
+from causalpatch.attribution.confirm import confirm_scores
 from causalpatch.base.collector import undisturbed
 from causalpatch.base.errors import SettingError
 from causalpatch.engine.gauge import Gauge
@@ -229,7 +231,8 @@ class _Asked:
             table = np.moveaxis(table, range(len(order)), [list(axes).index(axis) for axis in order])
         else:
             table = values[:, 0].reshape(*shape, len(pairs))
-        return Scores(table, axes, [pair.id for pair in pairs], record, dict(grid.labels))
+        scores = Scores(table, axes, [pair.id for pair in pairs], record, dict(grid.labels))
+        return scores.confirmed_by(partial(confirm_scores, self.experiment))
 
     def _record(self, wanted: Site | SiteSet, grid: Grid, base: np.ndarray, source: np.ndarray) -> dict[str, Any]:
         experiment = self.experiment

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from causalpatch.results.score_words import unit_of
 from causalpatch.results.words import counted
 from causalpatch.sites.graph import KINDS, Graph
 
-_FORMAT = "causalpatch circuit"
 _SHOWN = 12  # edges that a printed circuit names
 CIRCUIT, COMPLEMENT = (
     "circuit: its edges intact, all others ablated",
@@ -31,7 +29,7 @@ CIRCUIT, COMPLEMENT = (
 
 
 @dataclass(frozen=True, eq=False)
-class Circuit:
+class Circuit(arrays.Saved):
     """Edges of a model, and how they were found; nothing in it can be changed.
 
     Args:
@@ -50,6 +48,8 @@ class Circuit:
         >>> circuit.edges()
         ['a0.h2 -> a1.h1<v>', 'a3.h2 -> logits']
     """
+
+    format = "causalpatch circuit"
 
     graph: Graph
     mask: np.ndarray
@@ -184,24 +184,11 @@ class Circuit:
         title = f"{self.n_edges:,} of {counted(self.graph.n_edges, 'edge')}: {self.method}"
         return drawing.draw(self.graph, edges, values, title=title, lines=lines)
 
-    def save(self, path: str | Path) -> Path:
-        """Write the circuit and its record into one file.
-
-        Args:
-            path: Ends in ``.npz``; folders are made where they are missing.
-        """
-        about = {"graph": [self.graph.n_layers, self.graph.n_heads, self.graph.is_parallel], "record": self.record}
-        return arrays.write(Path(path), _FORMAT, {"edges": np.argwhere(self.mask)}, about)
+    def _parts(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        return {"edges": np.argwhere(self.mask)}, {"graph": self.graph.plain(), "record": self.record}
 
     @classmethod
-    def load(cls, path: str | Path) -> Circuit:
-        """Read a circuit that ``save`` wrote.
-
-        Raises:
-            ResultsNotFound: There is no such file.
-            StoreCorrupt: It is no such file, or was changed since.
-        """
-        held, about = arrays.read(Path(path), _FORMAT)
+    def _of_parts(cls, held: dict[str, np.ndarray], about: dict[str, Any]) -> Circuit:
         graph = Graph(*about["graph"])
         return cls(graph, graph.mask(map(tuple, held["edges"].tolist())), about["record"])
 

@@ -1,5 +1,6 @@
 """Commands on edges: score nodes or edges, find a circuit on half of the pairs, evaluate it on the other half."""
 
+import itertools
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,7 +10,7 @@ import causalpatch as cp
 from causalpatch.base.errors import SettingError
 from causalpatch.cli import show as view
 from causalpatch.cli.options import Device, Direction, First, Json, ModelName, OneMetric, Out, PairsName, Top, Where
-from causalpatch.cli.requests import metric_of_task, selected
+from causalpatch.cli.requests import metric_of_task, prepared
 
 Scored = Annotated[
     Literal["eap", "eap-ig", "eap-ig-activations", "clean-corrupted"],
@@ -31,6 +32,10 @@ def attribute(  # noqa: PLR0913 - each argument is an option that a person types
         str | None, typer.Option("--method", help="Edges: eap-ig, eap, …; nodes: atp, ig, atp*, relp, ….")
     ] = None,
     steps: Steps = 5,
+    confirm: Annotated[
+        int | None, typer.Option("--confirm", min=0, help="Patch the N largest exactly, and a sample of the others.")
+    ] = None,
+    sample: Annotated[int, typer.Option("--sample", min=0, help="How many of the others are drawn, by score.")] = 100,
     metric: OneMetric = None,
     direction: Direction = "denoise",
     where: Where = None,
@@ -40,21 +45,29 @@ def attribute(  # noqa: PLR0913 - each argument is an option that a person types
     top: Top = 10,
     as_json: Json = False,
 ) -> None:
-    """Score edges, or nodes, by gradients: approximate, from a few runs for all of them."""
-    opened = cp.open_model(model, device=device)
-    loaded = selected(cp.load_pairs(pairs, opened), where, first)
+    """Score edges, or nodes, by gradients: approximate, from a few runs for all of them; --confirm patches some."""
+    opened, loaded = prepared(model, pairs, where, first, device=device)
     experiment = cp.Experiment(opened, loaded, metric=metric or metric_of_task(pairs), direction=direction)
     asked: dict[str, Any] = {"steps": steps, **({"method": method} if method else {})}
     found: dict[str, Any]
     found = cp.attribute(experiment, site, **asked) if site else {"edges": cp.attribute_edges(experiment, **asked)}
-    files = {name: str(each.save(out / f"{view.file_name(name)}.npz")) for name, each in found.items()} if out else {}
+    files = {name: [str(each.save(out / f"{view.file_name(name)}.npz"))] for name, each in found.items()} if out else {}
+    confirmed = {} if confirm is None else {name: each.confirm(confirm, sample) for name, each in found.items()}
+    if out:
+        for name, each in confirmed.items():
+            stem = f"{view.file_name(name)}-confirmed"
+            files[name].append(str(each.save(out / f"{stem}.npz")))
+            files[name] += [str(each.plot().save(out / f"{stem}.{ending}")) for ending in ("svg", "png", "csv")]
     if as_json:
         tables = {name: each.top(top).to_dataframe().to_dict("records") for name, each in found.items()}
-        view.json_object({"scores": tables, "files": files})
+        said = {name: {**each.summary().iloc[0], "notes": each.notes} for name, each in confirmed.items()}
+        view.json_object({"scores": tables, **({"confirmed": said} if confirmed else {}), "files": files})
         return
-    for each in found.values():
+    for name, each in found.items():
         view.text(str(each.top(top)))
-    for path in files.values():
+        if name in confirmed:
+            view.text(f"\n{confirmed[name]}")
+    for path in itertools.chain.from_iterable(files.values()):
         view.text(f"wrote {path}")
 
 
@@ -88,8 +101,7 @@ def discover(  # noqa: PLR0913 - each argument is an option that a person types
             facts=[("asked", f"{method}, threshold {threshold}, edges {n_edges or fraction}")],
             fix="--method acdc --threshold 0.1, or --method top --n-edges 20",
         )
-    opened = cp.open_model(model, device=device)
-    loaded = selected(cp.load_pairs(pairs, opened), where, first)
+    opened, loaded = prepared(model, pairs, where, first, device=device)
     half = loaded if all_pairs else loaded.split()[0]
     experiment = cp.Experiment(opened, half, metric=metric or metric_of_task(pairs))
     scores = None
@@ -138,8 +150,7 @@ def evaluate(  # noqa: PLR0913 - each argument is an option that a person types
     as_json: Json = False,
 ) -> None:
     """Run the model with nothing but a circuit, beside its complement and random circuits, on held-out pairs."""
-    opened = cp.open_model(model, device=device)
-    loaded = selected(cp.load_pairs(pairs, opened), where, first)
+    opened, loaded = prepared(model, pairs, where, first, device=device)
     found_on, held_out = (loaded, loaded) if all_pairs else loaded.split()
     chosen = metric or metric_of_task(pairs)
     what: Any = cp.Circuit.load(circuit) if circuit else None

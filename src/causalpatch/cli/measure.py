@@ -29,6 +29,7 @@ from causalpatch.cli.requests import (
     finish,
     joined_by_plus,
     metric_of_task,
+    prepared,
     run_until_stopped,
     selected,
     show_plans,
@@ -143,8 +144,7 @@ def trace(  # noqa: PLR0913 - each argument is an option that a person types
     as_json: Json = False,
 ) -> None:
     """Trace causally, as in ROME: noise the subject, or use the pairs, and restore clean states one by one."""
-    opened = cp.open_model(model, device=device)
-    loaded = selected(cp.load_pairs(pairs, opened), where, first)
+    opened, loaded = prepared(model, pairs, where, first, device=device)
     experiment = cp.Experiment(opened, loaded, metric=metric or metric_of_task(pairs))
     asked: dict[str, Any] = {**({"by": by} if by else {}), **({"kind": kind} if kind else {})}
     found = cp.trace(experiment, span, window, draws=draws, **asked)
@@ -188,8 +188,7 @@ def paths(  # noqa: PLR0913 - each argument is an option that a person types
     as_json: Json = False,
 ) -> None:
     """Patch paths: what one component sends to another one, all else frozen, and what that does."""
-    opened = cp.open_model(model, device=device)
-    loaded = selected(cp.load_pairs(pairs, opened), where, first)
+    opened, loaded = prepared(model, pairs, where, first, device=device)
     loaded = loaded.align(align) if align else loaded
     experiment = cp.Experiment(opened, loaded, metric=metric or [metric_of_task(pairs)], direction=direction)
     asked: dict[str, Any] = {"recompute_mlps": recompute_mlps}
@@ -265,8 +264,7 @@ def lens(  # noqa: PLR0913 - each argument is an option that a person types
     as_json: Json = False,
 ) -> None:
     """Read the answer layer by layer and who wrote it (logit lens, direct logit attribution), beside a sweep."""
-    opened = cp.open_model(model, dtype=dtype, device=device)
-    loaded = selected(cp.load_pairs(pairs, opened), where, first)
+    opened, loaded = prepared(model, pairs, where, first, dtype=dtype, device=device)
     experiment = cp.Experiment(opened, loaded, metric=metric or metric_of_task(pairs), direction=direction)
     read = cp.logit_lens(experiment)
     parts = None if by == "none" else cp.direct_logit_attribution(experiment, by, side=side)

@@ -6,6 +6,7 @@ from typing import Any
 
 import typer
 
+import causalpatch as cp
 from causalpatch.base.errors import SettingError
 from causalpatch.base.extras import lazy
 from causalpatch.cli import show as view
@@ -62,6 +63,12 @@ def show_plans(plans: dict[str, Any], as_json: bool) -> None:
     for name, plan in plans.items():
         view.heading(name)
         view.text(str(plan))
+
+
+def prepared(model: str, pairs: str, where: list[str] | None, first: int | None, **how: Any) -> tuple[Any, Any]:
+    """Return the model that a name opens, and of the pairs those that are asked for."""
+    opened = cp.open_model(model, **how)
+    return opened, selected(cp.load_pairs(pairs, opened), where, first)
 
 
 def selected(pairs: Any, where: list[str] | None, first: int | None) -> Any:

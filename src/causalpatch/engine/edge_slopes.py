@@ -29,7 +29,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causalpatch.base.errors import ModelUnsupported, SiteUnsupported
-from causalpatch.engine.batches import in_batches
 from causalpatch.engine.chains import Chain
 from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.job import Cost, Job, batches_of_pairs
@@ -42,8 +41,8 @@ from causalpatch.engine.slopes import (
     Meeting,
     Points,
     columns_of,
+    measured_in_batches,
     moved_to,
-    no_gradient,
     require_slope,
     take_slopes,
 )
@@ -112,15 +111,9 @@ class EdgeSlopes:
             PairError: Prompts of unequal lengths have no alignment.
         """
         require_slope(self.job, self.gauge, self.points)
-        values = {name: np.zeros(len(self.job.pairs)) for name in ("base", "source")}
-        steepest = 0.0
-        for batch, slope in in_batches(self.job, self._batches(), self._measure):
-            steepest = max(steepest, slope)
-            for name, found in values.items():
-                found[batch.indices] = batch.values[name][0]
-        if steepest == 0:
-            raise no_gradient(self.gauge.metrics[0].name, "its gradient is 0 at every input of every component")
-        return EdgeSums(self.total.cpu().numpy(), values["base"], values["source"], self.cost)
+        where = "input of every component"
+        found = measured_in_batches(self.job, self.gauge, self._batches(), self._measure, where)
+        return EdgeSums(self.total.cpu().numpy(), found["base"], found["source"], self.cost)
 
     def _measure(self, indices: np.ndarray) -> tuple[Untouched, float]:
         """Add the scores of some pairs, or nothing where memory runs out; return their runs and the largest slope."""

@@ -30,7 +30,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causalpatch.base.errors import SiteUnsupported
-from causalpatch.engine.batches import in_batches
 from causalpatch.engine.before import Before
 from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.gradient import differentiable
@@ -47,8 +46,8 @@ from causalpatch.engine.slopes import (
     columns_of,
     forward_with,
     input_port,
+    measured_in_batches,
     moved_to,
-    no_gradient,
     require_one_stream,
     require_slope,
     take_slopes,
@@ -154,14 +153,8 @@ class NodeSlopes:
         """
         require_slope(self.job, self.gauge, self.points)
         self._require_doors()
-        found = {name: np.zeros(len(self.job.pairs)) for name in ("base", "source")}
-        steepest = 0.0
-        for batch, slope in in_batches(self.job, batches_of_pairs(self.job), self._measure):
-            steepest = max(steepest, slope)
-            for name, values in found.items():
-                values[batch.indices] = batch.values[name][0]
-        if steepest == 0:
-            raise no_gradient(self.gauge.metrics[0].name, "its gradient is 0 at every site that was asked for")
+        where = "site that was asked for"
+        found = measured_in_batches(self.job, self.gauge, batches_of_pairs(self.job), self._measure, where)
         return NodeSums(self.values, found["base"], found["source"], self.cost)
 
     def _measure(self, indices: np.ndarray) -> tuple[Untouched, float]:

@@ -8,7 +8,7 @@ whatever kind of weights there is.
 the first layer, or an array itself, is moved there; one point at 0 is the base run. Slopes are averaged over points.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from causalpatch.base.errors import MetricError, ModelUnsupported, NoGradient, NotFinite, SettingError
+from causalpatch.engine.batches import in_batches
 from causalpatch.engine.capture import inputs_of
 from causalpatch.engine.gauge import Gauge, Run
 from causalpatch.engine.gradient import differentiable
@@ -164,6 +165,36 @@ def require_slope(job: Job, gauge: Gauge, points: Points) -> None:
         )
     if "base" in metric.compares and not any(points.shares):
         raise no_gradient(metric.name, "it compares with the base run, where its slope is taken: it is smallest there")
+
+
+def measured_in_batches(
+    job: Job,
+    gauge: Gauge,
+    batches: Iterator[np.ndarray],
+    measure: Callable[[np.ndarray], tuple[Untouched, float]],
+    where: str,
+) -> dict[str, Float[np.ndarray, " pair"]]:
+    """Score pairs batch by batch, and return the metric of each pair's base and source run.
+
+    Args:
+        job: The job.
+        gauge: The metric.
+        batches: Numbers of the pairs that go together.
+        measure: Scores some pairs; gives their untouched runs and the largest slope.
+        where: Where slopes are taken, for the message.
+
+    Raises:
+        NoGradient: The slope of the metric is 0 everywhere.
+    """
+    found = {name: np.zeros(len(job.pairs)) for name in ("base", "source")}
+    steepest = 0.0
+    for batch, slope in in_batches(job, batches, measure):
+        steepest = max(steepest, slope)
+        for name, values in found.items():
+            values[batch.indices] = batch.values[name][0]
+    if steepest == 0:
+        raise no_gradient(gauge.metrics[0].name, f"its gradient is 0 at every {where}")
+    return found
 
 
 def no_gradient(name: str, why: str) -> NoGradient:

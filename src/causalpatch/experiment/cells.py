@@ -40,21 +40,34 @@ class Grid:
 
     def interventions(self, value: Value | None, align: Alignment | None) -> list[Intervention]:
         """Return one intervention per cell, in row-major order."""
-        made = []
-        for coordinates in itertools.product(*self.axes.values()):
-            cell = dict(zip(self.axes, coordinates, strict=True))
-            column = cell.get("position")
-            put = self.values(cell, value)
-            patches = tuple(Patch(site, put, align, column) for site in self.sites(cell))
-            name = ", ".join(f"{axis} {coordinate}" for axis, coordinate in cell.items())
-            if not patches:
-                raise SettingError(
-                    f"there is no site at {name}",
-                    facts=[(axis, f"{len(values)} of them") for axis, values in self.axes.items()],
-                    fix="sweep modules of one size together, or name the units that all of them have, such as #0:8",
-                )
-            made.append(Intervention((*self.frozen, *patches), name))
-        return made
+        return [
+            self.intervention(dict(zip(self.axes, coordinates, strict=True)), value, align)
+            for coordinates in itertools.product(*self.axes.values())
+        ]
+
+    def intervention(
+        self, cell: dict[str, Any], value: Value | None = None, align: Alignment | None = None
+    ) -> Intervention:
+        """Return the intervention of one cell.
+
+        Args:
+            cell: Its coordinate on each axis.
+            value: What is put in; None for the source run's.
+            align: How spans of unequal lengths meet.
+
+        Raises:
+            SettingError: There is no site in the cell.
+        """
+        put, column = self.values(cell, value), cell.get("position")
+        patches = tuple(Patch(site, put, align, column) for site in self.sites(cell))
+        name = ", ".join(f"{axis} {coordinate}" for axis, coordinate in cell.items())
+        if not patches:
+            raise SettingError(
+                f"there is no site at {name}",
+                facts=[(axis, f"{len(values)} of them") for axis, values in self.axes.items()],
+                fix="sweep modules of one size together, or name the units that all of them have, such as #0:8",
+            )
+        return Intervention((*self.frozen, *patches), name)
 
 
 def grid_of(experiment: Experiment, wanted: Site | SiteSet, over: str | Sequence[str] | None) -> Grid:

@@ -1,10 +1,11 @@
 """The record that goes with every number of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from causalpatch.base.errors import ModelUnsupported
 from causalpatch.engine import Role, Target
 from causalpatch.experiment.reference import Reference
 from causalpatch.metrics import Metric
@@ -36,6 +37,28 @@ def describe_setup(model: Model, pairs: Pairs, metrics: Sequence[Metric], direct
         **({"generates": generates} if generates else {}),
         "seed": seed,
     }
+
+
+def require_same_model(model: Model, record: Mapping[str, Any], what: str) -> None:
+    """Make sure that a model is the one that something was computed in.
+
+    Args:
+        model: The model.
+        record: Name and hash of the one that it was computed in.
+        what: What is done with the same model alone.
+
+    Raises:
+        ModelUnsupported: It has other weights.
+    """
+    if record["hash"] != model.content_hash:
+        raise ModelUnsupported(
+            what,
+            facts=[
+                ("of", f"'{record['name']}', weights {record['hash'][:12]}"),
+                ("given", f"'{model.name}', weights {model.content_hash[:12]}"),
+            ],
+            fix="open that model, or score this one",
+        )
 
 
 def describe_source(source_model: Model | None) -> dict[str, Any]:

@@ -6,9 +6,11 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -16,6 +18,43 @@ from causalpatch.base.errors import ResultsNotFound, SettingError, StoreCorrupt
 
 _SCHEMA = "1"
 _ENTRY = "about"
+
+
+class Saved(ABC):
+    """Results that are arrays and a record, written into one file and read again."""
+
+    format: ClassVar[str]
+    """What the file is, in words; the last one is what messages call it."""
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything into one file.
+
+        Args:
+            path: Ends in ``.npz``; folders are made where they are missing.
+
+        Raises:
+            SettingError: It has another ending.
+        """
+        return write(Path(path), self.format, *self._parts())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what ``save`` wrote.
+
+        Raises:
+            ResultsNotFound: There is no such file.
+            StoreCorrupt: It is no such file, or was changed since.
+        """
+        return cls._of_parts(*read(Path(path), cls.format))
+
+    @abstractmethod
+    def _parts(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Return the arrays by name, and all else as plain data."""
+
+    @classmethod
+    @abstractmethod
+    def _of_parts(cls, held: dict[str, np.ndarray], about: dict[str, Any]) -> Self:
+        """Return what some parts are of."""
 
 
 def write(path: Path, kind: str, held: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Path:
@@ -36,15 +75,25 @@ def write(path: Path, kind: str, held: Mapping[str, np.ndarray], about: Mapping[
         raise SettingError(f"{verb} saved as .npz, not as '{path.name}'", fix=f'{noun}.save("{path.stem}.npz")')
     content = json.dumps(about, sort_keys=True)
     head = {"format": kind, "schema": _SCHEMA, "content": content, "sha256": _digest(content, held)}
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **{_ENTRY: np.array(json.dumps(head, sort_keys=True)), **held})  # type: ignore[arg-type]
+    return path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path to write to, which takes the place of another one when all is written.
+
+    Args:
+        path: Where the file shall be; folders are made where they are missing.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
-            np.savez_compressed(file, **{_ENTRY: np.array(json.dumps(head, sort_keys=True)), **held})  # type: ignore[arg-type]
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    return path
 
 
 def read(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

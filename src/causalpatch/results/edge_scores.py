@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from causalpatch.base.errors import PathError, SettingError
 from causalpatch.base.extras import lazy
-from causalpatch.results import arrays
+from causalpatch.results.confirmation import Confirmable
 from causalpatch.results.score_words import importance_of, unit_of
 from causalpatch.results.top import TopTable
 from causalpatch.sites.graph import Graph
@@ -22,10 +21,8 @@ else:
     pd = lazy("pandas")
     xr = lazy("xarray")
 
-_FORMAT = "causalpatch edge scores"
 
-
-class EdgeScores:
+class EdgeScores(Confirmable):
     """An approximate effect for every edge of a model, by gradients; never called effect.
 
     Args:
@@ -35,6 +32,8 @@ class EdgeScores:
         provenance: How they came to be.
         labels: Labels of positions.
     """
+
+    format = "causalpatch edge scores"
 
     def __init__(
         self, graph: Graph, values: np.ndarray, provenance: Mapping[str, Any], labels: Sequence[str] | None = None
@@ -69,7 +68,7 @@ class EdgeScores:
         """Return the scores summed over positions."""
         if not self.has_positions:
             return self
-        return EdgeScores(self.graph, self.values.sum(0), self.provenance)
+        return EdgeScores(self.graph, self.values.sum(0), self.provenance).confirmed_by(self._confirms)
 
     def top(self, k: int = 10, *, by: str = "magnitude") -> TopTable:
         """Return the edges with the largest scores, as a table.
@@ -134,30 +133,13 @@ class EdgeScores:
     def _model(self) -> str:
         return f"'{self.provenance.get('model', {}).get('name', '')}'"
 
-    def save(self, path: str | Path) -> Path:
-        """Write the scores and their record into one file.
-
-        Args:
-            path: Ends in ``.npz``; folders are made where they are missing.
-        """
-        about = {
-            "graph": [self.graph.n_layers, self.graph.n_heads, self.graph.is_parallel],
-            "labels": self.labels,
-            "provenance": self.provenance,
-        }
-        return arrays.write(Path(path), _FORMAT, {"values": self.values}, about)
+    def _parts(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        about = {"graph": self.graph.plain(), "labels": self.labels, "provenance": self.provenance}
+        return {"values": self.values}, about
 
     @classmethod
-    def load(cls, path: str | Path) -> EdgeScores:
-        """Read scores that ``save`` wrote.
-
-        Raises:
-            ResultsNotFound: There is no such file.
-            StoreCorrupt: It is no such file, or was changed since.
-        """
-        held, about = arrays.read(Path(path), _FORMAT)
-        n_layers, n_heads, is_parallel = about["graph"]
-        return cls(Graph(n_layers, n_heads, is_parallel), held["values"], about["provenance"], about["labels"])
+    def _of_parts(cls, held: dict[str, np.ndarray], about: dict[str, Any]) -> Self:
+        return cls(Graph(*about["graph"]), held["values"], about["provenance"], about["labels"])
 
     def _labelled(self, name: str, values: np.ndarray) -> xr.DataArray:
         coordinates: dict[str, Any] = {"sender": self.graph.sender_labels, "receiver": self.graph.receiver_labels}

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -32,12 +31,11 @@ if TYPE_CHECKING:
 else:
     pd = lazy("pandas")
 
-_FORMAT = "causalpatch evaluation"
 CIRCUIT, COMPLEMENT, RANDOM = "circuit", "complement", "random"
 DELTA = 0.1  # f within 1 +- delta is called faithful, and a complement up to delta empty, unless another is given
 
 
-class Evaluation:
+class Evaluation(arrays.Saved):
     """Runs of circuits, their complements and random circuits, on every pair.
 
     Args:
@@ -49,6 +47,8 @@ class Evaluation:
         group: Independent component of each pair.
         provenance: How they came to be.
     """
+
+    format = "causalpatch evaluation"
 
     def __init__(
         self,
@@ -267,24 +267,12 @@ class Evaluation:
             lines.append(f"no intervals: {self.intervals(level=level)[0].note}")
         return curves.faithfulness(self.summary(level=level), title=self._title, lines=lines, level=level)
 
-    def save(self, path: str | Path) -> Path:
-        """Write everything into one file.
-
-        Args:
-            path: Ends in ``.npz``; folders are made where they are missing.
-        """
+    def _parts(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         held = {"values": self.values, "clean": self.clean, "empty": self.empty, "group": self.group}
-        return arrays.write(Path(path), _FORMAT, held, {"runs": self.runs, "provenance": self.provenance})
+        return held, {"runs": self.runs, "provenance": self.provenance}
 
     @classmethod
-    def load(cls, path: str | Path) -> Evaluation:
-        """Read what ``save`` wrote.
-
-        Raises:
-            ResultsNotFound: There is no such file.
-            StoreCorrupt: It is no such file, or was changed since.
-        """
-        held, about = arrays.read(Path(path), _FORMAT)
+    def _of_parts(cls, held: dict[str, np.ndarray], about: dict[str, Any]) -> Self:
         return cls(about["runs"], provenance=about["provenance"], **held)
 
     @property

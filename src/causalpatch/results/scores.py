@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from causalpatch.base.errors import SettingError
 from causalpatch.base.extras import lazy
-from causalpatch.results import arrays
+from causalpatch.results.confirmation import Confirmable
 from causalpatch.results.score_words import importance_of, unit_of
 from causalpatch.results.top import TopTable
 
@@ -21,10 +20,8 @@ else:
     pd = lazy("pandas")
     xr = lazy("xarray")
 
-_FORMAT = "causalpatch scores"
 
-
-class Scores:
+class Scores(Confirmable):
     """An approximate effect for every cell of a grid, by gradients.
 
     Args:
@@ -34,6 +31,8 @@ class Scores:
         provenance: How they came to be.
         labels: Labels along axes, such as tokens along ``position``.
     """
+
+    format = "causalpatch scores"
 
     def __init__(
         self,
@@ -104,12 +103,7 @@ class Scores:
         index = pd.MultiIndex.from_product([*self.coordinates.values(), self.pair_ids], names=self.dims)
         return pd.DataFrame({"score": self.values.reshape(-1)}, index=index).reset_index()
 
-    def save(self, path: str | Path) -> Path:
-        """Write the scores and their record into one file.
-
-        Args:
-            path: Ends in ``.npz``; folders are made where they are missing.
-        """
+    def _parts(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         about = {
             "axes": {axis: list(map(_plain, held)) for axis, held in self.coordinates.items()},
             "order": list(self.coordinates),
@@ -117,17 +111,10 @@ class Scores:
             "labels": self.labels,
             "provenance": self.provenance,
         }
-        return arrays.write(Path(path), _FORMAT, {"values": self.values}, about)
+        return {"values": self.values}, about
 
     @classmethod
-    def load(cls, path: str | Path) -> Scores:
-        """Read scores that ``save`` wrote.
-
-        Raises:
-            ResultsNotFound: There is no such file.
-            StoreCorrupt: It is no such file, or was changed since.
-        """
-        held, about = arrays.read(Path(path), _FORMAT)
+    def _of_parts(cls, held: dict[str, np.ndarray], about: dict[str, Any]) -> Self:
         axes = {axis: about["axes"][axis] for axis in about["order"]}
         return cls(held["values"], axes, about["pairs"], about["provenance"], about["labels"])
 

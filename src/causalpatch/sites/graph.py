@@ -69,6 +69,10 @@ class Graph:
         """Number of receivers: queries, keys and values of heads, MLPs and the logits."""
         return self.n_layers * (3 * self.n_heads + 1) + 1
 
+    def plain(self) -> list[int | bool]:
+        """Return what makes it as plain data: ``Graph(*graph.plain())`` is the same."""
+        return [self.n_layers, self.n_heads, self.is_parallel]
+
     @property
     def shape(self) -> tuple[int, int]:
         """Senders and receivers."""
@@ -267,3 +271,14 @@ class Graph:
     def _unknown(self, text: str, what: str) -> PathError:
         known = {"sender": "embed  a0.h0  m0", "receiver": "a0.h0<q>  a0.h0<k>  a0.h0<v>  m0  logits"}[what]
         return PathError(f"{text!r} is not a {what} of the graph", facts=[("such as", known)], fix="name one of these")
+
+
+def ends_of(edge: str) -> tuple[str, str]:
+    """Return the components at both ends of an edge.
+
+    Examples:
+        >>> ends_of("m0 -> a1.h0<v>")
+        ('m0', 'a1.h0')
+    """
+    sender, _, receiver = edge.partition(" -> ")
+    return sender, receiver.partition("<")[0]

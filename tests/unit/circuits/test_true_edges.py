@@ -5,9 +5,9 @@ import torch
 
 from causalpatch.circuits.ground_truth import all_gates, all_programs, build, compile_program, linear
 from causalpatch.circuits.ground_truth.gates import LINEAR_EDGES
-from causalpatch.circuits.ground_truth.labels import edge_labels, receiver_labels, sender_labels
 from causalpatch.circuits.ground_truth.train import EdgewiseDecoder, train
 from causalpatch.circuits.ground_truth.trained import TRAINED, Recipe, load
+from causalpatch.sites.graph import Graph
 from oracle_truth import Small, largest_changes
 
 PROGRAMS = {program.name: program for program in (*all_programs(), *all_gates())}
@@ -113,8 +113,9 @@ def test_effects_in_the_linear_model_are_hand_numbers(seed):
 
 def test_labels_are_those_of_all_edges():
     small = Small(build(linear()))
-    assert set(small.edges()) == set(edge_labels(small.n_layers, small.n_heads))
-    assert len(edge_labels(12, 12)) == 32491  # GPT-2 small
+    graph = Graph(small.n_layers, small.n_heads)
+    assert set(small.edges()) == set(graph.names(graph.edges))
+    assert len(small.edges()) == graph.n_edges
 
 
 def answers_and_changes(module, program, n_couples=None):
@@ -169,7 +170,7 @@ def test_training_runs_edges_as_the_model_does():
     module = load(program, torch.float32)
     decoder, small = EdgewiseDecoder(module, Recipe()), Small(module)
     ids = torch.tensor(program.inputs())[[3, 40, 77]]
-    senders, receivers = sender_labels(2, 4), receiver_labels(2, 4)
+    senders, receivers = Graph(2, 4).sender_labels, Graph(2, 4).receiver_labels
     with torch.no_grad():
         logits, sends = decoder.run(ids)
         assert torch.allclose(logits, module(ids).logits, atol=1e-4)

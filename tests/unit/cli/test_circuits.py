@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from causalpatch import Circuit, EdgeScores, Evaluation
+from causalpatch import Circuit, Confirmation, EdgeScores, Evaluation
 from causalpatch.cli.main import main
 
 ASKED = ("zoo:stories", "ioi", "--first", "8", "--device", "cpu")
@@ -27,6 +27,22 @@ def test_edges_and_nodes_are_scored(capsys, tmp_path):
     code, out, _ = run(capsys, "attribute", *ASKED, "--site", "z@-1", "--top", 3, "--json")
     (rows,) = json.loads(out)["scores"].values()
     assert len(rows) == 3
+
+
+def test_scores_are_confirmed(capsys, tmp_path):
+    asked = ("attribute", *ASKED, "--site", "z", "--top", 2, "--confirm", 4, "--sample", 5)
+    code, out, _ = run(capsys, *asked, "--out", tmp_path)
+    assert code == 0
+    found = Confirmation.load(tmp_path / "z-confirmed.npz")
+    assert (int(found.is_top.sum()), int(found.sampled.sum())) == (4, 5)
+    assert str(found) in out
+    assert (tmp_path / "z-confirmed.svg").is_file()
+    code, out, _ = run(capsys, *asked, "--json")
+    said = json.loads(out)["confirmed"]["z"]
+    assert said["missed_at_most"] == found.missed_at_most
+    assert said["spearman"] == pytest.approx(found.summary()["spearman"][0])
+    code, out, _ = run(capsys, "attribute", *ASKED, "--method", "eap", "--confirm", 2, "--sample", 3)
+    assert "Scores of 479 edges (eap) against exact effects" in out
 
 
 def test_a_circuit_is_found_on_one_half_and_evaluated_on_the_other(capsys, tmp_path):

@@ -21,7 +21,6 @@ from causalpatch.base.seeds import generator
 from causalpatch.circuits.ground_truth.build import build
 from causalpatch.circuits.ground_truth.compiler import Ablation, compile_program
 from causalpatch.circuits.ground_truth.gates import LINEAR_EDGES, all_gates, linear
-from causalpatch.circuits.ground_truth.labels import edge_labels, ends, node_labels
 from causalpatch.circuits.ground_truth.language import Program, Redundant
 from causalpatch.circuits.ground_truth.programs import all_programs
 from causalpatch.circuits.ground_truth.trained import TRAINED, load
@@ -30,6 +29,7 @@ from causalpatch.metrics import Metric, Outputs, logit_difference
 from causalpatch.metrics import metric as wrapped
 from causalpatch.models import Model, open_model
 from causalpatch.pairs import Pair, Pairs
+from causalpatch.sites.graph import Graph, ends_of
 
 Form = Literal["plain", "hidden", "trained"]
 Direction = Literal["denoise", "noise"]
@@ -76,19 +76,23 @@ class Case:
     redundant: Redundant | None
 
     @cached_property
+    def _graph(self) -> Graph:
+        return Graph(self.model.shape.n_layers, self.model.n_heads)
+
+    @cached_property
     def edges(self) -> tuple[str, ...]:
         """Labels of all edges of the model; scores stand in this order."""
-        return edge_labels(self.model.shape.n_layers, self.model.n_heads)
+        return tuple(self._graph.names(self._graph.edges))
 
     @cached_property
     def nodes(self) -> tuple[str, ...]:
-        """Labels of all components of the model."""
-        return node_labels(self.model.shape.n_layers, self.model.n_heads)
+        """Labels of all components of the model: senders, and the logits."""
+        return (*self._graph.sender_labels, "logits")
 
     @cached_property
     def true_nodes(self) -> frozenset[str]:
         """The components at the ends of true edges."""
-        return frozenset(node for edge in self.true_edges for node in ends(edge))
+        return frozenset(node for edge in self.true_edges for node in ends_of(edge))
 
     @cached_property
     def edge_is_true(self) -> NDArray[np.bool_]:

@@ -40,10 +40,10 @@ from torch.nn import functional
 
 from causalpatch.base.seeds import generator
 from causalpatch.circuits.ground_truth.compiler import compile_program
-from causalpatch.circuits.ground_truth.labels import receiver_labels, sender_labels
 from causalpatch.circuits.ground_truth.language import Program, Variable
 from causalpatch.circuits.ground_truth.meaning import evaluate
 from causalpatch.circuits.ground_truth.trained import EPSILON, TRAINED, WEIGHTS, Recipe, start
+from causalpatch.sites.graph import Graph
 
 STRICT: Final = 0.4
 _log = logging.getLogger(__name__)
@@ -172,7 +172,8 @@ def train(program: Program, recipe: Recipe) -> nn.Module:
     module, lesson = start(program, recipe), Lesson.of(program)
     decoder, draw = EdgewiseDecoder(module, recipe), generator(recipe.seed, "prompts", program.name)
     prompts = np.array(program.inputs())
-    senders, receivers = sender_labels(recipe.layers, recipe.heads), receiver_labels(recipe.layers, recipe.heads)
+    graph = Graph(recipe.layers, recipe.heads)
+    senders, receivers = graph.sender_labels, graph.receiver_labels
     others = torch.tensor([[f"{a} -> {b}" not in lesson.edges for b in receivers] for a in senders])
     optimizer = torch.optim.AdamW(module.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     started = time.monotonic()
