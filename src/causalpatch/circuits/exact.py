@@ -11,7 +11,8 @@ masks                        ``patch_edges(experiment, masks)``, booleans (mask,
 ===========================  ===================================================================
 
 In the base run, an edge carries what its sender gives in the source run instead of what it gives now, to this receiver
-alone; all that follows is computed anew. This is the intervention that scores of edges approximate.
+alone; all that follows is computed anew. This is the intervention that scores of edges approximate. With
+``value="zero"`` or a mean it carries nothing, or what its sender gives on average.
 
 Runs of one edge are made by the wavefront where the model's layers can be run on rows: what stands before the receiver
 is the base run, and what stands behind it is computed where it can change. All other runs, and these where the layers
@@ -32,6 +33,7 @@ from causalpatch.engine.wiring import graph_of as _graph_of
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.edges import EdgeSets, require_no_source_model, run_edges
 from causalpatch.models import Model
+from causalpatch.patches import Value
 from causalpatch.results.effects import Effects
 from causalpatch.sites.graph import Graph
 
@@ -59,16 +61,19 @@ def patch_edges(
     experiment: Experiment,
     edges: Sequence[Asked] | np.ndarray | None = None,
     *,
+    value: Value | str = "source",
     labels: Sequence[str] | None = None,
 ) -> Effects:
     """Measure sets of edges, each in a run of its own, on every pair.
 
     Args:
-        experiment: Model, pairs, metrics and direction. Edges carry values of the source run. With ``engine="auto"`` or
-            ``"wavefront"``, single edges are run by the wavefront where the model allows.
+        experiment: Model, pairs, metrics and direction. With ``engine="auto"`` or ``"wavefront"``, single edges that
+            carry the source run's values are run by the wavefront where the model allows.
         edges: For each run an edge or a node by name, or a list of these that are interchanged together; or masks
             ``(mask, sender, receiver)`` over ``graph_of(model)``. By default every edge of the graph by itself, in the
             order of ``graph_of(model).edges``.
+        value: What edges carry instead: ``"source"``, ``"zero"``, ``"mean"`` or a ``Mean``. Zero and means take a run
+            apart, so that there are shares in the direction noise alone: of what is lost with all edges replaced.
         labels: What results call the runs; by default their edges, or ``mask 0``, ``mask 1``, ….
 
     Returns:
@@ -80,6 +85,7 @@ def patch_edges(
         PathError: There is no such edge or node, or a mask does not fit the graph.
         PairError: Prompts of unequal lengths have no alignment.
         MetricError: A metric spells out answers of several tokens.
+        SettingError: Edges cannot carry such a value.
 
     Examples:
         >>> import causalpatch as cp
@@ -96,7 +102,7 @@ def patch_edges(
     """
     require_no_source_model(experiment, "edges cannot take values from another model's runs", "leave source_model= out")
     asked = _asked(graph_of(experiment), edges)
-    return run_edges(experiment, asked if labels is None else replace(asked, labels=list(labels)))
+    return run_edges(experiment, asked if labels is None else replace(asked, labels=list(labels)), value)
 
 
 def _asked(graph: Graph, edges: Sequence[Asked] | np.ndarray | None) -> EdgeSets:

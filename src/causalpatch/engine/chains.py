@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from causalpatch.engine.wiring import Input
@@ -126,9 +126,7 @@ class Chain:
 
     def columns(self, tensor: Float[Tensor, "*lead C"]) -> Float[Tensor, "*lead U W"]:
         """Return the columns of each receiver's unit."""
-        starts = torch.tensor(self.way.starts, device=tensor.device)[torch.tensor(self.owners, device=tensor.device)]
-        places = starts[:, None] + torch.arange(self.way.width, device=tensor.device)
-        return tensor[..., places]
+        return tensor[..., self.places.to(tensor.device)]
 
     def forward(self, x: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead C"]:
         """Return what the chain makes of the stream."""
@@ -147,6 +145,28 @@ class Chain:
         made = x @ self.plain[:, number].to(x.dtype)
         bias = getattr(self.modules[0], "bias", None)
         return made if bias is None else made + bias.detach()[columns]
+
+    def of_units(self, x: Float[Tensor, "R U T D"], numbers: slice) -> Float[Tensor, "R T U W"]:
+        """Return what the chain makes of streams, one for each of some receivers, in the columns of each.
+
+        Args:
+            x: The streams; gradients go through.
+            numbers: The receivers.
+        """
+        for module in reversed(self._rest):
+            x = module.forward(x)
+        if self.plain is None:
+            at = self.places[numbers].to(x.device)[None, :, None].expand(len(x), -1, x.shape[2], -1)
+            return x.gather(-1, at).transpose(1, 2)
+        made = torch.einsum("rutd,duw->rtuw", x, self.plain[:, numbers].to(x.dtype))
+        bias = getattr(self.modules[0], "bias", None)
+        return made if bias is None else made + bias.detach()[self.places[numbers]]
+
+    @cached_property
+    def places(self) -> Int[Tensor, "U W"]:
+        """The columns of each receiver's unit at the port."""
+        starts = torch.tensor(self.way.starts)[torch.tensor(self.owners)]
+        return starts[:, None] + torch.arange(self.way.width)
 
     @cached_property
     def plain(self) -> Float[Tensor, "D U W"] | None:

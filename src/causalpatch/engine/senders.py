@@ -17,7 +17,6 @@ from causalpatch.engine.untouched import Untouched
 from causalpatch.engine.wiring import Wired, Wiring
 from causalpatch.models import Port, plain_rows
 from causalpatch.models.views import Scaled
-from causalpatch.sites import Site
 
 
 class Senders:
@@ -30,15 +29,6 @@ class Senders:
 
     def __init__(self, wiring: Wiring, dtype: torch.dtype) -> None:
         self.wiring, self.dtype = wiring, dtype
-
-    @staticmethod
-    def sites(n_layers: int) -> list[Site]:
-        """Return the sites whose values are needed, the stream into the first layer first."""
-        layers = range(n_layers)
-        found = [Site("resid_pre", 0)]
-        for layer in layers:
-            found += [Site("z", layer, 0), Site("mlp_out", layer)]
-        return found
 
     def deltas(self, batch: Untouched, meeting: Meeting) -> Float[Tensor, "sender B T D"]:
         """Return what every sender would add more, at the base's tokens."""

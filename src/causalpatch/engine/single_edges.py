@@ -69,7 +69,7 @@ class SingleEdges:
     """Runs with one edge interchanged each.
 
     Args:
-        job: Its one intervention patches all senders; see ``Senders.sites``.
+        job: Its one intervention patches all senders; see ``patches_of_senders``.
         gauge: The metrics.
         wiring: How the model is wired.
         edges: Numbers of the sender and the receiver of each edge.

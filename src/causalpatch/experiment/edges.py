@@ -13,23 +13,27 @@ from typing import Any
 import numpy as np
 
 from causalpatch.base.collector import undisturbed
-from causalpatch.base.errors import MetricError, ModelUnsupported
+from causalpatch.base.errors import MetricError, ModelUnsupported, SettingError
 from causalpatch.base.progress import bar
-from causalpatch.engine import single_edges
+from causalpatch.engine import Job, Means, fit_values, single_edges
 from causalpatch.engine.exact_edges import ExactEdges
-from causalpatch.engine.job import Cost, Job
-from causalpatch.engine.senders import Senders
+from causalpatch.engine.job import Cost
+from causalpatch.engine.put_in import patches_of_senders
 from causalpatch.engine.single_edges import SingleEdges
-from causalpatch.engine.wiring import Wiring, wiring_of
+from causalpatch.engine.wiring import Wiring, graph_of, wiring_of
 from causalpatch.experiment.experiment import Experiment
 from causalpatch.experiment.provenance import describe_precision, describe_setup, notes_on
-from causalpatch.patches import Intervention, Patch
+from causalpatch.patches import Intervention, Mean, Source, Value, Zero
+from causalpatch.patches.value import as_value
 from causalpatch.results.effects import Effects
 from causalpatch.results.provenance import describe_program
 from causalpatch.results.status import Status
 
 MASK_BYTES = 2**26
 """Masks that are held together where single edges are run by forwards."""
+
+Carried = Source | Zero | Mean
+"""What edges can carry instead of what their senders give."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,13 +68,20 @@ class EdgeSets:
         """Numbers of all runs but those of one edge."""
         return np.setdiff1d(np.arange(len(self.labels)), self.single)
 
+    def with_run_of(self, mask: np.ndarray) -> "EdgeSets":
+        """Return these and one more set behind them, given as ``(sender, receiver)``."""
+        masks = mask[None] if not len(self.masks) else np.concatenate([self.masks, mask[None]])
+        return EdgeSets([*self.labels, "reference"], self.single, self.edges, masks)
 
-def run_edges(experiment: Experiment, asked: EdgeSets) -> Effects:
+
+def run_edges(experiment: Experiment, asked: EdgeSets, value: Value | str = "source") -> Effects:
     """Measure sets of edges, each in a run of its own, on every pair.
 
     Args:
-        experiment: Model, pairs, metrics and direction. Edges carry values of the source run.
+        experiment: Model, pairs, metrics and direction.
         asked: The edges that are interchanged in each run.
+        value: What edges carry instead: ``"source"``, ``"zero"``, ``"mean"`` or a ``Mean``. In the direction noise zero
+            and means have a reference: a run with all edges replaced.
 
     Returns:
         Effects with the axis ``intervention``, then ``pair``.
@@ -79,33 +90,76 @@ def run_edges(experiment: Experiment, asked: EdgeSets) -> Effects:
         ModelUnsupported: The model's components are not known by name, or wired in a way that is not known.
         PairError: Prompts of unequal lengths have no alignment.
         MetricError: A metric spells out answers of several tokens.
+        SettingError: Edges cannot carry such a value.
     """
-    _require_plain(experiment)
+    carried = carried_of(value)
+    is_ablation = not isinstance(carried, Source)
+    has_reference = is_ablation and experiment.direction == "noise"
     with undisturbed():
         started = time.perf_counter()
-        job, wiring = job_of_senders(experiment), wiring_of(experiment.model, experiment.pairs)
-        total = len(asked.labels) * len(experiment.pairs)
+        job, means = job_of_edges(experiment, carried)
+        wiring = wiring_of(experiment.model, experiment.pairs)
+        every = asked.with_run_of(wiring.graph.exists) if has_reference else asked
+        total = len(every.labels) * len(experiment.pairs)
         with bar(f"edges of '{experiment.model.name}'", total, is_shown=experiment.show_progress) as advance:
-            runs = _Runs(experiment, job, wiring, asked, advance)
+            runs = _Runs(experiment, (job, means), wiring, every, advance)
             runs.measure()
     base, source = runs.untouched
     clean, corrupt = (base, source) if experiment.base == "clean" else (source, base)
+    baselines = {"base": base, "source": source, "clean": clean, "corrupt": corrupt}
+    reference = "corrupted run"
+    if is_ablation:
+        reference = f"{carried} at all edges together" if has_reference else "none"
+    values = runs.values[:, : len(asked.labels)]
+    if has_reference:
+        baselines["reference"] = runs.values[:, -1]
     return Effects.build(
         axes={"intervention": list(asked.labels)},
         pair_ids=[pair.id for pair in experiment.pairs],
         groups=experiment.pairs.components,
         metrics=[metric.name for metric in experiment.metrics],
-        values=runs.values,
-        status=runs.status,
-        baselines={"base": base, "source": source, "clean": clean, "corrupt": corrupt},
-        provenance=_record(experiment, runs, time.perf_counter() - started),
+        values=values,
+        status=runs.status[: len(asked.labels)],
+        baselines=baselines,
+        provenance=_record(experiment, runs, carried, reference, time.perf_counter() - started),
     )
 
 
-def job_of_senders(experiment: Experiment) -> Job:
+def carried_of(value: Value | str) -> Carried:
+    """Return what edges carry instead.
+
+    Raises:
+        PatchError: There is no such value.
+        SettingError: Edges cannot carry it.
+    """
+    found = as_value(value)
+    if not isinstance(found, Source | Zero | Mean):
+        raise SettingError(
+            f"edges cannot carry '{found}'",
+            facts=[("known", '"source", "zero", "mean", Mean(…)')],
+            fix='value="zero"',
+        )
+    return found
+
+
+def job_of_edges(experiment: Experiment, carried: Carried) -> tuple[Job, Means]:
+    """Return a job whose one intervention patches all senders, with the means that it puts in.
+
+    Raises:
+        ModelUnsupported: The model's components are not known by name, or source runs are made by another model.
+        MetricError: A metric reads further forwards than that of the prompt.
+    """
+    fix = "leave source_model= out"
+    require_no_source_model(experiment, "edges cannot take values from another model's runs", fix)
+    _require_plain(experiment)
+    fitted = fit_values(job_of_senders(experiment, carried))
+    return fitted.job, fitted.means
+
+
+def job_of_senders(experiment: Experiment, value: Value) -> Job:
     """Return what the engine is asked for where all senders are met: one intervention that patches them."""
-    sites = Senders.sites(experiment.model.shape.n_layers)
-    return experiment.job([Intervention(tuple(Patch(site) for site in sites))])
+    graph = graph_of(experiment.model)
+    return experiment.job([Intervention(tuple(patches_of_senders(value, graph.n_layers, graph.n_heads)))])
 
 
 def require_no_source_model(experiment: Experiment, what: str, fix: str) -> None:
@@ -127,9 +181,15 @@ class _Runs:
     """All runs, each in the way that suits it."""
 
     def __init__(
-        self, experiment: Experiment, job: Job, wiring: Wiring, asked: EdgeSets, advance: Callable[[int], None]
+        self,
+        experiment: Experiment,
+        fitted: tuple[Job, Means],
+        wiring: Wiring,
+        asked: EdgeSets,
+        advance: Callable[[int], None],
     ) -> None:
-        self.experiment, self.job, self.wiring, self.asked, self.advance = experiment, job, wiring, asked, advance
+        self.experiment, self.wiring, self.asked, self.advance = experiment, wiring, asked, advance
+        self.job, self.means = fitted
         shape = (len(experiment.metrics), len(asked.labels), len(experiment.pairs))
         self.values = np.full(shape, np.nan)
         self.status = np.full(shape[1:], Status.MEASURED, dtype=np.uint8)
@@ -156,6 +216,8 @@ class _Runs:
         """Run single edges by the wavefront; return False where the model does not allow it."""
         if self.experiment.engine not in ("auto", "wavefront"):
             self.why = f'engine="{self.experiment.engine}"'
+        elif not isinstance(self.job.interventions[0][0].value, Source):
+            self.why = "edges carry other values than the source run's"
         else:
             self.why = single_edges.why_not(self.job, self.experiment.gauge) or ""
         if self.why:
@@ -171,7 +233,7 @@ class _Runs:
         return True
 
     def _by_forwards(self, numbers: np.ndarray, masks: np.ndarray) -> None:
-        runs = ExactEdges(self.job, self.experiment.gauge, self.wiring, masks, self.advance, self.cost)
+        runs = ExactEdges(self.job, self.experiment.gauge, self.wiring, masks, self.means, self.advance, self.cost)
         self.values[:, numbers], self.untouched = runs.measure()
         self.counts["forwards"] += len(numbers)
         self.restarts &= runs.restarts
@@ -206,18 +268,19 @@ def _engine(runs: _Runs) -> dict[str, Any]:
     return found | ({"without_wavefront": runs.why} if runs.why else {})
 
 
-def _record(experiment: Experiment, runs: _Runs, seconds: float) -> dict[str, Any]:
+def _record(experiment: Experiment, runs: _Runs, carried: Carried, reference: str, seconds: float) -> dict[str, Any]:
+    no_share = f"{carried} takes a run apart and cannot restore one" if reference == "none" else ""
     return {
         **describe_program(),
         **describe_setup(experiment.model, experiment.pairs, experiment.metrics, experiment.direction, experiment.seed),
         "site": "edges",
-        "value": "source",
-        "reference": "corrupted run",
-        "no_share": "",
+        "value": str(carried),
+        "reference": reference,
+        "no_share": no_share,
         "facts": {
             "granularity": "heads (q, k, v), MLPs",
             "kind": "edge",
-            "value": "source",
+            "value": str(carried),
             "positions": "all aligned",
             "direction": experiment.direction,
             "circuit": "sets of edges, the rest of the run intact",
