@@ -77,7 +77,7 @@ class EdgeSlopes:
     """Scores of edges by gradients.
 
     Args:
-        job: Its one intervention patches all senders; see ``Senders.sites``.
+        job: Its one intervention patches all senders; see ``patches_of_senders``.
         gauge: The metric.
         wiring: How the model is wired.
         points: Where slopes are taken.

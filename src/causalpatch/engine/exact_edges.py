@@ -42,10 +42,10 @@ from causalpatch.engine.means import Means
 from causalpatch.engine.memory import is_out_of_memory, release_memory
 from causalpatch.engine.put_in import PutIn
 from causalpatch.engine.resolve import Placer
-from causalpatch.engine.senders import term_of
+from causalpatch.engine.senders import change_of_term
 from causalpatch.engine.untouched import Untouched, run_untouched
 from causalpatch.engine.wiring import Wiring
-from causalpatch.models import Port, Tap, plain_rows
+from causalpatch.models import Port, Tap
 from causalpatch.models.views import Whole
 from causalpatch.sites import Site
 from causalpatch.sites.graph import KINDS
@@ -61,6 +61,7 @@ class ExactEdges:
         wiring: How the model is wired.
         masks: The edges of each run, ``(mask, sender, receiver)``.
         means: Fitted means, where edges carry these.
+        advance: Is told how many runs are done.
     """
 
     job: Job
@@ -68,6 +69,7 @@ class ExactEdges:
     wiring: Wiring
     masks: Bool[np.ndarray, "mask sender receiver"]
     means: Means = field(default_factory=Means)
+    advance: Callable[[int], None] = field(default=lambda done: None)
     cost: Cost = field(default_factory=Cost)
 
     def __post_init__(self) -> None:
@@ -98,6 +100,7 @@ class ExactEdges:
             untouched[:, :, batch.indices] = np.stack([batch.values["base"], batch.values["source"]])
             for masks, found in self._runs(batch):
                 values[np.ix_(np.arange(n_metrics), masks, batch.indices)] = found
+                self.advance(len(masks) * len(batch.indices))
         return values, untouched
 
     def _untouched(self, indices: np.ndarray) -> Untouched:
@@ -326,7 +329,4 @@ class _Assembly:
         for head, start in enumerate(wired.starts):
             columns = slice(start, start + width)
             mixed[..., columns] = torch.where(mask[:, head, None, None], there[..., columns], z[..., columns])
-        weight = plain_rows(wired.project) if wired.after is None else None
-        if weight is not None:  # the difference of the products, without the rounding of either
-            return ((mixed - z) @ weight) * wired.times
-        return term_of(wired, mixed) - term_of(wired, z)
+        return change_of_term(wired, z, mixed)
