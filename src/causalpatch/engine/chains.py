@@ -170,7 +170,10 @@ class Chain:
 
     @cached_property
     def plain(self) -> Float[Tensor, "D U W"] | None:
-        """The projection's weight by receivers, where it is a plain linear map."""
+        """The projection's weight by receivers, where it is a plain linear map; kept, as large as that is."""
+        return self._plain()
+
+    def _plain(self) -> Float[Tensor, "D U W"] | None:
         if self.way.starts is None:
             return None
         weight = plain_rows(self.modules[0])
@@ -178,20 +181,18 @@ class Chain:
 
     @cached_property
     def _rest(self) -> tuple[nn.Module, ...]:
-        return self.modules if self.plain is None else self.modules[1:]
+        is_plain = self.way.starts is not None and plain_rows(self.modules[0]) is not None
+        return self.modules[1:] if is_plain else self.modules
 
     @cached_property
     def _norm(self) -> Norm | None:
         """The one norm in front, where its formula is known."""
         return norm_of(self._rest[0], self.width) if len(self._rest) == 1 else None
 
-    @cached_property
-    def _folded(self) -> Float[Tensor, "U W D"] | None:
-        """The projection with the norm's scale and centring in it."""
-        if self.plain is None or self._norm is None:
-            return None
-        weight = self.plain * self._norm.scale.to(self.dtype)[:, None, None]
-        if self._norm.is_centred:
+    def _folded(self, norm: Norm, plain: Float[Tensor, "D U W"]) -> Float[Tensor, "U W D"]:
+        """Return the projection with the norm's scale and centring in it; made anew, since kept they take much room."""
+        weight = plain * norm.scale.to(self.dtype)[:, None, None]
+        if norm.is_centred:
             weight = weight - weight.mean(0, keepdim=True)
         return weight.permute(1, 2, 0).contiguous()
 
@@ -204,10 +205,10 @@ class Chain:
         """
         if self.way.starts is None:
             rows = g.to(self.dtype)[None]
-        elif self._folded is not None and self._norm is not None:
-            return self._pull_folded(self._norm, x.to(self.dtype), g.to(self.dtype))
-        elif self.plain is not None:
-            rows = torch.einsum("nuw,duw->und", g.to(self.dtype), self.plain)
+        elif (plain := self._plain()) is not None:
+            if self._norm is not None:
+                return self._pull_folded(self._norm, plain, x.to(self.dtype), g.to(self.dtype))
+            rows = torch.einsum("nuw,duw->und", g.to(self.dtype), plain)
         else:
             rows = self._spread(g)
         if self._norm is not None:
@@ -231,10 +232,8 @@ class Chain:
             (pushed,) = torch.autograd.grad(back, dual, delta.to(back))
         return pushed.detach()
 
-    def _pull_folded(self, norm: Norm, x: Tensor, g: Tensor) -> Tensor:
-        weight = self._folded
-        if weight is None:
-            raise LookupError("nothing is folded")  # asked before
+    def _pull_folded(self, norm: Norm, plain: Tensor, x: Tensor, g: Tensor) -> Tensor:
+        weight = self._folded(norm, plain)
         xhat, inverse = norm.parts(x)
         g = (g * inverse[..., None]).transpose(0, 1)  # U N W
         inner = (g * torch.matmul(xhat, weight.transpose(1, 2))).sum(-1) / self.width  # U N
