@@ -10,7 +10,7 @@ import numpy as np
 
 from causalpatch.engine.wiring import graph_of
 from causalpatch.experiment import Experiment
-from causalpatch.experiment.edges import run_edges
+from causalpatch.experiment.edges import EdgeSets, run_edges
 from causalpatch.patches import Intervention, Value
 from causalpatch.results.effects import Effects
 from causalpatch.validation.components import Member, Wire, masks_of
@@ -95,7 +95,8 @@ class Bench:
     def _run(self, sets: Sequence[Set], value: Value | None) -> Effects:
         labels = [f"set {number}" for number in range(len(sets))]
         if isinstance(sets[0][0], Wire):
-            return run_edges(self.experiment, masks_of(sets, graph_of(self.experiment.model)), labels)
+            masks = masks_of(sets, graph_of(self.experiment.model))
+            return run_edges(self.experiment, EdgeSets.of_masks(masks, labels))
         asked = [
             Intervention(tuple(member.patch(value) for member in members if not isinstance(member, Wire)), label)
             for members, label in zip(sets, labels, strict=True)

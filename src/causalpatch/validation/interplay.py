@@ -18,7 +18,7 @@ import numpy as np
 from causalpatch.base.errors import MetricError, PairError, UnsupportedError
 from causalpatch.base.seeds import generator
 from causalpatch.engine.wiring import graph_of
-from causalpatch.experiment.edges import run_edges
+from causalpatch.experiment.edges import EdgeSets, run_edges
 from causalpatch.patches import Value
 from causalpatch.results.claim import Check
 from causalpatch.statistics.verdicts import ABSENT, SUPPORTED
@@ -116,10 +116,8 @@ def direct_and_indirect(bench: Bench, members: Sequence[Member], value: Value | 
     experiment = bench.experiment.measuring(bench.experiment.metrics[:1])
     try:
         graph = graph_of(experiment.model)
-        masks = np.zeros((len(members), *graph.shape), dtype=bool)
-        for mask, member in zip(masks, members, strict=True):
-            mask[graph.find_sender(_sender(member)), graph.logits] = True
-        effects = run_edges(experiment, masks, list(map(str, members)))
+        edges = np.array([(graph.find_sender(_sender(member)), graph.logits) for member in members])
+        effects = run_edges(experiment, EdgeSets.of_edges(edges, list(map(str, members))))
     except (UnsupportedError, PairError, MetricError) as error:
         return Check(name, skipped=error.what)
     sign = 1 if experiment.direction == "denoise" else -1
