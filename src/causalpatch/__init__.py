@@ -212,6 +212,8 @@ if TYPE_CHECKING:
     from causalpatch.results.confirmation import Confirmation as Confirmation
     from causalpatch.results.effects import Effects as Effects
     from causalpatch.results.evaluation import Evaluation as Evaluation
+    from causalpatch.results.localization import Localization as Localization
+    from causalpatch.results.race import Race as Race
     from causalpatch.sites import (
         Edge as Edge,
     )
@@ -276,13 +278,22 @@ if TYPE_CHECKING:
         joint as joint,
     )
     from causalpatch.sweeps import (
+        localize as localize,
+    )
+    from causalpatch.sweeps import (
         logit_lens as logit_lens,
     )
     from causalpatch.sweeps import (
         path_patch as path_patch,
     )
     from causalpatch.sweeps import (
+        plan_localize as plan_localize,
+    )
+    from causalpatch.sweeps import (
         plan_sweep as plan_sweep,
+    )
+    from causalpatch.sweeps import (
+        race as race,
     )
     from causalpatch.sweeps import (
         sites_of as sites_of,
@@ -357,6 +368,8 @@ _ROOMS = {
     "results.confirmation": ("Confirmation",),
     "results.effects": ("Effects",),
     "results.evaluation": ("Evaluation",),
+    "results.localization": ("Localization",),
+    "results.race": ("Race",),
     "sites": ("Edge", "Path", "Receiver", "Site", "SiteSet", "parse"),
     "sites.graph": ("Graph",),
     "subspaces": (
@@ -376,9 +389,12 @@ _ROOMS = {
         "everything_but",
         "generate",
         "joint",
+        "localize",
         "logit_lens",
         "path_patch",
+        "plan_localize",
         "plan_sweep",
+        "race",
         "sites_of",
         "sweep",
         "together",
