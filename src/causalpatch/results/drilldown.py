@@ -41,7 +41,9 @@ def draw(frame: pd.DataFrame, *, title: str, lines: Sequence[str], word: str) ->
     for row in rows:
         above = names[row["above"]] if row["above"] >= 0 else ""
         row["y"], row["x"] = _place(row, above)
-        row["panel"] = f"{row['level']}s" if row["above"] < 0 or row["level"] != rows[row["above"]]["level"] else "where"
+        row["panel"] = (
+            f"{row['level']}s" if row["above"] < 0 or row["level"] != rows[row["above"]]["level"] else "where"
+        )
     limit = symmetric_limit(frame["effect"].to_numpy(dtype=float))
     scale = alt.Scale(domain=[-limit, 0, limit], range=[RED, "#f7f7f7", BLUE])
     colour = alt.Color("effect:Q", title=f"share of the gap {word}", scale=scale)

@@ -99,7 +99,7 @@ class Together:
     Args:
         names: Its members.
         effect: Effect of all of them in one run, as a share of the gap.
-        above: What they are parts of.
+        above: What they are parts of; an empty text where the first of them was measured with the others patched.
     """
 
     names: tuple[str, ...]
@@ -239,8 +239,12 @@ class Localization(arrays.Saved):
                 lines.append(f"{row['level']}s: all {row['n']:,} were measured")
                 continue
             drawn = f"{row['above_delta']} of {row['sampled']} drawn are above {percent(row['delta'])}"
-            bound = f"at most {percent(round(row['fraction_at_most'], 3))} of the closed are ({percent(self.level)} bound)"
+            bound = (
+                f"at most {percent(round(row['fraction_at_most'], 3))} of the closed are ({percent(self.level)} bound)"
+            )
             told = f"{drawn}; {bound}" if row["sampled"] else "none was drawn, so nothing is known of them"
+            if row["sampled"] == row["closed"]:
+                told = f"all of these were patched at last: {row['above_delta']} are above {percent(row['delta'])}"
             lines.append(f"{row['level']}s: {row['closed']:,} of {row['n']:,} stayed closed; {told}")
         return lines
 
@@ -252,7 +256,7 @@ class Localization(arrays.Saved):
     @property
     def _spent_words(self) -> str:
         spent = self.spent
-        text = f"spent {spent['runs']:,.0f} runs, {spent['seconds']:.1f} s, {spent['FLOP'] / 1e9:,.1f} GFLOP"
+        text = f"spent {spent['runs']:,.0f} runs, {spent['seconds']:.1f} s, {spent['FLOP']:.3g} FLOP"
         saved = self.provenance.get("saved") or 0.0
         raced = f"; races did without {percent(round(saved, 3))} of the runs that they could have made" if saved else ""
         return f"{text} of a budget of {self.provenance['budget']}{raced}"
@@ -287,6 +291,9 @@ class Localization(arrays.Saved):
         if cell.together >= 0:
             held = self.sets[cell.together]
             others = [name for name in held.names if name != cell.name]
+            if not held.above:
+                doing = f"{restores(self.provenance)} {cell.effect:+.3f} of the gap"
+                return f"  {cell.name} ({cell.level}): {doing} where {joined(others)} is patched too"
             beside = f"together with {joined(others)}" if others else f"more beside what else was found of {held.above}"
             return f"  {cell.name} ({cell.level}): {cell.effect:+.3f} alone, {held.effect:+.3f} {beside}"
         return f"  {cell.name} ({cell.level}): {restores(self.provenance)} {cell.effect:+.3f} of the gap"
@@ -307,7 +314,7 @@ class Localization(arrays.Saved):
         lists = ("sizes", "sampled", "matters")
         return cls(
             [Cell(effect=effect, **cell) for effect, cell in zip(effects, about["cells"], strict=True)],
-            [Closed(**{k: tuple(v) if k in lists else v for k, v in each.items()}) for each in about["closed"]],
+            [Closed(**{**each, **{name: tuple(each[name]) for name in lists}}) for each in about["closed"]],
             [Together(**{**each, "names": tuple(each["names"])}) for each in about["sets"]],
             **{name: about[name] for name in ("pending", "spent", "edges", "provenance")},
         )

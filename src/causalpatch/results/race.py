@@ -21,6 +21,7 @@ else:
     pd = lazy("pandas")
 
 STATUS = ("not separable", "accepted", "dropped", "not separable")  # by the codes of ``statistics.racing``
+_COLUMNS = ("status", "values", "low", "high", "n_pairs")
 _SHOWN = 12
 
 
@@ -29,14 +30,12 @@ class Race(arrays.Saved):
 
     Args:
         names: The candidates.
-        status: What became of each: codes of ``statistics.racing``, (candidate,).
-        values: Mean over the components seen, in the metric's unit, positive towards the source, (candidate,).
-        low: Lower ends of the intervals that hold for all candidates and at all times together, (candidate,).
-        high: Upper ends, (candidate,).
-        n_pairs: Pairs that each was measured on, (candidate,).
+        columns: For each candidate, (candidate,): ``status`` (codes of ``statistics.racing``); ``values`` (mean over
+            the components seen, in the metric's unit, positive towards the source); ``low`` and ``high`` (ends of
+            intervals that hold for all candidates and at all times together); ``n_pairs`` that it was measured on.
         best: Numbers of those that were looked for, the largest first.
         provenance: The record of the runs, with ``looked_for``, ``alpha``, ``intervals`` (how they are made), ``gap``
-            (mean over the pairs seen, in the metric's unit), ``saved`` (share of the runs of the full grid) and ``runs``.
+            (mean over the pairs seen, in the metric's unit), ``saved`` (share of the full grid's runs) and ``runs``.
     """
 
     format = "causalpatch race"
@@ -44,17 +43,13 @@ class Race(arrays.Saved):
     def __init__(
         self,
         names: Sequence[str],
-        status: np.ndarray,
-        values: np.ndarray,
-        low: np.ndarray,
-        high: np.ndarray,
-        n_pairs: np.ndarray,
+        columns: Mapping[str, np.ndarray],
         best: np.ndarray,
         provenance: Mapping[str, Any],
     ) -> None:
         self.names = list(names)
-        self.status, self.values, self.low, self.high = status, values, low, high
-        self.n_pairs, self.best = n_pairs, best
+        self.status, self.values, self.low, self.high, self.n_pairs = (columns[name] for name in _COLUMNS)
+        self.best = best
         self.provenance = dict(provenance)
 
     @property
@@ -116,12 +111,13 @@ class Race(arrays.Saved):
         return "\n".join([*lines, "next: confirm what was found on pairs that this race never saw"])
 
     def __repr__(self) -> str:
-        return f"Race({', '.join(self.top[:4])}{' …' if len(self.best) > 4 else ''}; saved {percent(round(self.saved, 3))})"
+        names = ", ".join(self.top[:4]) + (" …" if len(self.best) > 4 else "")
+        return f"Race({names}; saved {percent(round(self.saved, 3))})"
 
     def _parts(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        held = {name: getattr(self, name) for name in ("status", "values", "low", "high", "n_pairs", "best")}
+        held = {name: getattr(self, name) for name in (*_COLUMNS, "best")}
         return held, {"names": self.names, "provenance": self.provenance}
 
     @classmethod
     def _of_parts(cls, held: dict[str, np.ndarray], about: dict[str, Any]) -> Self:
-        return cls(about["names"], provenance=about["provenance"], **held)
+        return cls(about["names"], held, held["best"], about["provenance"])

@@ -18,8 +18,8 @@ that hold at all times and for all candidates together with probability ``1 - al
 
    ``s_t`` being the standard deviation of the values seen; ``r`` makes it narrowest at 60 groups. Where values have
    heavy tails it needs more groups than that to be true: it is labelled asymptotic.
-3. Of the top ``k`` for sure: a candidate below whose lower end are the upper ends of ``K - k`` others. Out for sure: one
-   above whose upper end are the lower ends of ``k`` others. Against a threshold: an interval wholly on one side.
+3. Of the top ``k`` for sure: a candidate below whose lower end are the upper ends of ``K - k`` others. Out for sure:
+   one above whose upper end are the lower ends of ``k`` others. Against a threshold: an interval wholly on one side.
 4. What is undecided when the pool ends, or when all intervals left are narrower than ``tie``, is *not separable*.
 
 Cost:
@@ -189,7 +189,7 @@ class Racing:
         size = np.abs(self.mean) if self.by_magnitude else self.mean
         order = np.argsort(-np.nan_to_num(size, nan=-np.inf), kind="stable")
         if self.k is None:
-            is_in = (self.status == ACCEPTED) | ((self.status != DROPPED) & (size > self.above))
+            is_in = (self.status == ACCEPTED) | ((self.status != DROPPED) & (size > self._threshold))
             return np.asarray(order[is_in[order]])
         first = [number for number in order if self.status[number] == ACCEPTED]
         open_ones = [number for number in order if self.status[number] in (RUNNING, TIED)]
@@ -236,6 +236,10 @@ class Racing:
         """End the race: what is undecided is not separable."""
         self.status[self.running] = TIED
 
+    @property
+    def _threshold(self) -> float:
+        return np.inf if self.above is None else self.above
+
     def _bound(self, rows: IntArray) -> None:
         """Narrow the intervals of some candidates."""
         if self._bets and self.bounds:
@@ -257,8 +261,8 @@ class Racing:
             # Ends meet where all was seen; what was not told apart before that is as good as tied.
             self.stop()
         elif self.k is None:
-            self.status[rows[low[rows] > self.above]] = ACCEPTED
-            self.status[rows[high[rows] < self.above]] = DROPPED
+            self.status[rows[low[rows] > self._threshold]] = ACCEPTED
+            self.status[rows[high[rows] < self._threshold]] = DROPPED
         else:
             n_worse = np.searchsorted(np.sort(high), low[rows], side="left")
             n_better = self.n_candidates - np.searchsorted(np.sort(low), high[rows], side="right")

@@ -90,11 +90,11 @@ def race(
     return _result(meter, names, raced, _looked_for(k, above), clip)
 
 
-def _result(
-    meter: Meter, names: list[str], raced: Rounds, looked_for: str, clip: tuple[float, float] | None
-) -> Race:
+def _result(meter: Meter, names: list[str], raced: Rounds, looked_for: str, clip: tuple[float, float] | None) -> Race:
     racing = raced.racing
-    how = "intervals by betting, on bounded values" if racing.bounds else "asymptotic intervals: the metric has no bounds"
+    how = (
+        "intervals by betting, on bounded values" if racing.bounds else "asymptotic intervals: the metric has no bounds"
+    )
     record = dict(meter.effects.provenance) if meter.effects else {}
     notes = list(map(str, record.get("notes", [])))
     if clip is not None:
@@ -113,8 +113,8 @@ def _result(
         "pairs": {**record.get("pairs", {}), "name": meter.experiment.pairs.name, "n": n_pairs},
         "notes": notes,
     }
-    numbers = (racing.status, racing.mean, racing.low, racing.high, raced.n_pairs, racing.best)
-    return Race(names, *numbers, record)
+    numbers = {"status": racing.status, "values": racing.mean, "low": racing.low, "high": racing.high}
+    return Race(names, {**numbers, "n_pairs": raced.n_pairs}, racing.best, record)
 
 
 def _gap(experiment: Experiment) -> float:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 
@@ -16,7 +16,9 @@ from causalpatch.sites import Site
 from causalpatch.statistics.missed import check_level
 from causalpatch.statistics.racing import BURN_IN
 from causalpatch.sweeps.localize.budget import Budget, Meter, plain
+from causalpatch.sweeps.localize.nodes import cells_of
 from causalpatch.sweeps.localize.parts import Decoder, Modules, Units, together, tree_of
+from causalpatch.sweeps.localize.scored import ScoredBy
 from causalpatch.sweeps.localize.search import SCORE_RUNS, Search
 
 _BASELINES: Final = 2  # untouched runs of each pair, clean and corrupted
@@ -58,7 +60,7 @@ def localize(  # noqa: PLR0913 - what is searched, by which rules; each has a de
     features: str | None = None,
     edges: bool = False,
     delta: float | None = None,
-    scores: Literal["atp", "relp"] | None = "atp",
+    scores: ScoredBy = "atp",
     halves: int = 2,
     sample: int = 59,
     races: bool = True,
@@ -76,8 +78,8 @@ def localize(  # noqa: PLR0913 - what is searched, by which rules; each has a de
         experiment: Model, discovery pairs, metric and direction; of several metrics the first. Values come from the
             source run.
         budget: What may be spent: a number of runs (forwards of one prompt; a backward counts as two), or a text:
-            ``"2000 runs"``, ``"5 min"``, ``"3 TFLOP"``. It is never exceeded, but for seconds by what the last runs take
-            longer than those before them.
+            ``"2000 runs"``, ``"5 min"``, ``"3 TFLOP"``. It is never exceeded, but for seconds by what the last runs
+            take longer than was foretold from those before them.
         positions: What is told apart: ``"each"`` aligned column, ``"all"`` for nothing, or a list such as
             ``["subject", "-1"]``; by default spans that all pairs have and the last token, or each column where all
             prompts are equally long.
@@ -118,7 +120,7 @@ def localize(  # noqa: PLR0913 - what is searched, by which rules; each has a de
     with undisturbed():
         made = plain(experiment)
         tree = tree_of(made, positions, units, features)
-        plan = _plan(made, tree, budget, halves=halves if halves else 0, sample=sample, scored=scores is not None)
+        plan = _plan(made, tree, budget, halves=halves, sample=sample, scored=scores is not None)
         meter = Meter(made, budget)
         _require_first(meter, plan, tree)
         meter.count_baseline()
@@ -166,7 +168,10 @@ def _plan(
     steps: list[tuple[str, int | None]] = [
         (f"untouched runs, the whole, and {len(parts)} {parts[0].level}s", first),
         ("scores of all units", SCORE_RUNS * n_pairs if scored and tree.scored else 0),
-        (f"{halves} random halves of each that nothing opens", (halves * len(parts) + _CONTROLS * (halves > 0)) * n_pairs),
+        (
+            f"{halves} random halves of each that nothing opens",
+            (halves * len(parts) + _CONTROLS * (halves > 0)) * n_pairs,
+        ),
         ("what opened parts are made of, level by level", None),
         (f"a sample of closed units, {sample} of each kind", drawn * n_pairs),
     ]
@@ -212,7 +217,7 @@ def _localization(search: Search, plan: SearchPlan, level: float) -> Localizatio
         "notes": list(dict.fromkeys(notes)),
         "site": "parts of the model",
     }
-    return Localization(search.cells(), search.closed, search.sets, search.pending, meter.spent, {}, record)
+    return Localization(cells_of(search.nodes), search.closed, search.sets, search.pending, meter.spent, {}, record)
 
 
 def _with_edges(search: Search, found: Localization) -> Localization:
@@ -239,9 +244,7 @@ def _with_edges(search: Search, found: Localization) -> Localization:
     values = effects.recovered().values.tolist()
     ranked = sorted(zip(labels, values, strict=True), key=lambda each: -abs(each[1]))
     told = {name: value for name, value in ranked if abs(value) > (search.delta or _EDGE)}
-    return Localization(
-        found.cells, found.closed, found.sets, found.pending, meter.spent, told, found.provenance
-    )
+    return Localization(found.cells, found.closed, found.sets, found.pending, meter.spent, told, found.provenance)
 
 
 _EDGE: Final = 0.02  # share of the gap that an edge has to move

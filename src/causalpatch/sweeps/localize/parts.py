@@ -2,7 +2,7 @@
 
 A model whose family is known::
 
-    whole -> sublayers (attn_out.L, mlp_out.L) -> positions -> units (heads z.L.H, neurons mlp_post.L.N, experts, features)
+    whole -> sublayers (attn_out.L, mlp_out.L) -> positions -> units (heads z.L.H, neurons mlp_post.L.N, experts)
 
 Any other module::
 
@@ -276,7 +276,7 @@ def tree_of(
     if model.streams:
         raise ModelUnsupported(
             f"'{model.name}' has several streams of tokens, and parts are those of one",
-            facts=[("streams", ", ".join(model.streams))],
+            facts=[("streams", ", ".join(model.shape.parts))],
             fix='sweep each by itself: sweep(experiment, "encoder/attn_out"), then "decoder/attn_out"',
         )
     has_sublayers = model.shape.n_layers > 0 and not set(_OF_SUBLAYER) <= set(model.shape.refused)
@@ -330,7 +330,7 @@ def _positions(pairs: Pairs, asked: str | Sequence[str] | None) -> tuple[str, ..
     spans = _spans(pairs)
     if spans:
         return (*spans, "-1")
-    return columns if len(columns) <= _MOST_COLUMNS else ()
+    return columns if 1 < len(columns) <= _MOST_COLUMNS else ()
 
 
 def _spans(pairs: Pairs) -> list[str]:

@@ -4,19 +4,18 @@
 2. A part is opened by its effect; because it belongs to a set that matters together; by the scores of its units; or by
    the effect of a random half of what it is made of, so that parts that cancel each other are not lost.
 3. What it is made of is measured. Where that matters together as much as the part does, it accounts for the part. Else
-   a smallest set is looked for among the rest: what can be left out is, in chunks of one half, a quarter, an eighth
-   (delta debugging), so that gates are found, of which no member matters by itself. Members of a set are opened with
-   the others patched. A part that no such set of four or fewer accounts for stays in what was found.
+   a smallest set is looked for among the rest (``sets``), so that gates are found, of which no member matters by
+   itself. Members of a set are opened with the others patched. A part that no such set of four or fewer accounts for
+   stays in what was found.
 4. Units that were never measured are sampled, stratified by their scores.
 
-References:
-    Zeller & Hildebrandt 2002, "Simplifying and isolating failure-inducing input", IEEE Transactions on Software
-    Engineering 28 (the smallest set).
+What has an effect is opened first, then what stands in for each other or cancels, then what did not fit before; a share
+of the budget is kept for each of them, and for the sample.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
@@ -24,47 +23,21 @@ from causalpatch.attribution.nodes import attribute
 from causalpatch.base.errors import CausalPatchError
 from causalpatch.base.seeds import generator
 from causalpatch.patches import Intervention
-from causalpatch.results.localization import Cell, Closed, Together
+from causalpatch.results.localization import Closed, Together
 from causalpatch.statistics.missed import draw_stratified
 from causalpatch.statistics.racing import BURN_IN, Racing
 from causalpatch.sweeps.localize.budget import Meter
+from causalpatch.sweeps.localize.nodes import Node, describe_waiting, is_plain
 from causalpatch.sweeps.localize.parts import Part, Tree, together
 from causalpatch.sweeps.localize.rounds import bounds_of, run_rounds
+from causalpatch.sweeps.localize.scored import ScoredBy, UnitScores
+from causalpatch.sweeps.localize.sets import smallest_set
 
-MOST_TOGETHER: Final = 4  # members of a set; what needs more is spread over many parts
 MOST_SEARCHED: Final = 64  # parts among which a set is looked for
-_MADE_OF_UNITS: Final = ("sublayer", "position", "module")
 SCORE_RUNS: Final = 5  # of each pair: three forwards and a backward, which counts as two
-
-
-@dataclass
-class Node:
-    """A part that was measured, and what became of it.
-
-    Beside what a ``Cell`` holds: the parts that are patched beside it (``context``) and their own effect, in which way
-    it is opened next (``next_group``), and whether nothing small that it is made of accounts for it (``is_spread``).
-    """
-
-    part: Part
-    above: int
-    effect: float
-    n_pairs: int
-    delta: float
-    score: float | None = None
-    half: float | None = None
-    opened: str = ""
-    found: str = "search"
-    together: int = -1
-    number: int = -1
-    context: tuple[Part, ...] = ()
-    of_context: float = 0.0
-    next_group: int = 0
-    is_spread: bool = False
-
-    @property
-    def matters(self) -> bool:
-        """Whether its effect is above delta, or that of a set that it belongs to."""
-        return abs(self.effect) > self.delta or self.together >= 0
+_FOR_HIDDEN: Final = 0.2  # of the budget is kept for parts that have no effect of their own
+_FOR_ACCOUNTS: Final = 0.25  # of what is left, at most, is kept for what parts account for
+_MADE_OF_UNITS: Final = ("sublayer", "position", "module")
 
 
 @dataclass
@@ -85,7 +58,7 @@ class Search:
     tree: Tree
     delta: float | None
     halves: int
-    method: str | None
+    method: ScoredBy
     sample: int
     races: bool
 
@@ -94,11 +67,12 @@ class Search:
         self.nodes: list[Node] = []
         self.sets: list[Together] = []
         self.pending: list[str] = []
+        self.waiting: dict[int, tuple[Node, list[Part]]] = {}  # what did not fit when it was to be measured
         self.notes: list[str] = []
         self.closed: list[Closed] = []
         self.whole = np.nan
         self.n_raced, self.n_could = 0, 0
-        self.scores: dict[tuple[str, int], np.ndarray] = {}
+        self.scores = UnitScores()
         self.random = generator(experiment.seed, "localize")
         self.n_components = len(np.unique(experiment.pairs.components))
         self.gap = abs(float((experiment.baseline.clean - experiment.baseline.corrupt)[0].mean()))
@@ -114,67 +88,56 @@ class Search:
         for part, effect in zip(children, effects[1:].tolist(), strict=True):
             self._add(Node(part, -1, effect, n_pairs, self._delta(part)))
         if self.method is not None and self.tree.scored:
-            self._score()
-        self._account(root, self.nodes)
-        frontier = self._chosen(self.nodes, draws=True)
-        while frontier and not self.meter.is_stopped:
-            frontier = self._open(frontier)
-        self.meter.reserve = 0.0
+            self._score(self.method)
+        coarsest = list(self.nodes)
+        kept, self.meter.reserve = self.meter.reserve, self.meter.reserve + _FOR_HIDDEN * self.meter.budget.amount
+        self._account([(root, coarsest)])
+        self._exhaust(self._chosen(coarsest, draws=False))
+        self.meter.reserve = kept
+        self._rest_together(root)
+        self._exhaust(self._chosen(coarsest, draws=True))
+        self._exhaust([node for node, _ in self.waiting.values()])
+        self.pending = [describe_waiting(node, parts) for node, parts in self.waiting.values()]
         self._sample()
 
-    def cells(self) -> list[Cell]:
-        """Return what was measured, with what counts as found."""
-        accounted: set[int] = set()
-        for node in self.nodes:
-            above = node.above if node.matters else -1
-            while above >= 0 and above not in accounted:
-                accounted.add(above)
-                above = self.nodes[above].above
-        return [
-            Cell(
-                name=node.part.name,
-                level=node.part.level,
-                above=node.above,
-                effect=node.effect,
-                delta=node.delta,
-                n_pairs=node.n_pairs,
-                score=node.score,
-                half=node.half,
-                opened=node.opened,
-                found=node.found,
-                together=node.together,
-                is_component=node.matters and (number not in accounted or (node.is_spread and node.together < 0)),
-            )
-            for number, node in enumerate(self.nodes)
-        ]
+    def _exhaust(self, frontier: list[Node]) -> None:
+        """Open parts, and what they are made of, until nothing is left to be opened or no budget."""
+        while frontier and not self.meter.is_stopped:
+            n_before = len(self.nodes)
+            frontier = self._open(frontier)
+            if len(self.nodes) == n_before:
+                break
 
     def _open(self, frontier: Sequence[Node]) -> list[Node]:
         """Measure what some parts are made of; return what is to be opened next."""
         wanted: list[tuple[Node, list[Part]]] = []
         for node in frontier:
+            if id(node) in self.waiting:
+                wanted.append(self.waiting.pop(id(node)))
+                continue
             groups = self.tree.groups(node.part)
-            wanted.append((node, self._ranked(groups[min(node.next_group, len(groups) - 1)])))
-        for node in frontier:
+            wanted.append((node, self.scores.ranked(groups[min(node.next_group, len(groups) - 1)])))
             node.next_group += 1
         self._settle_contexts(frontier)
         made = self._measured(wanted)
+        self._account([(node, self._made_of(node, made[id(node)])) for node, _ in wanted if made[id(node)]])
         again: list[Node] = []
-        children: list[Node] = []
         for node, parts in wanted:
             own = made[id(node)]
             if len(own) < len(parts):
-                share = f" ({len(own):,} of {len(parts):,} parts)" if own else ""
-                self.pending.append(f"{node.part.name}{share}")
-            if not own:
-                continue
-            is_accounted = self._account(node, own)
-            children += own
-            can_go_on = node.next_group < len(self.tree.groups(node.part))
-            if not any(child.matters for child in own) and can_go_on and len(own) == len(parts):
+                measured = {child.part for child in own}
+                self.waiting[id(node)] = node, [part for part in parts if part not in measured]
+            can_go_on = own and node.next_group < len(self.tree.groups(node.part))
+            if can_go_on and len(own) == len(parts) and not any(child.matters for child in own):
                 again.append(node)
-            elif not is_accounted and can_go_on:
+            elif can_go_on and node.is_spread:
                 again += self._chosen(own, draws=True)
-        return [*again, *self._chosen(children, draws=False)]
+        return [*again, *self._chosen([child for node, _ in wanted for child in made[id(node)]], draws=False)]
+
+    def _made_of(self, node: Node, last: Sequence[Node]) -> list[Node]:
+        """Return all that was measured of what a part is made of, in the way that it was opened last."""
+        level = last[0].part.level
+        return [each for each in self.nodes if each.above == node.number and each.part.level == level]
 
     def _settle_contexts(self, nodes: Sequence[Node]) -> None:
         """Measure what is patched beside some parts, by itself."""
@@ -192,7 +155,7 @@ class Search:
                 node.opened = "effect"
             elif node.together >= 0:
                 node.opened = "set"
-            elif node.part.level == "sublayer" and self._has_score(node.part):
+            elif node.part.level == "sublayer" and self._is_scored(node):
                 node.opened = "scores"  # scores are of units at all positions
         if draws and self.halves:
             self._draw([node for node in able if not node.opened])
@@ -201,6 +164,11 @@ class Search:
                 node.next_group = len(self.tree.groups(node.part)) - 1  # units at all positions at once
         opened = [node for node in able if node.opened]
         return sorted(opened, key=lambda node: -max(abs(node.effect), node.score or 0.0, node.half or 0.0))
+
+    def _is_scored(self, node: Node) -> bool:
+        """Say whether a unit of a part has a score above its delta."""
+        units = self.tree.units(node.part)
+        return any((self.scores.score(unit) or 0.0) > self._delta(unit) for unit in units)
 
     def _draw(self, nodes: Sequence[Node]) -> None:
         """Measure random halves of what parts are made of, and open those of which one matters."""
@@ -221,75 +189,62 @@ class Search:
             if node.half > node.delta:
                 node.opened = "half"
 
-    def _account(self, node: Node, children: Sequence[Node]) -> bool:
-        """Say whether parts account for what they are parts of; look for a set of them that does."""
-        node.is_spread = not self._accounts(node, children)
-        return not node.is_spread
+    def _account(self, families: Sequence[tuple[Node, Sequence[Node]]]) -> None:
+        """Note which parts nothing that they are made of accounts for; look for sets that do."""
+        open_ones = [(node, children) for node, children in families if not is_plain(node, children)]
+        for node, _ in families:
+            node.is_spread = any(node is each for each, _ in open_ones)
+        asked: list[Intervention] = []
+        for n, (node, children) in enumerate(open_ones):
+            held = (*node.context, *(child.part for child in children if child.matters))
+            asked.append(together([*node.context, node.part], f"{n}: all"))
+            asked.append(together(held or [node.part], f"{n}: found"))
+        if self.meter.fitting(asked) < len(asked):
+            return
+        effects = self._plainly(asked).reshape(-1, 2).tolist()
+        for (node, children), (target, reached) in zip(open_ones, effects, strict=True):
+            found, rest = ([c for c in children if c.matters is matters] for matters in (True, False))
+            reached = reached if found or node.context else 0.0
+            node.is_spread = abs(target - reached) > node.delta
+            if node.is_spread and 1 < len(rest) <= MOST_SEARCHED:
+                held = (*node.context, *(child.part for child in found))
+                near = min(node.delta, abs(target - reached) / 2)
+                chosen = smallest_set(self._if_fitting, held, rest, target, near)
+                if chosen is not None:
+                    self._join(*chosen, node, reached)
+                    node.is_spread = False
 
-    def _accounts(self, node: Node, children: Sequence[Node]) -> bool:
-        found, rest = ([c for c in children if c.matters is matters] for matters in (True, False))
-        if len(found) == 1 and abs(node.effect - found[0].effect) <= node.delta:
-            return True
-        if not found and abs(node.effect) <= node.delta:
-            return True
-        held = (*node.context, *(child.part for child in found))
-        asked = [together([*node.context, node.part], "all"), together(held, "found")] if held else []
-        if asked and self.meter.fitting(asked) < len(asked):
-            return False
-        target, reached = self._plainly(asked).tolist() if asked else (node.effect, 0.0)
-        if abs(target - reached) <= node.delta:
-            return True
-        near = min(node.delta, abs(target - reached) / 2)
-        chosen = self._smallest(held, rest, target, near) if 1 < len(rest) <= MOST_SEARCHED else None
-        if chosen is None:
-            return False
-        members, effect = chosen
+    def _rest_together(self, root: Node) -> None:
+        """Look for a set among parts of which none matters: what stands in for each other has no effect alone.
+
+        Only the whole needs this: parts of one sublayer do not hide behind what follows them.
+        """
+        rest = [node for node in self.nodes if not node.matters]
+        asked = [together([node.part for node in rest], "all that do not matter alone")] if len(rest) > 1 else []
+        if not asked or not self.meter.fitting(asked):
+            return
+        target = float(self._plainly(asked)[0])
+        if abs(target) <= root.delta:
+            return
+        chosen = smallest_set(self._if_fitting, (), rest, target, min(root.delta, abs(target) / 2))
+        # Small effects that merely add up are no set.
+        if chosen is not None and abs(chosen[1] - sum(node.effect for node in chosen[0])) > root.delta:
+            self._join(*chosen, root, 0.0)
+
+    def _join(self, members: Sequence[Node], effect: float, node: Node, reached: float) -> None:
+        """Note that parts matter together."""
         self.sets.append(Together(tuple(each.part.name for each in members), effect - reached, node.part.name))
         for member in members:
             member.together = len(self.sets) - 1
-            others = tuple(each.part for each in members if each is not member)
-            member.context = (*node.context, *others)
-        return True
-
-    def _smallest(
-        self, held: tuple[Part, ...], rest: Sequence[Node], target: float, near: float
-    ) -> tuple[list[Node], float] | None:
-        """Return the smallest set that, with what is held, has the target effect, and that effect; None if it is large.
-
-        A set of ``MOST_TOGETHER`` lies in as many of twice as many chunks, so that at least one other can be left out.
-        """
-        kept, n_chunks = list(rest), 2
-        all_of_them = [together([*held, *(node.part for node in kept)], "all of them")]
-        if not self.meter.fitting(all_of_them):
-            return None
-        effect = float(self._plainly(all_of_them)[0])
-        if abs(effect - target) > near:
-            return None
-        while len(kept) > 1:
-            n_chunks = min(n_chunks, len(kept))
-            chunks = [chunk.tolist() for chunk in np.array_split(np.arange(len(kept)), n_chunks)]
-            without = [[node for n, node in enumerate(kept) if n not in chunk] for chunk in chunks]
-            asked = [together([*held, *(node.part for node in each)], f"set {n}") for n, each in enumerate(without)]
-            if self.meter.fitting(asked) < len(asked):
-                return None
-            effects = self._plainly(asked)
-            fits = np.flatnonzero(np.abs(effects - target) <= near)
-            if len(fits):
-                best = int(fits[np.argmin(np.abs(effects[fits] - target))])
-                kept, effect = without[best], float(effects[best])
-                n_chunks = max(n_chunks - 1, 2)
-            elif n_chunks == len(kept) or n_chunks >= 2 * MOST_TOGETHER:
-                break
-            else:
-                n_chunks *= 2
-        return (kept, effect) if len(kept) <= MOST_TOGETHER else None
+            member.context = (*node.context, *(each.part for each in members if each is not member))
 
     def _measured(self, wanted: Sequence[tuple[Node, list[Part]]]) -> dict[int, list[Node]]:
         """Measure parts of several nodes, as many as fit; return what became of each node's."""
         made: dict[int, list[Node]] = {id(node): [] for node, _ in wanted}
         flat = [(node, part) for node, parts in wanted for part in parts]
-        # What parts account for is measured afterwards, by two runs in a call of its own for each part.
-        kept = self.meter.cost([together([node.part], f"{n}") for n, (node, _) in enumerate(wanted[:1] * 2)]) * len(wanted)
+        # What parts account for is measured afterwards, by two runs for each.
+        kept = self.meter.cost([together([node.part], f"{n}") for n, (node, _) in enumerate([*wanted, *wanted])])
+        kept = min(kept, _FOR_ACCOUNTS * max(self.meter.left, 0.0))
         self.meter.reserve += kept
         for delta in sorted({self._delta(part) for _, part in flat}, reverse=True):
             some = [(node, part) for node, part in flat if self._delta(part) == delta]
@@ -302,7 +257,7 @@ class Search:
             for (node, part), effect, n in zip(some, effects.tolist(), n_pairs.tolist(), strict=True):
                 if not n:
                     continue
-                child = Node(part, node.number, effect - node.of_context, n, delta, self._score_of(part))
+                child = Node(part, node.number, effect - node.of_context, n, delta, self.scores.score(part))
                 child.context, child.of_context = node.context, node.of_context
                 if node.context:
                     self._in_context(child)
@@ -315,7 +270,7 @@ class Search:
         """Note that a part matters with others patched, whose own effect is next to nothing."""
         if abs(child.effect) > child.delta:
             names = (child.part.name, *(part.name for part in child.context))
-            self.sets.append(Together(names, child.effect, "the others patched too"))
+            self.sets.append(Together(names, child.effect, ""))
             child.together = len(self.sets) - 1
 
     def _effects(self, asked: Sequence[Intervention], delta: float, *, plain: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -331,6 +286,10 @@ class Search:
         self.n_could += len(asked) * n_pairs
         return np.nan_to_num(racing.mean) / self.gap, raced.n_pairs
 
+    def _if_fitting(self, asked: Sequence[Intervention]) -> np.ndarray | None:
+        """Return effects on all pairs as shares of the gap; None where they do not fit into the budget."""
+        return None if self.meter.fitting(asked) < len(asked) else self._plainly(asked)
+
     def _plainly(self, asked: Sequence[Intervention]) -> np.ndarray:
         """Return effects on all pairs as shares of the gap, (intervention,)."""
         if not len(asked):
@@ -338,7 +297,7 @@ class Search:
         found = self.meter.run(asked, [each.label for each in asked])
         return np.asarray(found.recovered().values.reshape(-1), dtype=float)
 
-    def _score(self) -> None:
+    def _score(self, method: Literal["atp", "relp"]) -> None:
         """Score all units at once; where that is not possible, say why and go on without."""
         experiment = self.meter.experiment
         runs = SCORE_RUNS * len(experiment.pairs)
@@ -347,44 +306,29 @@ class Search:
             self.notes.append("units were not scored: it did not fit into the budget")
             return
         try:
-            found = attribute(experiment, self.tree.scored, self.method)  # type: ignore[arg-type]
+            found = attribute(experiment, self.tree.scored, method)
         except CausalPatchError as error:
             self.notes.append(f"units were not scored: {error.what}")
             return
         seconds = max(float(scores.provenance["cost"]["seconds"]) for scores in found.values())
         self.meter.count(runs, flops, seconds)
-        for scores in found.values():
-            shares = np.abs(np.nan_to_num(scores.importance().values))
-            level = scores.axes[1]
-            for layer, row in zip(scores.coordinates["layer"], shares, strict=True):
-                self.scores[level, int(layer)] = row
+        self.scores = UnitScores.of(found)
         for node in self.nodes:
-            units = self.tree.units(node.part)
-            node.score = max((self._score_of(unit) or 0.0 for unit in units), default=None)
-
-    def _score_of(self, part: Part) -> float | None:
-        site = part.sites[0]
-        row = self.scores.get((part.level, site.layer)) if isinstance(site.layer, int) else None
-        return None if row is None or not isinstance(site.unit, int) else float(row[site.unit])
-
-    def _has_score(self, part: Part) -> bool:
-        """Say whether a unit of a part has a score above its delta."""
-        return any((self._score_of(unit) or 0.0) > self._delta(unit) for unit in self.tree.units(part))
-
-    def _ranked(self, parts: list[Part]) -> list[Part]:
-        """Return parts, those of the largest scores first."""
-        return sorted(parts, key=lambda part: -(self._score_of(part) or 0.0))
+            node.score = self.scores.largest(self.tree.units(node.part))
 
     def _sample(self) -> None:
         """Measure a sample of the units that were never measured."""
         measured = {_unit_of(node.part) for node in self.nodes}
         units = self.tree.units(self.tree.whole)
         places = {node.part.name: number for number, node in enumerate(self.nodes)}
-        for level in dict.fromkeys(unit.level for unit in units):
+        levels = list(dict.fromkeys(unit.level for unit in units))
+        for n_left, level in zip(range(len(levels), 0, -1), levels, strict=True):
             kind = [unit for unit in units if unit.level == level]
             closed = [unit for unit in kind if _unit_of(unit) not in measured]
-            ranked = self._ranked([closed[n] for n in self.random.permutation(len(closed))])
+            ranked = self.scores.ranked([closed[n] for n in self.random.permutation(len(closed))])
             delta = self._delta(kind[0])
+            self.meter.reserve = 0.0
+            self.meter.reserve = max(self.meter.left, 0.0) * (1 - 1 / n_left)  # as much for each kind
             n_drawn = self.meter.fitting([together([unit], unit.name) for unit in ranked[: self.sample]])
             drawn = draw_stratified(np.arange(len(ranked)), n_drawn, self.random)
             some = [ranked[n] for n in drawn.chosen]
@@ -393,7 +337,7 @@ class Search:
             for unit, effect in zip(some, effects.tolist(), strict=True):
                 above = places.get(unit.above, -1)
                 n_pairs = len(self.meter.experiment.pairs)
-                self._add(Node(unit, above, effect, n_pairs, delta, self._score_of(unit), found="sample"))
+                self._add(Node(unit, above, effect, n_pairs, delta, self.scores.score(unit), found="sample"))
             matters = np.bincount(drawn.stratum[is_above], minlength=len(drawn.sizes))
             counts = (tuple(map(int, each)) for each in (drawn.sizes, drawn.sampled, matters))
             self.closed.append(Closed(level, len(kind), delta, *counts))
