@@ -30,7 +30,21 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for _command in (demo, sweep, localize, trace, paths, features, lens, attribute, discover, evaluate, doctor, tasks, show):
+for _command in (
+    demo,
+    sweep,
+    localize,
+    trace,
+    paths,
+    features,
+    lens,
+    attribute,
+    discover,
+    evaluate,
+    doctor,
+    tasks,
+    show,
+):
     app.command()(_command)
 
 

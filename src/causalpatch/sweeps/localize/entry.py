@@ -17,7 +17,7 @@ from causalpatch.statistics.missed import check_level
 from causalpatch.statistics.racing import BURN_IN
 from causalpatch.sweeps.localize.budget import Budget, Meter, plain
 from causalpatch.sweeps.localize.nodes import cells_of
-from causalpatch.sweeps.localize.parts import Decoder, Modules, Units, together, tree_of
+from causalpatch.sweeps.localize.parts import Tree, Units, together, tree_of
 from causalpatch.sweeps.localize.scored import ScoredBy
 from causalpatch.sweeps.localize.search import SCORE_RUNS, Search
 
@@ -157,9 +157,7 @@ def plan_localize(
     return _plan(made, tree, Budget.of(budget), halves=halves, sample=sample, scored=True)
 
 
-def _plan(
-    experiment: Experiment, tree: Decoder | Modules, budget: Budget, *, halves: int, sample: int, scored: bool
-) -> SearchPlan:
+def _plan(experiment: Experiment, tree: Tree, budget: Budget, *, halves: int, sample: int, scored: bool) -> SearchPlan:
     n_pairs = len(experiment.pairs)
     (parts,) = tree.groups(tree.whole)
     units = [unit.level for unit in tree.units(tree.whole)] or [part.level for part in parts]
@@ -178,7 +176,7 @@ def _plan(
     return SearchPlan(tuple(steps), first, (len(units) + _BASELINES + 1) * n_pairs, budget, n_pairs)
 
 
-def _require_first(meter: Meter, plan: SearchPlan, tree: Decoder | Modules) -> None:
+def _require_first(meter: Meter, plan: SearchPlan, tree: Tree) -> None:
     """Make sure that the coarsest parts can be measured.
 
     Raises:
@@ -186,7 +184,9 @@ def _require_first(meter: Meter, plan: SearchPlan, tree: Decoder | Modules) -> N
     """
     (parts,) = tree.groups(tree.whole)
     asked = [together([tree.whole], "whole"), *(together([part], part.name) for part in parts)]
-    needed = meter.cost(asked) + (_BASELINES * plan.n_pairs if meter.budget.unit == "runs" else 0)
+    needed = meter.cost(asked)
+    untouched = _BASELINES * plan.n_pairs
+    needed += {"runs": untouched, "FLOP": meter.flops_of(untouched), "seconds": 0.0}[meter.budget.unit]
     if needed > meter.budget.amount:
         raise SettingError(
             f"a budget of {meter.budget} does not allow the coarsest parts",
@@ -194,7 +194,7 @@ def _require_first(meter: Meter, plan: SearchPlan, tree: Decoder | Modules) -> N
                 ("parts", f"{len(parts)} {parts[0].level}s on {plan.n_pairs} pairs"),
                 ("needed", f"{Budget(needed, meter.budget.unit)} for these alone"),
             ],
-            fix=f'budget="{Budget(4 * needed, meter.budget.unit)}", or fewer pairs'.replace(",", ""),
+            fix=f'budget="{Budget(4 * needed, meter.budget.unit)}", or use fewer pairs',
         )
 
 

@@ -15,7 +15,7 @@ prompts; else all positions are patched together, and nothing is told apart by t
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
@@ -85,24 +85,6 @@ def together(parts: Sequence[Part], label: str) -> Intervention:
             else SiteSet(first.name, first.layer, units, first.position, dictionary=first.dictionary)
         )
     return Intervention(tuple(map(Patch, rest)), label)
-
-
-class Tree(Protocol):
-    """What a model is made of."""
-
-    @property
-    def whole(self) -> Part:
-        """All coarsest parts together."""
-
-    def groups(self, part: Part) -> list[list[Part]]:
-        """Return what a part is made of, in one or several ways that are tried in turn; nothing for the finest."""
-
-    def units(self, part: Part) -> list[Part]:
-        """Return its finest parts, at its position; nothing where it is one itself."""
-
-    @property
-    def scored(self) -> list[str]:
-        """Sets of sites whose scores say which units may matter."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,9 +237,12 @@ class Modules:
         return self._shapes[path]
 
 
-def tree_of(
-    experiment: Experiment, positions: str | Sequence[str] | None, units: Units, features: str | None
-) -> Decoder | Modules:
+Tree: TypeAlias = Decoder | Modules
+"""What a model is made of: its ``whole``; the ``groups`` that a part is made of, in ways that are tried in turn; the
+finest ``units`` of a part, at its position; and the sets of sites that are ``scored``."""
+
+
+def tree_of(experiment: Experiment, positions: str | Sequence[str] | None, units: Units, features: str | None) -> Tree:
     """Return the parts of an experiment's model.
 
     Args:

@@ -24,6 +24,7 @@ from causalpatch.base.errors import CausalPatchError
 from causalpatch.base.seeds import generator
 from causalpatch.patches import Intervention
 from causalpatch.results.localization import Closed, Together
+from causalpatch.results.words import joined
 from causalpatch.statistics.missed import draw_stratified
 from causalpatch.statistics.racing import BURN_IN, Racing
 from causalpatch.sweeps.localize.budget import Meter
@@ -200,6 +201,8 @@ class Search:
             asked.append(together([*node.context, node.part], f"{n}: all"))
             asked.append(together(held or [node.part], f"{n}: found"))
         if self.meter.fitting(asked) < len(asked):
+            short = joined([node.part.name for node, _ in open_ones])
+            self.notes.append(f"no budget was left to see whether what was found accounts for {short}")
             return
         effects = self._plainly(asked).reshape(-1, 2).tolist()
         for (node, children), (target, reached) in zip(open_ones, effects, strict=True):
@@ -329,7 +332,9 @@ class Search:
             delta = self._delta(kind[0])
             self.meter.reserve = 0.0
             self.meter.reserve = max(self.meter.left, 0.0) * (1 - 1 / n_left)  # as much for each kind
-            n_drawn = self.meter.fitting([together([unit], unit.name) for unit in ranked[: self.sample]])
+            # The first layers cost most: what of these fits, fits wherever the sample falls.
+            dearest = sorted(closed, key=_layer_of)[: self.sample]
+            n_drawn = self.meter.fitting([together([unit], unit.name) for unit in dearest])
             drawn = draw_stratified(np.arange(len(ranked)), n_drawn, self.random)
             some = [ranked[n] for n in drawn.chosen]
             effects = self._plainly([together([unit], unit.name) for unit in some])
@@ -348,6 +353,11 @@ class Search:
 
     def _delta(self, part: Part) -> float:
         return part.delta if self.delta is None else self.delta
+
+
+def _layer_of(part: Part) -> int:
+    layer = part.sites[0].layer
+    return layer if isinstance(layer, int) else 0
 
 
 def _unit_of(part: Part) -> str:
