@@ -8,7 +8,7 @@ BENCH_STAMP := $(BENCH)/.installed
 WORKERS ?= 2
 SLOWLY := -q --import-mode=importlib --strict-markers --disable-socket --allow-unix-socket -p no:cacheprovider
 
-.PHONY: demo test test-slow lint bench mutants zoo docs support ground-truth ground-truth-models clean install
+.PHONY: demo test test-slow lint bench mutants zoo docs support ground-truth ground-truth-models scores clean install
 
 install: $(STAMP)
 
@@ -65,6 +65,10 @@ ground-truth: $(STAMP)
 
 ground-truth-models: $(STAMP)
 	$(BIN)/python -m causalpatch.circuits.ground_truth.train
+
+# Scores against exact effects; python -m benchmarks.scores --help says what else there is.
+scores: $(STAMP)
+	$(BIN)/python -m benchmarks.scores $(SCORES_ARGS)
 
 clean:
 	rm -rf $(VENV) $(BENCH) demo-output docs/build .mypy_cache .ruff_cache .hypothesis

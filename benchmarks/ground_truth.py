@@ -21,18 +21,18 @@ from causalpatch.attribution.edges import EdgeMethod
 from causalpatch.base.seeds import generator
 from causalpatch.circuits.against import Against, count_found, hold_against
 from causalpatch.circuits.ground_truth import FORMS, Case, case_names, cases
+from causalpatch.circuits.learn import Learning
 
 OUT = Path(__file__).parent / "GROUND_TRUTH.md"
 FLOOR = 1e-6  # of the largest score: what is smaller is rounding, also where a method multiplies in float32
+STEPS, RATE = 100, 0.2  # of learning; chosen on "fraction" and "reverse", plain
 SHARE = 1e-3  # of the gap: the loss that an edge must prevent to be kept by ACDC
 Method = Callable[[Case], np.ndarray | None]
 
 
-def exact(case: Case) -> np.ndarray | None:
+def exact(case: Case) -> np.ndarray:
     """Patch each edge by itself: the mean over pairs of the size of its effect."""
-    if case.ablation != "resample":
-        return None  # edges take values from the source run alone
-    effects = cp.patch_edges(case.experiment(), list(case.edges))
+    effects = cp.patch_edges(case.experiment(), list(case.edges), value=carried(case))
     return np.abs(effects.effect(per_pair=True).values).mean(-1)
 
 
@@ -44,14 +44,25 @@ def scored(method: EdgeMethod, case: Case) -> np.ndarray | None:
     return np.abs(values[list(case.edges)].to_numpy())
 
 
-def acdc(case: Case) -> np.ndarray | None:
+def carried(case: Case) -> str:
+    """Return what edges carry in a case."""
+    return "source" if case.ablation == "resample" else "zero"
+
+
+def acdc(case: Case) -> np.ndarray:
     """Take edges away one by one, in clean runs, whatever the direction of the case."""
-    if case.ablation != "resample":
-        return None
     experiment = case.experiment()
     gap = float(abs(experiment.baseline.clean.mean() - experiment.baseline.corrupt.mean()))
-    kept = set(cp.acdc(experiment, SHARE * gap).edges())
+    kept = set(cp.acdc(experiment, SHARE * gap, value=carried(case)).edges())
     return np.array([float(edge in kept) for edge in case.edges])
+
+
+def learnt(method: Learning, case: Case) -> np.ndarray:
+    """Learn gates of all edges in clean runs; those that are held to a size to as many edges as are true."""
+    n_edges = None if method == "sigmoid-topk" else len(case.true_edges)
+    gates = cp.learn_edges(case.experiment(), method, n_edges, steps=STEPS, rate=RATE, value=carried(case))
+    values = gates.to_dataframe().set_index("edge")["score"]
+    return values[list(case.edges)].to_numpy()
 
 
 def random(case: Case) -> np.ndarray:
@@ -65,6 +76,9 @@ METHODS: Mapping[str, Method] = {
     "EAP-IG": partial(scored, "eap-ig"),
     "EAP-IG activations": partial(scored, "eap-ig-activations"),
     "ACDC": acdc,
+    "hard concrete": partial(learnt, "hard-concrete"),
+    "UGS": partial(learnt, "ugs"),
+    "top-k": partial(learnt, "sigmoid-topk"),
     "random": random,
 }
 
@@ -125,7 +139,9 @@ def write(rows: Sequence[Row], command: str) -> str:
         "curve, area under the precision-recall curve, and of as many edges as are true those with the largest scores: "
         "how many of them are true + how many false (ties counted whole). `none`: the method does not apply. *or*, "
         "*and*: single patches cannot tell all true edges there. *cancelling*: two of them undo each other. "
-        f"ACDC gives one set, with a threshold of {SHARE:g} of the gap, found in clean runs in both directions.",
+        f"ACDC gives one set, with a threshold of {SHARE:g} of the gap, found in clean runs in both directions. "
+        f"Gates are learnt in clean runs too, by {STEPS} steps at a rate of {RATE:g} on the gap; hard concrete and UGS "
+        "are told how many edges are true.",
         "",
     ]
     methods = list(dict.fromkeys(row.method for row in rows))

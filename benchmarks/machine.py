@@ -1,5 +1,6 @@
 """The machine: what it is, how fast it multiplies matrices, and how much memory a process holds."""
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -75,6 +76,14 @@ def forget_peak() -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
+        return
+
+
+def release_freed() -> None:
+    """Give memory that was freed back to the system, where its C library can, so that growth is seen."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):
         return
 
 

@@ -365,7 +365,7 @@ MUTANTS = (
         "engine/unchanged_rows.py",
         "changed[found[found >= 0]] = True",
         "changed[found[found > 0]] = True",
-        (UNCHANGED, "-k", "full_forwards and llama"),
+        (UNCHANGED, "-k", "full_forwards and gemma2"),
     ),
     Mutant(
         "unchanged rows take the queries, keys and values of other tokens",
@@ -379,7 +379,7 @@ MUTANTS = (
         "engine/unchanged_rows.py",
         "if entry.depth == first and place is not None and target.site.name not in _BEHIND_STREAM:",
         "if entry.layer == first and place is not None and target.site.name not in _BEHIND_STREAM:",
-        (UNCHANGED, "-k", "full_forwards and llama"),
+        (UNCHANGED, "-k", "full_forwards and gemma2"),
     ),
     Mutant(
         "modules that were passed by stay so",

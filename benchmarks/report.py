@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from benchmarks import edges
 from benchmarks.machine import MIB
 from benchmarks.ours import NAME
 from benchmarks.peers import PEERS
@@ -56,6 +57,9 @@ def write(results: Results, command: str, peers: Mapping[str, str], *, is_tiny: 
     lines += ["## Other families", "", *_seconds(results, setups, lambda each: each.shape != "gpt2"), ""]
     lines += ["## Where our time goes", "", *_spent(results), ""]
     lines += ["## Memory", "", *_memory(results), "", "## A small model", "", *_small(results), ""]
+    lines += ["## Every single edge", "", *edges.lines_exact(results.get("edges", {})), ""]
+    lines += [*(f"Skipped: **{name}**: {why}." for name, why in edges.PEERS.items()), ""]
+    lines += ["## Scores of edges", "", *edges.lines_scores(results.get("edge-scores", {})), ""]
     lines += ["## Growth", "", *_growth(results), "", "## Start-up", "", *_start(results), ""]
     tolerance = max((each.get("tolerance", 0.0) for each in results["workloads"].values()), default=0.0)
     return "\n".join([*lines, "## Method", "", METHOD.format(tolerance=tolerance)])

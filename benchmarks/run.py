@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import alone, charts, growth, profiling, report, small, start, store
+from benchmarks import alone, charts, edges, growth, profiling, report, small, start, store
 from benchmarks.contest import Stable, hold
 from benchmarks.machine import ROOT
 from benchmarks.peers import PEERS, Peer
@@ -23,7 +23,7 @@ from benchmarks.shapes import build
 from benchmarks.targets import rows_of
 from benchmarks.workloads import QUICK, WORKLOADS, shorter
 
-PARTS = ("memory", "small", "growth", "start")
+PARTS = ("memory", "small", "growth", "start", "edges", "edge-scores")
 
 
 class Bench:
@@ -80,6 +80,10 @@ class Bench:
             self.results[name] = found | stamp
         elif name == "growth":
             self.results[name] = growth.measure(repeats, is_tiny=is_tiny) | stamp
+        elif name == "edges":
+            self.results[name] = edges.measure_exact(repeats, is_tiny=is_tiny) | stamp
+        elif name == "edge-scores":
+            self.results[name] = edges.measure_scores(repeats, is_tiny=is_tiny) | stamp
         elif name == "start":
             self.results[name] = {"records": start.measure(repeats)} | stamp
         else:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import growth, small, start
+from benchmarks import edges, growth, small, start
 from benchmarks.machine import MIB
 from benchmarks.ours import NAME
 from benchmarks.workloads import WORKLOADS, Workload
@@ -46,7 +46,14 @@ def rows_of(results: Results) -> list[Row]:
     found = []
     for workload in WORKLOADS.values():
         found += _of_workload(workload, results["workloads"].get(workload.name), results)
-    return [*found, *_of_small(results), *_of_memory(results), *_of_growth(results), *_of_start(results)]
+    return [
+        *found,
+        *_of_edges(results),
+        *_of_small(results),
+        *_of_memory(results),
+        *_of_growth(results),
+        *_of_start(results),
+    ]
 
 
 def share(record: Mapping[str, Any], *, median: bool = False) -> float:
@@ -112,6 +119,34 @@ def _of_small(results: Results) -> list[Row]:
         middle = statistics.median(record["sweep"]) / statistics.median(record["forward"])
         text = f"{times:.2f} x (medians: {middle:.2f} x)"
         found.append(Row(f"stories260k, {record['site']}", of, target, text, times <= small.MOST))
+    return found
+
+
+def _of_edges(results: Results) -> list[Row]:
+    part, what = results.get("edges", {}), "every single edge, 4 x 16"
+    of, target = f"against a forward for each edge, {edges.SPLIT}", f"≥ {edges.LEAST_EXACT:g} x"
+    if "strata" not in part:
+        found = [Row(what, of, target, "not run", None)]
+    else:
+        times = edges.times_as_fast(part, edges.SPLIT)
+        text = f"{times:.1f} x; {edges.times_as_fast(part, edges.HOOKED):.1f} x against {edges.HOOKED}"
+        found = [Row(what, of, target, text, times >= edges.LEAST_EXACT)]
+    part = results.get("edge-scores", {})
+    if "times" not in part:
+        return [*found, Row("scores of edges, 8 x 16", "", "", "not run", None)]
+    plain = part["times"]["plain"][edges.PLAIN]
+    for name in ("eap", "eap-ig"):
+        ours, other = part["times"][name][edges.OURS], part["times"][name][edges.SPLIT]
+        times = min(other["seconds"]) / min(ours["seconds"])
+        text = f"{times:.1f} x; {min(ours['seconds']) / min(plain['seconds']):.1f} x {edges.PLAIN}"
+        title = f"{name}, 8 x 16"
+        found.append(
+            Row(title, f"against {edges.SPLIT}", f"≥ {edges.LEAST_SCORES:g} x", text, times >= edges.LEAST_SCORES)
+        )
+        memory = max(ours["added_mib"]) / max(1.0, *plain["added_mib"])
+        target = f"≤ {edges.MOST_MEMORY:g} x that of {edges.PLAIN}"
+        text = f"{memory:.2f} x ({max(ours['added_mib']):,.0f} MiB)"
+        found.append(Row(title, "added memory", target, text, memory <= edges.MOST_MEMORY))
     return found
 
 

@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from causalpatch.circuits.graph_files import GraphFile as GraphFile
     from causalpatch.circuits.graph_files import read_graph as read_graph
     from causalpatch.circuits.graph_files import write_graph as write_graph
+    from causalpatch.circuits.learn import learn_circuit as learn_circuit
+    from causalpatch.circuits.learn import learn_edges as learn_edges
     from causalpatch.circuits.minimal import minimality_test as minimality_test
     from causalpatch.circuits.stability import Stability as Stability
     from causalpatch.circuits.stability import stability as stability
@@ -329,6 +331,7 @@ _ROOMS = {
     "circuits.evaluate": ("evaluate_circuit",),
     "circuits.exact": ("graph_of", "patch_edges"),
     "circuits.graph_files": ("GraphFile", "read_graph", "write_graph"),
+    "circuits.learn": ("learn_circuit", "learn_edges"),
     "circuits.minimal": ("minimality_test",),
     "circuits.stability": ("Stability", "stability"),
     "experiment": ("Baseline", "Experiment", "off_distribution"),

@@ -16,7 +16,7 @@ from causalpatch.base.errors import NotFinite, SettingError
 from causalpatch.base.seeds import generator
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.cells import grid_of
-from causalpatch.experiment.edges import run_edges
+from causalpatch.experiment.edges import EdgeSets, run_edges
 from causalpatch.experiment.provenance import require_same_model
 from causalpatch.results.confirmation import Confirmation
 from causalpatch.results.edge_scores import EdgeScores
@@ -185,9 +185,7 @@ def _of_edges(experiment: Experiment, scores: EdgeScores) -> _Asked:
         return {"edge": list(graph.names(graph.edges[numbers]))}
 
     def run(made: Experiment, numbers: np.ndarray, names: Sequence[str]) -> Effects:
-        masks = np.zeros((len(numbers), *graph.shape), dtype=bool)
-        masks[(np.arange(len(numbers)), *graph.edges[numbers].T)] = True
-        return run_edges(made, masks, names)
+        return run_edges(made, EdgeSets.of_edges(graph.edges[numbers], names))
 
     return _Asked(scores.values[tuple(graph.edges.T)], axes, run, experiment, "edges")
 

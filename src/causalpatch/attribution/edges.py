@@ -31,6 +31,7 @@ from causalpatch.engine.wiring import graph_of, wiring_of
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.edges import job_of_senders, require_no_source_model
 from causalpatch.experiment.provenance import describe_setup, notes_on
+from causalpatch.patches import Source
 from causalpatch.results.edge_scores import EdgeScores
 from causalpatch.results.provenance import describe_program
 
@@ -83,7 +84,7 @@ def attribute_edges(
         started = time.perf_counter()
         graph = graph_of(experiment.model)
         points = _points(experiment, method, steps, rule)
-        job = job_of_senders(experiment)
+        job = job_of_senders(experiment, Source())
         wiring = wiring_of(experiment.model, experiment.pairs)
         gauge = Gauge(experiment.metrics[:1], experiment.pairs, experiment.model)
         slopes = EdgeSlopes(job, gauge, wiring, points, by_position=positions, own=method == "eap-ig-activations")

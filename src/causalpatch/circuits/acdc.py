@@ -1,8 +1,9 @@
 """ACDC: edges are taken away one by one, from the logits backwards, unless the metric gets worse by a threshold.
 
 1. The circuit begins with all edges. Receivers are visited from the last to the first, the senders of each likewise.
-2. An edge is ablated: it carries what its sender gives in the corrupted prompt's run. Let the loss be the metric, or
-   its negative where a higher metric is better. If mean loss(without) - mean loss(with) < threshold, it stays ablated.
+2. An edge is ablated: it carries what its sender gives in the corrupted prompt's run (or zero, or a mean). Let the
+   loss be the metric, or its negative where a higher metric is better. If mean loss(without) - mean loss(with) <
+   threshold, it stays ablated.
 3. Edges that have no way to the logits any more can do nothing; they are taken away without a run.
 
 Candidates are batched: row k of a batch is the circuit without its first k candidates. Rows up to the first edge that
@@ -28,19 +29,22 @@ from causalpatch.circuits.circuit import Circuit, inputs_of, record_of
 from causalpatch.circuits.exact import graph_of
 from causalpatch.circuits.keep import first_metric, run_kept
 from causalpatch.experiment import Experiment
+from causalpatch.experiment.edges import carried_of
 from causalpatch.experiment.provenance import describe_setup
+from causalpatch.patches import Value
 from causalpatch.sites.graph import Graph
 
 _MOST = 256  # candidates in a batch
 
 
-def acdc(experiment: Experiment, threshold: float) -> Circuit:
+def acdc(experiment: Experiment, threshold: float, *, value: Value | str = "source") -> Circuit:
     """Return the edges that cannot be taken away one after the other without a loss.
 
     Args:
         experiment: Model, pairs and metric, of several the first; ``"kl_from_base"`` is the usual one, the logit
             difference the other. Circuits run on clean prompts, whatever its direction.
         threshold: The loss that an edge must prevent to stay, in the metric's unit: nats for ``kl_from_base``.
+        value: What ablated edges carry: ``"source"``, ``"zero"``, ``"mean"`` or a ``Mean``.
 
     Returns:
         The circuit; its record has the threshold, and how many runs were made. It may have no edges.
@@ -66,18 +70,19 @@ def acdc(experiment: Experiment, threshold: float) -> Circuit:
         raise SettingError(f"the threshold {threshold!r} is not above 0", facts=[("unit", "the metric's")], fix="0.01")
     graph = graph_of(experiment)
     made = first_metric(experiment)
-    search = _Search(made, graph, threshold)
+    search = _Search(made, graph, threshold, value)
     started = time.perf_counter()
     mask = search.result()
     setup = describe_setup(made.model, made.pairs, made.metrics, made.direction, made.seed)
     found: dict[str, Any] = {
         "method": "acdc",
         "threshold": threshold,
+        "value": str(carried_of(value)),
         "metric": made.metrics[0].name,
         "runs": search.n_runs,
         "seconds": round(time.perf_counter() - started, 3),
     }
-    return Circuit(graph, mask, record_of(setup, found))
+    return Circuit(graph, mask, record_of(setup, found, found["value"]))
 
 
 class _Search:
@@ -87,9 +92,11 @@ class _Search:
         experiment: In the direction noise, with one metric.
         graph: All edges.
         threshold: The loss that an edge must prevent.
+        value: What ablated edges carry.
     """
 
-    def __init__(self, experiment: Experiment, graph: Graph, threshold: float) -> None:
+    def __init__(self, experiment: Experiment, graph: Graph, threshold: float, value: Value | str) -> None:
+        self.value = value
         self.experiment, self.graph, self.threshold = experiment, graph, threshold
         self.sign = -1 if experiment.metrics[0].is_higher_when_clean("noise") else 1
         self.into = inputs_of(graph)
@@ -123,7 +130,7 @@ class _Search:
             masks = np.repeat(self.mask[None], len(some), axis=0)
             for row, edge in enumerate(some):
                 masks[(slice(row, None), *edge)] = False
-            losses = self.sign * run_kept(self.experiment, masks).values.mean(-1)
+            losses = self.sign * run_kept(self.experiment, masks, self.value).values.mean(-1)
             self.n_runs += len(some)
             stays = np.flatnonzero(~(np.diff(losses, prepend=self.loss) < self.threshold))
             gone = int(stays[0]) if len(stays) else len(some)

@@ -26,6 +26,8 @@ CIRCUIT, COMPLEMENT = (
     "complement: its edges ablated, all others intact",
 )
 """What of the model is intact."""
+CARRIED = {"source": "source: what the corrupted prompt's run sends", "zero": "zero: nothing"}
+"""What ablated edges carry, in words; means speak for themselves."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,13 +213,19 @@ class Circuit(arrays.Saved):
         return "\n".join([*lines, *(f"    {edge}" for edge in named), *([f"    … and {rest:,} more"] if rest else [])])
 
 
-def record_of(provenance: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a circuit's record: the setup of what it was found by, the six facts, and how it was found."""
+def record_of(provenance: Mapping[str, Any], found: Mapping[str, Any], value: str = "source") -> dict[str, Any]:
+    """Return a circuit's record: the setup of what it was found by, the six facts, and how it was found.
+
+    Args:
+        provenance: The record of what it was found by.
+        found: How it was found.
+        value: What ablated edges carry.
+    """
     kept = {key: provenance[key] for key in ("model", "pairs", "metrics", "seed") if key in provenance}
     facts = {
         "granularity": "heads (q, k, v), MLPs",
         "kind": "edge",
-        "value": "source: what the corrupted prompt's run sends",
+        "value": CARRIED.get(value, f"{value}, of what its sender gives"),
         "positions": "all aligned",
         "direction": "noise",
         "circuit": CIRCUIT,

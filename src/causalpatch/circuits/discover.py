@@ -66,7 +66,7 @@ def discover_circuit(
         No run of the model. ``"top"`` sorts all edges; ``"greedy"`` sorts those into each receiver and takes n steps.
     """
     graph = scores.graph
-    taken = _size(graph, n_edges, fraction)
+    taken = size_of(graph, n_edges, fraction)
     order, key = ranking(scores, taken, method, by)
     mask = np.zeros(graph.shape, dtype=bool)
     mask[tuple(graph.edges[order].T)] = True
@@ -77,7 +77,8 @@ def discover_circuit(
         "tied": int((left == key[order[-1]]).sum()),
         "scores": describe_scores(scores),
     }
-    return Circuit(graph, mask, record_of(scores.provenance, found))
+    carried = scores.provenance.get("facts", {}).get("value", "source")
+    return Circuit(graph, mask, record_of(scores.provenance, found, carried))
 
 
 def ranking(scores: EdgeScores, n_edges: int, method: str, by: str) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +122,12 @@ def describe_scores(scores: EdgeScores) -> dict[str, Any]:
     return {**kept, "hash": hashlib.sha256(values.tobytes()).hexdigest()[:16]}
 
 
-def _size(graph: Graph, n_edges: int | None, fraction: float | None) -> int:
+def size_of(graph: Graph, n_edges: int | None, fraction: float | None) -> int:
+    """Return how many edges a circuit has.
+
+    Raises:
+        SettingError: Neither or both are given, or the circuit would have none.
+    """
     if (n_edges is None) == (fraction is None):
         raise SettingError(
             "a circuit has a number of edges or a share of them",

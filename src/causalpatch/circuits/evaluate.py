@@ -27,7 +27,9 @@ from causalpatch.circuits.discover import By, Search, describe_scores, ranking, 
 from causalpatch.circuits.exact import graph_of
 from causalpatch.circuits.keep import first_metric, run_kept
 from causalpatch.experiment import Experiment
+from causalpatch.experiment.edges import carried_of
 from causalpatch.pairs import Pairs
+from causalpatch.patches import Value
 from causalpatch.results import evaluation
 from causalpatch.results.edge_scores import EdgeScores
 from causalpatch.results.evaluation import Evaluation
@@ -46,6 +48,7 @@ def evaluate_circuit(
     method: Search = "top",
     n_random: int = 20,
     found_on: Pairs | None = None,
+    value: Value | str = "source",
 ) -> Evaluation:
     """Measure how much of a behaviour circuits keep by themselves.
 
@@ -57,6 +60,8 @@ def evaluate_circuit(
         method: How they are taken: ``"top"`` or ``"greedy"``.
         n_random: Random circuits of each size.
         found_on: The pairs that it was found on: it is an error if these share a prompt with those of the experiment.
+        value: What ablated edges carry: ``"source"``, ``"zero"``, ``"mean"`` or a ``Mean``. Give what the circuit was
+            found with: another ablation gives other numbers.
 
     Returns:
         The runs, with f, areas and a chart.
@@ -99,14 +104,15 @@ def evaluate_circuit(
             fraction = size / graph.n_edges
             runs.append({"kind": evaluation.RANDOM, "order": "", "fraction": fraction, "n_edges": size, "draw": draw})
             masks.append(mask_of(graph, order_of_edges[:size]))
-    kept = run_kept(made, np.stack(masks))
+    kept = run_kept(made, np.stack(masks), value)
+    fact = record_of({}, {}, str(carried_of(value)))["facts"]["value"]
     record = {
         **kept.provenance,
         "site": "circuits",
         "reference": "everything ablated",
-        "facts": {**circuits[0][2].facts, "circuit": f"{CIRCUIT}; and complements"},
+        "facts": {**circuits[0][2].facts, "value": fact, "circuit": f"{CIRCUIT}; and complements"},
         "found": [each.record["found"] for _, _, each in circuits],
-        "notes": _notes(experiment, [each for _, _, each in circuits], found_on),
+        "notes": _notes(experiment, [each for _, _, each in circuits], found_on, fact),
         "cost": {**kept.provenance["cost"], "seconds": round(time.perf_counter() - started, 3)},
     }
     return Evaluation(runs, kept.values, kept.clean, kept.empty, experiment.pairs.components, record)
@@ -142,24 +148,32 @@ def _circuits(
             fix="leave fractions= out for the usual ten",
         )
     scores = describe_scores(given)
+    carried = given.provenance.get("facts", {}).get("value", "source")
     made: list[tuple[str, float, Circuit]] = []
     for by in _ORDERS:
         taken, _ = ranking(given, share_of(graph, max(fractions)), method, by)
         for fraction in sorted(set(fractions)):
             some = taken[: share_of(graph, fraction)]
             found = {"method": f"{method} by {by}", "n_edges": len(some), "scores": scores}
-            made.append((by, fraction, Circuit(graph, mask_of(graph, some), record_of(given.provenance, found))))
+            made.append(
+                (by, fraction, Circuit(graph, mask_of(graph, some), record_of(given.provenance, found, carried)))
+            )
     return made
 
 
-def _notes(experiment: Experiment, circuits: Sequence[Circuit], found_on: Pairs | None) -> list[str]:
-    """Say on which pairs circuits were found."""
+def _notes(experiment: Experiment, circuits: Sequence[Circuit], found_on: Pairs | None, value: str) -> list[str]:
+    """Say on which pairs circuits were found, and with what in the place of ablated edges, where that is another."""
+    others = sorted({each.facts["value"] for each in circuits if each.method != "given"} - {value})
+    notes = [f"found with another ablation ({', '.join(others)}) than measured with ({value})"] if others else []
     hashes = {each.record["pairs"]["hash"] for each in circuits if "pairs" in each.record}
     if experiment.pairs.content_hash in hashes:
-        return ["measured on the pairs that the circuit was found on: f is too high on these"]
+        return [*notes, "measured on the pairs that the circuit was found on: f is too high on these"]
     if found_on is None and hashes:
-        return ["measured on other pairs than those it was found on; whether they share prompts was not looked at"]
-    return []
+        return [
+            *notes,
+            "measured on other pairs than those it was found on; whether they share prompts was not looked at",
+        ]
+    return notes
 
 
 def _require_other_pairs(pairs: Pairs, found_on: Pairs | None) -> None:

@@ -3,7 +3,7 @@
 In the run of a circuit C on a clean prompt, edges of C carry what their senders give in this run, and all others what
 these give in the corrupted prompt's run: the exact interchange of everything but C, in the direction noise. What is
 left when no edge is kept is measured too: for prompts of equal lengths it is the corrupted run, else tokens without a
-partner stay as they are.
+partner stay as they are. Instead of the corrupted run's values ablated edges may carry zero, or means.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ import numpy as np
 
 from causalpatch.circuits.exact import graph_of, patch_edges
 from causalpatch.experiment import Experiment
+from causalpatch.patches import Value
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,18 +45,19 @@ def first_metric(experiment: Experiment) -> Experiment:
     return turned if len(turned.metrics) == 1 else turned.measuring(turned.metrics[:1])
 
 
-def run_kept(experiment: Experiment, kept: np.ndarray) -> Kept:
+def run_kept(experiment: Experiment, kept: np.ndarray, value: Value | str = "source") -> Kept:
     """Run sets of edges; those that are alike run once.
 
     Args:
         experiment: In the direction noise; its first metric is read.
         kept: Edges that are kept, booleans ``(set, sender, receiver)``.
+        value: What ablated edges carry.
     """
     graph = graph_of(experiment)
     bits = np.packbits(kept[:, graph.exists], axis=1)
     _, first, place = np.unique(bits, axis=0, return_index=True, return_inverse=True)
     ablated = np.concatenate([graph.exists[None], graph.exists & ~kept[first]])
-    effects = patch_edges(experiment, ablated)
+    effects = patch_edges(experiment, ablated, value=value)
     data = effects.to_xarray()
     values = data["metric"].values.reshape(len(ablated), -1)
     clean: np.ndarray = data["baseline_clean"].values.reshape(-1)

@@ -16,6 +16,7 @@ Scored = Annotated[
     Literal["eap", "eap-ig", "eap-ig-activations", "clean-corrupted"],
     typer.Option("--scores", help="How edges are scored."),
 ]
+Value = Annotated[Literal["source", "zero", "mean"], typer.Option("--value", help="What ablated edges carry instead.")]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Points of integrated gradients.")]
 AllPairs = Annotated[
     bool, typer.Option("--all-pairs", help="Use all pairs; otherwise discover and evaluate each have a half.")
@@ -71,11 +72,17 @@ def attribute(  # noqa: PLR0913 - each argument is an option that a person types
         view.text(f"wrote {path}")
 
 
+Method = Annotated[
+    Literal["top", "greedy", "acdc", "hard-concrete", "ugs", "sigmoid-topk"],
+    typer.Option("--method", help="By scores: top, greedy; by runs: acdc; by masks that are learnt: the others."),
+]
+
+
 def discover(  # noqa: PLR0913 - each argument is an option that a person types
     model: ModelName,
     pairs: PairsName,
     out: Annotated[Path, typer.Option("--out", help="Folder for circuit.npz and its drawing; made where missing.")],
-    method: Annotated[Literal["top", "greedy", "acdc"], typer.Option("--method", help="How edges are chosen.")] = "top",
+    method: Method = "top",
     n_edges: Annotated[int | None, typer.Option("--n-edges", min=1, help="How many edges.")] = None,
     fraction: Annotated[float | None, typer.Option("--fraction", help="Their share of all; .05 by default.")] = None,
     by: Annotated[
@@ -86,7 +93,11 @@ def discover(  # noqa: PLR0913 - each argument is an option that a person types
         typer.Option("--threshold", help="Of acdc: the loss that an edge prevents, in the metric's unit."),
     ] = None,
     scored: Scored = "eap-ig",
-    steps: Steps = 5,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", min=1, help="Points of integrated gradients (5), or steps of learning (300)."),
+    ] = None,
+    value: Value = "source",
     metric: OneMetric = None,
     where: Where = None,
     first: First = None,
@@ -94,7 +105,7 @@ def discover(  # noqa: PLR0913 - each argument is an option that a person types
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Find a circuit on one half of the pairs: by scores of edges, or by ACDC."""
+    """Find a circuit on one half of the pairs: by scores of edges, by ACDC, or by masks that are learnt."""
     if (method == "acdc") != (threshold is not None) or (method == "acdc" and (n_edges or fraction)):
         raise SettingError(
             "acdc takes a threshold, and other methods a number of edges",
@@ -105,11 +116,19 @@ def discover(  # noqa: PLR0913 - each argument is an option that a person types
     half = loaded if all_pairs else loaded.split()[0]
     experiment = cp.Experiment(opened, half, metric=metric or metric_of_task(pairs))
     scores = None
+    size: dict[str, Any] = {"n_edges": n_edges} if n_edges else {"fraction": fraction or 0.05}
     if threshold is not None:
-        circuit = cp.acdc(experiment, threshold)
+        circuit = cp.acdc(experiment, threshold, value=value)
+    elif method in ("hard-concrete", "ugs", "sigmoid-topk"):
+        circuit = cp.learn_circuit(experiment, **size, method=method, steps=steps or 300, value=value)
+    elif value != "source":
+        raise SettingError(
+            f"scores by gradients are those of the source's values, not of {value}",
+            facts=[("methods for zero and means", "acdc, hard-concrete, ugs, sigmoid-topk")],
+            fix="--method hard-concrete",
+        )
     else:
-        scores = cp.attribute_edges(experiment, scored, steps=steps)
-        size: dict[str, Any] = {"n_edges": n_edges} if n_edges else {"fraction": fraction or 0.05}
+        scores = cp.attribute_edges(experiment, scored, steps=steps or 5)
         circuit = cp.discover_circuit(scores, **size, method="greedy" if method == "greedy" else "top", by=by)
     files = [circuit.save(out / "circuit.npz")]
     if circuit.n_edges:
@@ -139,6 +158,7 @@ def evaluate(  # noqa: PLR0913 - each argument is an option that a person types
     ] = None,
     scored: Scored = "eap-ig",
     steps: Steps = 5,
+    value: Value = "source",
     n_random: Annotated[int, typer.Option("--random", min=0, help="Random circuits of each size.")] = 5,
     delta: Annotated[float, typer.Option("--delta", help="f within 1 - delta and 1 + delta is called faithful.")] = 0.1,
     metric: OneMetric = None,
@@ -159,7 +179,9 @@ def evaluate(  # noqa: PLR0913 - each argument is an option that a person types
     record = what.record if circuit else what.provenance
     experiment = cp.Experiment(opened, held_out, metric=chosen)
     is_same = not all_pairs and record.get("pairs", {}).get("hash") == found_on.content_hash
-    found = cp.evaluate_circuit(experiment, what, n_random=n_random, found_on=found_on if is_same else None)
+    found = cp.evaluate_circuit(
+        experiment, what, n_random=n_random, found_on=found_on if is_same else None, value=value
+    )
     verdicts = found.equivalence(delta=delta)
     files = []
     if out:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from causalpatch.engine.wiring import Input
@@ -126,9 +126,7 @@ class Chain:
 
     def columns(self, tensor: Float[Tensor, "*lead C"]) -> Float[Tensor, "*lead U W"]:
         """Return the columns of each receiver's unit."""
-        starts = torch.tensor(self.way.starts, device=tensor.device)[torch.tensor(self.owners, device=tensor.device)]
-        places = starts[:, None] + torch.arange(self.way.width, device=tensor.device)
-        return tensor[..., places]
+        return tensor[..., self.places.to(tensor.device)]
 
     def forward(self, x: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead C"]:
         """Return what the chain makes of the stream."""
@@ -148,9 +146,34 @@ class Chain:
         bias = getattr(self.modules[0], "bias", None)
         return made if bias is None else made + bias.detach()[columns]
 
+    def of_units(self, x: Float[Tensor, "R U T D"], numbers: slice) -> Float[Tensor, "R T U W"]:
+        """Return what the chain makes of streams, one for each of some receivers, in the columns of each.
+
+        Args:
+            x: The streams; gradients go through.
+            numbers: The receivers.
+        """
+        for module in reversed(self._rest):
+            x = module.forward(x)
+        if self.plain is None:
+            at = self.places[numbers].to(x.device)[None, :, None].expand(len(x), -1, x.shape[2], -1)
+            return x.gather(-1, at).transpose(1, 2)
+        made = torch.einsum("rutd,duw->rtuw", x, self.plain[:, numbers].to(x.dtype))
+        bias = getattr(self.modules[0], "bias", None)
+        return made if bias is None else made + bias.detach()[self.places[numbers]]
+
+    @cached_property
+    def places(self) -> Int[Tensor, "U W"]:
+        """The columns of each receiver's unit at the port."""
+        starts = torch.tensor(self.way.starts)[torch.tensor(self.owners)]
+        return starts[:, None] + torch.arange(self.way.width)
+
     @cached_property
     def plain(self) -> Float[Tensor, "D U W"] | None:
-        """The projection's weight by receivers, where it is a plain linear map."""
+        """The projection's weight by receivers, where it is a plain linear map; kept, as large as that is."""
+        return self._plain()
+
+    def _plain(self) -> Float[Tensor, "D U W"] | None:
         if self.way.starts is None:
             return None
         weight = plain_rows(self.modules[0])
@@ -158,20 +181,18 @@ class Chain:
 
     @cached_property
     def _rest(self) -> tuple[nn.Module, ...]:
-        return self.modules if self.plain is None else self.modules[1:]
+        is_plain = self.way.starts is not None and plain_rows(self.modules[0]) is not None
+        return self.modules[1:] if is_plain else self.modules
 
     @cached_property
     def _norm(self) -> Norm | None:
         """The one norm in front, where its formula is known."""
         return norm_of(self._rest[0], self.width) if len(self._rest) == 1 else None
 
-    @cached_property
-    def _folded(self) -> Float[Tensor, "U W D"] | None:
-        """The projection with the norm's scale and centring in it."""
-        if self.plain is None or self._norm is None:
-            return None
-        weight = self.plain * self._norm.scale.to(self.dtype)[:, None, None]
-        if self._norm.is_centred:
+    def _folded(self, norm: Norm, plain: Float[Tensor, "D U W"]) -> Float[Tensor, "U W D"]:
+        """Return the projection with the norm's scale and centring in it; made anew, since kept they take much room."""
+        weight = plain * norm.scale.to(self.dtype)[:, None, None]
+        if norm.is_centred:
             weight = weight - weight.mean(0, keepdim=True)
         return weight.permute(1, 2, 0).contiguous()
 
@@ -184,10 +205,10 @@ class Chain:
         """
         if self.way.starts is None:
             rows = g.to(self.dtype)[None]
-        elif self._folded is not None and self._norm is not None:
-            return self._pull_folded(self._norm, x.to(self.dtype), g.to(self.dtype))
-        elif self.plain is not None:
-            rows = torch.einsum("nuw,duw->und", g.to(self.dtype), self.plain)
+        elif (plain := self._plain()) is not None:
+            if self._norm is not None:
+                return self._pull_folded(self._norm, plain, x.to(self.dtype), g.to(self.dtype))
+            rows = torch.einsum("nuw,duw->und", g.to(self.dtype), plain)
         else:
             rows = self._spread(g)
         if self._norm is not None:
@@ -211,10 +232,8 @@ class Chain:
             (pushed,) = torch.autograd.grad(back, dual, delta.to(back))
         return pushed.detach()
 
-    def _pull_folded(self, norm: Norm, x: Tensor, g: Tensor) -> Tensor:
-        weight = self._folded
-        if weight is None:
-            raise LookupError("nothing is folded")  # asked before
+    def _pull_folded(self, norm: Norm, plain: Tensor, x: Tensor, g: Tensor) -> Tensor:
+        weight = self._folded(norm, plain)
         xhat, inverse = norm.parts(x)
         g = (g * inverse[..., None]).transpose(0, 1)  # U N W
         inner = (g * torch.matmul(xhat, weight.transpose(1, 2))).sum(-1) / self.width  # U N

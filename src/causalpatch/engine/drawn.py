@@ -61,6 +61,20 @@ class Donated:
         return str(self.value)
 
 
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """Values that are known before a patched run of some pairs: what would stand at a port.
+
+    Args:
+        run: The tensor at the port, for each pair of a batch.
+    """
+
+    run: Captured
+
+    def __str__(self) -> str:
+        return "computed values"
+
+
 @dataclass(frozen=True)
 class Scattered:
     """Gaussian noise whose width is known.

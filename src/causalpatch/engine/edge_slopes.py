@@ -77,7 +77,7 @@ class EdgeSlopes:
     """Scores of edges by gradients.
 
     Args:
-        job: Its one intervention patches all senders; see ``Senders.sites``.
+        job: Its one intervention patches all senders; see ``patches_of_senders``.
         gauge: The metric.
         wiring: How the model is wired.
         points: Where slopes are taken.
@@ -120,7 +120,7 @@ class EdgeSlopes:
         sites = [target.site for target in self.job.interventions[0]]
         before = self.total.clone()
         try:
-            batch = run_untouched(self.job, self.gauge, Means(), self.cost, indices, base_sites=sites)
+            batch = run_untouched(self.job, self.gauge, Means(), self.cost, indices, base_sites=sites).lean(self.gauge)
             slope = self._add(batch)
         except Exception:
             self.total = before

@@ -1,7 +1,7 @@
 """Exact interchange of edges: every input is put together from what reaches it, in one run of the model.
 
 In a run with the edges M, what a receiver v reads is the stream of this run, in which the terms of the senders of M are
-those of the source run:
+those of the source run (or zero, or of a mean; see ``put_in``):
 
     x_v = x + sum over u with M[u, v] of (term_u(source) - term_u(now))
 
@@ -40,12 +40,12 @@ from causalpatch.engine.job import Cost, Job, batches_of_pairs, most_rows
 from causalpatch.engine.layers import Layers
 from causalpatch.engine.means import Means
 from causalpatch.engine.memory import is_out_of_memory, release_memory
+from causalpatch.engine.put_in import PutIn
 from causalpatch.engine.resolve import Placer
-from causalpatch.engine.senders import term_of
-from causalpatch.engine.slopes import Meeting
+from causalpatch.engine.senders import change_of_term
 from causalpatch.engine.untouched import Untouched, run_untouched
 from causalpatch.engine.wiring import Wiring
-from causalpatch.models import Port, Tap, plain_rows
+from causalpatch.models import Port, Tap
 from causalpatch.models.views import Whole
 from causalpatch.sites import Site
 from causalpatch.sites.graph import KINDS
@@ -56,16 +56,20 @@ class ExactEdges:
     """Runs with edges interchanged.
 
     Args:
-        job: Its one intervention patches all senders; see ``Senders.sites``.
+        job: Its one intervention patches all senders; see ``patches_of_senders``.
         gauge: The metrics.
         wiring: How the model is wired.
         masks: The edges of each run, ``(mask, sender, receiver)``.
+        means: Fitted means, where edges carry these.
+        advance: Is told how many runs are done.
     """
 
     job: Job
     gauge: Gauge
     wiring: Wiring
     masks: Bool[np.ndarray, "mask sender receiver"]
+    means: Means = field(default_factory=Means)
+    advance: Callable[[int], None] = field(default=lambda done: None)
     cost: Cost = field(default_factory=Cost)
 
     def __post_init__(self) -> None:
@@ -96,18 +100,19 @@ class ExactEdges:
             untouched[:, :, batch.indices] = np.stack([batch.values["base"], batch.values["source"]])
             for masks, found in self._runs(batch):
                 values[np.ix_(np.arange(n_metrics), masks, batch.indices)] = found
+                self.advance(len(masks) * len(batch.indices))
         return values, untouched
 
     def _untouched(self, indices: np.ndarray) -> Untouched:
         sites = [target.site for target in self.job.interventions[0]]
         streams = [Site("resid_pre", layer) for layer in sorted(set(self.entry.tolist()))]
         return run_untouched(
-            self.job, self.gauge, Means(), self.cost, indices, base_sites=list(dict.fromkeys([*sites, *streams]))
+            self.job, self.gauge, self.means, self.cost, indices, base_sites=list(dict.fromkeys([*sites, *streams]))
         )
 
     def _runs(self, batch: Untouched) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield numbers of masks and what their runs measure, ``(metric, mask, pair)``."""
-        meeting = Meeting.of(self.job, batch, self.job.interventions[0][0], self.placer)
+        given = PutIn.of(self.job, batch, self.wiring, self.placer)
         longest = int(batch.known.base.batch.mask.shape[1])
         apart = self._tells_apart()
         for entry in sorted(set(self.entry.tolist())):
@@ -118,7 +123,7 @@ class ExactEdges:
                 begin = 0
                 while begin < len(numbers):
                     some = numbers[begin : begin + most]
-                    found = self._try(batch, meeting, some, entry, copies)
+                    found = self._try(batch, given, some, entry, copies)
                     if found is None:
                         most = len(some) // 2
                         release_memory()
@@ -126,22 +131,22 @@ class ExactEdges:
                     yield some, found
                     begin += len(some)
 
-    def _try(self, batch: Untouched, meeting: Meeting, some: np.ndarray, entry: int, copies: int) -> np.ndarray | None:
+    def _try(self, batch: Untouched, given: PutIn, some: np.ndarray, entry: int, copies: int) -> np.ndarray | None:
         try:
-            return self._run(batch, meeting, some, entry, copies)
+            return self._run(batch, given, some, entry, copies)
         except Exception as error:
             if not is_out_of_memory(error) or len(some) == 1:
                 raise
             return None
 
-    def _run(self, batch: Untouched, meeting: Meeting, some: np.ndarray, entry: int, copies: int) -> np.ndarray:
+    def _run(self, batch: Untouched, given: PutIn, some: np.ndarray, entry: int, copies: int) -> np.ndarray:
         """Return the metrics of some masks on the pairs of a batch, ``(metric, mask, pair)``."""
         n_pairs = len(batch.indices)
         # Rows lie mask by mask, in it pair by pair, in it copy by copy.
         local = np.tile(np.repeat(np.arange(n_pairs), copies), len(some))
         owner = np.repeat(some, n_pairs * copies)
         inputs = self.job.pairs.batch(self.job.base, batch.indices[local], padding_side=self.job.padding_side)
-        assembly = _Assembly(self, batch, meeting, local, owner, copies, entry)
+        assembly = _Assembly(self, batch, given, local, owner, copies, entry)
         rows = torch.as_tensor(local)
         known = restart.known_before(self.layers, entry, batch.known.base, rows, inputs, self.job) if entry else {}
         columns = few_columns(self.gauge, inputs) if self.is_few else None
@@ -185,7 +190,7 @@ class _Assembly:
     Args:
         runs: All runs.
         batch: The pairs with their untouched runs.
-        meeting: Which tokens of the source stand for which of the base.
+        given: What edges carry instead.
         local: The pair of each row in the batch.
         owner: The mask of each row.
         copies: Rows in a row that belong to one run.
@@ -194,7 +199,7 @@ class _Assembly:
 
     runs: ExactEdges
     batch: Untouched
-    meeting: Meeting
+    given: PutIn
     local: np.ndarray
     owner: np.ndarray
     copies: int
@@ -206,16 +211,13 @@ class _Assembly:
         base = self.batch.known.base
         self.rows = torch.as_tensor(self.local, device=self.wiring.model.device)
         first = self.wiring.layers[0].stream
-        shape = base.tensors[first].shape[:2]
-        self.placed = torch.zeros(shape, dtype=torch.bool, device=self.rows.device)
-        self.placed[self.meeting.row, self.meeting.base] = True
-        self.placed = self.placed[self.rows][..., None]
+        self.placed = self.given.placed[self.rows]
         # In layers that do not run, what senders give is what they give in the base run.
         self.now: dict[Port, Tensor] = {
             port: base.tensors[port][self.rows]
             for port in [first, *(wired.z for wired in self.wiring.layers), *self._mlps()]
         }
-        self.there: dict[Port, Tensor] = {port: self._source(port) for port in self.now}
+        self.there: dict[Port, Tensor] = {port: self.given.there[port][self.rows] for port in self.now}
         self.streams: dict[int, Tensor] = {}
         self.member = np.arange(len(self.local)) % self.copies
 
@@ -240,13 +242,6 @@ class _Assembly:
 
     def _mlps(self) -> list[Port]:
         return [wired.mlp_out.port for wired in self.wiring.layers]
-
-    def _source(self, port: Port) -> Tensor:
-        """Return what stands at a port in the source run, at the base's tokens."""
-        base, source = (run.tensors[port] for run in (self.batch.known.base, self.batch.known.source))
-        found = base.clone()
-        found[self.meeting.row, self.meeting.base] = source[self.meeting.row, self.meeting.source]
-        return found[self.rows]
 
     def _note(self, port: Port, current: Tensor) -> Tensor:
         self.now[port] = current
@@ -334,7 +329,4 @@ class _Assembly:
         for head, start in enumerate(wired.starts):
             columns = slice(start, start + width)
             mixed[..., columns] = torch.where(mask[:, head, None, None], there[..., columns], z[..., columns])
-        weight = plain_rows(wired.project) if wired.after is None else None
-        if weight is not None:  # the difference of the products, without the rounding of either
-            return ((mixed - z) @ weight) * wired.times
-        return term_of(wired, mixed) - term_of(wired, z)
+        return change_of_term(wired, z, mixed)

@@ -23,7 +23,7 @@ import torch
 
 from causalpatch.base.errors import PairError, PatchError
 from causalpatch.engine.batches import in_batches
-from causalpatch.engine.drawn import Donated, Scattered, draw_donors
+from causalpatch.engine.drawn import Computed, Donated, Scattered, draw_donors
 from causalpatch.engine.elsewhere import read_elsewhere
 from causalpatch.engine.job import Job, batches_of_pairs
 from causalpatch.engine.learn import Learnt, Place, Start, learn_constants
@@ -119,6 +119,8 @@ def fit_patches(job: Job, asked: Sequence[Intervention]) -> list[Intervention]:
             return replace(value.value, sigma=value.sigma)
         if isinstance(value, Given):
             return fit.elsewhere.get(value, value)
+        if isinstance(value, Computed):
+            raise AssertionError(f"{value} are made for one run and stand in no record")
         return value.value if isinstance(value, Donated) else value
 
     def whole(target: Target) -> Value:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from causalpatch.base.errors import EnoughError
 from causalpatch.engine.bypass import bypassed
@@ -172,6 +172,39 @@ class Frozen:
             }
             site = Site("q", layer, 0)
             return {**out, "q": self._projected(layer, rows, place, [site])[site]}
+
+    def attended(self, layer: int, hidden: Float[Tensor, "row width"], place: Place) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values that attention would see of rows, ``[head, row, head_width]``.
+
+        Args:
+            layer: The layer.
+            hidden: The stream into it.
+            place: Where each row belongs.
+        """
+        found: list[Tensor] = []
+
+        def see(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *more: Any) -> Tensor:
+            found.extend((query[0], key[0], value[0]))
+            raise EnoughError
+
+        self._attend = see
+        with self.stack.running(self._dispatch), suppress(EnoughError):
+            call_layer(self.stack, self.run, layer, hidden, place, is_partial=True)
+        query, key, value = found
+        return query, key, value
+
+    def added_by_mlp(self, layer: int, hidden: Float[Tensor, "row width"], place: Place) -> Float[Tensor, "row width"]:
+        """Return what a layer's MLP would add to rows, attention giving what it did.
+
+        Args:
+            layer: The layer.
+            hidden: The stream into it.
+            place: Where each row belongs.
+        """
+        nothing, site = np.zeros(len(hidden), dtype=np.int64), Site("mlp_out", layer)
+        laid = _Rows(nothing, nothing, nothing, nothing)
+        with self.stack.running(self._dispatch):
+            return self._between(layer, hidden, place, (laid, ()), is_free=True, keep=[site])[1][site]
 
     def _pass(self, branches: Sequence[Branch]) -> Iterator[tuple[int, Receiver, Told]]:
         """Take branches through the layers together."""

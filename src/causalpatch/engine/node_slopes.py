@@ -161,7 +161,7 @@ class NodeSlopes:
         """Fill in the scores of some pairs; return their runs and the largest slope."""
         sites = [target.site for target in self.job.interventions[0]]
         self.values[:, :, indices] = 0  # what was begun when memory ran out
-        batch = run_untouched(self.job, self.gauge, Means(), self.cost, indices, base_sites=sites)
+        batch = run_untouched(self.job, self.gauge, Means(), self.cost, indices, base_sites=sites).lean(self.gauge)
         with self.rules() as scaled:
             return batch, self._add(batch, scaled)
 

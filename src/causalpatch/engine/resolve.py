@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from causalpatch.base.errors import PairError, PatchError, SiteNotFound
-from causalpatch.engine.drawn import Donated, Scattered
+from causalpatch.engine.drawn import Computed, Donated, Scattered
 from causalpatch.engine.joined import is_joined, joined_patch
 from causalpatch.engine.keys import require_keys
 from causalpatch.engine.other_tokens import tokens_elsewhere, value_elsewhere
@@ -63,7 +63,7 @@ class Target:
     site: Site
     position: Position | None
     column: int | None
-    value: Value | Donated | Scattered
+    value: Value | Donated | Scattered | Computed
     align: Alignment | None
     has_position: bool
     inside: Subspace | None = None

@@ -294,13 +294,7 @@ class _Runs:
         ):
             rows, _ = lay_rows(self.job, placer, batch.indices)
             batch.known.tried.add(id(value))  # rotations do not look at other tokens
-            # Nothing compares with the untouched runs, whose logits are large.
-            known = replace(
-                batch.known,
-                source=replace(batch.known.source, output=None),
-                base=replace(batch.known.base, output=None),
-            )
-            self._batches.append((replace(batch, known=known, runs={}), rows))
+            self._batches.append((batch.lean(gauge), rows))
         self._n_rows = sum(len(rows) for _, rows in self._batches)
         if not self._n_rows:
             raise SettingError(

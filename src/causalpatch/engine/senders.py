@@ -17,7 +17,6 @@ from causalpatch.engine.untouched import Untouched
 from causalpatch.engine.wiring import Wired, Wiring
 from causalpatch.models import Port, plain_rows
 from causalpatch.models.views import Scaled
-from causalpatch.sites import Site
 
 
 class Senders:
@@ -30,15 +29,6 @@ class Senders:
 
     def __init__(self, wiring: Wiring, dtype: torch.dtype) -> None:
         self.wiring, self.dtype = wiring, dtype
-
-    @staticmethod
-    def sites(n_layers: int) -> list[Site]:
-        """Return the sites whose values are needed, the stream into the first layer first."""
-        layers = range(n_layers)
-        found = [Site("resid_pre", 0)]
-        for layer in layers:
-            found += [Site("z", layer, 0), Site("mlp_out", layer)]
-        return found
 
     def deltas(self, batch: Untouched, meeting: Meeting) -> Float[Tensor, "sender B T D"]:
         """Return what every sender would add more, at the base's tokens."""
@@ -89,6 +79,23 @@ class Senders:
                 out[head] = _pushed(wired.after, given, out[head].to(given.dtype))
         if wired.times != 1.0:
             out *= wired.times
+
+
+def change_of_term(
+    wired: Wired, z: Float[Tensor, "*lead C"], mixed: Float[Tensor, "*lead C"]
+) -> Float[Tensor, "*lead D"]:
+    """Return by how much what a layer's attention adds changes where its heads hand on something else.
+
+    Args:
+        wired: The layer.
+        z: What its heads hand on.
+        mixed: What they hand on then.
+    """
+    weight = plain_rows(wired.project) if wired.after is None else None
+    if weight is None:
+        return term_of(wired, mixed) - term_of(wired, z)
+    # The difference of the products, without the rounding of either.
+    return ((mixed - z) @ weight.detach()) * wired.times
 
 
 def term_of(wired: Wired, z: Float[Tensor, "*lead C"]) -> Float[Tensor, "*lead D"]:

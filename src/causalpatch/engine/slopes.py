@@ -247,6 +247,16 @@ def forward_with(
     output, _ = run_with_hooks(model, inputs_of(model, inputs), writes, opens_attention=opens, with_gradient=True)
     run = Run(model.logits(output), inputs, torch.as_tensor(batch.indices, device=device))
     values = gauge.tensors(run, batch.runs, torch.arange(len(batch.indices), device=device))[0]
+    require_graph(values, gauge)
+    return values
+
+
+def require_graph(values: Tensor, gauge: Gauge) -> None:
+    """Make sure that a metric can be differentiated.
+
+    Raises:
+        MetricError: It has no gradient.
+    """
     if not values.requires_grad:
         metric = gauge.metrics[0]
         raise MetricError(
@@ -254,7 +264,6 @@ def forward_with(
             facts=[("such are", "rank, top1, and functions that count, compare or detach")],
             fix=f"metric=\"logit_difference\", or patch: sweep(experiment, …) measures '{metric.name}'",
         )
-    return values
 
 
 def check_slopes(job: Job, gauge: Gauge, probes: Probes) -> None:

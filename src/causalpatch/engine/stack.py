@@ -96,6 +96,12 @@ class StackRun:
         seen = self.attention[layer]
         return replace(seen, keys=self.shelf.on_device(seen.keys), values=self.shelf.on_device(seen.values))
 
+    def is_causal(self, layer: int) -> bool:
+        """Say whether each real token sees all tokens up to itself and no more."""
+        visible, real = self.visible[layer], self.batch.mask
+        is_so = (visible == np.tri(visible.shape[-1], dtype=bool)) | ~(real[:, :, None] & real[:, None, :])
+        return bool(is_so.all())
+
     def replaying(self, layer: int, place: "Place", *, is_partial: bool) -> AbstractContextManager[None]:
         """Replay a layer's linear calls on rows by differences, if that was asked for."""
         if not self.deltas:
@@ -293,8 +299,6 @@ class _Capture:
             self.visible[id(mask)] = self._visible(mask)
         visible = self.visible[id(mask)]
         self.run.visible.append(visible)
-        n_tokens, real = visible.shape[-1], self.run.batch.mask
-        is_causal = (visible == np.tri(n_tokens, dtype=bool)) | ~(real[:, :, None] & real[:, None, :])
         path = self.stack.blocks[len(self.run.attention) - 1].attention
         self._keep(path, "query", query)
         self._keep(path, "key", key)
@@ -302,7 +306,7 @@ class _Capture:
         self._keep(path, "visible", sees)
         is_seen = {Port(path, "scores"), Port(path, "pattern")} & self.wanted
         step = partial(self._keep, path) if is_seen else None
-        return attend_whole(query, seen, is_causal=bool(is_causal.all()), step=step)
+        return attend_whole(query, seen, is_causal=self.run.is_causal(len(self.run.visible) - 1), step=step)
 
     def _keep(self, path: str, side: Side, tensor: Tensor) -> None:
         """Keep a tensor inside attention if it is wanted; heads come before positions."""

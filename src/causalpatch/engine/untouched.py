@@ -51,6 +51,12 @@ class Untouched:
     values: Mapping[str, Float[np.ndarray, "metric pair"]]
     forks: Mapping[Fork, Captured] = field(default_factory=dict)
 
+    def lean(self, gauge: Gauge) -> "Untouched":
+        """Return these without the runs' logits, which are large, unless a metric compares with them."""
+        ends = {name: replace(getattr(self.known, name), output=None) for name in ("source", "base")}
+        has_compared = any(metric.compares for metric in gauge.metrics)
+        return replace(self, known=replace(self.known, **ends), runs=self.runs if has_compared else {})
+
     def blocks(self) -> list[Block]:
         """Return the cells of the untouched runs."""
         codes = {"base": BASE, "source": SOURCE}

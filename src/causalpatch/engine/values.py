@@ -15,7 +15,7 @@ from torch import Tensor
 
 from causalpatch.engine.capture import Captured, in_batch
 from causalpatch.engine.changes import apart, called, from_fit, given_at, moved_inside, projected, spread
-from causalpatch.engine.drawn import Donated, Draws, Scattered
+from causalpatch.engine.drawn import Computed, Donated, Draws, Scattered
 from causalpatch.engine.hooks import Write
 from causalpatch.engine.means import Means
 from causalpatch.engine.resolve import Placement, Target
@@ -108,7 +108,7 @@ class _Kind:
     def of(cls, tap: Tap, target: Target) -> "_Kind":
         """Return the kind of a target."""
         bare = Target(target.site, None, None, target.value, None, target.has_position, target.inside)
-        is_known = isinstance(target.value, Source | Identity | Interpolate | Zero | Donated)
+        is_known = isinstance(target.value, Source | Identity | Interpolate | Zero | Donated | Computed)
         if isinstance(tap.view, Columns | Feature) and is_known and target.has_position:
             return cls(tap, bare, tap.view.kind)
         return cls(tap, bare)
@@ -337,6 +337,8 @@ def _value(known: Known, kind: _Kind, elements: _Elements) -> Shaped[Tensor, "el
             return torch.lerp(own, _meeting(kind.tap, other, own.shape[-1:]), alpha)
         case Donated() as donated:
             return _gather(known.donors[donated], kind, elements)
+        case Computed(run=run):
+            return _gather(run, kind, elements)
         case Zero():
             return torch.zeros_like
         case Mean() as mean:

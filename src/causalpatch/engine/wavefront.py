@@ -90,8 +90,8 @@ def measure(job: Job, gauge: Gauge, means: Means, cost: Cost) -> Iterator[Block]
     stack = Stack(job.model, job.few_bits)
     placer = Placer(job.pairs, job.base)
     job, means, copies = without_repeats(job, means)
-    kept = Kept.of(job, gauge, _numbers(job.model))
-    for sweep, blocks in in_batches(job, kept.batches(), partial(_open, job, gauge, stack, means, cost, kept)):
+    kept = Kept.of(job, gauge, numbers_of_layers(job.model))
+    for sweep, blocks in in_batches(job, kept.batches(), partial(open_sweep, job, gauge, stack, means, cost, kept)):
         yield from blocks
         indices = sweep.scenes[0].indices
         for numbers in portions(job, len(indices), shares.PORTION):
@@ -103,13 +103,29 @@ def measure(job: Job, gauge: Gauge, means: Means, cost: Cost) -> Iterator[Block]
         del sweep, blocks  # its tensors go before those of the next are made
 
 
-def _open(
+def open_sweep(
     job: Job, gauge: Gauge, stack: Stack, means: Means, cost: Cost, kept: Kept, indices: np.ndarray
-) -> tuple["_Sweep", list[Block]]:
-    """Run the prompts of some pairs, and measure them untouched."""
+) -> tuple["Sweep", list[Block]]:
+    """Run the prompts of some pairs, and measure them untouched.
+
+    Args:
+        job: What is measured.
+        gauge: The metrics.
+        stack: The layers.
+        means: Fitted means.
+        cost: Counts what is spent.
+        kept: Where their tensors are kept.
+        indices: The pairs.
+
+    Returns:
+        What measures interventions on them, and the cells of the untouched runs.
+
+    Raises:
+        NotFinite: A run gives NaN or infinity.
+    """
     where = kept.place(indices, job.model.device)
     scenes = [Scene(job, gauge, stack, indices, means, fork=fork, where=where) for fork in (None, *gauge.forks)]
-    sweep = _Sweep(job, gauge, scenes, cost, kept.longest(indices))
+    sweep = Sweep(job, gauge, scenes, cost, kept.longest(indices))
     blocks = []
     for name, code in (("base", BASE), ("source", SOURCE)):
         check_finite(job, gauge, name, indices, sweep.untouched[name])
@@ -119,17 +135,26 @@ def _open(
     return sweep, blocks
 
 
-def _numbers(model: Model) -> ModelNumbers:
+def numbers_of_layers(model: Model) -> ModelNumbers:
+    """Return the numbers of a model that a stack was made of."""
     return cast(ModelNumbers, numbers_of(model))  # the stack has refused models without layers
 
 
-class _Sweep:
-    """All interventions on a batch of pairs."""
+class Sweep:
+    """All interventions on a batch of pairs.
+
+    Args:
+        job: What is measured.
+        gauge: The metrics.
+        scenes: The prompts, run, then those with an answer behind them.
+        cost: Counts what is spent.
+        longest: Tokens of the longest prompt, with the answer that follows it.
+    """
 
     def __init__(self, job: Job, gauge: Gauge, scenes: Sequence[Scene], cost: Cost, longest: int) -> None:
         self.job, self.gauge, self.scenes, self.cost = job, gauge, scenes, cost
         self.status = Status.MEASURED if job.few_bits is None else Status.SCREENED
-        numbers, device = _numbers(job.model), job.model.device
+        numbers, device = numbers_of_layers(job.model), job.model.device
         self.limits = Limits.of(job, numbers, longest, preferred_rows(numbers, device, job.model.dtype))
         self.chunk_rows = self.limits.chunk_rows
         local = np.arange(len(scenes[0].indices))
@@ -206,7 +231,7 @@ class _Sweep:
         else:
             pair = rows[int(part[0])].pair
             n_keys = int(self.job.pairs.lengths(self.job.base)[pair])
-            numbers = _numbers(self.job.model)
+            numbers = numbers_of_layers(self.job.model)
             raise exhausted(
                 self.job.model, self.job.pairs, pair, chunk_bytes(numbers, int(placed.segments.lengths.max()), n_keys)
             ) from error

@@ -27,6 +27,7 @@ from causalpatch.engine.bypass import in_this_thread
 from causalpatch.engine.capture import inputs_of
 from causalpatch.engine.hooks import run_with_hooks
 from causalpatch.engine.ports import pick_input, pick_output
+from causalpatch.engine.structure import Findings
 from causalpatch.models import Columns, Model, Port, Tap
 from causalpatch.models.families.family import PARALLEL
 from causalpatch.models.table import attention_path, join
@@ -35,6 +36,7 @@ from causalpatch.pairs import Pairs
 from causalpatch.sites import Site
 from causalpatch.sites.graph import KINDS, Graph
 
+_KNOWN: "Findings[tuple[tuple[Wired, ...], Port]]" = Findings()
 _NEEDED = ("resid_pre", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z")
 
 
@@ -134,7 +136,7 @@ def graph_of(model: Model) -> Graph:
 
 
 def wiring_of(model: Model, pairs: Pairs) -> Wiring:
-    """Find how a model's components are wired.
+    """Find how a model's components are wired; once for as long as the model is made of the same things.
 
     Args:
         model: The model.
@@ -144,13 +146,18 @@ def wiring_of(model: Model, pairs: Pairs) -> Wiring:
         ModelUnsupported: The family has no such components, or they are wired in a way that is not known.
     """
     graph = graph_of(model)
+    layers, last = _KNOWN.of(model, "wiring", partial(_find, model, pairs, graph))
+    return Wiring(model, graph, layers, last)
+
+
+def _find(model: Model, pairs: Pairs, graph: Graph) -> tuple[tuple[Wired, ...], Port]:
     shortest = int(np.argmin(pairs.lengths("clean")))
     inputs = inputs_of(model, pairs.batch("clean", [shortest]))
     seen = _Seen(model, inputs)
     layers = tuple(_Layer(model, seen, layer, graph).find() for layer in range(graph.n_layers))
     last = model.tap(Site("resid_post", graph.n_layers - 1)).port
     _check_sum(model, seen, layers, last)
-    return Wiring(model, graph, layers, last)
+    return layers, last
 
 
 class _Seen:

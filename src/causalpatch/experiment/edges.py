@@ -1,32 +1,87 @@
-"""Runs in which sets of edges are interchanged: the verb of edges, as ``Experiment.run`` is that of sites."""
+"""Runs in which sets of edges are interchanged: the verb of edges, as ``Experiment.run`` is that of sites.
+
+Runs of one edge are made by the wavefront where the model's layers can be run on rows: what stands before the receiver
+is the base run, and what stands behind it is computed where it can change. All other runs, and these where the layers
+cannot, are forwards in which inputs are put together. The record says which, and why.
+"""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from causalpatch.base.collector import undisturbed
-from causalpatch.base.errors import MetricError, ModelUnsupported
+from causalpatch.base.errors import MetricError, ModelUnsupported, SettingError
+from causalpatch.base.progress import bar
+from causalpatch.engine import Job, Means, fit_values, single_edges
 from causalpatch.engine.exact_edges import ExactEdges
-from causalpatch.engine.job import Job
-from causalpatch.engine.senders import Senders
-from causalpatch.engine.wiring import wiring_of
+from causalpatch.engine.job import Cost
+from causalpatch.engine.put_in import patches_of_senders
+from causalpatch.engine.single_edges import SingleEdges
+from causalpatch.engine.wiring import Wiring, graph_of, wiring_of
 from causalpatch.experiment.experiment import Experiment
 from causalpatch.experiment.provenance import describe_precision, describe_setup, notes_on
-from causalpatch.patches import Intervention, Patch
+from causalpatch.patches import Intervention, Mean, Source, Value, Zero
+from causalpatch.patches.value import as_value
 from causalpatch.results.effects import Effects
 from causalpatch.results.provenance import describe_program
 from causalpatch.results.status import Status
 
+MASK_BYTES = 2**26
+"""Masks that are held together where single edges are run by forwards."""
 
-def run_edges(experiment: Experiment, masks: np.ndarray, labels: Sequence[str]) -> Effects:
+Carried = Source | Zero | Mean
+"""What edges can carry instead of what their senders give."""
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeSets:
+    """Sets of edges that are run, those of one edge as its numbers alone.
+
+    Args:
+        labels: What results call the runs.
+        single: Numbers of the runs of one edge.
+        edges: The sender and the receiver of each of them, ``(edge, 2)``.
+        masks: The edges of all other runs in order, booleans ``(mask, sender, receiver)``.
+    """
+
+    labels: Sequence[str]
+    single: np.ndarray
+    edges: np.ndarray
+    masks: np.ndarray
+
+    @classmethod
+    def of_edges(cls, edges: np.ndarray, labels: Sequence[str]) -> "EdgeSets":
+        """Return single edges, given as ``(edge, 2)``, each in a run of its own."""
+        return cls(labels, np.arange(len(edges)), edges, np.zeros((0, 0, 0), dtype=bool))
+
+    @classmethod
+    def of_masks(cls, masks: np.ndarray, labels: Sequence[str]) -> "EdgeSets":
+        """Return sets given as masks ``(mask, sender, receiver)``."""
+        is_single = masks.sum((1, 2)) == 1
+        return cls(labels, np.flatnonzero(is_single), np.argwhere(masks[is_single])[:, 1:], masks[~is_single])
+
+    @property
+    def several(self) -> np.ndarray:
+        """Numbers of all runs but those of one edge."""
+        return np.setdiff1d(np.arange(len(self.labels)), self.single)
+
+    def with_run_of(self, mask: np.ndarray) -> "EdgeSets":
+        """Return these and one more set behind them, given as ``(sender, receiver)``."""
+        masks = mask[None] if not len(self.masks) else np.concatenate([self.masks, mask[None]])
+        return EdgeSets([*self.labels, "reference"], self.single, self.edges, masks)
+
+
+def run_edges(experiment: Experiment, asked: EdgeSets, value: Value | str = "source") -> Effects:
     """Measure sets of edges, each in a run of its own, on every pair.
 
     Args:
-        experiment: Model, pairs, metrics and direction. Edges carry values of the source run.
-        masks: Edges that are interchanged in each run, booleans ``(mask, sender, receiver)``.
-        labels: What results call the runs.
+        experiment: Model, pairs, metrics and direction.
+        asked: The edges that are interchanged in each run.
+        value: What edges carry instead: ``"source"``, ``"zero"``, ``"mean"`` or a ``Mean``. In the direction noise zero
+            and means have a reference: a run with all edges replaced.
 
     Returns:
         Effects with the axis ``intervention``, then ``pair``.
@@ -35,31 +90,76 @@ def run_edges(experiment: Experiment, masks: np.ndarray, labels: Sequence[str]) 
         ModelUnsupported: The model's components are not known by name, or wired in a way that is not known.
         PairError: Prompts of unequal lengths have no alignment.
         MetricError: A metric spells out answers of several tokens.
+        SettingError: Edges cannot carry such a value.
     """
-    _require_plain(experiment)
+    carried = carried_of(value)
+    is_ablation = not isinstance(carried, Source)
+    has_reference = is_ablation and experiment.direction == "noise"
     with undisturbed():
         started = time.perf_counter()
+        job, means = job_of_edges(experiment, carried)
         wiring = wiring_of(experiment.model, experiment.pairs)
-        runs = ExactEdges(job_of_senders(experiment), experiment.gauge, wiring, masks)
-        values, untouched = runs.measure()
-    base, source = untouched
+        every = asked.with_run_of(wiring.graph.exists) if has_reference else asked
+        total = len(every.labels) * len(experiment.pairs)
+        with bar(f"edges of '{experiment.model.name}'", total, is_shown=experiment.show_progress) as advance:
+            runs = _Runs(experiment, (job, means), wiring, every, advance)
+            runs.measure()
+    base, source = runs.untouched
     clean, corrupt = (base, source) if experiment.base == "clean" else (source, base)
+    baselines = {"base": base, "source": source, "clean": clean, "corrupt": corrupt}
+    reference = "corrupted run"
+    if is_ablation:
+        reference = f"{carried} at all edges together" if has_reference else "none"
+    values = runs.values[:, : len(asked.labels)]
+    if has_reference:
+        baselines["reference"] = runs.values[:, -1]
     return Effects.build(
-        axes={"intervention": list(labels)},
+        axes={"intervention": list(asked.labels)},
         pair_ids=[pair.id for pair in experiment.pairs],
         groups=experiment.pairs.components,
         metrics=[metric.name for metric in experiment.metrics],
         values=values,
-        status=np.full(values.shape[1:], Status.MEASURED, dtype=np.uint8),
-        baselines={"base": base, "source": source, "clean": clean, "corrupt": corrupt},
-        provenance=_record(experiment, runs, time.perf_counter() - started),
+        status=runs.status[: len(asked.labels)],
+        baselines=baselines,
+        provenance=_record(experiment, runs, carried, reference, time.perf_counter() - started),
     )
 
 
-def job_of_senders(experiment: Experiment) -> Job:
+def carried_of(value: Value | str) -> Carried:
+    """Return what edges carry instead.
+
+    Raises:
+        PatchError: There is no such value.
+        SettingError: Edges cannot carry it.
+    """
+    found = as_value(value)
+    if not isinstance(found, Source | Zero | Mean):
+        raise SettingError(
+            f"edges cannot carry '{found}'",
+            facts=[("known", '"source", "zero", "mean", Mean(…)')],
+            fix='value="zero"',
+        )
+    return found
+
+
+def job_of_edges(experiment: Experiment, carried: Carried) -> tuple[Job, Means]:
+    """Return a job whose one intervention patches all senders, with the means that it puts in.
+
+    Raises:
+        ModelUnsupported: The model's components are not known by name, or source runs are made by another model.
+        MetricError: A metric reads further forwards than that of the prompt.
+    """
+    fix = "leave source_model= out"
+    require_no_source_model(experiment, "edges cannot take values from another model's runs", fix)
+    _require_plain(experiment)
+    fitted = fit_values(job_of_senders(experiment, carried))
+    return fitted.job, fitted.means
+
+
+def job_of_senders(experiment: Experiment, value: Value) -> Job:
     """Return what the engine is asked for where all senders are met: one intervention that patches them."""
-    sites = Senders.sites(experiment.model.shape.n_layers)
-    return experiment.job([Intervention(tuple(Patch(site) for site in sites))])
+    graph = graph_of(experiment.model)
+    return experiment.job([Intervention(tuple(patches_of_senders(value, graph.n_layers, graph.n_heads)))])
 
 
 def require_no_source_model(experiment: Experiment, what: str, fix: str) -> None:
@@ -75,6 +175,68 @@ def require_no_source_model(experiment: Experiment, what: str, fix: str) -> None
     """
     if experiment.source_model is not None:
         raise ModelUnsupported(what, facts=[("why", "what a head sends depends on its own output projection")], fix=fix)
+
+
+class _Runs:
+    """All runs, each in the way that suits it."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        fitted: tuple[Job, Means],
+        wiring: Wiring,
+        asked: EdgeSets,
+        advance: Callable[[int], None],
+    ) -> None:
+        self.experiment, self.wiring, self.asked, self.advance = experiment, wiring, asked, advance
+        self.job, self.means = fitted
+        shape = (len(experiment.metrics), len(asked.labels), len(experiment.pairs))
+        self.values = np.full(shape, np.nan)
+        self.status = np.full(shape[1:], Status.MEASURED, dtype=np.uint8)
+        self.untouched = np.full((2, shape[0], shape[2]), np.nan)
+        self.cost = Cost()
+        self.restarts = True
+        self.why = ""  # why single edges are not run by the wavefront
+        self.counts = {"wavefront": 0, "forwards": 0}
+
+    def measure(self) -> None:
+        """Make the runs."""
+        asked = self.asked
+        if len(asked.single) and not self._by_wavefront():
+            size = max(1, MASK_BYTES // int(np.prod(self.wiring.graph.shape)))
+            for begin in range(0, len(asked.single), size):
+                some = slice(begin, begin + size)
+                masks = np.zeros((len(asked.single[some]), *self.wiring.graph.shape), dtype=bool)
+                masks[np.arange(len(masks)), *asked.edges[some].T] = True
+                self._by_forwards(asked.single[some], masks)
+        if len(asked.masks):
+            self._by_forwards(asked.several, asked.masks)
+
+    def _by_wavefront(self) -> bool:
+        """Run single edges by the wavefront; return False where the model does not allow it."""
+        if self.experiment.engine not in ("auto", "wavefront"):
+            self.why = f'engine="{self.experiment.engine}"'
+        elif not isinstance(self.job.interventions[0][0].value, Source):
+            self.why = "edges carry other values than the source run's"
+        else:
+            self.why = single_edges.why_not(self.job, self.experiment.gauge) or ""
+        if self.why:
+            return False
+        runs = SingleEdges(self.job, self.experiment.gauge, self.wiring, self.asked.edges, self.advance, self.cost)
+        try:
+            values, self.untouched = runs.measure()
+        except ModelUnsupported as error:
+            self.why = error.what
+            return False
+        self.values[:, self.asked.single], self.status[self.asked.single] = values, runs.status
+        self.counts["wavefront"] += len(self.asked.single)
+        return True
+
+    def _by_forwards(self, numbers: np.ndarray, masks: np.ndarray) -> None:
+        runs = ExactEdges(self.job, self.experiment.gauge, self.wiring, masks, self.means, self.advance, self.cost)
+        self.values[:, numbers], self.untouched = runs.measure()
+        self.counts["forwards"] += len(numbers)
+        self.restarts &= runs.restarts
 
 
 def _require_plain(experiment: Experiment) -> None:
@@ -94,24 +256,36 @@ def _require_plain(experiment: Experiment) -> None:
             )
 
 
-def _record(experiment: Experiment, runs: ExactEdges, seconds: float) -> dict[str, Any]:
-    how = "from the first layer that is changed" if runs.restarts else "whole forwards"
+def _engine(runs: _Runs) -> dict[str, Any]:
+    """Return how runs were made, in words and numbers."""
+    told = []
+    if runs.counts["wavefront"]:
+        told.append("single edges: rows of tokens that can have changed")
+    if runs.counts["forwards"]:
+        how = "from the first layer that is changed" if runs.restarts else "whole forwards"
+        told.append(f"inputs put together in the model's own forward, {how}")
+    found = {"name": "edges", "reason": "; ".join(told), "interventions": dict(runs.counts)}
+    return found | ({"without_wavefront": runs.why} if runs.why else {})
+
+
+def _record(experiment: Experiment, runs: _Runs, carried: Carried, reference: str, seconds: float) -> dict[str, Any]:
+    no_share = f"{carried} takes a run apart and cannot restore one" if reference == "none" else ""
     return {
         **describe_program(),
         **describe_setup(experiment.model, experiment.pairs, experiment.metrics, experiment.direction, experiment.seed),
         "site": "edges",
-        "value": "source",
-        "reference": "corrupted run",
-        "no_share": "",
+        "value": str(carried),
+        "reference": reference,
+        "no_share": no_share,
         "facts": {
             "granularity": "heads (q, k, v), MLPs",
             "kind": "edge",
-            "value": "source",
+            "value": str(carried),
             "positions": "all aligned",
             "direction": experiment.direction,
             "circuit": "sets of edges, the rest of the run intact",
         },
-        "engine": {"name": "edges", "reason": f"inputs put together in the model's own forward, {how}"},
+        "engine": _engine(runs),
         "precision": describe_precision(experiment.model, None),
         "notes": notes_on(experiment.pairs, experiment.base, runs.job.interventions),
         "complete": True,

@@ -292,19 +292,28 @@ class Pairs(Placed):
         """
         return check.report(self)
 
-    def split(self, fraction: float = 0.5, seed: int = 0) -> tuple["Pairs", "Pairs"]:
+    def split(self, fraction: float = 0.5, seed: int = 0, *, by: str | Sequence[str] = ()) -> tuple["Pairs", "Pairs"]:
         """Divide the pairs in two by whole components, so that the sides share no prompt, entity or group.
 
         Args:
             fraction: Share of the pairs meant for the first side, between 0 and 1. Components stay whole, so the
                 share that results can differ.
             seed: Seed of the draw. The order of the pairs does not matter.
+            by: Columns of which the sides are to share no value either, such as ``"template"``.
 
         Raises:
-            PairError: There are fewer than two components for each side.
+            PairError: There are fewer than two components for each side, or no such column.
+
+        Examples:
+            >>> import causalpatch as cp
+            >>> found_on, held_out = cp.load_pairs("ioi", cp.open_model("zoo:stories")).split(by="template")
+            >>> {pair.extra["template"] for pair in found_on} & {pair.extra["template"] for pair in held_out}
+            set()
         """
         hashes = [pair.content_hash for pair in self.pairs]
-        first, second = split.by_component(self.components, hashes, fraction, seed, self.name)
+        columns = [by] if isinstance(by, str) else by
+        whole = self.components if not columns else components.alike(self.pairs, columns, self.name)
+        first, second = split.by_component(whole, hashes, fraction, seed, self.name)
         return self.take(first), self.take(second)
 
     def split_by_column(self) -> dict[str, "Pairs"]:

@@ -12,6 +12,7 @@ from collections.abc import Hashable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from causalpatch.base.errors import PairError
 from causalpatch.pairs.pair import Pair
 
 
@@ -25,6 +26,31 @@ def vertices(pair: Pair) -> list[Hashable]:
     hashes = {name: both for name, both in pair.hashes.items() if name or pair.encoder is None}
     inputs = [("input", name, content) for name, both in hashes.items() for content in both]
     return [*inputs, *entities, *group]
+
+
+def alike(pairs: Sequence[Pair], columns: Sequence[str], name: str) -> NDArray[np.int64]:
+    """Number the components of pairs that hang together through values of columns as well, axis (pair,).
+
+    Args:
+        pairs: The pairs.
+        columns: Columns of which two components share no value.
+        name: How errors call the pairs.
+
+    Raises:
+        PairError: A column does not exist.
+    """
+    held = [{"group": pair.group, "split": pair.split, **pair.extra} for pair in pairs]
+    for column in columns:
+        if not all(column in each for each in held):
+            raise PairError(
+                f"pairs of '{name}' have no column '{column}'",
+                facts=[("columns", ", ".join(sorted(set.intersection(*(set(each) for each in held)))))],
+                fix="split by one of these",
+            )
+    return connected(
+        [*vertices(pair), *(("column", column, str(each[column])) for column in columns)]
+        for pair, each in zip(pairs, held, strict=True)
+    )
 
 
 def connected(members: Iterable[Sequence[Hashable]]) -> NDArray[np.int64]:

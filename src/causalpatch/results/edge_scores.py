@@ -10,7 +10,7 @@ import numpy as np
 from causalpatch.base.errors import PathError, SettingError
 from causalpatch.base.extras import lazy
 from causalpatch.results.confirmation import Confirmable
-from causalpatch.results.score_words import importance_of, unit_of
+from causalpatch.results.score_words import LEARNT, importance_of, unit_of
 from causalpatch.results.top import TopTable
 from causalpatch.sites.graph import Graph
 
@@ -23,7 +23,7 @@ else:
 
 
 class EdgeScores(Confirmable):
-    """An approximate effect for every edge of a model, by gradients; never called effect.
+    """A score for every edge of a model: an approximate effect, by gradients, or a gate that was learnt.
 
     Args:
         graph: The components and their edges.
@@ -87,7 +87,8 @@ class EdgeScores(Confirmable):
             )
         key = frame["score"].abs() if by == "magnitude" else frame["importance"]
         chosen = frame.loc[key.sort_values(ascending=False, kind="stable").index[:k]].reset_index(drop=True)
-        words = f"{len(chosen)} of {len(frame):,} edges by {by} (scores from gradients: approximate, exploratory)"
+        how = "gates, learnt together" if LEARNT in self.provenance else "scores from gradients: approximate"
+        words = f"{len(chosen)} of {len(frame):,} edges by {by} ({how}; exploratory)"
         return TopTable(chosen, words, unit_of(self.provenance), self.provenance.get("notes", []))
 
     def to_dataframe(self) -> pd.DataFrame:

@@ -8,10 +8,12 @@ import numpy as np
 from causalpatch.base.errors import NoGap, SettingError
 
 UNSIGNED = "unsigned"
+LEARNT = "learnt"
+"""What a record calls how gates were learnt, which stand in the place of scores."""
 
 
 def importance_of(values: np.ndarray, provenance: Mapping[str, Any], *, is_strict: bool = True) -> np.ndarray:
-    """Return scores as shares of mean m(source) - mean m(base).
+    """Return scores as shares of mean m(source) - mean m(base); gates that were learnt as they are.
 
     Args:
         values: The scores, in the metric's unit.
@@ -22,6 +24,8 @@ def importance_of(values: np.ndarray, provenance: Mapping[str, Any], *, is_stric
         NoGap: Both runs have the same mean.
         SettingError: Scores of this method have no sign.
     """
+    if LEARNT in provenance:
+        return values
     gap = float(provenance["mean_source"]) - float(provenance["mean_base"])
     if provenance.get(UNSIGNED):
         if is_strict:
@@ -44,5 +48,7 @@ def importance_of(values: np.ndarray, provenance: Mapping[str, Any], *, is_stric
 
 def unit_of(provenance: Mapping[str, Any]) -> str:
     """Return what scores are, in words."""
+    if LEARNT in provenance:
+        return f"gate learnt by {provenance.get('method')}: 1 keeps the edge, 0 ablates it"
     (metric, *_) = provenance.get("metrics", ["metric"])
     return f"score: approximate change of {metric} when the source's value is put in ({provenance.get('direction')})"

@@ -168,7 +168,7 @@ def test_the_page_shows_what_was_measured(tmp_path, capsys):
 def test_a_method_that_does_not_apply_leaves_its_cell_empty():
     zero = one("linear")[2]
     assert zero.ablation == "zero"
-    (row,) = runner.measure([zero], {"exact": runner.exact})
+    (row,) = runner.measure([zero], {"EAP": runner.METHODS["EAP"]})
     assert runner._cell(row) == "none"
 
 

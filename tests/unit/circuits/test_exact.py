@@ -1,12 +1,14 @@
 """Edges interchanged exactly: against inputs put together by hand, and the laws that sets of edges obey."""
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import causalpatch as cp
+from causalpatch.base.errors import NoGap, SettingError
 from causalpatch.testing.tiny import tiny_model
 from oracle_edges import EdgePlain, ungrouped
 from toys import hooks_of, prompts
@@ -51,6 +53,43 @@ def test_inputs_are_put_together_as_by_hand(family):
     np.testing.assert_allclose(found[0], experiment.baseline.clean[0], atol=1e-9)
     np.testing.assert_allclose(found[1], experiment.baseline.corrupt[0], atol=1e-9)
     assert hooks_of(experiment.model.module) == 0
+
+
+def without_anything(run):
+    return replace(run, embed=0 * run.embed, z=[0 * z for z in run.z], mlp=[0 * out for out in run.mlp])
+
+
+def mean_of(runs):
+    def over(name):
+        return [torch.stack(parts).mean(0) for parts in zip(*(getattr(run, name) for run in runs), strict=True)]
+
+    return replace(runs[0], embed=torch.stack([run.embed for run in runs]).mean(0), z=over("z"), mlp=over("mlp"))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "phi", "granite"])
+def test_edges_that_carry_zero_or_a_mean_are_put_together_as_by_hand(family):
+    experiment = experiment_of(family, direction="noise")
+    masks = masks_of(cp.graph_of(experiment))
+    plain = EdgePlain(ungrouped(family) if family in GROUPED else tiny_model(family, kv_heads=4), family)
+    runs = [plain.run(corrupt) for _, corrupt in PROMPTS]
+    for value, source in (("zero", without_anything(runs[0])), ("mean", mean_of(runs))):
+        effects = cp.patch_edges(experiment, masks, value=value)
+        found = effects.to_xarray()["metric"].values.reshape(len(masks), -1)
+        for pair, (clean, _) in enumerate(PROMPTS):
+            for mask, wanted in zip(masks, found[:, pair], strict=True):
+                logits = plain.patched(clean, source, torch.tensor(mask))[-1]
+                assert wanted == pytest.approx(float(logits[5] - logits[6]), abs=1e-9)
+        reference = effects.to_xarray()["baseline_reference"].values.reshape(-1)
+        np.testing.assert_allclose(reference, found[0], atol=1e-9)
+        assert "at all edges together" in effects.provenance["reference"]
+
+
+def test_ablations_have_no_share_where_they_cannot_restore_a_run():
+    effects = cp.patch_edges(experiment_of("gpt2"), ["m0"], value="zero")
+    with pytest.raises(NoGap, match="zero takes a run apart"):
+        effects.recovered()
+    with pytest.raises(SettingError, match="edges cannot carry 'identity'"):
+        cp.patch_edges(experiment_of("gpt2"), ["m0"], value="identity")
 
 
 def test_one_edge_is_a_path_of_one_edge():

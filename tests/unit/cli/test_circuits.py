@@ -68,3 +68,17 @@ def test_acdc_takes_a_threshold_and_nothing_else(capsys, tmp_path):
         code, _, err = run(capsys, "discover", *ASKED, "--out", tmp_path, *words)
         assert code == 2
         assert "acdc takes a threshold, and other methods a number of edges" in err
+
+
+def test_masks_are_learnt_and_edges_ablated_by_zero(capsys, tmp_path):
+    words = ("--method", "hard-concrete", "--steps", 3, "--n-edges", 20, "--value", "zero", "--out", tmp_path, "--json")
+    code, out, _ = run(capsys, "discover", *ASKED, *words)
+    assert code == 0
+    said = json.loads(out)
+    assert (said["n_edges"], said["found"]["steps"], said["facts"]["value"]) == (20, 3, "zero: nothing")
+    path = tmp_path / "circuit.npz"
+    code, out, _ = run(capsys, "evaluate", *ASKED, "--circuit", path, "--value", "zero", "--random", 0, "--json")
+    assert json.loads(out)["notes"] == []
+    code, _, err = run(capsys, "discover", *ASKED, "--value", "mean", "--out", tmp_path)
+    assert code == 2
+    assert "scores by gradients are those of the source's values" in err

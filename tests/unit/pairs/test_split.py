@@ -56,6 +56,26 @@ def test_one_giant_component_leaves_two_components_on_each_side():
     assert min(len(set(side.components.tolist())) for side in (first, second)) == 2
 
 
+def test_the_sides_of_a_split_by_columns_share_none_of_their_values():
+    rows = [(2 * k, 2 * k + 1) for k in range(24)]
+    pairs = Pairs(
+        [
+            Pair(np.array([a]), np.array([b]), id=str(k), extra={"template": k % 6, "place": "xyz"[k % 3]})
+            for k, (a, b) in enumerate(rows)
+        ],
+        name="rows",
+    )
+    first, second = pairs.split(seed=1, by="template")
+    sides = [{pair.extra["template"] for pair in side} for side in (first, second)]
+    assert not sides[0] & sides[1]
+    assert sides[0] | sides[1] == set(range(6))
+    assert len(first) + len(second) == 24
+    with pytest.raises(PairError, match="3 independent components, too few"):
+        pairs.split(by=["template", "place"])
+    with pytest.raises(PairError, match="no column 'colour'"):
+        pairs.split(by="colour")
+
+
 def test_too_few_components_are_refused_with_the_number_needed():
     with pytest.raises(PairError) as error:
         pairs_of([(0, 1), (1, 2), (3, 4), (5, 6)]).split()
