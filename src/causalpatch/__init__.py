@@ -280,22 +280,13 @@ if TYPE_CHECKING:
         joint as joint,
     )
     from causalpatch.sweeps import (
-        localize as localize,
-    )
-    from causalpatch.sweeps import (
         logit_lens as logit_lens,
     )
     from causalpatch.sweeps import (
         path_patch as path_patch,
     )
     from causalpatch.sweeps import (
-        plan_localize as plan_localize,
-    )
-    from causalpatch.sweeps import (
         plan_sweep as plan_sweep,
-    )
-    from causalpatch.sweeps import (
-        race as race,
     )
     from causalpatch.sweeps import (
         sites_of as sites_of,
@@ -315,6 +306,9 @@ if TYPE_CHECKING:
     from causalpatch.sweeps import (
         window as window,
     )
+    from causalpatch.sweeps.localize import localize as localize
+    from causalpatch.sweeps.localize import plan_localize as plan_localize
+    from causalpatch.sweeps.localize import race as race
 
 _ROOMS = {
     "algorithms.causal_model": ("CausalModel",),
@@ -392,12 +386,9 @@ _ROOMS = {
         "everything_but",
         "generate",
         "joint",
-        "localize",
         "logit_lens",
         "path_patch",
-        "plan_localize",
         "plan_sweep",
-        "race",
         "sites_of",
         "sweep",
         "together",
@@ -405,6 +396,7 @@ _ROOMS = {
         "trace",
         "window",
     ),
+    "sweeps.localize": ("localize", "plan_localize", "race"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -7,10 +7,10 @@ from typing import Final
 import numpy as np
 
 from causalpatch.base.collector import undisturbed
-from causalpatch.base.errors import SettingError
+from causalpatch.base.errors import ModelUnsupported, SettingError
 from causalpatch.engine.wiring import graph_of
 from causalpatch.experiment import Experiment
-from causalpatch.experiment.edges import run_edges
+from causalpatch.experiment.edges import EdgeSets, run_edges
 from causalpatch.results.localization import Localization
 from causalpatch.sites import Site
 from causalpatch.statistics.missed import check_level
@@ -223,23 +223,28 @@ def _localization(search: Search, plan: SearchPlan, level: float) -> Localizatio
 def _with_edges(search: Search, found: Localization) -> Localization:
     """Return what was found, with the edges between heads and MLPs among it, and into the logits."""
     meter = search.meter
-    graph = graph_of(meter.experiment.model)
-    names = list(dict.fromkeys(filter(None, map(_sender, found.components))))
-    senders = [graph.find_sender(name) for name in names]
-    masks = []
-    for sender in senders:
-        for receiver in range(graph.n_receivers):
-            is_found = graph.receiver_label(receiver).partition("<")[0] in (*names, "logits")
-            if is_found and graph.exists[sender, receiver]:
-                masks.append((sender, receiver))
-    runs = (len(masks) + _CONTROLS) * len(meter.experiment.pairs)
-    if not masks or not meter.has(runs):
-        found.provenance["notes"].append("edges were not measured: " + ("there are none" if not masks else "no budget"))
+    try:
+        graph = graph_of(meter.experiment.model)
+    except ModelUnsupported as error:
+        found.provenance["notes"].append(f"edges were not measured: {error.what}")
         return found
-    table = np.zeros((len(masks), *graph.shape), dtype=bool)
-    table[(np.arange(len(masks)), *np.array(masks).T)] = True
-    labels = list(graph.names(np.array(masks)))
-    effects = run_edges(meter.experiment, table, labels)
+    names = list(dict.fromkeys(filter(None, map(_sender, found.components))))
+    ends = [
+        (sender, receiver)
+        for sender in map(graph.find_sender, names)
+        for receiver in range(graph.n_receivers)
+        if graph.exists[sender, receiver] and graph.receiver_label(receiver).partition("<")[0] in (*names, "logits")
+    ]
+    # A run for each head that shares a key, at most.
+    shared = meter.experiment.model.n_heads // max(1, meter.experiment.model.n_kv_heads)
+    runs = (shared * len(ends) + _CONTROLS) * len(meter.experiment.pairs)
+    if not ends or not meter.has(runs):
+        why = "they did not fit into the budget" if ends else "there are none"
+        found.provenance["notes"].append(f"edges were not measured: {why}")
+        return found
+    edges = np.array(ends)
+    labels = list(graph.names(edges))
+    effects = run_edges(meter.experiment, EdgeSets.of_edges(edges, labels))
     meter.count(effects.provenance["cost"]["rows"], meter.flops_of(runs), effects.provenance["cost"]["seconds"])
     values = effects.recovered().values.tolist()
     ranked = sorted(zip(labels, values, strict=True), key=lambda each: -abs(each[1]))

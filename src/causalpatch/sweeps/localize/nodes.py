@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from causalpatch.results.localization import Cell
+from causalpatch.results.words import counted
 from causalpatch.sweeps.localize.parts import Part
 
 
@@ -74,4 +75,5 @@ def is_plain(node: Node, children: Sequence[Node]) -> bool:
 
 def describe_waiting(node: Node, parts: Sequence[Part]) -> str:
     """Return what is said of a part that was to be opened, and how much of it was not measured."""
-    return f"{node.part.name} ({len(parts):,} {parts[0].level}s)"
+    noun = "position" if parts[0].level == node.part.level else parts[0].level
+    return f"{node.part.name} ({counted(len(parts), noun)})"

@@ -227,10 +227,10 @@ class Search:
         if not asked or not self.meter.fitting(asked):
             return
         target = float(self._plainly(asked)[0])
-        if abs(target) <= root.delta:
+        # Small effects that merely add up are no set.
+        if abs(target) <= root.delta or abs(target - sum(node.effect for node in rest)) <= root.delta:
             return
         chosen = smallest_set(self._if_fitting, (), rest, target, min(root.delta, abs(target) / 2))
-        # Small effects that merely add up are no set.
         if chosen is not None and abs(chosen[1] - sum(node.effect for node in chosen[0])) > root.delta:
             self._join(*chosen, root, 0.0)
 
