@@ -214,6 +214,8 @@ if TYPE_CHECKING:
     from causalpatch.results.confirmation import Confirmation as Confirmation
     from causalpatch.results.effects import Effects as Effects
     from causalpatch.results.evaluation import Evaluation as Evaluation
+    from causalpatch.results.localization import Localization as Localization
+    from causalpatch.results.race import Race as Race
     from causalpatch.sites import (
         Edge as Edge,
     )
@@ -304,6 +306,9 @@ if TYPE_CHECKING:
     from causalpatch.sweeps import (
         window as window,
     )
+    from causalpatch.sweeps.localize import localize as localize
+    from causalpatch.sweeps.localize import plan_localize as plan_localize
+    from causalpatch.sweeps.localize import race as race
 
 _ROOMS = {
     "algorithms.causal_model": ("CausalModel",),
@@ -360,6 +365,8 @@ _ROOMS = {
     "results.confirmation": ("Confirmation",),
     "results.effects": ("Effects",),
     "results.evaluation": ("Evaluation",),
+    "results.localization": ("Localization",),
+    "results.race": ("Race",),
     "sites": ("Edge", "Path", "Receiver", "Site", "SiteSet", "parse"),
     "sites.graph": ("Graph",),
     "subspaces": (
@@ -389,6 +396,7 @@ _ROOMS = {
         "trace",
         "window",
     ),
+    "sweeps.localize": ("localize", "plan_localize", "race"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

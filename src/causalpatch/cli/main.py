@@ -19,6 +19,7 @@ from causalpatch.cli import show as view
 from causalpatch.cli.circuits import attribute, discover, evaluate
 from causalpatch.cli.look import demo, doctor, show, tasks
 from causalpatch.cli.measure import features, lens, paths, sweep, trace
+from causalpatch.cli.search import localize
 
 app = typer.Typer(
     name="causalpatch",
@@ -29,7 +30,21 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for _command in (demo, sweep, trace, paths, features, lens, attribute, discover, evaluate, doctor, tasks, show):
+for _command in (
+    demo,
+    sweep,
+    localize,
+    trace,
+    paths,
+    features,
+    lens,
+    attribute,
+    discover,
+    evaluate,
+    doctor,
+    tasks,
+    show,
+):
     app.command()(_command)
 
 
