@@ -215,7 +215,9 @@ if TYPE_CHECKING:
     from causalpatch.results.confirmation import Confirmation as Confirmation
     from causalpatch.results.effects import Effects as Effects
     from causalpatch.results.evaluation import Evaluation as Evaluation
+    from causalpatch.results.localization import Localization as Localization
     from causalpatch.results.planning import Power as Power
+    from causalpatch.results.race import Race as Race
     from causalpatch.results.selection import SelectionStability as SelectionStability
     from causalpatch.sites import (
         Edge as Edge,
@@ -307,6 +309,9 @@ if TYPE_CHECKING:
     from causalpatch.sweeps import (
         window as window,
     )
+    from causalpatch.sweeps.localize import localize as localize
+    from causalpatch.sweeps.localize import plan_localize as plan_localize
+    from causalpatch.sweeps.localize import race as race
     from causalpatch.validation.confirm import Checks as Checks
     from causalpatch.validation.confirm import confirm as confirm
     from causalpatch.validation.dissociation import Dissociation as Dissociation
@@ -353,6 +358,8 @@ _ROOMS = {
     "results.confirmation": ("Confirmation",),
     "results.effects": ("Effects",),
     "results.evaluation": ("Evaluation",),
+    "results.localization": ("Localization",),
+    "results.race": ("Race",),
     "results.planning": ("Power",),
     "results.selection": ("SelectionStability",),
     "sites": ("Edge", "Path", "Receiver", "Site", "SiteSet", "parse"),
@@ -366,6 +373,7 @@ _ROOMS = {
         *("joint", "logit_lens", "path_patch", "plan_sweep", "sites_of", "sweep", "together", "top_features"),
         *("trace", "window"),
     ),
+    "sweeps.localize": ("localize", "plan_localize", "race"),
     "validation.confirm": ("Checks", "confirm"),
     "validation.dissociation": ("Dissociation", "dissociate"),
     "validation.power": ("power",),

@@ -20,6 +20,7 @@ from causalpatch.cli.circuits import attribute, discover, evaluate
 from causalpatch.cli.claims import confirm, power, recheck
 from causalpatch.cli.look import demo, doctor, show, tasks
 from causalpatch.cli.measure import features, lens, paths, sweep, trace
+from causalpatch.cli.search import localize
 
 app = typer.Typer(
     name="causalpatch",
@@ -30,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-_PATCH = (demo, sweep, trace, paths, features, lens, attribute, discover, evaluate)
+_PATCH = (demo, sweep, localize, trace, paths, features, lens, attribute, discover, evaluate)
 for _command in (*_PATCH, confirm, recheck, power, doctor, tasks, show):
     app.command()(_command)
 

@@ -7,12 +7,14 @@ from causalpatch.statistics.families import benjamini_hochberg, holm
 from causalpatch.statistics.intervals import Interval, bca_interval, mean_interval, ratio_interval, ratio_intervals
 from causalpatch.statistics.missed import draw_stratified, most_missed, sample_for
 from causalpatch.statistics.permutation import max_t, shifted_max_t, sign_flip, smallest_p
+from causalpatch.statistics.racing import Racing
 from causalpatch.statistics.together import group_skewness, simulated_family_coverage
 from causalpatch.statistics.verdicts import MinimumEffect, minimum_effect
 
 __all__ = [
     "Interval",
     "MinimumEffect",
+    "Racing",
     "bca_interval",
     "benjamini_hochberg",
     "clopper_pearson",
