@@ -3,8 +3,8 @@
 Commands only read options, call the public face and show what came back. Everything heavy is imported when a command
 runs, so that help and mistakes in typing answer at once.
 
-Exit codes: 0 done; 2 the request cannot be understood; 3 this model or machine cannot do it; 4 the answer would be
-wrong, so none is given; 130 stopped by the user.
+Exit codes: 0 done; 1 a claim does not hold in another model; 2 the request cannot be understood; 3 this model or
+machine cannot do it; 4 the answer would be wrong, so none is given; 130 stopped by the user.
 """
 
 import sys
@@ -17,6 +17,7 @@ import causalpatch as cp
 from causalpatch.base.errors import CausalPatchError
 from causalpatch.cli import show as view
 from causalpatch.cli.circuits import attribute, discover, evaluate
+from causalpatch.cli.claims import confirm, power, recheck
 from causalpatch.cli.look import demo, doctor, show, tasks
 from causalpatch.cli.measure import features, lens, paths, sweep, trace
 from causalpatch.cli.search import localize
@@ -30,21 +31,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for _command in (
-    demo,
-    sweep,
-    localize,
-    trace,
-    paths,
-    features,
-    lens,
-    attribute,
-    discover,
-    evaluate,
-    doctor,
-    tasks,
-    show,
-):
+_PATCH = (demo, sweep, localize, trace, paths, features, lens, attribute, discover, evaluate)
+for _command in (*_PATCH, confirm, recheck, power, doctor, tasks, show):
     app.command()(_command)
 
 
