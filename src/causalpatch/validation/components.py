@@ -19,6 +19,7 @@ from causalpatch.models import Model
 from causalpatch.patches import Patch, Value
 from causalpatch.patches.patch import Alignment
 from causalpatch.results.effects import Effects
+from causalpatch.results.localization import Localization
 from causalpatch.results.top import TopTable
 from causalpatch.sites import Site, SiteSet, expand, parse
 from causalpatch.sites.graph import Graph
@@ -135,9 +136,23 @@ def shares_of(asked: Asked, members: Sequence[Member]) -> list[float | None]:
     if isinstance(asked, TopTable):
         sites = sites_of_table(asked)
         known = {str(site): float(share) for site, share in zip(sites, asked["recovered"], strict=True)}
-    elif isinstance(getattr(asked, "shares", None), Mapping):
-        known = {str(site): float(share) for site, share in asked.shares.items()}
+    elif isinstance(asked, Localization):
+        known = {str(site): cell.effect for site, cell in zip(asked.components, asked.found, strict=True)}
     return [known.get(str(member)) for member in members]
+
+
+def closed_in(asked: Asked) -> list[str]:
+    """Say what a search left closed, with the bound on what was missed there; nothing where there was no search."""
+    if not isinstance(asked, Localization):
+        return []
+    told = [
+        f"the search left {sum(each.sizes)} of {each.n} {each.level}s closed, at most {each.at_most(asked.level)} of "
+        f"them beyond {each.delta:g} on its own pairs"
+        for each in asked.closed
+        if sum(each.sizes)
+    ]
+    pending = [f"the budget of the search ended before {', '.join(asked.pending)}"] if asked.pending else []
+    return [*told, *pending]
 
 
 def sites_of_table(table: TopTable) -> list[Site]:

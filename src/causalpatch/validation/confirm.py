@@ -37,7 +37,7 @@ from causalpatch.statistics.together import simulated_family_coverage
 from causalpatch.statistics.verdicts import GROUPS_FOR_MAX_T, INCONCLUSIVE, MinimumEffect, minimum_effect
 from causalpatch.validation import controls, interplay, sensitivity
 from causalpatch.validation.bench import Bench
-from causalpatch.validation.components import Asked, Member, Wire, delta_of, members_of, origin_of, shares_of
+from causalpatch.validation.components import Asked, Member, Wire, closed_in, delta_of, members_of, origin_of, shares_of
 from causalpatch.validation.findings import find, numbers_of
 from causalpatch.validation.held_out import require_apart, require_enough, require_other
 from causalpatch.validation.ledger import Ledger, model_hash
@@ -169,7 +169,7 @@ def confirm(  # noqa: PLR0913 - what is claimed, on what evidence, by which rule
         group=bench.group.astype(np.int64),
         pair_ids=tuple(experiment.pairs.ids),
         checks=tuple(made),
-        limits=tuple(_limits(bench, tested, discovery or origin, made)),
+        limits=tuple(_limits(bench, tested, discovery or origin, [*closed_in(components)], made)),
         reused={name: len(held) for name, held in opened.items()},
         record={**bench.provenance, "n_runs": bench.n_runs + n_more, "ledger": str(book.path)},
         held_out=plain_pairs(experiment.pairs),
@@ -269,7 +269,9 @@ def _reused(finding: Finding) -> Finding:
     return Finding(**{**vars(finding), "verdict": INCONCLUSIVE, "why": REUSED})
 
 
-def _limits(bench: Bench, tested: MinimumEffect, origin: object, made: Sequence[Check]) -> list[str]:
+def _limits(
+    bench: Bench, tested: MinimumEffect, origin: object, closed: Sequence[str], made: Sequence[Check]
+) -> list[str]:
     """Return what must be said with a claim."""
     limits = []
     rough = tested.is_approximate
@@ -292,6 +294,7 @@ def _limits(bench: Bench, tested: MinimumEffect, origin: object, made: Sequence[
             "of it"
         )
     limits += [str(note) for note in bench.provenance.get("notes", ()) if "mirrored" not in str(note)]
+    limits += closed
     missing = [each.name for each in made if each.skipped]
     if missing:
         limits.append(f"not made: {', '.join(missing)}")

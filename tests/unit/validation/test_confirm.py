@@ -93,11 +93,23 @@ def test_the_tables_of_sweeps_name_their_sites_and_their_shares():
 
 
 def test_what_has_components_is_taken(made):
-    holder = type("Localization", (), {"components": ["z.0.0@-1"], "shares": {"z.0.0@-1": 0.5}})()
+    holder = type("Found", (), {"components": ["z.0.0@-1"]})()
     claim = cp.confirm(made.experiment(), holder, checks=NONE)
     assert claim.components == ["z.0.0@-1"]
-    assert claim.findings[0].discovery == 0.5
     assert any("the claim is void" in text for text in claim.limits)
+
+
+def test_what_a_search_found_is_confirmed_with_what_it_left_closed():
+    made = world([0.4, 0.2, 0.0, 0.0, 0.3], 60)
+    discovery, held_out = made.experiment(slice(0, 20)), made.experiment(slice(20, 60))
+    found = cp.localize(discovery, "1000 runs", positions=["-1"])
+    claim = cp.confirm(held_out, found, found_on=discovery, checks=NONE)
+    assert claim.components == [str(site) for site in found.components]
+    assert {"z.0.0@-1", "z.0.1@-1", "z.1.0@-1"} <= set(claim.supported)
+    told = {row["component"]: row["effect"] for row in found.summary().to_dict("records")}
+    assert {each.component: each.discovery for each in claim.findings[:-1]} == pytest.approx(told)
+    with pytest.raises(PairError, match="chosen on the pairs"):
+        cp.confirm(discovery, found, checks=NONE)
 
 
 def test_components_that_were_chosen_on_the_test_pairs_are_refused(made):
