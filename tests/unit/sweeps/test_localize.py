@@ -6,8 +6,10 @@ import torch
 
 import causalpatch as cp
 from causalpatch.circuits.ground_truth import cases
+from causalpatch.sites import Site
 from causalpatch.sweeps.localize.budget import Budget
-from causalpatch.sweeps.localize.parts import Decoder, Modules, together, tree_of
+from causalpatch.sweeps.localize.nodes import Node, cells_of
+from causalpatch.sweeps.localize.parts import Decoder, Modules, Part, together, tree_of
 from planted_heads import planted_heads
 from toys import Pictures, prompts, vectors
 
@@ -271,3 +273,18 @@ def test_clipped_effects_are_bounded_and_the_clipped_share_is_named(tmp_path):
     again = cp.Race.load(found.save(tmp_path / "race.npz"))
     assert str(again) == str(found)
     assert np.array_equal(again.status, found.status)
+
+
+def test_small_heads_that_add_up_are_no_set_and_their_sublayer_is_found():
+    small = {(1, head): 0.08 for head in range(4)}
+    found = cp.localize(planted_heads({**small, (2, 0): 0.68}), budget=5000)
+    assert names(found) == {"attn_out.1", "z.2.0"}
+    assert found.sets == ()
+
+
+def test_a_unit_that_only_the_sample_met_does_not_account_for_its_sublayer():
+    sublayer, head = Part("sublayer", (Site("attn_out", 1),)), Part("head", (Site("z", 1, 0),))
+    met = [Node(sublayer, -1, 0.8, 12, 0.1), Node(head, 0, 0.2, 12, 0.1, found="sample")]
+    assert [cell.is_component for cell in cells_of(met)] == [True, True]
+    met[1].found = "search"
+    assert [cell.is_component for cell in cells_of(met)] == [False, True]

@@ -42,7 +42,8 @@ def cells_of(nodes: Sequence[Node]) -> list[Cell]:
     """Return what was measured, with what counts as found: it matters, and nothing that it is made of does."""
     accounted: set[int] = set()
     for node in nodes:
-        above = node.above if node.matters else -1
+        # What a sample found does not account for what it is a part of, which was not opened.
+        above = node.above if node.matters and node.found == "search" else -1
         while above >= 0 and above not in accounted:
             accounted.add(above)
             above = nodes[above].above

@@ -213,7 +213,7 @@ class Search:
                 held = (*node.context, *(child.part for child in found))
                 near = min(node.delta, abs(target - reached) / 2)
                 chosen = smallest_set(self._if_fitting, held, rest, target, near)
-                if chosen is not None:
+                if chosen is not None and _is_more(chosen[0], chosen[1] - reached, node.delta):
                     self._join(*chosen, node, reached)
                     node.is_spread = False
 
@@ -227,11 +227,10 @@ class Search:
         if not asked or not self.meter.fitting(asked):
             return
         target = float(self._plainly(asked)[0])
-        # Small effects that merely add up are no set.
-        if abs(target) <= root.delta or abs(target - sum(node.effect for node in rest)) <= root.delta:
+        if abs(target) <= root.delta or not _is_more(rest, target, root.delta):
             return
         chosen = smallest_set(self._if_fitting, (), rest, target, min(root.delta, abs(target) / 2))
-        if chosen is not None and abs(chosen[1] - sum(node.effect for node in chosen[0])) > root.delta:
+        if chosen is not None and _is_more(*chosen, root.delta):
             self._join(*chosen, root, 0.0)
 
     def _join(self, members: Sequence[Node], effect: float, node: Node, reached: float) -> None:
@@ -353,6 +352,11 @@ class Search:
 
     def _delta(self, part: Part) -> float:
         return part.delta if self.delta is None else self.delta
+
+
+def _is_more(members: Sequence[Node], effect: float, delta: float) -> bool:
+    """Say whether parts have another effect together than their own added up: small ones that add up are no set."""
+    return abs(effect - sum(member.effect for member in members)) > delta
 
 
 def _layer_of(part: Part) -> int:
