@@ -18,6 +18,7 @@ from causalpatch.base.errors import CausalPatchError
 from causalpatch.cli import show as view
 from causalpatch.cli.circuits import attribute, discover, evaluate
 from causalpatch.cli.look import demo, doctor, show, tasks
+from causalpatch.cli.making import pairs
 from causalpatch.cli.measure import features, lens, paths, sweep, trace
 
 app = typer.Typer(
@@ -29,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for _command in (demo, sweep, trace, paths, features, lens, attribute, discover, evaluate, doctor, tasks, show):
+for _command in (demo, sweep, trace, paths, features, lens, attribute, discover, evaluate, doctor, tasks, pairs, show):
     app.command()(_command)
 
 
