@@ -1,15 +1,13 @@
 """The command that makes pairs of failing prompts."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 import causalpatch as cp
 from causalpatch.cli import show as view
 from causalpatch.cli.options import Device, Dtype, Json, ModelName
-
-Way = Literal["works", "substitution", "template", "length"]
 
 
 def pairs(  # noqa: PLR0913 - each argument is an option that a person types
@@ -27,7 +25,10 @@ def pairs(  # noqa: PLR0913 - each argument is an option that a person types
     vocabulary: Annotated[
         Path | None, typer.Option("--vocabulary", help="Text file of words for replacements of as many tokens.")
     ] = None,
-    way: Annotated[list[Way] | None, typer.Option("--way", help="How partners are made; may be repeated.")] = None,
+    way: Annotated[
+        list[str] | None,
+        typer.Option("--way", help="works, substitution, template or length; may be repeated."),
+    ] = None,
     tries: Annotated[int, typer.Option("--tries", min=1, help="Most partners of each way for a failing prompt.")] = 16,
     entity_disjoint: Annotated[
         bool, typer.Option("--entity-disjoint", help="Keep pairs that share no prompt and no changed word.")

@@ -150,7 +150,7 @@ class Judge:
             elif difference >= 0:
                 self._drop(failure, None, ANSWERED_RIGHT, failure.prompt, f"answer ahead by {difference:.2f}")
             elif self._strict and choice not in _firsts(pair.wrong_answer):
-                self._drop(failure, None, OTHER_CHOICE, failure.prompt, self._label(choice))
+                self._drop(failure, None, OTHER_CHOICE, failure.prompt, self._label(int(choice)))
             else:
                 found[failure.id] = failure
         return found
@@ -213,9 +213,9 @@ class Judge:
                 detail = f"its answer ahead by {corrupt:.2f}"
                 self._drop(failure, way, NOT_AGAINST, one.candidate.prompt, detail)
             elif self._strict and right not in _firsts(one.pair.answer):
-                self._drop(failure, way, OTHER_CHOICE, one.candidate.prompt, self._label(right))
+                self._drop(failure, way, OTHER_CHOICE, one.candidate.prompt, self._label(int(right)))
             elif self._strict and wrong not in _firsts(one.pair.wrong_answer):
-                self._drop(failure, way, OTHER_CHOICE, failure.prompt, self._label(wrong))
+                self._drop(failure, way, OTHER_CHOICE, failure.prompt, self._label(int(wrong)))
             else:
                 yield one
 
@@ -240,7 +240,7 @@ class Judge:
         return [kept[k] for k in sorted(chosen)]
 
     def _label(self, token: int) -> str:
-        return repr(self.model.tokenizer.label(int(token))) if self.model.tokenizer else str(token)
+        return repr(self.model.tokenizer.label(token)) if self.model.tokenizer else str(token)
 
     def _drop(self, failure: Failure, way: str | None, why: str, prompt: Prompt, detail: str = "") -> None:
         self.dropped.append(Dropped(failure.id, way, why, str(prompt), detail))

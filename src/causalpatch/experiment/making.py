@@ -3,8 +3,8 @@
 1. Every prompt that is said to fail is run. Those that do not fail are dropped.
 2. Partners are made for the others: prompts that work, words put in their place, templates, replacements of as
    many tokens (``pairs/candidates.py``).
-3. Each partner is run beside its failing prompt. Kept are pairs in which the partner prefers its answer to the wrong one
-   and the failing prompt prefers the wrong one to it: the gap that patching then explains.
+3. Each partner is run beside its failing prompt. Kept are pairs in which the partner prefers its answer to the wrong
+   one and the failing prompt prefers the wrong one to it: the gap that patching then explains.
 4. On request pairs are chosen so that no two share a prompt or an entity.
 
 Whatever is dropped is counted by its reason.
@@ -119,7 +119,7 @@ def make_pairs(  # noqa: PLR0913 - what pairs can be made of, each with a defaul
         found, beyond = candidates(failure, chosen, material, judge.length, tries, seed)
         made += found
         untried.update(beyond)
-    tried = Counter(one.way for one in made)
+    tried = {way: sum(one.way == way for one in made) for way in chosen}
     kept = judge.working(made, entity_disjoint=entity_disjoint)
     if not kept:
         raise _none_works(judge, len(failing), chosen, tried)
@@ -129,7 +129,7 @@ def make_pairs(  # noqa: PLR0913 - what pairs can be made of, each with a defaul
         model.name,
         len(listed),
         tuple(failure.id for failure in failing),
-        dict(tried),
+        tried,
         tuple(judge.dropped),
         dict(untried),
         is_of_templates=failures is None,

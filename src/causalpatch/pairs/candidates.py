@@ -234,6 +234,8 @@ def _from_templates(failure: Failure, material: Material, length: Length) -> Ite
         for slots in template.fillers:
             prompt = failure.prompt.replaced(whole, template.filled(slots))
             answer = failure.answer if template.answer is None else {"answer": fill(template.answer, slots)}
+            if "answer" in answer and answer["answer"] == failure.wrong.get("wrong_answer"):
+                continue  # answered alike, so no partner
             both = {slot: (slots[slot], held) for slot, held in has.items()}
             words = tuple(dict.fromkeys(text for pair in both.values() if pair[0] != pair[1] for text in pair))
             once = [str(prompt).count(one) == 1 == str(failure.prompt).count(two) for one, two in both.values()]

@@ -10,21 +10,26 @@ from typing import Any, Final
 
 from causalpatch.base.errors import TaskNotFound
 
-GIRLS: Final = tuple(
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+GIRLS: Final = _words(
     """
     Lily Sue Mia Anna Lucy Amy Sara Mary Jane Zoe Emma Kate Jill Pam Nina Lila Rose Daisy Molly Sally Jenny Polly Ella
     Bella Ellie Sophie Grace Alice Clara Eva Ivy Ruby Nora Kim Liz Meg Peg Bea Deb Fay Irma Betty Nancy Linda Lola Maya
     Tina Wendy Cindy Dora Fiona Gina Hannah Holly Julia Katie Laura Lisa Mandy Nelly Olivia Penny Rita Susie Tara Vicky
-    """.split()
+    """
 )
-BOYS: Final = tuple(
+BOYS: Final = _words(
     """
     Tim Tom Ben Sam Max Jack Bob Leo Joe Jim Billy Bobby Johnny Timmy Tommy Benny Mike Fred Jake Luke John Peter Paul
     Mark Dan Dave Carl Rex Ted Nick Rob Roy Ray Ron Gus Hal Ian Ken Lee Val Wes Abe Art Cal Eli Gil Hank Jeb Kip Lou Ned
     Andy Adam Alex Bill Charlie David Eric Frank George Harry Henry Jerry Kevin Larry Oscar Robert Steve Toby Will
-    """.split()
+    """
 )
-THINGS: Final = tuple(
+THINGS: Final = _words(
     """
     ball car doll toy book kite boat train hat box bear truck drum bike cat dog fish bird duck frog rabbit horse cow pig
     mouse lion tiger monkey puppy kitten balloon block puzzle robot rope shell stick rock leaf flower tree key bell cup
@@ -32,7 +37,7 @@ THINGS: Final = tuple(
     bag basket bucket shovel ladder wheel wagon plane rocket bus cake cookie apple banana carrot orange egg button
     ribbon string map coin stone feather mask horn whistle guitar piano camera phone radio mirror brush pencil crayon
     paint letter card
-    """.split()
+    """
 )
 
 _NAME_COPY = (
