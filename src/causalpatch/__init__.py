@@ -213,9 +213,14 @@ if TYPE_CHECKING:
         save_interventions as save_interventions,
     )
     from causalpatch.results.beside import beside as beside
+    from causalpatch.results.claim import Claim as Claim
     from causalpatch.results.confirmation import Confirmation as Confirmation
     from causalpatch.results.effects import Effects as Effects
     from causalpatch.results.evaluation import Evaluation as Evaluation
+    from causalpatch.results.localization import Localization as Localization
+    from causalpatch.results.planning import Power as Power
+    from causalpatch.results.race import Race as Race
+    from causalpatch.results.selection import SelectionStability as SelectionStability
     from causalpatch.sites import (
         Edge as Edge,
     )
@@ -306,6 +311,17 @@ if TYPE_CHECKING:
     from causalpatch.sweeps import (
         window as window,
     )
+    from causalpatch.sweeps.localize import localize as localize
+    from causalpatch.sweeps.localize import plan_localize as plan_localize
+    from causalpatch.sweeps.localize import race as race
+    from causalpatch.validation.confirm import Checks as Checks
+    from causalpatch.validation.confirm import confirm as confirm
+    from causalpatch.validation.dissociation import Dissociation as Dissociation
+    from causalpatch.validation.dissociation import dissociate as dissociate
+    from causalpatch.validation.power import power as power
+    from causalpatch.validation.recheck import Recheck as Recheck
+    from causalpatch.validation.recheck import recheck as recheck
+    from causalpatch.validation.stability import selection_stability as selection_stability
 
 _ROOMS = {
     "algorithms.causal_model": ("CausalModel",),
@@ -337,62 +353,36 @@ _ROOMS = {
     "pairs": ("Pair", "Pairs", "load_pairs"),
     "pairs.made": ("MadePairs",),
     "patches": (
-        "Constant",
-        "Fitted",
-        "FittedOn",
-        "From",
-        "Function",
-        "Given",
-        "Identity",
-        "Interpolate",
-        "Intervention",
-        "Mean",
-        "Noise",
-        "Optimal",
-        "OtherPrompts",
-        "Patch",
-        "ProjectOut",
-        "Resample",
-        "Source",
-        "Steer",
-        "Subspace",
-        "Zero",
-        "load_interventions",
-        "save_interventions",
+        *("Constant", "Fitted", "FittedOn", "From", "Function", "Given", "Identity", "Interpolate"),
+        *("Intervention", "Mean", "Noise", "Optimal", "OtherPrompts", "Patch", "ProjectOut", "Resample"),
+        *("Source", "Steer", "Subspace", "Zero", "load_interventions", "save_interventions"),
     ),
     "results.beside": ("beside",),
+    "results.claim": ("Claim",),
     "results.confirmation": ("Confirmation",),
     "results.effects": ("Effects",),
     "results.evaluation": ("Evaluation",),
+    "results.localization": ("Localization",),
+    "results.race": ("Race",),
+    "results.planning": ("Power",),
+    "results.selection": ("SelectionStability",),
     "sites": ("Edge", "Path", "Receiver", "Site", "SiteSet", "parse"),
     "sites.graph": ("Graph",),
     "subspaces": (
-        "Alignment",
-        "SubspaceControls",
-        "RotationSearch",
-        "learn_subspace",
-        "load_subspace",
-        "patched_accuracy",
-        "subspace_parts",
+        *("Alignment", "SubspaceControls", "RotationSearch", "learn_subspace", "load_subspace"),
+        *("patched_accuracy", "subspace_parts"),
     ),
     "sweeps": (
-        "TopFeatures",
-        "Tracing",
-        "direct_effect",
-        "direct_logit_attribution",
-        "everything_but",
-        "generate",
-        "joint",
-        "logit_lens",
-        "path_patch",
-        "plan_sweep",
-        "sites_of",
-        "sweep",
-        "together",
-        "top_features",
-        "trace",
-        "window",
+        *("TopFeatures", "Tracing", "direct_effect", "direct_logit_attribution", "everything_but", "generate"),
+        *("joint", "logit_lens", "path_patch", "plan_sweep", "sites_of", "sweep", "together", "top_features"),
+        *("trace", "window"),
     ),
+    "sweeps.localize": ("localize", "plan_localize", "race"),
+    "validation.confirm": ("Checks", "confirm"),
+    "validation.dissociation": ("Dissociation", "dissociate"),
+    "validation.power": ("power",),
+    "validation.recheck": ("Recheck", "recheck"),
+    "validation.stability": ("selection_stability",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

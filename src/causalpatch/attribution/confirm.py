@@ -26,7 +26,7 @@ from causalpatch.results.scores import Scores
 from causalpatch.sites import parse
 from causalpatch.statistics.missed import check_level, draw_stratified, sample_for
 
-_FINE, _COARSE = 0.02, 0.1  # shares of the gap that matter: of neurons, features and edges; of layers and heads
+FINE, COARSE = 0.02, 0.1  # shares of the gap that matter: of neurons, features and edges; of layers and heads
 _FINE_AXES = {"neuron", "feature"}
 
 
@@ -91,7 +91,7 @@ def confirm_scores(
         sample.sizes,
         {
             **effects.provenance,
-            "delta": delta if delta is not None else _FINE if fine else _COARSE,
+            "delta": delta if delta is not None else FINE if fine else COARSE,
             "level": level,
             "scores": {**scores.provenance, "of": asked.noun},
             "notes": _notes(effects, scores),

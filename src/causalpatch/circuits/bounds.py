@@ -27,8 +27,9 @@ from causalpatch.base.errors import SettingError
 from causalpatch.base.extras import lazy
 from causalpatch.base.seeds import generator
 from causalpatch.circuits.circuit import Circuit
-from causalpatch.circuits.keep import Kept, first_metric, run_kept, with_pairs
+from causalpatch.circuits.keep import Kept, first_metric, run_kept
 from causalpatch.experiment import Experiment
+from causalpatch.experiment.subset import with_pairs
 from causalpatch.pairs import Pairs
 from causalpatch.statistics.intervals import Interval, ratio_interval
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from causalpatch.circuits.exact import graph_of, patch_edges
 from causalpatch.experiment import Experiment
-from causalpatch.pairs import Pairs
 from causalpatch.patches import Value
 
 
@@ -44,22 +43,6 @@ def first_metric(experiment: Experiment) -> Experiment:
     """Return the experiment in the direction of circuits, noise, with the first of its metrics."""
     turned = experiment.turned("noise")
     return turned if len(turned.metrics) == 1 else turned.measuring(turned.metrics[:1])
-
-
-def with_pairs(experiment: Experiment, pairs: Pairs) -> Experiment:
-    """Return the same experiment on other pairs."""
-    return Experiment(
-        experiment.model,
-        pairs,
-        experiment.metrics,
-        experiment.direction,
-        source_model=experiment.source_model,
-        padding_side=experiment.padding_side,
-        budget_gib=experiment.budget_gib,
-        max_rows=experiment.max_rows,
-        seed=experiment.seed,
-        show_progress=experiment.show_progress,
-    )
 
 
 def run_kept(experiment: Experiment, kept: np.ndarray, value: Value | str = "source") -> Kept:

@@ -18,8 +18,8 @@ from causalpatch.base.extras import lazy
 from causalpatch.base.seeds import generator
 from causalpatch.circuits.circuit import Circuit
 from causalpatch.circuits.discover import By, Search, discover_circuit
-from causalpatch.circuits.keep import with_pairs
 from causalpatch.experiment import Experiment
+from causalpatch.experiment.subset import with_pairs
 from causalpatch.results.edge_scores import EdgeScores
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 Commands only read options, call the public face and show what came back. Everything heavy is imported when a command
 runs, so that help and mistakes in typing answer at once.
 
-Exit codes: 0 done; 2 the request cannot be understood; 3 this model or machine cannot do it; 4 the answer would be
-wrong, so none is given; 130 stopped by the user.
+Exit codes: 0 done; 1 a claim does not hold in another model; 2 the request cannot be understood; 3 this model or
+machine cannot do it; 4 the answer would be wrong, so none is given; 130 stopped by the user.
 """
 
 import sys
@@ -17,9 +17,11 @@ import causalpatch as cp
 from causalpatch.base.errors import CausalPatchError
 from causalpatch.cli import show as view
 from causalpatch.cli.circuits import attribute, discover, evaluate
+from causalpatch.cli.claims import confirm, power, recheck
 from causalpatch.cli.look import demo, doctor, show, tasks
 from causalpatch.cli.making import pairs
 from causalpatch.cli.measure import features, lens, paths, sweep, trace
+from causalpatch.cli.search import localize
 
 app = typer.Typer(
     name="causalpatch",
@@ -30,7 +32,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for _command in (demo, sweep, trace, paths, features, lens, attribute, discover, evaluate, doctor, tasks, pairs, show):
+_PATCH = (demo, sweep, localize, trace, paths, features, lens, attribute, discover, evaluate)
+for _command in (*_PATCH, confirm, recheck, power, doctor, tasks, pairs, show):
     app.command()(_command)
 
 

@@ -89,7 +89,8 @@ def largest(data: xr.Dataset, inference: Inference, provenance: Mapping[str, Any
     said = [*_notes(data, inference, spans), *together, *own_notes(provenance)]
     frame.attrs.update(label="exploratory", notes=[meaning, *said])
     each = None if inference.has_intervals else share_by_component(numbers)[order]
-    return TopTable(frame, words, meaning, said, each)
+    axes = [str(name) for name in data["status"].dims[:-1]]
+    return TopTable(frame, words, meaning, said, each, axes=axes, provenance=provenance)
 
 
 def cell_columns(data: xr.Dataset) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +27,8 @@ class TopTable:
         notes: The lines below the table.
         by_component: Share of every independent component, axes row and component, where these are too few for an
             interval.
+        axes: Axes of the sweep, whose coordinates are columns of the table.
+        provenance: How the numbers came to be: what was swept, on which pairs.
     """
 
     label = "exploratory"
@@ -38,11 +40,16 @@ class TopTable:
         meaning: str,
         notes: Sequence[str],
         by_component: np.ndarray | None = None,
+        *,
+        axes: Sequence[str] = (),
+        provenance: Mapping[str, Any] | None = None,
     ) -> None:
         self.words = words
         self.meaning = meaning
         self.notes = list(notes)
         self.by_component = by_component
+        self.axes = tuple(axes)
+        self.provenance = dict(provenance or {})
         self._frame = frame
 
     def to_dataframe(self) -> pd.DataFrame:

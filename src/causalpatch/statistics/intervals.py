@@ -162,7 +162,7 @@ def ratio_intervals(
     if critical is None:
         limit = special.stdtrit(np.maximum(n_groups - 1, 1), (1 + level) / 2)
     too_few = (n_groups < MIN_GROUPS) | ~np.isfinite(limit)
-    low, high = _fieller(data, estimate, bottom, np.where(too_few, np.nan, limit))
+    low, high = fieller(data, np.where(too_few, np.nan, limit))
     no_gap = np.isnan(low) & ~too_few
     rough = (effective_groups(data.counts) < ENOUGH_GROUPS) & ~too_few & ~no_gap
     coverage = _coverages(data, limit, rough, seed)
@@ -274,11 +274,16 @@ def bca_interval(
     return found(float(low), float(high), "exact", f"BCa bootstrap of whole groups, {n_draws} draws")
 
 
-def _fieller(
-    data: GroupSums, estimate: FloatArray, bottom: FloatArray, limit: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """Return the ends of every cell's Fieller set, (cell,) each; NaN where it is unbounded or ``limit`` is NaN."""
-    top_moves, bottom_moves = data.moves()
+def fieller(data: GroupSums, limit: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return the ends of every cell's Fieller set, (cell,) each; NaN where it is unbounded or ``limit`` is NaN.
+
+    Args:
+        data: Sums of the numerator and of the denominator.
+        limit: Critical value of ``|t|``, (cell,).
+    """
+    (top, bottom), (top_moves, bottom_moves) = data.means(), data.moves()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        estimate = np.where(bottom != 0, top / bottom, np.nan)
     residual = top_moves - estimate[:, None] * bottom_moves
     size = _largest(top_moves) + np.abs(estimate * bottom) + np.abs(estimate) * _largest(bottom_moves)
     residual[np.abs(residual) <= _ROUNDING * size[:, None]] = 0.0

@@ -11,6 +11,9 @@ cells are flipped by the same draws, so that what they share is kept.
    Where groups have one size, B is a multiple of A and t grows with A.
 3. ``sign_flip`` counts the draws whose ``|t|`` reaches the observed one; ``max_t`` takes a quantile of the largest
    ``|t|`` over all cells.
+4. ``shifted_max_t`` asks whether a share is larger than ``delta``: at that null ``V = s * effect - delta * gap`` has
+   mean 0 (s the sign of the mean effect), so the groups of V are flipped, and each cell's t is held against the largest
+   of all cells in each draw. A cell whose true share is smaller has a mean of V below 0 and is rejected less often.
 
 A p value cannot be smaller than ``2 ** (1 - G)``: with 5 groups nothing is ever below .0625.
 
@@ -253,6 +256,77 @@ def max_t(
     single, bonferroni = special.stdtrit(freedom, [1 - alpha, 1 - alpha / kept.counts.shape[0]])
     flipped = np.sqrt(share / (1 - share)) if share < 1 else np.inf
     return float(np.clip(flipped, single, bonferroni))
+
+
+def shifted_max_t(
+    effects: npt.ArrayLike,
+    gap: npt.ArrayLike,
+    group: npt.ArrayLike,
+    delta: float,
+    *,
+    n_draws: int = 9999,
+    seed: int = 0,
+) -> FloatArray:
+    """Return p of each cell's share of the gap being no larger than ``delta``, adjusted for all cells together.
+
+    The share is ``mean(effects) / mean(gap)``; the null is ``|share| <= delta``. A cell with p of at most alpha lies
+    beyond ``delta``; that this is said of even one cell where it is not so has probability alpha at most, as far as
+    groups are symmetric about their mean.
+
+    Args:
+        effects: Effects in the direction of the gap, (cell, pair); NaN where a pair was not measured.
+        gap: Gap of each pair, (pair,); its mean is above 0.
+        group: Number of the independent group of each pair, (pair,).
+        delta: Share of the gap that does not count yet, 0 or more.
+        n_draws: Draws where there are too many combinations to try them all; then each p counts the observed signs as
+            one more draw.
+        seed: Seed of the draws; all cells share them.
+
+    Returns:
+        A p value per cell, (cell,): exact where ``2 ** (G - 1) <= n_draws``, never below ``smallest_p``. 1 where the
+        share is within ``delta``, NaN where fewer than 2 groups were measured.
+
+    Raises:
+        SettingError: Values and groups do not stand for the same pairs, or ``n_draws`` is less than 1.
+        NotFinite: A value is infinite.
+
+    Examples:
+        >>> effects, gap = [[3.0, 4.0, 5.0, 4.0, 3.5, 4.5], [0.1, 0.3, 0.2, 0.1, 0.2, 0.0]], [5.0] * 6
+        >>> shifted_max_t(effects, gap, range(6), 0.1).tolist()
+        [0.03125, 1.0]
+
+    Cost:
+        As ``max_t``.
+
+    References:
+        Westfall and Young (1993), Resampling-based multiple testing; Canay, Romano and Shaikh (2017) as above.
+    """
+    _check_draws(n_draws)
+    tops = np.atleast_2d(np.asarray(effects, dtype=np.float64))
+    sign = np.where(np.nansum(tops, axis=1) < 0, -1.0, 1.0)
+    data = group_sums((sign[:, None] * tops - delta * np.asarray(gap, dtype=np.float64),), group)
+    p = np.full(len(tops), np.nan)
+    tested = data.n_groups > 1
+    if not tested.any():
+        return p
+    kept = GroupSums((data.sums[0][tested],), data.counts[tested])
+    (mean,), (moves,) = kept.means(), kept.moves()
+    squared, variance = mean**2, (moves**2).sum(axis=1)
+    whole = squared + variance
+    observed = np.divide(squared, whole, out=np.zeros_like(whole), where=whole > 0)
+    flips = _Flips.of(kept)
+    moving = flips.spread > 0
+    n_all = kept.counts.shape[1]
+    is_exact = smallest_p(n_all) * n_draws >= 1
+    signs = _all_signs(n_all) if is_exact else _random_signs(n_draws, n_all, seed)
+    largest = np.zeros(signs.shape[1])
+    if moving.any():
+        some = GroupSums((kept.sums[0][moving],), kept.counts[moving])
+        largest = np.sort(_Flips.of(some).largest_share(signs))
+    reached = largest.size - np.searchsorted(largest, observed * (1 - _TIE))
+    share = reached / largest.size if is_exact else (reached + 1) / (largest.size + 1)
+    p[tested] = np.where(moving & (mean > 0), share, 1.0)
+    return p
 
 
 def _measured(data: GroupSums, cells: npt.NDArray[np.bool_], count: int) -> GroupSums:

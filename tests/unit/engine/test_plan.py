@@ -182,7 +182,7 @@ def test_a_models_numbers_give_the_operations_that_are_counted_when_it_runs(fami
     names = ("aten.mm", "aten.addmm")
     products = sum(n for operation, n in counter.get_flop_counts()["Global"].items() if str(operation) in names)
     assert products == 2 * 7 * (3 * numbers.layer + numbers.width * numbers.vocab)
-    assert numbers.is_parallel == (family in ("gpt_neox", "phi", "stablelm_parallel", "cohere", "cohere2"))
+    assert numbers.is_parallel == (family in ("gpt_neox", "gptj", "phi", "stablelm_parallel", "cohere", "cohere2"))
     assert numbers.number_bytes == 4
     windows = dict.fromkeys(["mistral", "phi3"], (4, 4, 4))
     windows |= dict.fromkeys(["gemma2", "gemma3", "cohere2"], (4, None, 4))

@@ -55,7 +55,7 @@ class Seen:
 @pytest.fixture
 def seen(monkeypatch):
     found = Seen()
-    real = {"open": engine._open, "keep": Shelf.keep, "stream": Wave.stream, "values": Measuring.values}
+    real = {"open": engine.open_sweep, "keep": Shelf.keep, "stream": Wave.stream, "values": Measuring.values}
 
     def opened(job, gauge, *more):
         found.runs.append(0)
@@ -78,7 +78,7 @@ def seen(monkeypatch):
         found.rows.append(len(run.pair))
         return real["values"](self, run, *more)
 
-    monkeypatch.setattr(engine, "_open", opened)
+    monkeypatch.setattr(engine, "open_sweep", opened)
     monkeypatch.setattr(Shelf, "keep", keep)
     monkeypatch.setattr(Wave, "stream", stream)
     monkeypatch.setattr(Measuring, "values", values)

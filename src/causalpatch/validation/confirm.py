@@ -1,0 +1,301 @@
+"""Confirmation: components that were found before are tested on pairs that the search never saw.
+
+1. Refuse what cannot become a claim: fewer than 10 independent components of pairs, pairs that discovery saw, no gap.
+2. Fix the spec, and look its pairs up in the ledger of opened ones; the opening is written down before the claim is
+   handed out.
+3. Measure every component, and all together, on every pair; test them all at once against ``delta``
+   (``statistics.verdicts``): the error rate is spent here, once, over everything that was sent.
+4. Measure controls, and what tells how far the claim reaches.
+5. Say it in fixed words, with what limits it.
+
+Cost: for k components one run per pair for each, one for the set, k (k - 1) / 2 for interactions, 99 for matched sets,
+two for each other of the kinds (64 at most), and 3 (k + 1) for doses.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from causalpatch.base.errors import SettingError
+from causalpatch.base.spec import content_hash
+from causalpatch.experiment import Experiment
+from causalpatch.experiment.provenance import MIRRORED
+from causalpatch.experiment.subset import with_pairs
+from causalpatch.metrics import Metric
+from causalpatch.pairs import Pairs
+from causalpatch.pairs.plain import plain_pairs
+from causalpatch.patches import Interpolate, Source, Subspace, Value
+from causalpatch.patches.value import as_value
+from causalpatch.results.claim import REUSED, Check, Claim, Finding
+from causalpatch.results.claim_words import NEVER_SAID
+from causalpatch.results.words import counted, percent
+from causalpatch.statistics.clusters import group_sums
+from causalpatch.statistics.permutation import smallest_p
+from causalpatch.statistics.together import simulated_family_coverage
+from causalpatch.statistics.verdicts import GROUPS_FOR_MAX_T, INCONCLUSIVE, MinimumEffect, minimum_effect
+from causalpatch.validation import controls, interplay, sensitivity
+from causalpatch.validation.bench import Bench
+from causalpatch.validation.components import Asked, Member, Wire, closed_in, delta_of, members_of, origin_of, shares_of
+from causalpatch.validation.findings import find, numbers_of
+from causalpatch.validation.held_out import require_apart, require_enough, require_other
+from causalpatch.validation.ledger import Ledger, model_hash
+
+RULES = "minimum effect beyond delta, max-T over whole components of pairs, skew-adjusted Fieller intervals; 1"
+
+
+@dataclass(frozen=True)
+class Checks:
+    """Which controls and further looks a claim gets.
+
+    Args:
+        n_matched: Matched sets at most; 99 or more, or none.
+        n_others: Other components that are measured again with the set ablated, at most.
+        most_interactions: Members above which no pairs of them are measured.
+        doses: Shares of the way from base to source.
+        metrics: Further metrics; by default those that read the same answers.
+        corruptions: Values for ablations; by default other pairs' values, and means fitted on the discovery pairs.
+        n_draws: Random flips of whole components of pairs.
+    """
+
+    n_matched: int = controls.LEAST_DRAWN
+    n_others: int = 64
+    most_interactions: int = 8
+    doses: tuple[float, ...] = (0.25, 0.5, 0.75)
+    metrics: tuple[Metric | str, ...] | None = None
+    corruptions: tuple[Value | str, ...] | None = None
+    n_draws: int = 9999
+
+    @classmethod
+    def none(cls) -> "Checks":
+        """Return no control that costs a run; the claim says which were left out."""
+        return cls(n_matched=0, n_others=0, most_interactions=0, doses=(), metrics=(), corruptions=())
+
+
+def confirm(  # noqa: PLR0913 - what is claimed, on what evidence, by which rules; each has a default
+    experiment: Experiment,
+    components: Asked,
+    *,
+    delta: float | None = None,
+    alpha: float = 0.05,
+    found_on: Experiment | Pairs | None = None,
+    unrelated: Sequence[Experiment | Pairs] = (),
+    value: Value | str | None = None,
+    checks: Checks | None = None,
+    ledger: str | Any | None = None,
+) -> Claim:
+    """Test on held-out pairs whether components restore (remove) more than ``delta`` of the gap, as a claim.
+
+    Args:
+        experiment: The model, the held-out pairs, the metric (of several the first is claimed) and the direction.
+        components: Sites or edges, their texts, ``effects.top(k)`` of a sweep on discovery pairs, or what has
+            ``components``, such as a localisation.
+        delta: Share of the gap that does not count yet; .1 by default, of neurons, features and edges .02.
+        alpha: Probability that even one component is wrongly called supported.
+        found_on: The pairs, or the experiment, that the components were found on.
+        unrelated: Other behaviours on which the components should do nothing: experiments, or pairs for this metric.
+        value: What is put in: the source's value, or a ``Subspace`` of it.
+        checks: Which controls are made; all by default.
+        ledger: File of the openings of held-out pairs; the user's own by default.
+
+    Returns:
+        The claim. Its verdict is *supported*, *absent up to delta* or *inconclusive*, with the reason.
+
+    Raises:
+        PairError: There are fewer than 10 independent components of pairs; the search saw some of them; or a value was
+            fitted on them.
+        NoGap: Clean and corrupted runs do not differ enough, so a share means nothing.
+        SiteNotFound: A component is not in the model.
+        SettingError: No component is named, one twice, delta or alpha is impossible, or the ledger cannot be written.
+
+    Examples:
+        >>> import causalpatch as cp
+        >>> model = cp.open_model("zoo:stories")
+        >>> discovery, held_out = cp.load_pairs("ioi", model).split()
+        >>> found = cp.sweep(cp.Experiment(model, discovery), "z@-1").top(2)
+        >>> claim = cp.confirm(cp.Experiment(model, held_out), found, found_on=discovery, ledger="openings.jsonl",
+        ...                    checks=cp.Checks.none())
+        >>> claim.verdict, claim.supported
+        ('supported', ['z.3.2@-1', 'z.3.1@-1'])
+
+    Cost:
+        See the module.
+
+    References:
+        Zhang & Nanda 2024, 2309.16042 (patching practice); Westfall & Young 1993 (max-T); Murphy & Myors 1999
+        (minimum-effect tests).
+    """
+    checks = checks or Checks()
+    members = members_of(components, experiment.model)
+    delta = delta_of(members) if delta is None else delta
+    discovery = found_on.pairs if isinstance(found_on, Experiment) else found_on
+    origin = origin_of(components)
+    put = _put(value)
+    controls.check_number(checks.n_matched)
+    n_components = require_enough(experiment.pairs, alpha)
+    if origin is not None:
+        require_other(experiment.pairs, origin)
+    if discovery is not None:
+        require_apart(experiment.pairs, discovery)
+    if put is not None:
+        sensitivity.require_not_fitted_here(put, experiment.pairs, discovery)
+    others = [each if isinstance(each, Experiment) else with_pairs(experiment, each) for each in unrelated]
+    bench = Bench(sensitivity.with_more_metrics(experiment, checks.metrics))
+    numbers_of(bench, bench.gap()[None]).require_gap()
+    test: dict[str, Any] = {"delta": float(delta), "alpha": alpha, "n_draws": checks.n_draws, "seed": experiment.seed}
+    minimum_effect(bench.gap()[None], bench.gap(), bench.group, **test)  # refuses an impossible delta or alpha
+    spec = _spec(experiment, members, put, n_components, test, discovery, origin)
+    book = Ledger(ledger)
+    opened = book.opened(experiment)
+
+    names, sets = controls.with_joint(members)
+    alike = controls.matched_sets(members, experiment, checks.n_matched)
+    bench.measure([*sets, *interplay.pairs_within(members, checks.most_interactions), *alike[0]], put)
+    effects = bench.effects(sets, put)
+    tested = minimum_effect(effects, bench.gap(), bench.group, **test)
+    shares = shares_of(components, members)
+    findings = find(names, effects, bench.gap(), bench.group, tested, [*shares, *[None] * (len(names) - len(shares))])
+    if opened:
+        findings = [_reused(each) for each in findings]
+    made, n_more = _checks(bench, members, put, checks, alike, others, discovery, test)
+    made.insert(0, controls.planted(names, effects, bench.gap(), bench.group, test))
+    book.write(experiment, content_hash(spec))  # at last: where something failed before, nobody has seen a number
+    return Claim(
+        spec=spec,
+        findings=tuple(findings),
+        effects=effects,
+        gap=bench.gap(),
+        group=bench.group.astype(np.int64),
+        pair_ids=tuple(experiment.pairs.ids),
+        checks=tuple(made),
+        limits=tuple(_limits(bench, tested, discovery or origin, [*closed_in(components)], made)),
+        reused={name: len(held) for name, held in opened.items()},
+        record={**bench.provenance, "n_runs": bench.n_runs + n_more, "ledger": str(book.path)},
+        held_out=plain_pairs(experiment.pairs),
+    )
+
+
+def _put(value: Value | str | None) -> Value | None:
+    """Return what is put in; None for the source's whole value.
+
+    Raises:
+        SettingError: It does not move the base run to the source run, so that the pairs' gap is not what it is about.
+    """
+    put = None if value is None else as_value(value)
+    if put is None or isinstance(put, Source):
+        return None
+    held = put.of if isinstance(put, Subspace) else put
+    if not isinstance(held, Source | Interpolate):
+        raise SettingError(
+            f"no claim is made of the value '{put}'",
+            facts=[
+                ("claimed", "what the source run's values restore or remove"),
+                ("ablations", "are checks of a claim"),
+            ],
+            fix='leave value= out, and ask for Checks(corruptions=("mean", "zero"))',
+        )
+    return put
+
+
+def _spec(
+    experiment: Experiment,
+    members: Sequence[Member],
+    value: Value | None,
+    n_components: int,
+    test: dict[str, Any],
+    discovery: Pairs | None,
+    origin: Any,
+) -> dict[str, Any]:
+    """Return what is asked, before any number is seen."""
+    model, pairs = experiment.model, experiment.pairs
+    found = None if discovery is None else {"name": discovery.name, "hash": discovery.content_hash, "n": len(discovery)}
+    if found is None and origin is not None:
+        found = {name: origin.get(name) for name in ("name", "hash", "n")}
+    inside = {"subspace": value.hash} if isinstance(value, Subspace) else {}
+    return {
+        "components": list(map(str, members)),
+        "kind": "edges" if isinstance(members[0], Wire) else "sites",
+        "value": "source" if value is None else str(value),
+        **inside,
+        "metric": experiment.metrics[0].name,
+        "direction": experiment.direction,
+        **test,
+        "smallest_p": max(smallest_p(n_components), 1 / (test["n_draws"] + 1)),
+        "unit": "connected component of the pair graph",
+        "rules": RULES,
+        "model": {"name": model.name, "hash": model_hash(experiment)},
+        "pairs": {"name": pairs.name, "hash": pairs.content_hash, "n": len(pairs), "n_components": n_components},
+        "found_on": found,
+    }
+
+
+def _checks(  # noqa: PLR0913 - everything that was measured and asked for meets here
+    bench: Bench,
+    members: Sequence[Member],
+    value: Value | None,
+    checks: Checks,
+    alike: Any,
+    others: Sequence[Experiment],
+    discovery: Pairs | None,
+    test: dict[str, Any],
+) -> tuple[list[Check], int]:
+    """Return the controls and further looks, and how many runs they took beside the bench's own."""
+    wants_runs = checks.n_matched or checks.doses
+    specific, n_specific = controls.specificity(members, value, others, test)
+    backup, n_backup = interplay.backup(bench, members, value, checks.n_others, test)
+    corrupted, n_corrupted = sensitivity.other_corruptions(bench, members, checks.corruptions, discovery, test)
+    left_out = "left out: Checks.none()"
+    made = [
+        controls.matched(bench, members, value, alike),
+        controls.shuffled(bench, members, value) if wants_runs else Check("shuffled pairs", skipped=left_out),
+        controls.identity(bench),
+        controls.whole_source(bench, members) if wants_runs else Check("whole source", skipped=left_out),
+        specific,
+        interplay.interactions(bench, members, value, checks.most_interactions, test),
+        backup,
+        interplay.direct_and_indirect(bench, members, value, test)
+        if wants_runs
+        else Check("direct and indirect", skipped=left_out),
+        sensitivity.other_metrics(bench, members, value, test),
+        corrupted,
+        sensitivity.dose_response(bench, members, checks.doses if value is None else (), test),
+    ]
+    return made, n_specific + n_backup + n_corrupted
+
+
+def _reused(finding: Finding) -> Finding:
+    """Return a finding on pairs that were opened before: it cannot be supported, nor absent."""
+    return Finding(**{**vars(finding), "verdict": INCONCLUSIVE, "why": REUSED})
+
+
+def _limits(
+    bench: Bench, tested: MinimumEffect, origin: object, closed: Sequence[str], made: Sequence[Check]
+) -> list[str]:
+    """Return what must be said with a claim."""
+    limits = []
+    rough = tested.is_approximate
+    if rough.any():
+        counts = group_sums((bench.gap(),), bench.group).counts[0]
+        holds = simulated_family_coverage(counts.astype(int).tolist(), len(rough), level=1 - tested.alpha)
+        few = f"fewer than {GROUPS_FOR_MAX_T} independent components, or these are skewed"
+        limits.append(
+            f"approximate: {few}, for {int(rough.sum())} of {counted(len(rough), 'share')}; intervals no wider than "
+            f"these hold together in {percent(round(holds, 3))} of simulations of normal and exponential values"
+        )
+    if origin is None:
+        limits.append(
+            "where the components were found was not said (found_on=): if that was on these pairs, the claim is void"
+        )
+    mirrored = bench.experiment.pairs.check().mirrored_share
+    if mirrored > MIRRORED:
+        limits.append(
+            f"{mirrored:.0%} of the pairs are mirrored: the other direction is redundant by construction, and no claim "
+            "of it"
+        )
+    limits += [str(note) for note in bench.provenance.get("notes", ()) if "mirrored" not in str(note)]
+    limits += closed
+    missing = [each.name for each in made if each.skipped]
+    if missing:
+        limits.append(f"not made: {', '.join(missing)}")
+    return [*limits, NEVER_SAID]
