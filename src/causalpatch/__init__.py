@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from causalpatch.experiment import (
         off_distribution as off_distribution,
     )
+    from causalpatch.experiment.making import make_pairs as make_pairs
     from causalpatch.metrics import (
         METRICS as METRICS,
     )
@@ -144,6 +145,7 @@ if TYPE_CHECKING:
     from causalpatch.pairs import (
         load_pairs as load_pairs,
     )
+    from causalpatch.pairs.made import MadePairs as MadePairs
     from causalpatch.patches import (
         Constant as Constant,
     )
@@ -340,6 +342,7 @@ _ROOMS = {
     "circuits.minimal": ("minimality_test",),
     "circuits.stability": ("Stability", "stability"),
     "experiment": ("Baseline", "Experiment", "off_distribution"),
+    "experiment.making": ("make_pairs",),
     "metrics": (
         *("METRICS", "Generation", "Metric", "Outputs", "answer_logit", "cosine", "cross_entropy"),
         *("generated_answer", "kl_divergence", "kl_from_base", "log_probability"),
@@ -348,6 +351,7 @@ _ROOMS = {
     ),
     "models": ("Dictionary", "Model", "open_model"),
     "pairs": ("Pair", "Pairs", "load_pairs"),
+    "pairs.made": ("MadePairs",),
     "patches": (
         *("Constant", "Fitted", "FittedOn", "From", "Function", "Given", "Identity", "Interpolate"),
         *("Intervention", "Mean", "Noise", "Optimal", "OtherPrompts", "Patch", "ProjectOut", "Resample"),

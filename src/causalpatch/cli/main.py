@@ -19,6 +19,7 @@ from causalpatch.cli import show as view
 from causalpatch.cli.circuits import attribute, discover, evaluate
 from causalpatch.cli.claims import confirm, power, recheck
 from causalpatch.cli.look import demo, doctor, show, tasks
+from causalpatch.cli.making import pairs
 from causalpatch.cli.measure import features, lens, paths, sweep, trace
 from causalpatch.cli.search import localize
 
@@ -32,7 +33,7 @@ app = typer.Typer(
 )
 
 _PATCH = (demo, sweep, localize, trace, paths, features, lens, attribute, discover, evaluate)
-for _command in (*_PATCH, confirm, recheck, power, doctor, tasks, show):
+for _command in (*_PATCH, confirm, recheck, power, doctor, tasks, pairs, show):
     app.command()(_command)
 
 

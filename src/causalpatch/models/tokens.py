@@ -1,8 +1,9 @@
 """A tokenizer of transformers, seen through the few things that pairs ask of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
+from jinja2 import TemplateError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -73,18 +74,52 @@ class WrappedTokenizer:
         Raises:
             ModelUnsupported: The tokenizer does not know which characters its tokens cover.
         """
-        if not self.tokenizer.is_fast:
-            raise ModelUnsupported(
-                "this tokenizer does not say which characters its tokens cover",
-                facts=[("tokenizer", type(self.tokenizer).__name__)],
-                fix="give spans as token ranges [start, stop] rather than as text",
-            )
+        self._require_offsets()
         encoded = self.tokenizer(text, return_offsets_mapping=True)
         ids = list(encoded["input_ids"])
         spans = [(int(first), int(last)) for first, last in encoded["offset_mapping"]]
         spans = [(0, 0) if token_id in self._frame_ids else span for token_id, span in zip(ids, spans, strict=True)]
         start, stop = self._doubled(ids)
         return ids[start:stop], spans[start:stop]
+
+    def chat(self, messages: Sequence[Mapping[str, str]], *, opens: bool = True) -> str | None:
+        """Return the text of a chat by the tokenizer's own template; None where it has none.
+
+        Args:
+            messages: The turns. Where the assistant has the last word, the text ends with it.
+            opens: Whether the assistant's turn is opened where another has the last word.
+
+        Raises:
+            ModelUnsupported: The template refuses these turns.
+        """
+        if not self.tokenizer.chat_template:
+            return None
+        is_open = messages[-1]["role"] == "assistant"
+        turns = [dict(message) for message in messages]
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=opens and not is_open, continue_final_message=is_open
+            )
+        except TemplateError as error:
+            raise ModelUnsupported(
+                "the model's chat template refuses these messages",
+                facts=[("roles", ", ".join(turn["role"] for turn in turns)), ("problem", error)],
+                fix="leave out the role that it names, for instance by putting the system's words before the user's",
+            ) from error
+        return text
+
+    def encode_templated(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the ids of a text with no special tokens beside those that it writes out, and their characters.
+
+        Args:
+            text: What a chat template wrote.
+
+        Raises:
+            ModelUnsupported: The tokenizer does not know which characters its tokens cover.
+        """
+        self._require_offsets()
+        encoded = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
+        return list(encoded["input_ids"]), [(int(first), int(last)) for first, last in encoded["offset_mapping"]]
 
     def label(self, token_id: int) -> str:
         """Return the token as a person reads it, leading space kept.
@@ -107,6 +142,14 @@ class WrappedTokenizer:
         """Return the text of some tokens, as it stands."""
         text: str = self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
         return text
+
+    def _require_offsets(self) -> None:
+        if not self.tokenizer.is_fast:
+            raise ModelUnsupported(
+                "this tokenizer does not say which characters its tokens cover",
+                facts=[("tokenizer", type(self.tokenizer).__name__)],
+                fix="give spans as token ranges [start, stop] rather than as text",
+            )
 
     def _doubled(self, ids: list[int]) -> tuple[int, int]:
         """Return the part of the ids that leaves out a special token standing twice at either end."""

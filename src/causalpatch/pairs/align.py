@@ -190,6 +190,30 @@ def difference(clean: Ids, corrupt: Ids) -> list[Match]:
     return found
 
 
+def changed_range(clean: Ids, corrupt: Ids) -> tuple[Match, Match]:
+    """Return the half-open ranges from the first to the last token in which two prompts differ.
+
+    Where one of them has nothing there, its range is the token behind the place, or the last.
+
+    Args:
+        clean: Ids of the clean prompt.
+        corrupt: Ids of the corrupted prompt, which differs.
+
+    Examples:
+        >>> changed_range(np.array([1, 5, 9]), np.array([1, 6, 7, 9]))
+        ((1, 2), (1, 3))
+    """
+    n_shared = min(len(clean), len(corrupt))
+    before = int(np.argmin(np.append(clean[:n_shared] == corrupt[:n_shared], False)))
+    left = n_shared - before
+    after = int(np.argmin(np.append(clean[::-1][:left] == corrupt[::-1][:left], False)))
+    return _at_least_one(before, len(clean) - after), _at_least_one(before, len(corrupt) - after)
+
+
+def _at_least_one(start: int, stop: int) -> Match:
+    return (start, stop) if stop > start else (start - int(start > 0), max(start, 1))
+
+
 def cannot_align(pairs: Sequence[Pair], index: int, name: str, tokenizer: Tokenizer | None) -> PairError:
     """Return the error for a pair whose prompts have different lengths, showing both where they part."""
     pair = pairs[index]

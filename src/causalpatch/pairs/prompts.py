@@ -99,7 +99,22 @@ class Prompts:
                 facts=[("prompt", repr(prompt if len(prompt) < 90 else prompt[:87] + "…"))],
                 fix=f'give its tokens instead: {{"{name}": [first, last + 1]}}',
             )
-        start, stop = starts[0], starts[0] + len(text)
+        return self.covering(prompt, starts[0], starts[0] + len(text), name, where)
+
+    def covering(self, prompt: str, start: int, stop: int, name: str, where: str) -> tuple[int, int]:
+        """Return the half-open range of tokens that characters of a prompt are held by.
+
+        Args:
+            prompt: The prompt.
+            start: The first character.
+            stop: The one behind the last.
+            name: The span's name.
+            where: How errors call the prompt.
+
+        Raises:
+            PairError: No token holds one of them.
+        """
+        text = prompt[start:stop]
         ids, offsets = self.ids(prompt), self._offsets(prompt)
         held = [k for k, (a, b) in enumerate(offsets) if max(a, start) < min(b, stop)]
         while held and not text[0].isspace() and self._is_blank(ids[held[0]]):

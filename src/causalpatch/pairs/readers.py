@@ -34,9 +34,10 @@ def load_pairs(
     ==================  ============================================================================================
     column              meaning
     ==================  ============================================================================================
-    ``clean``           The clean input: a text; a list of token ids, taken as it is (special tokens included); or,
-                        for models that are not text, numbers of any shape, or ``"FILE.npz:NAME[i]"``: entry i of
-                        an array in a file beside this one.
+    ``clean``           The clean input: a text; a chat, ``[{"role": "user", "content": …}, …]``, which the tokenizer's
+                        template writes and whose turns become the spans ``system``, ``user``, ``assistant``; a list of
+                        token ids, taken as it is (special tokens included); or, for models that are not text, numbers
+                        of any shape, or ``"FILE.npz:NAME[i]"``: entry i of an array in a file beside this one.
     ``corrupt``         The corrupted input, likewise; ``corrupted`` is understood too.
     ``answer``          The right answer to the clean input: a text, as it follows the prompt (mostly with a space in
                         front), or a token id, or the number of a class. A list is a set of answers that all count.

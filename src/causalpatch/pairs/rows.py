@@ -4,7 +4,7 @@ import operator
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -13,6 +13,7 @@ import numpy as np
 from causalpatch.base.errors import AnswerError, PairError, PairFileError
 from causalpatch.base.suggest import closest
 from causalpatch.base.tokens import Tokenizer
+from causalpatch.pairs.chat import ChatPrompts, Ranges, is_chat, shared_spans
 from causalpatch.pairs.decoder import DECODER_COLUMNS, DecoderPrompts, frames_of
 from causalpatch.pairs.files import Row
 from causalpatch.pairs.pair import Answers, Array, Pair, TokenRange, as_numbers
@@ -84,6 +85,7 @@ class RowReader:
         self._folder = folder
         self._first_token = first_token
         self._prompts = None if self.tokenizer is None else Prompts(self.tokenizer)
+        self._chats = None if self.tokenizer is None else ChatPrompts(self.tokenizer)
         # A model may have more rows in its embedding than its tokenizer has ids.
         sizes = [getattr(model, "vocab_size", None) or None, getattr(self.tokenizer, "vocab_size", None)]
         self._n_ids = max((size for size in sizes if size is not None), default=None)
@@ -122,7 +124,8 @@ class RowReader:
         beside, columns = self._beside(row)
         ours = [column for column in COLUMNS if decoder is not None or column not in DECODER_COLUMNS]
         is_sound = decoder is not None and clean.kind == "arrays"
-        spans = {} if is_sound else self._masked(clean, corrupt) | self._spans(row, (clean, corrupt), "spans")
+        turns = shared_spans(clean.turns, corrupt.turns)
+        spans = {} if is_sound else self._masked(clean, corrupt) | turns | self._spans(row, (clean, corrupt), "spans")
         encoder = None
         if decoder is not None:
             texts = {"clean_text": clean.text, "corrupt_text": corrupt.text}
@@ -175,6 +178,11 @@ class RowReader:
                     fix="open_model(…, tokenizer=…), or give token ids or arrays",
                 )
             return _Input(self._ids(self._prompts.ids(value), role, row), "tokens", value, self._prompts)
+        if is_chat(value) and self._chats is not None:
+            text, turns = self._chats.read(value, f"the {ROLE_WORDS[role]} prompt of {row.where}")
+            known = self._chats.prompts
+            ids = [] if known is None else known.ids(text)
+            return _Input(self._ids(ids, role, row), "tokens", text, known, turns=turns)
         try:
             array = as_numbers(value)
         except PairError as error:
@@ -376,13 +384,14 @@ class RowReader:
 
 @dataclass(frozen=True, eq=False)
 class _Input:
-    """One input of a pair as it was read: with what it was tokenised, and how many ids stand before its text."""
+    """One input of a pair as read: with what it was tokenised, how many ids stand before its text, a chat's turns."""
 
     array: Array
     kind: Kind
     text: str | None = None
     prompts: Prompts | None = None
     n_before: int = 0
+    turns: Ranges = field(default_factory=dict)
 
 
 def _sequences(value: Any, what: str, row: Row) -> list[tuple[int, ...]]:
