@@ -9,6 +9,7 @@ import causalpatch as cp
 from causalpatch.testing.stories import BEHAVIOURS, templates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
 def test_templates_give_forty_independent_pairs_that_are_answered_right(behaviour, shared: Path):
     model = cp.open_model(shared / "models" / "stories260k")
