@@ -123,6 +123,7 @@ def test_a_false_negative_is_counted():
     assert "missed: about 1, at most 1" in str(found)
 
 
+@pytest.mark.slow
 def test_what_is_missed_is_bounded_in_a_model_all_of_whose_edges_are_known():
     """Scores turned round rank the largest effects last: over 40 draws the bound is never below what is missed."""
     experiment = experiment_of("gpt2")

@@ -136,7 +136,7 @@ def test_a_function_may_change_its_arguments_in_place_without_harm():
     in_place = cp.Function(lambda current, source: current.mul_(2), "in place")
     anew = cp.Function(lambda current, source: current * 2, "anew")
     first, second = experiment.run([cp.Patch("z.0.0", in_place), cp.Patch("z.0.0", anew)]).effect(per_pair=True).values
-    assert np.array_equal(first, second)
+    np.testing.assert_allclose(first, second, rtol=1e-12)  # rows of one product may differ in their last digit
 
 
 def test_a_function_without_a_source_sees_the_current_value_twice():

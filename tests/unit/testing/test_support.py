@@ -46,5 +46,6 @@ def test_a_site_that_fails_its_proof_shows_on_the_page():
 def test_the_page_goes_to_the_file_that_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("causalpatch.testing.support.FAMILY_NAMES", ("llama",))
     monkeypatch.setattr("causalpatch.testing.support.ENCODER_DECODERS", ("t5",))
+    monkeypatch.setattr("causalpatch.testing.support.TABLES", ("vit",))
     main([str(tmp_path / "page.md")])
     assert (tmp_path / "page.md").read_text().startswith("# Which families have which sites")
