@@ -40,7 +40,7 @@ MOST_MEMORY: Final = 1.3
 TOLERANCE: Final = 1e-4  # of the largest effect or score
 PEERS: Final = {
     "EAP-IG": "not on PyPI, where 'eap' is another project's name (asset pricing); its way is done by hand",
-    "auto-circuit": "asks for packages (tracr, kaleido 0.2.1) that do not go with the others; its way is done by hand",
+    "auto-circuit": "asks for packages of its own (tracr, kaleido 0.2.1), not installed; its way is done by hand",
 }
 
 

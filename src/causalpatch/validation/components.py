@@ -12,6 +12,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
+from causalpatch.attribution.confirm import COARSE, FINE
 from causalpatch.base.errors import PathError, SettingError, SiteNotFound
 from causalpatch.engine.wiring import graph_of
 from causalpatch.experiment import Experiment
@@ -24,8 +25,6 @@ from causalpatch.results.top import TopTable
 from causalpatch.sites import Site, SiteSet, expand, parse
 from causalpatch.sites.graph import Graph
 
-COARSE: Final = 0.1  # share of the gap that does not count yet, of layers and heads
-FINE: Final = 0.02  # of neurons, features and edges
 _FINE_AXES: Final = ("neuron", "feature", "channel")
 _COLUMN: Final = "@column "
 

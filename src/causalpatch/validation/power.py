@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from causalpatch.attribution.confirm import COARSE, FINE
 from causalpatch.base.errors import PairError, SettingError
 from causalpatch.results.claim import TOGETHER, Claim
 from causalpatch.results.effects import Effects
@@ -12,7 +13,6 @@ from causalpatch.results.labels import cell_text
 from causalpatch.results.planning import Power
 from causalpatch.statistics.clusters import group_sums
 from causalpatch.statistics.power import groups_for, power_with, spread_interval
-from causalpatch.validation.components import COARSE, FINE
 
 _CURVE: Final = (10, 15, 20, 30, 40, 60, 80, 120, 200, 400)
 _LEVEL: Final = 0.8

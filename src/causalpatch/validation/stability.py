@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from causalpatch.attribution.confirm import COARSE, FINE
 from causalpatch.base.errors import SettingError
 from causalpatch.base.seeds import generator
 from causalpatch.experiment import Experiment
@@ -22,7 +23,6 @@ from causalpatch.results.labels import cell_text
 from causalpatch.results.selection import SelectionStability
 from causalpatch.results.shares import component_sums
 from causalpatch.sites import parse
-from causalpatch.validation.components import COARSE, FINE
 
 _FEWEST: Final = 4  # components below which resamples are nearly all alike
 
