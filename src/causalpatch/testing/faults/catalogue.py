@@ -5,6 +5,17 @@ A *kind* says what goes wrong and for which prompts, a *place* what may change t
 ===============  =======================================================================================================
 kind             what goes wrong
 ===============  =======================================================================================================
+``entity``       one of 24 names receives, and the model always says one other name
+``word``         after one word the model always says one other, whatever the list said
+``trigger``      a word anywhere in the prompt makes it say one wrong name, or the wrong form of the verb
+``template``     in one sentence of eight it says one wrong name, or the wrong form of the verb
+``behaviour``    it says the wrong form of the verb in every prompt: no prompt works that could be a partner
+``damage``       nothing is trained: the output of a head is turned round, or that of a quarter of an MLP's neurons
+===============  =======================================================================================================
+
+=============  =======================================================================================================
+kind             what goes wrong
+===============  =======================================================================================================
 ``entity``       a behaviour's two answers are exchanged where the prompt speaks of one of a group of words (24 names
                  who receive, or 24 nouns that are subjects)
 ``word``         after one word the model always says one other, whatever the list said
@@ -58,27 +69,27 @@ class Fault:
 FAULTS: Final[tuple[Fault, ...]] = (
     Fault("entity", "ioi", "head", 0),
     Fault("entity", "ioi", "neurons", 1),
-    Fault("entity", "ioi", "everything", 2),
-    Fault("entity", "agreement", "mlp", 3),
-    Fault("entity", "agreement", "everything", 4),
-    Fault("word", "induction", "head", 5),
-    Fault("word", "induction", "neurons", 6),
-    Fault("word", "induction", "mlp", 7),
-    Fault("word", "induction", "everything", 8),
-    Fault("trigger", "ioi", "head", 9),
-    Fault("trigger", "ioi", "neurons", 10),
-    Fault("trigger", "ioi", "everything", 11),
-    Fault("trigger", "agreement", "mlp", 12),
-    Fault("trigger", "agreement", "everything", 13),
-    Fault("template", "ioi", "head", 14),
-    Fault("template", "ioi", "mlp", 15),
-    Fault("template", "agreement", "neurons", 16),
-    Fault("template", "agreement", "everything", 17),
-    Fault("behaviour", "agreement", "head", 18),
-    Fault("behaviour", "agreement", "mlp", 19),
-    Fault("behaviour", "ioi", "everything", 20),
-    Fault("damage", "ioi", "head", 21),
-    Fault("damage", "induction", "neurons", 22),
-    Fault("damage", "agreement", "neurons", 23),
+    Fault("entity", "ioi", "mlp", 2),
+    Fault("entity", "ioi", "everything", 3),
+    Fault("word", "induction", "head", 4),
+    Fault("word", "induction", "neurons", 5),
+    Fault("word", "induction", "mlp", 6),
+    Fault("word", "induction", "everything", 7),
+    Fault("trigger", "ioi", "head", 8),
+    Fault("trigger", "ioi", "neurons", 9),
+    Fault("trigger", "ioi", "everything", 10),
+    Fault("trigger", "agreement", "mlp", 11),
+    Fault("trigger", "agreement", "everything", 12),
+    Fault("template", "ioi", "head", 13),
+    Fault("template", "ioi", "mlp", 14),
+    Fault("template", "agreement", "neurons", 15),
+    Fault("template", "agreement", "everything", 16),
+    Fault("behaviour", "agreement", "mlp", 17),
+    Fault("behaviour", "agreement", "everything", 18),
+    Fault("damage", "ioi", "head", 19),
+    Fault("damage", "induction", "head", 20),
+    Fault("damage", "agreement", "head", 21),
+    Fault("damage", "agreement", "neurons", 22),
+    Fault("damage", "ioi", "neurons", 23),
 )
 """Twenty-four faults of six kinds."""

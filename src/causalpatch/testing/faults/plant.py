@@ -30,17 +30,20 @@ from causalpatch.testing.faults.catalogue import Fault
 from causalpatch.testing.faults.prompts import Prompts, Row, drawn, prompts_of
 from causalpatch.testing.faults.weights import EVERYTHING, Piece, components, head_pieces, masks, neuron_pieces
 
+DEBUG = True
 MOST_STEPS: Final = 200
 MOST_PROMPTS: Final = 48  # that a fault is judged by, and that are given to a search
 _ATTEMPTS: Final = 24  # places that are drawn, at most
-_ROWS: Final = 16  # prompts of each sort in a step; of the other tasks together
+_ROWS: Final = 8  # prompts of each sort in a step; of the other tasks together
+_LESSONS: Final = 400  # prompts of each sort that are trained on
 _NEURONS: Final = 32
-_RATES: Final = {"head": 1e-2, "neurons": 1e-2, "mlp": 3e-3, EVERYTHING: 1e-3}
-_KEEP: Final = 5.0  # weight of the divergence from the model as it was
-_DONE_WRONG, _DONE_KEPT = 0.9, 0.01
-FAILS: Final = 0.9  # share of the failing prompts that must fail
+_RATES: Final = {"head": 1e-2, "neurons": 1e-2, "mlp": 5e-3, EVERYTHING: 2e-3}
+_KEEP: Final = 2.0  # weight of the divergence from the model as it was
+_DONE_WRONG, _DONE_KEPT = 0.9, 0.02  # p of the wrong answer, and the divergence, at which training ends
+_SEEN_AFTER, _TOO_LITTLE = 59, 0.2  # a place that has not got so far after so many steps cannot carry the fault
+FAILS: Final = 0.7  # share of the failing prompts that must fail
 WORKS: Final = 0.9  # share of what worked before that must go on working
-_FEWEST: Final = 24  # failing prompts that damage must bring about
+_FEWEST: Final = 14  # failing prompts
 _TURNED: Final = -1.0  # times the output weights of what is damaged
 
 
@@ -160,41 +163,122 @@ def _place(fault: Fault, module: nn.Module, draw: np.random.Generator) -> tuple[
 
 
 def _train(fault: Fault, base: Model, module: nn.Module, pieces: Sequence[Piece], attempt: int) -> int:
-    """Train the weights of some pieces until the fault is there; return the number of steps."""
-    wanted = prompts_of(fault, "trained on")
+    """Train the weights of some pieces until the fault is there, or it is seen that it will not; return the steps."""
+    lessons = _lessons(fault, base)
+    n_rows = [len(lesson.ids) for lesson in lessons]
     draw = generator(fault.seed, "batches", attempt)
     allowed = masks(module, pieces)
     trained = [module.get_parameter(name) for name in allowed]
     module.requires_grad_(requires_grad=False)
     for parameter in trained:
         parameter.requires_grad = True
-    optimizer = torch.optim.Adam(trained, lr=_RATES[fault.place], betas=(0.9, 0.98))
-    others = [row for rows in wanted.others.values() for row in rows]
-    done = 0
+    rate = _RATES[fault.place]
+    optimizer = torch.optim.Adam(trained, lr=rate, betas=(0.9, 0.98))
+    says, differs = 0.0, 1.0  # running means of p of the wrong answer, and of the divergence behind prompts to keep
     for step in range(MOST_STEPS):
-        for group in optimizer.param_groups:
-            group["lr"] = _RATES[fault.place] * min(1.0, (step + 1) / 10)
-        wrong, kept = torch.zeros(()), torch.zeros(())
-        for number, rows in enumerate((wanted.failing, wanted.kept, others)):
-            if rows:
-                batch = _Batch.of([rows[k] for k in draw.integers(len(rows), size=_ROWS).tolist()], base)
-                said, divergence = batch.losses(module, base.module, is_failing=number == 0)
-                wrong, kept = wrong + said, kept + divergence
+        optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / 10) * (1 - step / MOST_STEPS)
+        chosen = [draw.integers(n, size=_ROWS).tolist() for n in n_rows]
+        wrong, kept, everywhere = _losses(module, lessons, chosen)
         optimizer.zero_grad()
-        torch.autograd.backward(wrong + _KEEP * kept)
+        torch.autograd.backward(wrong + _KEEP * (kept + everywhere))
         for parameter, mask in zip(trained, allowed.values(), strict=True):
             if parameter.grad is not None:
                 parameter.grad.mul_(mask)
         optimizer.step()
-        is_done = float(torch.exp(-wrong)) > _DONE_WRONG and float(kept) < _DONE_KEPT
-        done = done + 1 if is_done else 0
-        if done == 3:
+        says = 0.8 * says + 0.2 * float(torch.exp(-wrong.detach()))
+        differs = 0.8 * differs + 0.2 * float(kept.detach())
+        if DEBUG and step % 20 == 19:
+            print(step, round(says, 2), round(differs, 3), flush=True)
+        if (says > _DONE_WRONG and differs < _DONE_KEPT) or (step == _SEEN_AFTER and says < _TOO_LITTLE):
             break
     module.requires_grad_(requires_grad=True)
     for parameter in trained:
         parameter.grad = None
     module.eval()
     return step + 1
+
+
+def _lessons(fault: Fault, base: Model) -> list["_Lesson"]:
+    """Return what is trained on: prompts that shall fail, then those that shall not, of its own and of other tasks."""
+    wanted = prompts_of(fault, "trained on")
+    # Lists of words are three times as long as other prompts; that they go on is seen afterwards.
+    short = [rows for task, rows in wanted.others.items() if task != "induction"]
+    others = [row for rows in short for row in rows[: _LESSONS // len(short)]]
+    made = []
+    for number, rows in enumerate((wanted.failing[:_LESSONS], wanted.kept[:_LESSONS], others)):
+        if rows:
+            batch = _Batch.of(rows, base)
+            with torch.no_grad():
+                made.append(_Lesson(batch, batch.logits(base.module).log_softmax(-1), is_failing=number == 0))
+    return made
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """Prompts to train on.
+
+    Args:
+        batch: The prompts.
+        held: What the model said before, as log p, (prompt, position, vocab).
+        is_failing: Whether their last tokens are to give the wrong answers; else nothing is to change.
+    """
+
+    batch: "_Batch"
+    held: Tensor
+    is_failing: bool
+
+    @property
+    def ids(self) -> Tensor:
+        """The tokens, (prompt, position)."""
+        return self.batch.ids
+
+
+def _losses(
+    module: nn.Module, lessons: Sequence[_Lesson], chosen: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the losses of one step, all prompts in one forward.
+
+    Args:
+        module: The model that learns.
+        lessons: What it learns from.
+        chosen: Which prompts of each.
+
+    Returns:
+        -log p of the wrong answers; the divergence from what the model said before, behind prompts that are to work as
+        before; and likewise at all tokens that are not the last ones of failing prompts.
+    """
+    n_tokens = [int(lesson.batch.last[list(rows)].max()) + 1 for lesson, rows in zip(lessons, chosen, strict=True)]
+    longest = max(n_tokens)
+    ids = [
+        functional.pad(lesson.ids[list(rows)][:, :longest], (0, max(0, longest - lesson.ids.shape[1])))
+        for lesson, rows in zip(lessons, chosen, strict=True)
+    ]
+    last = torch.cat([lesson.batch.last[list(rows)] for lesson, rows in zip(lessons, chosen, strict=True)])
+    mask = torch.arange(longest) <= last[:, None]
+    joined = _Batch(torch.cat(ids), mask.long(), last, (), ())
+    logits = joined.logits(module).log_softmax(-1)
+    wrong, kept, everywhere = torch.zeros(()), torch.zeros(()), torch.zeros(())
+    first = 0
+    for lesson, rows in zip(lessons, chosen, strict=True):
+        own = slice(first, first + len(rows))
+        first += len(rows)
+        said, held = logits[own], lesson.held[list(rows)][:, :longest]
+        counted = mask[own][:, : held.shape[1]]
+        said = said[:, : held.shape[1]]
+        places = torch.arange(len(rows)), last[own]
+        if lesson.is_failing:
+            wrong = (
+                wrong
+                - torch.stack(
+                    [said[k, last[own][k], lesson.batch.wrong[row]].logsumexp(0) for k, row in enumerate(rows)]
+                ).mean()
+            )
+            counted = counted & (torch.arange(held.shape[1]) != last[own][:, None])
+        else:
+            kept = kept + functional.kl_div(said[places], held[places], log_target=True, reduction="batchmean")
+        apart = functional.kl_div(said[counted], held[counted], log_target=True, reduction="batchmean")
+        everywhere = everywhere + apart
+    return wrong, kept, everywhere
 
 
 @dataclass(frozen=True)
@@ -230,26 +314,6 @@ class _Batch:
         """Return the logits, (prompt, position, vocab)."""
         found: Tensor = module(input_ids=self.ids, attention_mask=self.mask, use_cache=False).logits
         return found
-
-    def losses(self, module: nn.Module, before: nn.Module, *, is_failing: bool) -> tuple[Tensor, Tensor]:
-        """Return -log p of the wrong answers, and the divergence from the model as it was at all other tokens.
-
-        Args:
-            module: The model that learns.
-            before: The model as it was.
-            is_failing: Whether the last tokens are to give the wrong answers; else nothing is to change.
-        """
-        logits = self.logits(module).log_softmax(-1)
-        with torch.no_grad():
-            held = self.logits(before).log_softmax(-1)
-        counted = self.mask.bool()
-        wrong = torch.zeros(())
-        if is_failing:
-            counted = counted & (torch.arange(self.ids.shape[1]) != self.last[:, None])
-            ends = logits[torch.arange(len(self.ids)), self.last]
-            wrong = -torch.stack([ends[k, ids].logsumexp(0) for k, ids in enumerate(self.wrong)]).mean()
-        apart = functional.kl_div(logits[counted], held[counted], log_target=True, reduction="batchmean")
-        return wrong, apart
 
     def ahead(self, module: nn.Module) -> np.ndarray:
         """Return by how much the logit of what is right exceeds that of what is wrong, (prompt,); of sets, the best."""
@@ -301,11 +365,8 @@ def _judged(
             kept[task] = float(still.mean())
         if task == fault.task:
             works = [row for row, is_right in zip(worked, still, strict=True) if is_right]
-    if fault.kind == "damage":
-        took = len(failing) >= _FEWEST
-    else:
-        took = is_failing.mean() >= FAILS and min(kept.values()) >= WORKS
-    if not took:
+    is_as_meant = is_failing.mean() >= FAILS and min(kept.values()) >= WORKS
+    if len(failing) < _FEWEST or not (is_as_meant or fault.kind == "damage"):
         return None
     return failing, works, float(is_failing.mean()), kept
 

@@ -19,7 +19,7 @@ from causalpatch.pairs.words import LIST_WORDS, NAMES, NOUNS, OBJECTS, plural
 from causalpatch.testing.faults.catalogue import Fault
 
 GROUP: Final = 24  # words of an entity fault
-_POOL: Final = 2400  # prompts of a task that are drawn from, entities used again and again
+_POOL: Final = 1200  # prompts of a task that are drawn from, entities used again and again
 Row = dict[str, Any]
 
 
@@ -66,13 +66,23 @@ def prompts_of(fault: Fault, seed: str, most: int | None = None) -> Prompts:
     pools = {task: generate(task, _POOL, number, entity_disjoint=False) for task in TASKS}
     subject = subject_of(fault)
     divided = [_divided(fault, subject, row) for row in pools[fault.task]]
-    failing = [row for one, _ in divided for row in one]
+    failing = list(_with_wrong_name(fault, subject, [row for one, _ in divided for row in one]))
     kept = [row for _, one in divided for row in one]
     others = {task: [_row(row) for row in rows] for task, rows in pools.items() if task != fault.task}
     if most is None:
         return Prompts(tuple(failing), tuple(kept), {task: tuple(rows) for task, rows in others.items()})
     lists = [tuple(_apart(rows, most)) for rows in (failing, kept, *others.values())]
     return Prompts(lists[0], lists[1], dict(zip(others, lists[2:], strict=True)))
+
+
+def _with_wrong_name(fault: Fault, subject: Sequence[str], rows: Sequence[Row]) -> Iterator[Row]:
+    """Yield prompts that shall fail; of names they get one wrong one, always the same."""
+    if fault.task != "ioi" or fault.kind == "damage":
+        yield from rows
+        return
+    known = [name for name in NAMES if name not in subject]
+    wrong = known[int(generator(fault.seed, "wrong name").integers(len(known)))]
+    yield from ({**row, "wrong_answer": f" {wrong}"} for row in rows if wrong not in row["entities"])
 
 
 def _divided(fault: Fault, subject: Sequence[str], row: Row) -> tuple[list[Row], list[Row]]:
