@@ -44,7 +44,7 @@ class Grid:
     """A full grid on the pairs that the search saw.
 
     Args:
-        ranked: Components, that of the largest |effect| of any of its cells first.
+        ranked: Components, first the one of which a cell restores most.
         cells: How many there are.
         runs: Forwards of one prompt that it takes.
         seconds: What they take as full forwards with plain hooks, from those of some cells.
@@ -118,6 +118,8 @@ def component(name: str) -> str:
     site = cp.Site.parse(name)
     if site.name in ("mlp_post", "mlp_out"):
         return f"mlp_out.{site.layer}"
+    if site.name in ("z", "head_out"):
+        return f"z.{site.layer}.{site.unit}"
     return str(site.at(None))
 
 
@@ -169,13 +171,13 @@ def grid(planted: Planted, pairs: cp.Pairs, way: Way) -> Grid:
     ):
         budget = {"budget": 10**9} if site == "mlp_post" else {}
         swept = cp.sweep(experiment, site, over, **budget)
-        share = np.abs(np.nan_to_num(swept.recovered().values))
+        share = np.nan_to_num(swept.recovered().values)
         n_cells += share.size
         n_runs += int(np.isfinite(swept.to_xarray()["metric"].values).sum())
-        largest = share.max(axis=tuple(range(2, share.ndim))) if site == "z" else share
+        largest = share.max(axis=tuple(range(2, share.ndim))) if site == heads else share
         for place, value in np.ndenumerate(largest):
-            name = f"z.{place[0]}.{place[1]}" if site == "z" else f"mlp_out.{place[0]}"
-            effects[name] = max(effects.get(name, 0.0), float(value))
+            name = f"z.{place[0]}.{place[1]}" if site == heads else f"mlp_out.{place[0]}"
+            effects[name] = max(effects.get(name, -np.inf), float(value))
     order = sorted(effects, key=lambda name: -effects[name])
     return Grid(tuple(order), n_cells, n_runs, n_runs * _seconds_a_run(planted.model, pairs, asked))
 
@@ -255,12 +257,13 @@ _METHOD: Final = """\
 {n} faults are planted by training or by damage into copies of the embedded model `zoo:stories`; kinds, places and what
 is measured as changed are described in `causalpatch.testing.faults`. What is changed is drawn by a seed, and the search
 is told nothing of it. `debug` runs with its defaults, down to heads and MLPs. A *hit at k*: the component whose old
-weights mend most of the failure is among the first k components that the search found, by |effect| (20 in all; by
-chance .05, .15 and .25). It is a hard mark: patching finds what *carries* the wrong answer, also behind the place that
-was changed, and weights were changed at one place. The *grid* patches every head at every position, every MLP and every
-neuron at all positions, on the same discovery pairs; its components rank by their largest |effect|. Its seconds are its
-runs times the mean time of a full forward with a plain hook, one prompt at a time, in {sample} cells on all these
-pairs. Seconds of `debug` are all that a user waits for, from the failing prompts to the claim with its controls."""
+weights mend most of the failure is among the first k components that the search found, what restores most first (20 in
+all; by chance .05, .15 and .25). It is a hard mark: patching finds what *carries* the wrong answer, also behind the
+place that was changed, and weights were changed at one place. The *grid* patches every head at every position, every
+MLP and every neuron at all positions, on the same discovery pairs; its components rank by the cell that restores most.
+Its seconds are its runs times the mean time of a full forward with a plain hook, one prompt at a time, in {sample}
+cells on all these pairs. Seconds of `debug` are all that a user waits for, from the failing prompts to the claim with
+its controls; the grid makes no pairs and claims nothing."""
 
 _WAY: Final = {
     "alone": "Given are failing prompts with the answers that are wanted, nothing else.",

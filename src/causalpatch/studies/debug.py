@@ -22,13 +22,13 @@ from causalpatch.experiment.judging import comparing
 from causalpatch.experiment.making import make_pairs
 from causalpatch.metrics import Metric
 from causalpatch.models import Model
-from causalpatch.pairs import Pairs
+from causalpatch.pairs import Pair, Pairs
 from causalpatch.pairs.components import vertices
 from causalpatch.pairs.failures import Given
 from causalpatch.pairs.made import MadePairs
 from causalpatch.pairs.split import LEAST
 from causalpatch.results.claim import Claim
-from causalpatch.results.localization import Cell, Localization
+from causalpatch.results.localization import Localization
 from causalpatch.studies.debugging import Debugging, Stop
 from causalpatch.sweeps.localize import localize
 from causalpatch.sweeps.localize.parts import Units
@@ -146,24 +146,18 @@ def debug(  # noqa: PLR0913 - what fails, what works, how far to look; each has 
         return study.found
     if localization.provenance["stopped"]:
         return study.stop("search", "it was stopped by the user", fix="run it again: nothing was confirmed yet")
-    if not restoring(localization):
+    if not study.found.restoring:
         return study.stop("search", *_nothing(localization))
     if held_out is None:
         return study.stop("split", *_too_few(made, discovery, needed))
 
     def claim() -> Claim:
-        sent = [cell.name for cell in restoring(localization)[:most]]
+        sent = study.found.found[:most]
         rules: dict[str, Any] = {"delta": delta, "alpha": alpha, "checks": checks, "ledger": ledger}
         return confirm(experiment(held_out), sent, found_on=discovery, **rules)
 
     study.stage("confirm", claim, "claim")
     return study.found
-
-
-def restoring(found: Localization) -> list[Cell]:
-    """Return the components that restore the right answer, the most first; not those that stand against it."""
-    size = [cell.effect if cell.together < 0 else found.sets[cell.together].effect for cell in found.found]
-    return [cell for cell, effect in zip(found.found, size, strict=True) if effect > 0]
 
 
 def divided(made: MadePairs, needed: int, seed: int) -> tuple[Pairs, Pairs | None]:
@@ -178,6 +172,8 @@ def divided(made: MadePairs, needed: int, seed: int) -> tuple[Pairs, Pairs | Non
         Discovery pairs, and held-out ones; all and None where there are too few components for both.
     """
     pairs = made.pairs.take(one_each(made.pairs))
+    if not all(_is_even(pair) for pair in pairs):
+        pairs = pairs.align("difference")
     if len(set(pairs.components.tolist())) >= needed + LEAST:
         for fraction in _FRACTIONS:
             discovery, held_out = pairs.split(fraction, seed)
@@ -187,17 +183,22 @@ def divided(made: MadePairs, needed: int, seed: int) -> tuple[Pairs, Pairs | Non
 
 
 def one_each(pairs: Pairs) -> list[int]:
-    """Return one pair of each failing prompt: the first that shares nothing with those before it, else the first."""
+    """Return one pair of each failing prompt: where there is one that shares nothing with others, of equal lengths."""
     by_failure: dict[str, list[int]] = {}
     for number, pair in enumerate(pairs):
         by_failure.setdefault(str(pair.extra["failure"]), []).append(number)
     seen: set[Any] = set()
     chosen = []
     for numbers in by_failure.values():
-        best = next((k for k in numbers if not seen & set(vertices(pairs[k]))), numbers[0])
+        best = min(numbers, key=lambda k: (bool(seen & set(vertices(pairs[k]))), not _is_even(pairs[k])))
         seen |= set(vertices(pairs[best]))
         chosen.append(best)
     return chosen
+
+
+def _is_even(pair: Pair) -> bool:
+    """Say whether both prompts of a pair have as many tokens."""
+    return len(pair.clean) == len(pair.corrupt)
 
 
 class _Study:
@@ -239,7 +240,7 @@ class _Study:
 
 
 def _nothing(found: Localization) -> tuple[str, list[tuple[str, object]], str]:
-    """Say that nothing was found that restores the right answer."""
+    """Say that nothing restores the right answer."""
     measured = sorted(found.cells, key=lambda cell: -cell.effect)[:3]
     largest = ", ".join(f"{cell.name} {cell.effect:+.3f}" for cell in measured) or "nothing was measured"
     facts: list[tuple[str, object]] = [("largest", largest), ("budget", found.provenance["budget"])]

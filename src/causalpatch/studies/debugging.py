@@ -13,7 +13,7 @@ from causalpatch.pairs import Pairs
 from causalpatch.pairs.made import MadePairs, reasons_as_lines
 from causalpatch.results.arrays import replacing
 from causalpatch.results.claim import Claim
-from causalpatch.results.localization import Localization
+from causalpatch.results.localization import Cell, Localization
 from causalpatch.results.pictures import Picture
 from causalpatch.results.words import counted, joined
 from causalpatch.statistics.verdicts import ABSENT
@@ -79,9 +79,22 @@ class Debugging:
         return [name for name in self.claim.supported if shares[name] > 0]
 
     @property
+    def restoring(self) -> list[Cell]:
+        """What the search found that restores the right answer, the most first; then members of sets that do.
+
+        What stands against the right answer is left out, and members of a set come last, since they do little alone.
+        """
+        if self.localization is None:
+            return []
+        sets = self.localization.sets
+        alone = [cell for cell in self.localization.found if cell.together < 0 and cell.effect > 0]
+        members = [cell for cell in self.localization.found if cell.together >= 0 and sets[cell.together].effect > 0]
+        return [*sorted(alone, key=lambda cell: -cell.effect), *members]
+
+    @property
     def found(self) -> list[str]:
-        """Names of the components that the search found, that of the largest |effect| first; exploratory."""
-        return [] if self.localization is None else [cell.name for cell in self.localization.found]
+        """Names of what the search found that restores the right answer, the most first; exploratory."""
+        return [cell.name for cell in self.restoring]
 
     @property
     def exit_code(self) -> int:
@@ -231,10 +244,10 @@ class Debugging:
         if self._split_words:
             lines.append(f"split    {self._split_words}")
         if self.localization is not None:
-            cells = self.localization.found
+            cells = self.restoring
             told = ", ".join(f"{cell.name} {cell.effect:+.3f}" for cell in cells[:_SHOWN])
             more = f" and {len(cells) - _SHOWN} more" if len(cells) > _SHOWN else ""
-            lines.append(f"search   {told or 'nothing above delta'}{more} (exploratory)")
+            lines.append(f"search   {told or 'nothing restores more than delta'}{more} (exploratory)")
         if self.claim is not None:
             lines += ["confirm  " + self.claim.statement.replace("\n", "\n         ")]
         if self.stop is not None:

@@ -30,7 +30,6 @@ from causalpatch.testing.faults.catalogue import Fault
 from causalpatch.testing.faults.prompts import Prompts, Row, drawn, prompts_of
 from causalpatch.testing.faults.weights import EVERYTHING, Piece, components, head_pieces, masks, neuron_pieces
 
-DEBUG = True
 MOST_STEPS: Final = 200
 MOST_PROMPTS: Final = 48  # that a fault is judged by, and that are given to a search
 _ATTEMPTS: Final = 24  # places that are drawn, at most
@@ -187,8 +186,6 @@ def _train(fault: Fault, base: Model, module: nn.Module, pieces: Sequence[Piece]
         optimizer.step()
         says = 0.8 * says + 0.2 * float(torch.exp(-wrong.detach()))
         differs = 0.8 * differs + 0.2 * float(kept.detach())
-        if DEBUG and step % 20 == 19:
-            print(step, round(says, 2), round(differs, 3), flush=True)
         if (says > _DONE_WRONG and differs < _DONE_KEPT) or (step == _SEEN_AFTER and says < _TOO_LITTLE):
             break
     module.requires_grad_(requires_grad=True)
