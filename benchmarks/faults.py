@@ -18,7 +18,7 @@ hooks and full forwards would make it. Nothing is tuned to any fault: all settin
 import argparse
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -225,9 +225,14 @@ def write(rows: Sequence[Row], command: str) -> str:
         "",
         *_totals(rows, ways),
         "",
+        "Where everything was free to change, no component mends much, the name of the one that mends most says little, "
+        "and it may be the embedding, which is in no head and no MLP:",
+        "",
+        *_by("place", lambda row: row.fault.place, rows, ways),
+        "",
         "## By kind",
         "",
-        *_kinds(rows, ways),
+        *_by("kind", lambda row: row.fault.kind, rows, ways),
         "",
         "## What was planted",
         "",
@@ -259,9 +264,9 @@ weights mend most of the failure is among the first k components that the search
 all; by chance .05, .15 and .25). It is a hard mark: patching finds what *carries* the wrong answer, also behind the
 place that was changed, and weights were changed at one place. The *grid* patches every head at every position, every
 MLP and every neuron at all positions, on the same discovery pairs; its components rank by the cell that restores most.
-Its seconds are its runs times the mean time of a full forward with a plain hook, one prompt at a time, in the 16 cells of
-whole heads on all these pairs. Seconds are processor seconds, since other work ran beside. Those of `debug` are for all
-that a user waits for, from the failing prompts to the claim with its controls; the grid makes no pairs and claims
+Its seconds are its runs times the mean time of a full forward with a plain hook, one prompt at a time, in the 16 cells
+of whole heads on all these pairs. Seconds are processor seconds, since other work ran beside. Those of `debug` are for
+all that a user waits for, from the failing prompts to the claim with its controls; the grid makes no pairs and claims
 nothing."""
 
 _WAY: Final = {
@@ -287,14 +292,11 @@ def _totals(rows: Sequence[Row], ways: Sequence[str]) -> list[str]:
     return lines
 
 
-def _kinds(rows: Sequence[Row], ways: Sequence[str]) -> list[str]:
-    lines = [
-        f"| kind | way | {_COLUMNS} |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for kind in dict.fromkeys(row.fault.kind for row in rows):
-        some = [row for row in rows if row.fault.kind == kind]
-        lines += [f"| {kind} | {way} | {_summary(some, way)} |" for way in ways]
+def _by(what: str, of: Callable[[Row], str], rows: Sequence[Row], ways: Sequence[str]) -> list[str]:
+    lines = [f"| {what} | way | {_COLUMNS} |", "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"]
+    for value in dict.fromkeys(map(of, rows)):
+        some = [row for row in rows if of(row) == value]
+        lines += [f"| {value} | {way} | {_summary(some, way)} |" for way in ways]
     return lines
 
 
