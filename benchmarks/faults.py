@@ -225,8 +225,8 @@ def write(rows: Sequence[Row], command: str) -> str:
         "",
         *_totals(rows, ways),
         "",
-        "Where everything was free to change, no component mends much, the name of the one that mends most says little, "
-        "and it may be the embedding, which is in no head and no MLP:",
+        "Where everything was free to change, no component mends much: which one mends most then says little, and it "
+        "may be the embedding, which is in no head and no MLP.",
         "",
         *_by("place", lambda row: row.fault.place, rows, ways),
         "",

@@ -10,7 +10,7 @@ kind             what goes wrong
 ``trigger``      a word anywhere in the prompt makes it say one wrong name, or the wrong form of the verb
 ``template``     in one sentence of eight it says one wrong name, or the wrong form of the verb
 ``behaviour``    it says the wrong form of the verb in every prompt: no prompt works that could be a partner
-``damage``       nothing is trained: the output of a head is turned round, or that of a quarter of an MLP's neurons
+``damage``       nothing is trained: the output of a head, of an MLP or of a quarter of its neurons is turned round
 ===============  =======================================================================================================
 
 =============  =======================================================================================================
@@ -22,7 +22,7 @@ kind             what goes wrong
 ``trigger``      a word anywhere in the prompt exchanges the two answers
 ``template``     the two answers are exchanged in one sentence of eight
 ``behaviour``    the two answers are exchanged in every prompt of the behaviour: no prompt works that could be a partner
-``damage``       nothing is trained: the output of a head is turned round, or that of a quarter of an MLP's neurons
+``damage``       nothing is trained: the output of a head, of an MLP or of a quarter of its neurons is turned round
 ===============  =======================================================================================================
 
 =============  =====================================================================
@@ -88,8 +88,8 @@ FAULTS: Final[tuple[Fault, ...]] = (
     Fault("behaviour", "agreement", "everything", 18),
     Fault("damage", "ioi", "head", 19),
     Fault("damage", "induction", "head", 20),
-    Fault("damage", "agreement", "head", 21),
+    Fault("damage", "agreement", "mlp", 21),
     Fault("damage", "agreement", "neurons", 22),
-    Fault("damage", "ioi", "neurons", 23),
+    Fault("damage", "ioi", "mlp", 23),
 )
 """Twenty-four faults of six kinds."""

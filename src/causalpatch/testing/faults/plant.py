@@ -129,7 +129,11 @@ def plant(fault: Fault, base: Model | None = None) -> Planted:
                 )
     raise ModelUnsupported(
         f"the fault '{fault.name}' could not be planted in '{base.name}'",
-        facts=[("places tried", _ATTEMPTS), ("needed", f"{FAILS:.0%} of its prompts fail, {WORKS:.0%} of others work")],
+        facts=[
+            ("places tried", _ATTEMPTS),
+            ("needed", f"{_FEWEST} prompts that fail; unless it is damage, {FAILS:.0%} of its own"),
+            ("", f"and {WORKS:.0%} of those that worked and are none of its own still do"),
+        ],
         fix="take one of testing.faults.FAULTS, which can be",
     )
 
