@@ -126,6 +126,35 @@ def test_what_is_held_out_suffices_for_a_claim_or_is_nothing(base, broken, faili
     assert (len(everything), nothing) == (13, None)
 
 
+def test_partners_of_other_lengths_are_aligned_by_the_words_that_they_share(base):
+    couples = [("Mary", "John"), ("Linda", "Paul"), ("Susan", "Mark"), ("Karen", "Eric")]
+    rows = [
+        {
+            "prompt": f"When {a} and {b} went to the park, {a} gave a ring to",
+            "answer": f" {a}",
+            "works": f"Today {a} was happy. When {a} and {b} went to the park, {b} gave a ring to",
+        }
+        for a, b in couples
+    ]
+    made = cp.make_pairs(rows, base, ways=["works"])
+    assert len(made.pairs) == 4
+    sides = divided(made, 2, 0)
+    assert [len(side) for side in sides] == [2, 2]
+    assert all(side.alignment.how == "difference" for side in sides)
+
+
+def test_a_search_that_the_user_ends_confirms_nothing(base, broken, failing, monkeypatch):
+    def ended(*asked, **more):
+        found = cp.localize(*asked, **more)
+        found.provenance["stopped"] = True
+        return found
+
+    monkeypatch.setattr("causalpatch.studies.debug.localize", ended)
+    found = cp.debug(broken, failing[:13], against=base, **{**QUICK, "budget": 120, "level": "layers"})
+    assert (found.stop.stage, found.exit_code, found.claim) == ("search", 130, None)
+    assert found.localization is not None
+
+
 def test_impossible_settings_are_refused_before_anything_runs(base):
     with pytest.raises(SettingError, match="level='atoms' is none"):
         cp.debug(base, [{"prompt": "x", "answer": " y"}], level="atoms")
