@@ -6,7 +6,7 @@ every sweep is planned. No run of the model is made, and nothing is written.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, get_args
+from typing import Any, Final, TypeAlias, get_args
 
 from causalpatch.attribution.edges import EdgeMethod
 from causalpatch.attribution.nodes import Method
@@ -33,6 +33,8 @@ from causalpatch.sweeps.localize.budget import Budget
 from causalpatch.validation.components import members_of
 from causalpatch.validation.held_out import require_enough
 
+_Plan: TypeAlias = tuple[int | None, int | None, float | None, str]  # runs, patched runs, seconds, in words
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -44,6 +46,7 @@ class Planned:
         side: On which pairs.
         n_pairs: How many.
         runs: Runs of the model; None where these depend on what is found.
+        patched: Those of them with a patch.
         seconds: The least that the arithmetic takes; None where that is not known.
         text: The whole plan.
     """
@@ -53,6 +56,7 @@ class Planned:
     side: Side
     n_pairs: int
     runs: int | None
+    patched: int | None
     seconds: float | None
     text: str
 
@@ -111,8 +115,8 @@ def check(opened: Opened) -> Checked:
                 fix="split: {discovery: 0.5}, or leave on: out",
             )
         experiment = opened.experiment(side, study.seeds[0])
-        runs, seconds, text = _PLANS[type(step)](step, experiment, opened)
-        planned.append(Planned(name, step.kind, side, len(experiment.pairs), runs, seconds, text))
+        runs, patched, seconds, text = _PLANS[type(step)](step, experiment, opened)
+        planned.append(Planned(name, step.kind, side, len(experiment.pairs), runs, patched, seconds, text))
     part = study.executor
     n, threads = n_workers(part), threads_of(part)
     lines = (
@@ -138,23 +142,24 @@ def _memory(opened: Opened) -> str:
     return f"{there:.2f} GiB for activations, of which one run of the longest prompt takes {needed:.4f}"
 
 
-def _plan_sweep(step: SweepStep, experiment: Experiment, opened: Opened) -> tuple[int, float | None, str]:
+def _plan_sweep(step: SweepStep, experiment: Experiment, opened: Opened) -> _Plan:
     plan = plan_sweep(
         experiment, step.site, step.over, value=as_value(step.value), window=step.window, frozen=step.frozen
     )
     times = step.draws or 1
     more = f"\ndraws          {times}, each as much" if times > 1 else ""
-    return plan.rows * times, None if plan.seconds is None else plan.seconds * times, f"{plan}{more}"
+    seconds = None if plan.seconds is None else plan.seconds * times
+    return plan.rows * times, plan.n_interventions * plan.n_pairs * times, seconds, f"{plan}{more}"
 
 
-def _plan_localize(step: LocalizeStep, experiment: Experiment, opened: Opened) -> tuple[int | None, float | None, str]:
+def _plan_localize(step: LocalizeStep, experiment: Experiment, opened: Opened) -> _Plan:
     budget = Budget.of(step.budget)
     plan = plan_localize(experiment, budget, positions=step.positions, units=step.units)
     runs = int(budget.amount) if budget.unit == "runs" else None
-    return runs, budget.amount if budget.unit == "seconds" else None, str(plan)
+    return runs, runs, budget.amount if budget.unit == "seconds" else None, str(plan)
 
 
-def _plan_attribute(step: AttributeStep, experiment: Experiment, opened: Opened) -> tuple[None, None, str]:
+def _plan_attribute(step: AttributeStep, experiment: Experiment, opened: Opened) -> _Plan:
     known = get_args(EdgeMethod if step.site is None else Method)
     if step.method is not None and step.method not in known:
         near = closest(step.method, known, 1)
@@ -164,13 +169,13 @@ def _plan_attribute(step: AttributeStep, experiment: Experiment, opened: Opened)
             fix=f"method: {near[0] if near else known[0]}",
         )
     if step.site is None:
-        return None, None, f"scores of {graph_of(experiment.model).n_edges:,} edges, by gradients"
+        return None, None, None, f"scores of {graph_of(experiment.model).n_edges:,} edges, by gradients"
     grid = grid_of(experiment, parse(step.site), None)
     sizes = " x ".join(f"{axis} {len(values)}" for axis, values in grid.axes.items())
-    return None, None, f"scores of {sizes}, by gradients"
+    return None, None, None, f"scores of {sizes}, by gradients"
 
 
-def _plan_discover(step: DiscoverStep, experiment: Experiment, opened: Opened) -> tuple[None, None, str]:
+def _plan_discover(step: DiscoverStep, experiment: Experiment, opened: Opened) -> _Plan:
     graph = graph_of(experiment.model)
     size = f"{step.n_edges:,}" if step.n_edges else f"{step.fraction:.1%}" if step.fraction else "as many as matter"
     if step.n_edges is not None and step.n_edges > graph.n_edges:
@@ -179,25 +184,25 @@ def _plan_discover(step: DiscoverStep, experiment: Experiment, opened: Opened) -
             facts=[("edges", f"{graph.n_edges:,}")],
             fix=f"n_edges: {graph.n_edges // 10}",
         )
-    return None, None, f"{size} of {graph.n_edges:,} edges, {step.method}"
+    return None, None, None, f"{size} of {graph.n_edges:,} edges, {step.method}"
 
 
-def _plan_evaluate(step: EvaluateStep, experiment: Experiment, opened: Opened) -> tuple[None, None, str]:
+def _plan_evaluate(step: EvaluateStep, experiment: Experiment, opened: Opened) -> _Plan:
     graph_of(experiment.model)
-    return None, None, f"f of '{step.circuit}', its complement, and {step.n_random} random circuits of each size"
+    return None, None, None, f"f of '{step.circuit}', its complement, and {step.n_random} random circuits of each size"
 
 
-def _plan_confirm(step: ConfirmStep, experiment: Experiment, opened: Opened) -> tuple[None, None, str]:
+def _plan_confirm(step: ConfirmStep, experiment: Experiment, opened: Opened) -> _Plan:
     n_components = require_enough(experiment.pairs, step.alpha)
     if step.components:
         members_of(step.components, experiment.model)
     for name in step.unrelated:
         opened.unrelated(name, 0)
     asked = f"what '{step.found}' finds" if step.found else ", ".join(step.components)
-    return None, None, f"{asked}, on {n_components} independent components; this opens them in the store's ledger"
+    return None, None, None, f"{asked}, on {n_components} independent components; this opens them in the store's ledger"
 
 
-_PLANS: Final[Mapping[type, Callable[[Any, Experiment, Opened], tuple[int | None, float | None, str]]]] = {
+_PLANS: Final[Mapping[type, Callable[[Any, Experiment, Opened], _Plan]]] = {
     SweepStep: _plan_sweep,
     LocalizeStep: _plan_localize,
     AttributeStep: _plan_attribute,

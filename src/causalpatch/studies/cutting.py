@@ -70,7 +70,7 @@ def cut(experiment: Experiment, asked: Sequence[Intervention], shards: ShardsPar
         shards: What the study says of their size.
     """
     n_cells, n_pairs = len(asked), len(experiment.pairs)
-    cuts_pairs, cuts_cells = _what_is_cut(experiment, asked)
+    cuts_pairs, cuts_cells = is_of_one_pair(experiment, asked), _is_by_itself(asked)
     runs = shards.runs or _fitting_runs(experiment)
     pairs = shards.pairs or max(1, runs // n_cells)
     pairs = min(pairs, n_pairs) if cuts_pairs else n_pairs
@@ -104,17 +104,26 @@ def join(pieces: Sequence[Piece], found: Sequence[Measured]) -> Measured:
     return Measured(values, status, baselines, np.arange(n_pairs), _record([one.record for one in found]))
 
 
-def _what_is_cut(experiment: Experiment, asked: Sequence[Intervention]) -> tuple[bool, bool]:
-    values = {id(patch.value): patch.value for each in asked for patch in each.patches}
-    put = [_inside(value) for value in values.values()]
-    cuts_pairs = all(isinstance(value, _OF_ONE_PAIR) for value in put)
-    if any(patch.column is not None for each in asked for patch in each.patches):
-        cuts_pairs &= _has_same_columns(experiment)
-    return cuts_pairs, all(isinstance(value, _MOVING) for value in put)
+def is_of_one_pair(experiment: Experiment, asked: Sequence[Intervention]) -> bool:
+    """Say whether the numbers of a pair depend on no other pair of the experiment.
+
+    Args:
+        experiment: Model and pairs.
+        asked: The interventions.
+    """
+    has_columns = any(patch.column is not None for each in asked for patch in each.patches)
+    put = _values(asked)
+    return all(isinstance(value, _OF_ONE_PAIR) for value in put) and (not has_columns or _has_same_columns(experiment))
 
 
-def _inside(value: Value) -> Value:
-    return value.of if isinstance(value, Subspace) else value
+def _is_by_itself(asked: Sequence[Intervention]) -> bool:
+    """Say whether the numbers of a cell, and what they are shares of, depend on no other cell."""
+    return all(isinstance(value, _MOVING) for value in _values(asked))
+
+
+def _values(asked: Sequence[Intervention]) -> list[Value]:
+    found = {id(patch.value): patch.value for each in asked for patch in each.patches}
+    return [value.of if isinstance(value, Subspace) else value for value in found.values()]
 
 
 def _has_same_columns(experiment: Experiment) -> bool:

@@ -137,7 +137,7 @@ class _Session:
         """Make all steps, and return what they found."""
         study, kept = self.opened.study, Results(self.run)
         asked = names_of_results(study)
-        planned = {step.name: step.runs for step in self.checked.steps}
+        planned = {step.name: step.patched for step in self.checked.steps}
         found: dict[str, Result] = {}
         for number, (name, seed, step) in enumerate(asked, start=1):
             about = {"name": name, "number": number, "of": len(asked), "kind": step.kind}

@@ -233,14 +233,9 @@ class Run:
             about: How it came to be, as plain data.
         """
         found = checksum(data)
-        said = {
-            "key": key,
-            "file": f"{key}-{found[:16]}.parquet",
-            "sha256": found,
-            "bytes": len(data),
-            "about": dict(about),
-        }
-        self.objects.put(self.name("shards", said["file"]), data)
+        file = f"{key}-{found[:16]}.parquet"
+        said = {"key": key, "file": file, "sha256": found, "bytes": len(data), "about": dict(about)}
+        self.objects.put(self.name("shards", file), data)
         self.objects.put(self.name("entries", f"{key}.json"), seal(ENTRY, said))
         self.damage.pop(key, None)
         return said

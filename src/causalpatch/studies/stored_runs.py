@@ -14,7 +14,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, cast
 
 import numpy as np
@@ -184,7 +184,7 @@ class StoredRuns:
             file = io.BytesIO()
             np.savez(file, **cast(dict[str, Any], arrays))
             self.run.objects.put(self.run.name("calls", f"{name}.npz"), file.getvalue())
-        setting = wanted[0].request.setting
+        setting = asdict(wanted[0].request.setting)
         content = {"shards": shards, "pairs": pairs, "interventions": plain, "setting": setting}
         self.run.objects.put(place, seal(CALL, {**content, "has_arrays": bool(arrays)}))
 

@@ -26,19 +26,23 @@ class ModelPart(Part):
     """The model."""
 
     name: str = Field(description="zoo:NAME, a folder, or a name on the hub")
-    dtype: str | None = Field(None, description="float32, bfloat16, …; by default the checkpoint's own")
-    source_model: str | None = Field(None, description="another checkpoint of the same shape, for the source runs")
-    dictionaries: dict[str, str] = Field({}, description="folders of SAEs or transcoders by the name that sites use")
+    dtype: str | None = Field(default=None, description="float32, bfloat16, …; by default the checkpoint's own")
+    source_model: str | None = Field(
+        default=None, description="another checkpoint of the same shape, for the source runs"
+    )
+    dictionaries: dict[str, str] = Field(
+        default={}, description="folders of SAEs or transcoders by the name that sites use"
+    )
 
 
 class PairsPart(Part):
     """The pairs."""
 
     name: str = Field(description="a task's name, or a .jsonl, .csv or .parquet file, seen from the study's folder")
-    where: dict[str, str] = Field({}, description="keep pairs whose columns have these values")
-    first: int | None = Field(None, ge=1, description="keep the first N pairs")
+    where: dict[str, str] = Field(default={}, description="keep pairs whose columns have these values")
+    first: int | None = Field(default=None, ge=1, description="keep the first N pairs")
     align: Literal["position", "difference", "spans"] | None = Field(
-        None, description="how prompts of different lengths meet"
+        default=None, description="how prompts of different lengths meet"
     )
     first_token: bool = Field(default=False, description="cut longer answers to their first token")
 
@@ -46,40 +50,50 @@ class PairsPart(Part):
 class SplitPart(Part):
     """How pairs are divided into those that are searched on and those that are held out, by whole components."""
 
-    discovery: float = Field(0.5, gt=0, lt=1, description="share of the pairs that searches see")
-    seed: int = Field(0, description="seed of the draw")
-    by: list[str] = Field([], description="columns of which the sides share no value either, such as template")
+    discovery: float = Field(default=0.5, gt=0, lt=1, description="share of the pairs that searches see")
+    seed: int = Field(default=0, description="seed of the draw")
+    by: list[str] = Field(default=[], description="columns of which the sides share no value either, such as template")
 
 
 class BudgetPart(Part):
     """What may be spent."""
 
-    runs: int | None = Field(None, ge=1, description="refuse a study whose steps plan more runs of the model")
-    gib: float | None = Field(None, gt=0, description="memory for activations in GiB")
+    runs: int | None = Field(default=None, ge=1, description="refuse a study whose steps plan more runs of the model")
+    gib: float | None = Field(default=None, gt=0, description="memory for activations in GiB")
 
 
 class ShardsPart(Part):
     """How much is measured and stored in one piece; shapes are part of what names a shard."""
 
-    runs: int | None = Field(None, ge=1, description="runs of the model in a shard; by default what its size suggests")
-    pairs: int | None = Field(None, ge=1, description="pairs in a shard, instead")
-    cells: int | None = Field(None, ge=1, description="cells in a shard, at most")
+    runs: int | None = Field(
+        default=None, ge=1, description="runs of the model in a shard; by default what its size suggests"
+    )
+    pairs: int | None = Field(default=None, ge=1, description="pairs in a shard, instead")
+    cells: int | None = Field(default=None, ge=1, description="cells in a shard, at most")
 
 
 class ExecutorPart(Part):
     """Who measures; it does not change what is measured."""
 
-    kind: Literal["local", "processes"] = Field("local", description="in this process, or one process per device")
-    workers: int | None = Field(None, ge=1, description="processes; by default one per GPU, or 2 on a CPU")
-    threads: int | None = Field(None, ge=1, description="CPU threads of each; by default the cores shared evenly")
-    device: str | None = Field(None, description="cpu, cuda, cuda:1; a GPU where there is one")
+    kind: Literal["local", "processes"] = Field(
+        default="local", description="in this process, or one process per device"
+    )
+    workers: int | None = Field(default=None, ge=1, description="processes; by default one per GPU, or 2 on a CPU")
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of each; by default the cores shared evenly"
+    )
+    device: str | None = Field(default=None, description="cpu, cuda, cuda:1; a GPU where there is one")
 
 
 class Step(Part):
     """What all steps have."""
 
-    name: str = Field("", pattern=r"^[\w\-]*$", description="what results and later steps call it; by default its kind")
-    on: Side | None = Field(None, description="which pairs; searches see discovery pairs, claims the held-out ones")
+    name: str = Field(
+        default="", pattern=r"^[\w\-]*$", description="what results and later steps call it; by default its kind"
+    )
+    on: Side | None = Field(
+        default=None, description="which pairs; searches see discovery pairs, claims the held-out ones"
+    )
 
 
 class SweepStep(Step):
@@ -87,11 +101,11 @@ class SweepStep(Step):
 
     kind: Literal["sweep"]
     site: str = Field(description="what is patched, such as z@-1 or resid_pre")
-    over: list[str] | str | None = Field(None, description="axes of the grid, such as layer,head")
-    value: str = Field("source", description="source, zero, mean, resample, noise, a number, …")
-    draws: int | None = Field(None, ge=1, description="draws of noise or resampled values")
-    window: int | None = Field(None, ge=1, description="patch windows of N layers together")
-    frozen: list[str] = Field([], description="sites that keep the base run's values in all runs")
+    over: list[str] | str | None = Field(default=None, description="axes of the grid, such as layer,head")
+    value: str = Field(default="source", description="source, zero, mean, resample, noise, a number, …")
+    draws: int | None = Field(default=None, ge=1, description="draws of noise or resampled values")
+    window: int | None = Field(default=None, ge=1, description="patch windows of N layers together")
+    frozen: list[str] = Field(default=[], description="sites that keep the base run's values in all runs")
 
 
 class LocalizeStep(Step):
@@ -99,35 +113,39 @@ class LocalizeStep(Step):
 
     kind: Literal["localize"]
     budget: str | int = Field(description="what may be spent: a number of runs, 5 min, 3 TFLOP")
-    positions: list[str] | str | None = Field(None, description="what is told apart: each, all, or -1, a span")
-    units: Literal["heads", "neurons", "all", "none"] = Field("all", description="which units are looked at")
+    positions: list[str] | str | None = Field(default=None, description="what is told apart: each, all, or -1, a span")
+    units: Literal["heads", "neurons", "all", "none"] = Field(default="all", description="which units are looked at")
     edges: bool = Field(default=False, description="measure edges between what is found, too")
-    delta: float | None = Field(None, gt=0, description="which |effect| matters, as a share of the gap")
+    delta: float | None = Field(default=None, gt=0, description="which |effect| matters, as a share of the gap")
 
 
 class AttributeStep(Step):
     """Score edges, or nodes, by gradients."""
 
     kind: Literal["attribute"]
-    site: str | None = Field(None, description="nodes to score, such as z; without it edges")
-    method: str | None = Field(None, description="edges: eap-ig, eap, …; nodes: atp, ig, atp*, relp, …")
-    steps: int = Field(5, ge=1, description="points of integrated gradients")
+    site: str | None = Field(default=None, description="nodes to score, such as z; without it edges")
+    method: str | None = Field(default=None, description="edges: eap-ig, eap, …; nodes: atp, ig, atp*, relp, …")
+    steps: int = Field(default=5, ge=1, description="points of integrated gradients")
 
 
 class DiscoverStep(Step):
     """Find a circuit."""
 
     kind: Literal["discover"]
-    scores: str | None = Field(None, alias="from", description="the attribute step whose scores of edges are used")
-    method: Literal["top", "greedy", "acdc", "hard-concrete", "ugs", "sigmoid-topk"] = Field(
-        "top", description="by scores, by runs, or by masks that are learnt"
+    scores: str | None = Field(
+        default=None, alias="from", description="the attribute step whose scores of edges are used"
     )
-    n_edges: int | None = Field(None, ge=1, description="how many edges")
-    fraction: float | None = Field(None, gt=0, le=1, description="their share of all")
-    by: Literal["importance", "magnitude"] = Field("importance", description="whether what works against counts")
-    threshold: float | None = Field(None, gt=0, description="of acdc, in the metric's unit")
-    steps: int = Field(300, ge=1, description="steps of learning")
-    value: Literal["source", "zero", "mean"] = Field("source", description="what ablated edges carry instead")
+    method: Literal["top", "greedy", "acdc", "hard-concrete", "ugs", "sigmoid-topk"] = Field(
+        default="top", description="by scores, by runs, or by masks that are learnt"
+    )
+    n_edges: int | None = Field(default=None, ge=1, description="how many edges")
+    fraction: float | None = Field(default=None, gt=0, le=1, description="their share of all")
+    by: Literal["importance", "magnitude"] = Field(
+        default="importance", description="whether what works against counts"
+    )
+    threshold: float | None = Field(default=None, gt=0, description="of acdc, in the metric's unit")
+    steps: int = Field(default=300, ge=1, description="steps of learning")
+    value: Literal["source", "zero", "mean"] = Field(default="source", description="what ablated edges carry instead")
 
     @model_validator(mode="after")
     def _asks_for_one_size(self) -> "DiscoverStep":
@@ -146,21 +164,21 @@ class EvaluateStep(Step):
 
     kind: Literal["evaluate"]
     circuit: str = Field(alias="from", description="a discover step, or an attribute step of edges for all sizes")
-    n_random: int = Field(20, ge=0, description="random circuits of each size")
-    value: Literal["source", "zero", "mean"] = Field("source", description="what ablated edges carry instead")
+    n_random: int = Field(default=20, ge=0, description="random circuits of each size")
+    value: Literal["source", "zero", "mean"] = Field(default="source", description="what ablated edges carry instead")
 
 
 class ConfirmStep(Step):
     """Confirm components on held-out pairs, once."""
 
     kind: Literal["confirm"]
-    found: str | None = Field(None, alias="from", description="the sweep or localize step that found them")
-    top: int = Field(3, ge=1, description="of a sweep, how many of the largest cells")
-    components: list[str] = Field([], description="sites or edges instead of a step")
-    delta: float | None = Field(None, gt=0, description="share of the gap that does not count yet")
-    alpha: float = Field(0.05, gt=0, lt=1, description="probability of even one wrong claim")
-    unrelated: list[str] = Field([], description="tasks or files of behaviours that should not be touched")
-    checks: Literal["all", "few"] = Field("all", description="few leaves out the controls that cost runs")
+    found: str | None = Field(default=None, alias="from", description="the sweep or localize step that found them")
+    top: int = Field(default=3, ge=1, description="of a sweep, how many of the largest cells")
+    components: list[str] = Field(default=[], description="sites or edges instead of a step")
+    delta: float | None = Field(default=None, gt=0, description="share of the gap that does not count yet")
+    alpha: float = Field(default=0.05, gt=0, lt=1, description="probability of even one wrong claim")
+    unrelated: list[str] = Field(default=[], description="tasks or files of behaviours that should not be touched")
+    checks: Literal["all", "few"] = Field(default="all", description="few leaves out the controls that cost runs")
 
     @model_validator(mode="after")
     def _knows_what(self) -> "ConfirmStep":
@@ -184,17 +202,23 @@ class Study(Part):
     """A study."""
 
     schema_version: Literal[1] = Field(alias="schema", description="version of this format")
-    name: str = Field("study", pattern=r"^[\w\-. ]+$", description="what logs and listings call it")
+    name: str = Field(default="study", pattern=r"^[\w\-. ]+$", description="what logs and listings call it")
     model: ModelPart
     pairs: PairsPart
-    metric: list[str] = Field([], description="what is measured; by default what suits the task")
-    direction: Direction = Field("denoise", description="denoise: into the corrupted run; noise: into the clean one")
-    seeds: list[int] = Field([0], min_length=1, description="each repeats the steps; claims are made for the first")
-    split: SplitPart | None = Field(SplitPart(), description="null searches and claims on all pairs")
+    metric: list[str] = Field(default=[], description="what is measured; by default what suits the task")
+    direction: Direction = Field(
+        default="denoise", description="denoise: into the corrupted run; noise: into the clean one"
+    )
+    seeds: list[int] = Field(
+        default=[0], min_length=1, description="each repeats the steps; claims are made for the first"
+    )
+    split: SplitPart | None = Field(default=SplitPart(), description="null searches and claims on all pairs")
     budget: BudgetPart = BudgetPart()
     shards: ShardsPart = ShardsPart()
     executor: ExecutorPart = ExecutorPart()
-    store: str = Field("studies", description="a folder seen from the study's, or an address such as s3://bucket/place")
+    store: str = Field(
+        default="studies", description="a folder seen from the study's, or an address such as s3://bucket/place"
+    )
     steps: list[AnyStep] = Field(min_length=1)
 
     @model_validator(mode="before")
