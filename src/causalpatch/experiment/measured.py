@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -34,6 +34,7 @@ class Measured:
     record: Mapping[str, Any]
 
 
+@runtime_checkable
 class Runner(Protocol):
     """Runs interventions for an experiment: elsewhere, or out of a store where they were run before."""
 

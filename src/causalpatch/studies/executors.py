@@ -7,7 +7,7 @@ lost where the one that asked is gone by then.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from causalpatch.models import Model
 from causalpatch.studies.shards import Request, encode
@@ -27,6 +27,7 @@ class Done:
     entry: dict[str, Any]
 
 
+@runtime_checkable
 class Executor(Protocol):
     """Measures shards and stores them."""
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, runtime_checkable
 
 from causalpatch.base.errors import StoreFull, StoreUnreachable
 from causalpatch.base.extras import lazy, require
@@ -41,6 +41,7 @@ _DOORS: Final = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az
 _NUMBER = count()
 
 
+@runtime_checkable
 class Objects(Protocol):
     """Bytes under names with slashes."""
 

@@ -88,7 +88,9 @@ def test_clocks_that_jump_change_nothing(tmp_path, clock, elsewhere, monkeypatch
 
 def test_a_process_of_this_machine_that_is_gone_is_dead_at_once(tmp_path, clock):
     code = (
-        "import os, pathlib\nfrom causalpatch.studies.leases import Leases\nfrom causalpatch.studies.objects import Folder\n"
+        "import os, pathlib\n"
+        "from causalpatch.studies.leases import Leases\n"
+        "from causalpatch.studies.objects import Folder\n"
         f"print(Leases(Folder(pathlib.Path({str(tmp_path)!r})), 'leases').take('a'), flush=True)\nos._exit(0)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True\n"

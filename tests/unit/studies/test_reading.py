@@ -8,6 +8,7 @@ import yaml
 
 import causalpatch as cp
 from causalpatch.studies.reading import parse_study, read_study
+from causalpatch.studies.running import names_of_results
 from causalpatch.studies.template import TEMPLATE
 from small_studies import TEXT, study_of
 
@@ -56,8 +57,6 @@ def test_the_schema_describes_every_key():
 
 
 def test_a_claim_is_made_for_the_first_seed_alone():
-    from causalpatch.studies.running import names_of_results
-
     study = study_of("seeds=[3, 4]", "split={}", "steps=[{kind: sweep, site: z}, {kind: confirm, from: sweep}]")
     assert [name for name, _, _ in names_of_results(study)] == ["sweep-seed3", "confirm-seed3", "sweep-seed4"]
 
@@ -67,7 +66,9 @@ def test_a_file_is_read_with_its_changes(tmp_path):
     assert read_study(tmp_path / "s.yaml", ["direction=noise"]).direction == "noise"
 
 
-@pytest.mark.parametrize("file", sorted(Path(__file__).parents[3].glob("examples/studies/*.yaml")), ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "file", sorted(Path(__file__).parents[3].glob("examples/studies/*.yaml")), ids=lambda f: f.name
+)
 def test_examples_are_studies(file):
     assert read_study(file).name
     assert yaml.safe_load(file.read_text(encoding="utf-8"))["schema"] == 1
