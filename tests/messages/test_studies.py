@@ -1,5 +1,6 @@
 """What studies refuse, in the house's form."""
 
+import multiprocessing
 import os
 
 import pytest
@@ -161,7 +162,7 @@ def test_no_yaml(refuses):
     with refuses(
         errors.StudyError,
         """
-        'a.yaml' line 3 is no YAML
+        'a.yaml' line 2 is no YAML
           error  expected ',' or '}', but got '<stream end>'
           fix: mend the line; values with a colon or a bracket want quotes
         """,
@@ -259,7 +260,7 @@ def test_more_runs_than_the_budget(refuses, tmp_path):
         check(Opened(parse_study(PLAIN, "a.yaml", ["budget.runs=100"]), tmp_path))
 
 
-def test_a_side_that_is_not_there(refuses, tmp_path):
+def test_a_method_that_is_not_there(refuses, tmp_path):
     with refuses(
         errors.SettingError,
         """
@@ -398,11 +399,6 @@ class _Dead:
         pass
 
 
-class _Way:
-    def close(self):
-        pass
-
-
 def test_a_shard_that_ends_one_worker_after_the_other(refuses, experiment, pairs):
     executor = Processes([Post("store", "run", ModelPart(name="zoo:stories"), ".", "cpu", 1)])
     request = Request("0123456789abcdef", pairs, (cp.Intervention((cp.Patch("z.0.0"),)),), Setting.of(experiment))
@@ -416,5 +412,5 @@ def test_a_shard_that_ends_one_worker_after_the_other(refuses, experiment, pairs
         """,
     ):
         for _ in range(3):
-            executor._workers[0] = worker = _Worker(_Dead(), _Way())
+            executor._workers[0] = worker = _Worker(_Dead(), multiprocessing.Pipe()[0])
             executor._buried(worker, request)

@@ -245,7 +245,7 @@ def _without_tags(loc: Sequence[str | int], given: Any) -> Iterator[str | int]:
         if isinstance(held, list) and isinstance(key, int):
             yield key
             held = held[key] if key < len(held) else None
-        elif isinstance(held, dict) and (key in held or is_last):
+        elif isinstance(held, dict) and (key in held or (is_last and key != held.get("kind"))):
             yield key
             held = held.get(key)
 
