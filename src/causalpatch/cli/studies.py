@@ -143,9 +143,8 @@ def verify(
     if as_json:
         view.json_object({**vars(found), "is_sound": found.is_sound})
     else:
-        view.text(
-            f"{found.n_shards:,} shards read, {len(found.damaged)} damaged; {len(found.unclaimed)} files unclaimed"
-        )
+        damaged = f"{len(found.damaged)} shards or results damaged"
+        view.text(f"{found.n_shards:,} shards read, {damaged}; {len(found.unclaimed)} files unclaimed")
         measured = f"{found.n_cells} cells measured again in {found.n_runs} runs"
         view.text(f"{measured}: largest difference {found.largest:.2g} of what rounding allows")
         if found.n_unknown:

@@ -125,7 +125,7 @@ def test_verification_measures_cells_again_and_sees_a_number_that_the_model_does
 
 
 def test_a_store_that_is_full_says_so_and_goes_on_when_there_is_room(tmp_path, undisturbed, monkeypatch):
-    real, room = objects.os.fsync, [12]
+    real, room = objects.os.fsync, [10]
 
     def full_after_a_while(file):
         room[0] -= 1
