@@ -1,6 +1,6 @@
 """Runs of the small study that are killed at random moments, in a process that has loaded everything beforehand.
 
-    python tests/killed_studies.py FOLDER N_KILLS SEED
+    python tests/killed_studies.py FOLDER N_KILLS SEED        # -1 kills: two runs on one store at once instead
 
 Each run is a fork of this process, so that it begins at once; it is killed (SIGKILL) after a random time, and begun
 again. A study that has come to its end is left as it is, and another one is begun, until there were so many kills.
@@ -30,6 +30,12 @@ def main(folder, n_kills, seed):
     torch.set_num_threads(1)
     cp.open_model("zoo:stories", device="cpu")  # loads what opening loads
     assert Journal
+    if n_kills < 0:
+        children = [begin(folder) for _ in range(2)]
+        if any(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children):
+            raise SystemExit("a run ended with an error")
+        sys.stdout.write(json.dumps({"measured": [n_measured(folder)]}))
+        return
     draw, kills, finished = random.Random(seed), 0, []
     while kills < n_kills:
         place = folder / str(len(finished))
@@ -44,8 +50,8 @@ def main(folder, n_kills, seed):
     sys.stdout.write(json.dumps({"kills": kills, "measured": [n_measured(place) for place in finished]}))
 
 
-def is_finished_before_it_is_killed(folder, seconds):
-    folder.mkdir(exist_ok=True)
+def begin(folder):
+    """Begin a run, and return its process."""
     child = os.fork()
     if child == 0:
         try:
@@ -54,6 +60,12 @@ def is_finished_before_it_is_killed(folder, seconds):
         finally:
             traceback.print_exc()
             os._exit(3)
+    return child
+
+
+def is_finished_before_it_is_killed(folder, seconds):
+    folder.mkdir(exist_ok=True)
+    child = begin(folder)
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         done, status = os.waitpid(child, os.WNOHANG)

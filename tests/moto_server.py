@@ -29,6 +29,7 @@ class MotoServer:
         self.url = f"http://127.0.0.1:{self.port}"
         self._folder = folder
         self._process = None
+        self._is_new = True
 
     def start(self):
         """Start it, with everything that it held before."""
@@ -41,9 +42,10 @@ class MotoServer:
             if time.monotonic() > until:
                 raise TimeoutError("the server does not start")
             time.sleep(0.1)
-        if record.exists():
+        if not self._is_new:
             self._post("/moto-api/recorder/replay-recording")
         else:
+            self._is_new = False
             urllib.request.urlopen(urllib.request.Request(f"{self.url}/{BUCKET}", method="PUT"), timeout=30)
 
     def kill(self):

@@ -11,7 +11,7 @@ import platform
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -39,9 +39,11 @@ class Journal:
 
     run: Run
     listeners: tuple[Listener, ...] = ()
-    session: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}")
 
     def __post_init__(self) -> None:
+        before = [name.partition("-")[0] for name in self.run.objects.names(self.run.name("sessions"))]
+        number = 1 + max((int(each) for each in before if each.isdigit()), default=0)
+        self.session = f"{number:05d}-{uuid.uuid4().hex[:8]}"
         self._started = self._written = time.monotonic()
         self._lines: list[str] = []
 

@@ -66,6 +66,9 @@ class Objects(Protocol):
     def path(self, name: str) -> Path | None:
         """Return the file that an object is; None where it is none of this machine."""
 
+    def tidy(self, folder: str) -> None:
+        """Take away what processes of this machine that are gone were writing into a folder and those in it."""
+
 
 def open_objects(address: str, patience_s: float = PATIENCE_S) -> Objects:
     """Return what stands behind an address.
@@ -138,6 +141,13 @@ class Folder:
         """Return the file that an object is."""
         return self.root / name
 
+    def tidy(self, folder: str) -> None:
+        """Take away what processes of this machine that are gone were writing into a folder and those in it."""
+        for path in (self.root / folder).rglob(f".*.{platform.node()}.*{PARTIAL}"):
+            number = path.name.split(".")[-3]
+            if number.isdigit() and not _runs(int(number)):
+                path.unlink(missing_ok=True)
+
     def _write(self, name: str, data: bytes, place: Callable[[Path, Path], object]) -> None:
         path = self.root / name
         partial = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.{next(_NUMBER)}{PARTIAL}")
@@ -163,6 +173,17 @@ class Folder:
         return StoreUnreachable(
             f"the store '{self.address}' cannot be {verb}", facts, fix="name another folder: --set store=FOLDER"
         )
+
+
+def _runs(process: int) -> bool:
+    """Say whether a process of this machine may be running."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _link(partial: Path, path: Path) -> None:
@@ -254,6 +275,9 @@ class Remote:
         """Return None: it is no file of this machine."""
         del name
         return None
+
+    def tidy(self, folder: str) -> None:
+        """Do nothing: what was not written whole is not there."""
 
     def _at(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"

@@ -14,7 +14,7 @@ from typing import Any
 
 from causalpatch.studies.checking import Checked, check
 from causalpatch.studies.executors import Executor, Local
-from causalpatch.studies.journal import Journal, Listener
+from causalpatch.studies.journal import Journal, Listener, describe_environment
 from causalpatch.studies.leases import TIME_S, Leases
 from causalpatch.studies.opened import Opened, device_of, n_workers, threads_of, use_threads
 from causalpatch.studies.openings import StoreLedger
@@ -84,7 +84,7 @@ def run_study(
     checked = check(opened)
     store = Store(store_address(study, place))
     run = store.run_of(study)
-    run.begin(study, opened.facts())
+    run.begin(study, opened.facts(), describe_environment())
     journal = Journal(run, listeners)
     leases, executor = run.leases(lease_s), _executor(opened, run)
     try:

@@ -10,6 +10,7 @@ A shard is a parquet file, a row per cell and pair, pairs fastest: ``cell``, ``p
 
 import io
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -136,7 +137,8 @@ class Request:
         Raises:
             KeyboardInterrupt: The user stopped them: a part of a shard is none.
         """
-        with undisturbed():
+        with undisturbed(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="stopped: ")  # says that what was made is kept
             experiment = self.setting.experiment(model, self.pairs, source_model)
             found = experiment.measured(self.interventions)
         if not found.record["complete"] or len(found.kept) < len(self.pairs):

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from causalpatch.studies.journal import SESSION
 from causalpatch.studies.openings import openings
 from causalpatch.studies.pace import Pace
 from causalpatch.studies.results import Results
@@ -82,7 +83,7 @@ def listed(store: Store) -> list[dict[str, Any]]:
                 "finished": len(Results(run).names()),
                 "shards": len(run.keys()),
                 "sessions": len(sessions),
-                "last": sessions[-1].partition("-")[0] if sessions else "",
+                "last": _begun(run, sessions[-1]) if sessions else "",
             }
         )
     return sorted(rows, key=lambda row: row["last"])
@@ -99,6 +100,12 @@ def last_journal(run: Run) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return lines
+
+
+def _begun(run: Run, session: str) -> str:
+    """Return when a session was begun, by its machine's clock."""
+    said = unseal(SESSION, run.objects.get(run.name("sessions", session)))
+    return str(said["program"]["created"]) if said else "(damaged)"
 
 
 def _counted(run: Run, calls: list[str]) -> tuple[int, int]:

@@ -160,18 +160,23 @@ class Run:
         """Return the name of an object of the run."""
         return "/".join(("runs", self.hash, *parts))
 
-    def begin(self, study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
+    def begin(
+        self, study: Study, facts: Mapping[str, Any], environment: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Write the manifest where there is none, and return the one that is there.
 
         Args:
             study: The study.
             facts: What the numbers depend on beside the study's text: hashes of the model and of the pairs.
+            environment: The machine and the versions that it is begun with; each session keeps its own.
 
         Raises:
             StoreCorrupt: The run was begun with another model, or other pairs, of the same names.
         """
         self.store.create()
+        self.objects.tidy(self.name())
         content = {"schema": SCHEMA, "study": study.content(), "name": study.name, "facts": dict(facts)}
+        content["environment"] = dict(environment or {})
         self.objects.put_new(self.name("manifest.json"), seal(MANIFEST, content))
         held = self.manifest()
         if held is None:

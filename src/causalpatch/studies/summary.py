@@ -22,7 +22,7 @@ import numpy as np
 from causalpatch.base.errors import StoreCorrupt
 from causalpatch.base.extras import lazy
 from causalpatch.results.status import has_number
-from causalpatch.statistics.clusters import group_sums
+from causalpatch.statistics.clusters import GroupSums, group_sums
 from causalpatch.statistics.families import benjamini_hochberg
 from causalpatch.statistics.intervals import MIN_GROUPS, fieller
 from causalpatch.studies.sealed import checksum
@@ -101,7 +101,7 @@ def _block(effect: np.ndarray, gap: np.ndarray, group: np.ndarray, sign: int, le
     """Return the columns of some cells, from their effects ``(cell, pair)``."""
     data = group_sums((sign * effect, gap), group)
     top, bottom = data.means()
-    moves = data.moves()[0]
+    (moves,) = GroupSums((data.sums[0],), data.counts).moves()
     n_groups = data.n_groups
     freedom = np.maximum(n_groups - 1, 1)
     limit = np.where(n_groups < MIN_GROUPS, np.nan, special.stdtrit(freedom, (1 + level) / 2))

@@ -40,12 +40,19 @@ def hold_against(folder, told, quiet):
         assert verify(run, None).is_sound
         # A shard is told of after it is stored, and only once: whoever finds it there does not measure it again.
         assert n_measured <= N_SHARDS
+        assert not list((folder / str(number)).rglob("*.partial"))
 
 
 def test_a_few_kills_lose_nothing_that_was_finished(tmp_path, quiet):
     told = kill(tmp_path, n_kills=3, seed=0)
     assert told["kills"] == 3
     hold_against(tmp_path, told, quiet)
+
+
+def test_two_runs_at_once_share_the_shards_and_measure_none_twice(tmp_path, quiet):
+    told = kill(tmp_path, n_kills=-1, seed=0)
+    assert told["measured"] == [N_SHARDS]
+    assert same(Results(the_run(tmp_path)).load("heads"), quiet)
 
 
 @pytest.mark.slow

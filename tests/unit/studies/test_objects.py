@@ -2,6 +2,7 @@
 
 import errno
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -66,9 +67,15 @@ def test_files_that_cannot_have_two_names_are_written_once_all_the_same(tmp_path
     assert not place.put_new("name", b"yours")
 
 
-def test_what_was_being_written_when_the_machine_stopped_is_no_object(tmp_path):
-    (tmp_path / f".b.bin.host.1.0{objects.PARTIAL}").write_bytes(b"tor")
+def test_what_was_being_written_when_the_machine_stopped_is_no_object_and_is_taken_away(tmp_path):
+    mine = tmp_path / f".b.bin.{platform.node()}.{os.getpid()}.0{objects.PARTIAL}"
+    dead = tmp_path / f".b.bin.{platform.node()}.4194300.0{objects.PARTIAL}"
+    other = tmp_path / f".b.bin.another-host.4194300.0{objects.PARTIAL}"
+    for path in (mine, dead, other):
+        path.write_bytes(b"tor")
     assert Folder(tmp_path).names("") == []
+    Folder(tmp_path).tidy("")
+    assert sorted(tmp_path.iterdir()) == sorted([mine, other])
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])

@@ -2,12 +2,14 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 
 import causalpatch as cp
-from causalpatch.base.errors import WorkerLost
+from causalpatch.base.errors import ModelNotFound, WorkerLost
 from causalpatch.studies import processes, running
+from causalpatch.studies.study import ModelPart
 from small_studies import measured, run_in, same, study_of
 
 TWO = ("executor={kind: processes, workers: 2, threads: 1, device: cpu}",)
@@ -59,12 +61,21 @@ def test_a_shard_that_ends_every_worker_is_an_error(tmp_path, made):
 
 
 @pytest.mark.slow
-def test_what_a_worker_meets_with_is_what_the_run_says(tmp_path):
+def test_what_a_worker_meets_with_is_what_the_run_says(tmp_path, made):
+    def spoil(line):
+        if line["event"] == "call":
+            made[0].posts[:] = [replace(post, model=ModelPart(name="zoo:none")) for post in made[0].posts]
+
+    with pytest.raises(ModelNotFound):
+        cp.run_study(study_of(*TWO), tmp_path, listeners=(spoil,))
+    assert made[0].pids == []
+
+
+@pytest.mark.slow
+def test_shards_of_workers_and_of_this_process_are_one_run(tmp_path):
     found, _ = run_in(tmp_path)
-    (file,) = list((tmp_path / "store").rglob("manifest.json"))
-    assert file.is_file()
-    for each in (tmp_path / "store").rglob("*.parquet"):
+    for each in list((tmp_path / "store").rglob("*.parquet"))[1:]:
         each.unlink()
     again, told = run_in(tmp_path, *TWO)
-    assert len(measured(told)) == 3
+    assert len(measured(told)) == 2
     assert same(found.results["heads"], again.results["heads"])

@@ -6,7 +6,7 @@ import pytest
 import causalpatch as cp
 from causalpatch.results.effects import Effects
 from causalpatch.studies.results import Results
-from small_studies import TEXT, measured, run_in, same, store_of, study_of, the_run
+from small_studies import measured, run_in, same, store_of, study_of, the_run
 
 
 def test_a_study_gives_what_its_call_gives(undisturbed):
@@ -91,11 +91,13 @@ def test_positions_keep_their_tokens(tmp_path):
     assert {"token", "base_position"} <= set(loaded.to_xarray().coords)
 
 
+@pytest.mark.slow
 def test_what_is_asked_for_twice_is_measured_once(tmp_path):
     _, told = run_in(tmp_path, "steps=[{kind: sweep, site: z.2@-1}, {kind: sweep, name: again, site: z.2@-1}]")
     assert len(measured(told)) == 3
 
 
+@pytest.mark.slow
 def test_seeds_share_what_does_not_depend_on_them(tmp_path):
     found, told = run_in(tmp_path, "seeds=[0, 1]")
     assert list(found.results) == ["heads-seed0", "heads-seed1"]
@@ -135,6 +137,7 @@ def test_held_out_pairs_that_another_run_has_seen_confirm_nothing(tmp_path):
     assert not other.results["confirm"].supported
 
 
+@pytest.mark.slow
 def test_a_claim_that_was_stopped_on_its_way_is_one_claim(tmp_path):
     class StoppedError(Exception):
         pass
@@ -179,6 +182,7 @@ def test_the_journal_and_the_manifest_say_where_numbers_come_from(tmp_path):
     assert told[0]["program"]["versions"]["torch"]
     manifest = found.run.manifest()
     assert manifest["facts"]["pairs"] == study_pairs_hash()
+    assert manifest["environment"]["machine"]["cores"]
     assert manifest["study"]["steps"][0]["site"] == "z.2:4@-1"
 
 
@@ -201,4 +205,3 @@ def test_two_runs_share_the_work(tmp_path, undisturbed):
     assert len(measured(told)) == 2
     assert same(found.results["heads"], undisturbed)
     assert same(outer.results["heads"], undisturbed)
-    assert TEXT
