@@ -14,7 +14,8 @@ from benchmarks.shapes import SHAPES, tiny
 def test_the_store_s_part_is_measured_beside_the_runs_alone():
     found = studies.overhead(studies.experiment_of(tiny(SHAPES["gpt2"]), 4), 2, repeats=1)
     assert (found.n_runs, found.n_shards) == (3 * 4 * 4, 2)
-    assert found.share > -1
+    assert 0 < found.share < 100
+    assert found.whole[0] > found.measuring[0] > 0
 
 
 def test_many_cells_are_summarised_as_the_library_summarises_few():
