@@ -2,7 +2,7 @@
 
 In the first panel layers go up and each has its sublayers; in each further one a row is a part that was opened, and its
 columns are what it is made of. All panels share one colour scale. What was found has a dark outline, what was not
-measured has no cell.
+measured has no cell. A last panel may show how often each part is selected again on resampled pairs.
 """
 
 from __future__ import annotations
@@ -15,19 +15,30 @@ from causalpatch.base.extras import lazy
 from causalpatch.results.captions import Caption
 from causalpatch.results.charts import BLUE, INK, RED, Sheet, finished, layer_of, plain, records, symmetric_limit
 from causalpatch.results.pictures import Picture
+from causalpatch.results.selection import bars
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from causalpatch.results.selection import SelectionStability
 
 alt = lazy("altair")
 
 _MOST_COLUMNS, _MOST_ROWS = 24, 40  # places of a panel; those with the largest effects are drawn
 _CELL = 26, 20  # px
+_OFTEN = 160  # px, width of the scale of frequencies
 _ORDER = ("sublayer", "module", "position", "head", "expert", "neuron", "feature", "channel")
 _SHORT = {"attn_out": "attention", "mlp_out": "MLP"}
 
 
-def draw(frame: pd.DataFrame, *, title: str, lines: Sequence[str], word: str) -> Picture:
+def draw(
+    frame: pd.DataFrame,
+    *,
+    title: str,
+    lines: Sequence[str],
+    word: str,
+    stability: SelectionStability | None = None,
+) -> Picture:
     """Draw all parts that were measured in the search.
 
     Args:
@@ -35,6 +46,7 @@ def draw(frame: pd.DataFrame, *, title: str, lines: Sequence[str], word: str) ->
         title: What stands above.
         lines: Smaller lines below the title.
         word: What effects do to the gap: restored or removed.
+        stability: How often parts are selected again.
     """
     rows = [{key: plain(value) for key, value in row.items()} for row in records(frame)]
     names = [str(row["name"]) for row in rows]
@@ -54,9 +66,16 @@ def draw(frame: pd.DataFrame, *, title: str, lines: Sequence[str], word: str) ->
         chart, taken = _panel(sheet, name, [row for row in rows if row["panel"] == name], colour)
         panels.append(chart)
         width += taken + 110
+    more = []
+    if stability is not None:
+        often = stability.to_dataframe().head(_MOST_ROWS)
+        heading = alt.TitleParams("selected again", anchor="start", fontSize=12, offset=6)
+        panels.append(bars(sheet, often, stability.threshold, width=_OFTEN, step=_CELL[1]).properties(title=heading))
+        width += _OFTEN + 110
+        more = stability.lines
     whole = alt.hconcat(*panels, spacing=24).resolve_scale(color="shared")
     said = "from left to right: what parts are made of · outlined: found"
-    return Picture(finished(whole, Caption(title), [*lines, said], max(width, 560.0)), frame, sheet)
+    return Picture(finished(whole, Caption(title), [*lines, *more, said], max(width, 560.0)), frame, sheet)
 
 
 def _panel(sheet: Sheet, name: str, rows: list[dict[str, Any]], colour: Any) -> tuple[Any, float]:

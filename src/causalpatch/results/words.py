@@ -7,7 +7,7 @@ between the clean and the corrupted run, noising *removes* one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 
 def counted(number: int, noun: str) -> str:
@@ -58,6 +58,10 @@ def recovered(provenance: Mapping[str, Any]) -> str:
 def restores(provenance: Mapping[str, Any]) -> str:
     """Return ``restores`` or ``removes``, for one cell."""
     return "removes" if is_noise(provenance) else "restores"
+
+
+PAIRED: Final = "corrupted run"
+"""What the far end of the gap is called where values come from the other run of a pair."""
 
 
 def reference_run(provenance: Mapping[str, Any]) -> str:

@@ -8,8 +8,8 @@ from causalpatch.base.collector import undisturbed
 from causalpatch.base.errors import SettingError
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.requests import Request, as_interventions
+from causalpatch.experiment.towards import gap_to_source, numbers_towards
 from causalpatch.results.race import Race
-from causalpatch.results.shares import Numbers
 from causalpatch.statistics.racing import BURN_IN, Racing
 from causalpatch.sweeps.localize.budget import Budget, Meter, plain
 from causalpatch.sweeps.localize.rounds import Rounds, bounds_of, run_rounds
@@ -123,21 +123,9 @@ def _gap(experiment: Experiment) -> float:
     Raises:
         NoGap: There is none.
     """
-    clean, corrupt = experiment.baseline.clean[0], experiment.baseline.corrupt[0]
-    rising = 1 if experiment.metrics[0].is_higher_when_clean(experiment.direction) else -1
-    numbers = Numbers(
-        metric=experiment.metrics[0].name,
-        effect=np.zeros((1, len(clean))),
-        gap=clean - corrupt,
-        clean=clean,
-        reference=corrupt,
-        group=experiment.pairs.components,
-        sign=1,
-        rising=rising,
-        instead="race(…, k=3)",
-    )
-    numbers.require_gap()
-    return abs(float((clean - corrupt).mean()))
+    gap = gap_to_source(experiment)
+    numbers_towards(experiment, gap[None], gap, instead="race(…, k=3)").require_gap()
+    return abs(float(gap.mean()))
 
 
 def _looked_for(k: int | None, above: float | None) -> str:

@@ -23,6 +23,7 @@ from causalpatch.attribution.confirm import COARSE, FINE
 from causalpatch.base.errors import CausalPatchError, ModelUnsupported, SettingError
 from causalpatch.engine import probe
 from causalpatch.experiment import Experiment
+from causalpatch.experiment.towards import sublayers_of
 from causalpatch.models import Model
 from causalpatch.pairs import Pairs
 from causalpatch.patches import Intervention, Patch
@@ -61,10 +62,6 @@ class Part:
     def delta(self) -> float:
         """Which |effect| matters by default, as a share of the gap."""
         return FINE if self.level in ("neuron", "feature") else COARSE
-
-    def patches(self) -> tuple[Patch, ...]:
-        """Return the patches that put the source run's values there."""
-        return tuple(map(Patch, self.sites))
 
 
 def together(parts: Sequence[Part], label: str) -> Intervention:
@@ -106,14 +103,7 @@ class Decoder:
     @cached_property
     def whole(self) -> Part:
         """All sublayers together."""
-        shape = self.model.shape
-        sites = [
-            Site(name, layer)
-            for layer in range(shape.n_layers)
-            for name in _OF_SUBLAYER
-            if name not in shape.refused and layer not in shape.lacking.get(name, {})
-        ]
-        return Part("whole", tuple(sites))
+        return Part("whole", sublayers_of(self.model))
 
     def groups(self, part: Part) -> list[list[Part]]:
         """Return sublayers of the whole; positions, then units, of a sublayer; positions of a unit."""
