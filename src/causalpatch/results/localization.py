@@ -21,7 +21,17 @@ import numpy as np
 from causalpatch.base.errors import SettingError
 from causalpatch.base.extras import lazy
 from causalpatch.results import arrays, drilldown
-from causalpatch.results.words import PAIRED, counted, joined, own_notes, percent, reference_run, restored, restores
+from causalpatch.results.words import (
+    PAIRED,
+    counted,
+    joined,
+    own_notes,
+    percent,
+    reference_run,
+    restored,
+    restores,
+    short_name,
+)
 from causalpatch.sites import Site
 from causalpatch.statistics.missed import most_missed
 
@@ -288,7 +298,7 @@ class Localization(arrays.Saved):
     @property
     def _title(self) -> str:
         metric = self.provenance["metrics"][0]
-        return f"Parts of '{self.provenance['model']['name']}' that move {metric} ({NO_CLAIM})"
+        return f"Parts of '{short_name(self.provenance['model']['name'])}' that move {metric} ({NO_CLAIM})"
 
     @property
     def _where(self) -> str:

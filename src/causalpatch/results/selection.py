@@ -72,7 +72,9 @@ class SelectionStability:
         sheet: Sheet = {}
         chart = bars(sheet, frame, self.threshold, width=_WIDTH, step=_ROW)
         return Picture(
-            finished(chart, Caption("How often cells are selected again"), self.lines, _WIDTH + 160), frame, sheet
+            finished(chart, Caption("How often cells are selected again"), [*self.lines, self.on_line], _WIDTH + 160),
+            frame,
+            sheet,
         )
 
     def __str__(self) -> str:
@@ -81,6 +83,11 @@ class SelectionStability:
         left_out = len(frame) - len(rows)
         more = [f"  … and {left_out} more: stability.to_dataframe()"] if left_out else []
         return "\n".join([*self.lines, *rows, *more])
+
+    @property
+    def on_line(self) -> str:
+        """What the dashed line of a picture is."""
+        return f"dashed: {percent(self.threshold)} of the resamples"
 
     @property
     def lines(self) -> list[str]:
@@ -96,7 +103,7 @@ class SelectionStability:
             return [*lines, "every cell was measured"]
         known = "which of them resamples wanted is not known" if np.isnan(self.wanted) else ""
         known = known or f"{percent(round(self.wanted, 4))} of resamples wanted one of them"
-        return [*lines, f"conditional on measured cells: {counted(self.n_unmeasured, 'cell')} never measured, {known}"]
+        return [*lines, f"conditional on measured cells: {self.n_unmeasured:,} others never measured, {known}"]
 
 
 def bars(sheet: Sheet, frame: pd.DataFrame, threshold: float, *, width: int, step: int) -> Any:

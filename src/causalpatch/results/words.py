@@ -7,6 +7,7 @@ between the clean and the corrupted run, noising *removes* one.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any, Final
 
 
@@ -38,6 +39,16 @@ def percent(share: float) -> str:
         ('95%', '99.9%')
     """
     return f"{100 * share:.4g}%"
+
+
+def short_name(name: str) -> str:
+    """Return what a model is called in a heading: of a folder its own name alone.
+
+    Examples:
+        >>> short_name("/data/models/small"), short_name("zoo:stories"), short_name("openai-community/gpt2")
+        ('small', 'zoo:stories', 'openai-community/gpt2')
+    """
+    return PurePath(name).name if name.startswith(("/", "./", "../", "~/")) else name
 
 
 def is_noise(provenance: Mapping[str, Any]) -> bool:

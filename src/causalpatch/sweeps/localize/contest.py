@@ -87,10 +87,17 @@ def race(
         raced = run_rounds(meter, asked, names, racing, clip=bounds if clip is not None else None)
     if gap != 1.0:
         meter.spent["runs"] += 2 * len(made.pairs)
-    return _result(meter, names, raced, _looked_for(k, above), clip)
+    return _result(meter, names, raced, k, above, clip)
 
 
-def _result(meter: Meter, names: list[str], raced: Rounds, looked_for: str, clip: tuple[float, float] | None) -> Race:
+def _result(
+    meter: Meter,
+    names: list[str],
+    raced: Rounds,
+    k: int | None,
+    above: float | None,
+    clip: tuple[float, float] | None,
+) -> Race:
     racing = raced.racing
     how = (
         "intervals by betting, on bounded values" if racing.bounds else "asymptotic intervals: the metric has no bounds"
@@ -104,7 +111,8 @@ def _result(meter: Meter, names: list[str], raced: Rounds, looked_for: str, clip
         notes.append("stopped by the user: what was undecided is not separable")
     n_pairs = len(meter.experiment.pairs)
     record |= {
-        "looked_for": looked_for,
+        "looked_for": f"the top {k}" if above is None else f"all above {above:g} of the gap",
+        "above": above,
         "alpha": racing.alpha,
         "intervals": how,
         "gap": abs(float(np.mean(raced.gaps))) if raced.gaps else float("nan"),
@@ -126,10 +134,6 @@ def _gap(experiment: Experiment) -> float:
     gap = gap_to_source(experiment)
     numbers_towards(experiment, gap[None], gap, instead="race(…, k=3)").require_gap()
     return abs(float(gap.mean()))
-
-
-def _looked_for(k: int | None, above: float | None) -> str:
-    return f"the top {k}" if above is None else f"all above {above:g} of the gap"
 
 
 def _check(names: list[str], bounds: tuple[float, float] | None, n_components: int) -> None:
