@@ -154,16 +154,6 @@ def test_effects_that_do_not_say_which(made, refuses):
 
 def test_values_that_are_not_the_sources(made, refuses):
     with refuses(
-        SettingError,
-        """
-        no claim is made of the value 'zero'
-          claimed    what the source run's values restore or remove
-          ablations  are checks of a claim
-          fix: leave value= out, and ask for Checks(corruptions=("mean", "zero"))
-        """,
-    ):
-        confirm(made, value="zero")
-    with refuses(
         PairError,
         """
         'mean over pairs of the corrupt side' would be fitted on the pairs that shall confirm it
