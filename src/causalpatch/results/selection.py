@@ -28,6 +28,7 @@ alt = lazy("altair")
 
 _WIDTH, _ROW = 320, 22  # px
 _MOST: Final = 40  # bars
+FEWEST: Final = 4  # independent components below which resamples are nearly all alike
 THRESHOLD: Final = 0.9  # the strict end of what Meinshausen & Bühlmann recommend
 
 

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -23,12 +23,10 @@ from causalpatch.experiment.cells import grid_of
 from causalpatch.results.effects import Effects
 from causalpatch.results.labels import cell_text
 from causalpatch.results.localization import Localization
-from causalpatch.results.selection import THRESHOLD, SelectionStability
+from causalpatch.results.selection import FEWEST, THRESHOLD, SelectionStability
 from causalpatch.results.shares import component_sums
 from causalpatch.sites import parse
 from causalpatch.sweeps.localize.again import Drawn, measured_too
-
-_FEWEST: Final = 4  # components below which resamples are nearly all alike
 
 
 def selection_stability(  # noqa: PLR0913 - the effects, the rule, and what to do about cells that were not measured
@@ -168,10 +166,10 @@ def _draws(group: np.ndarray, n_draws: int, seed: int) -> tuple[int, np.ndarray]
 
 
 def _require_enough(n_groups: int) -> None:
-    if n_groups < _FEWEST:
+    if n_groups < FEWEST:
         raise SettingError(
             f"{n_groups} independent components cannot be resampled",
-            facts=[("needed", f"{_FEWEST} or more")],
+            facts=[("needed", f"{FEWEST} or more")],
             fix="take more independent pairs",
         )
 
