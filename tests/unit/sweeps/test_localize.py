@@ -298,7 +298,8 @@ def test_small_heads_that_add_up_are_no_set_and_their_sublayer_is_found():
 
 def test_a_unit_that_only_the_sample_met_does_not_account_for_its_sublayer():
     sublayer, head = Part("sublayer", (Site("attn_out", 1),)), Part("head", (Site("z", 1, 0),))
-    met = [Node(sublayer, -1, 0.8, 12, 0.1), Node(head, 0, 0.2, 12, 0.1, found="sample")]
+    moved = np.zeros(12)
+    met = [Node(sublayer, -1, 0.8, 12, 0.1, moved), Node(head, 0, 0.2, 12, 0.1, moved, found="sample")]
     assert [cell.is_component for cell in cells_of(met)] == [True, True]
     met[1].found = "search"
     assert [cell.is_component for cell in cells_of(met)] == [False, True]

@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 
 from causalpatch.attribution.confirm import FINE
-from causalpatch.base.errors import CausalPatchError, ModelUnsupported
+from causalpatch.base.errors import CausalPatchError
 from causalpatch.engine.wiring import graph_of
 from causalpatch.experiment.edges import EdgeSets, run_edges
 from causalpatch.sites import Site
@@ -31,7 +31,8 @@ def measured_edges(search: Search) -> dict[str, float]:
 def _edges(search: Search) -> dict[str, float]:
     meter = search.meter
     if meter.value is not None:
-        raise ModelUnsupported(f"they carry values of the source run, not '{meter.value}'")
+        search.notes.append(f"edges were not measured: they carry values of the source run, not '{meter.value}'")
+        return {}
     graph = graph_of(meter.experiment.model)
     found = [Site.parse(cell.name) for cell in cells_of(search.nodes) if cell.is_component]
     names = list(dict.fromkeys(filter(None, map(_sender, found))))
