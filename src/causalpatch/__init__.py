@@ -317,6 +317,7 @@ if TYPE_CHECKING:
     from causalpatch.sweeps.localize import localize as localize
     from causalpatch.sweeps.localize import plan_localize as plan_localize
     from causalpatch.sweeps.localize import race as race
+    from causalpatch.sweeps.stability import selection_stability as selection_stability
     from causalpatch.validation.confirm import Checks as Checks
     from causalpatch.validation.confirm import confirm as confirm
     from causalpatch.validation.dissociation import Dissociation as Dissociation
@@ -324,7 +325,6 @@ if TYPE_CHECKING:
     from causalpatch.validation.power import power as power
     from causalpatch.validation.recheck import Recheck as Recheck
     from causalpatch.validation.recheck import recheck as recheck
-    from causalpatch.validation.stability import selection_stability as selection_stability
 
 _ROOMS = {
     "algorithms.causal_model": ("CausalModel",),
@@ -388,7 +388,7 @@ _ROOMS = {
     "validation.dissociation": ("Dissociation", "dissociate"),
     "validation.power": ("power",),
     "validation.recheck": ("Recheck", "recheck"),
-    "validation.stability": ("selection_stability",),
+    "sweeps.stability": ("selection_stability",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
