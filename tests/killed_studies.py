@@ -22,7 +22,7 @@ import causalpatch as cp
 from causalpatch.studies.journal import Journal
 from small_studies import study_of, the_run
 
-MOST_S = 2.5  # before a run is killed; an undisturbed one takes less on a quiet machine
+LONGEST = 1.2  # before a run is killed, times what an undisturbed one takes on this machine just now
 SHARDS = ("shards.pairs=1",)
 
 
@@ -36,15 +36,18 @@ def main(folder, n_kills, seed):
             raise SystemExit("a run ended with an error")
         sys.stdout.write(json.dumps({"measured": [n_measured(folder)]}))
         return
-    draw, kills, finished = random.Random(seed), 0, []
+    draw, kills, finished = random.Random(seed), 0, [folder / "0"]
+    started = time.monotonic()
+    if not is_finished_before_it_is_killed(finished[0], 3600.0):
+        raise SystemExit("an undisturbed run does not end")
+    longest = LONGEST * (time.monotonic() - started)
     while kills < n_kills:
         place = folder / str(len(finished))
-        place.mkdir(exist_ok=True)
-        if is_finished_before_it_is_killed(place, draw.uniform(0.02, MOST_S)):
+        if is_finished_before_it_is_killed(place, draw.uniform(0.02, longest)):
             finished.append(place)
         else:
             kills += 1
-    while not is_finished_before_it_is_killed(place := folder / str(len(finished)), 600.0):
+    while not is_finished_before_it_is_killed(place := folder / str(len(finished)), 3600.0):
         continue
     finished.append(place)
     sys.stdout.write(json.dumps({"kills": kills, "measured": [n_measured(place) for place in finished]}))

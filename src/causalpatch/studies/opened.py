@@ -1,6 +1,8 @@
 """A study with its model opened and its pairs read: what checks, runs and verifications begin with."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -171,6 +173,16 @@ def device_of(part: ExecutorPart, worker: int) -> str | None:
     return part.device
 
 
-def use_threads(n_threads: int) -> None:
-    """Let torch use so many CPU threads in this process."""
+@contextmanager
+def using_threads(n_threads: int) -> Iterator[None]:
+    """Let torch use so many CPU threads for a while.
+
+    Args:
+        n_threads: How many.
+    """
+    before = torch.get_num_threads()
     torch.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

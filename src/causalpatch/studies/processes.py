@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from causalpatch.base.errors import CausalPatchError, WorkerLost
 from causalpatch.studies.executors import Done, measure_and_store
-from causalpatch.studies.opened import open_models, use_threads
+from causalpatch.studies.opened import open_models, using_threads
 from causalpatch.studies.shards import Request
 from causalpatch.studies.store import Store
 from causalpatch.studies.study import ModelPart
@@ -192,12 +192,12 @@ def work(post: Post, way: Connection) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the study decides
     try:
-        use_threads(post.threads)
-        model, source_model = open_models(post.model, post.device, post.folder)
-        run = Store(post.address).run_of_hash(post.run)
-        while True:
-            request = way.recv()
-            way.send(measure_and_store(run, request, model, source_model, post.threads))
+        with using_threads(post.threads):
+            model, source_model = open_models(post.model, post.device, post.folder)
+            run = Store(post.address).run_of_hash(post.run)
+            while True:
+                request = way.recv()
+                way.send(measure_and_store(run, request, model, source_model, post.threads))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
     except CausalPatchError as error:

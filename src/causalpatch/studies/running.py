@@ -16,7 +16,7 @@ from causalpatch.studies.checking import Checked, check
 from causalpatch.studies.executors import Executor, Local
 from causalpatch.studies.journal import Journal, Listener, describe_environment
 from causalpatch.studies.leases import TIME_S, Leases
-from causalpatch.studies.opened import Opened, device_of, n_workers, threads_of, use_threads
+from causalpatch.studies.opened import Opened, device_of, n_workers, threads_of, using_threads
 from causalpatch.studies.openings import StoreLedger
 from causalpatch.studies.processes import Post, Processes
 from causalpatch.studies.results import Result, Results
@@ -77,13 +77,16 @@ def run_study(
         >>> run_study(study).results["sweep"].dims
         ('layer', 'head', 'pair')
     """
-    place = Path(folder)
-    opened = Opened(study, place)
+    opened = Opened(study, Path(folder))
     threads = threads_of(study.executor)
-    use_threads(threads)
+    with using_threads(threads):
+        return _run(opened, threads, listeners, lease_s)
+
+
+def _run(opened: Opened, threads: int, listeners: tuple[Listener, ...], lease_s: float) -> Finished:
+    study = opened.study
+    run = Store(store_address(study, opened.folder)).run_of(study)  # first: a store that does not answer is soon told
     checked = check(opened)
-    store = Store(store_address(study, place))
-    run = store.run_of(study)
     run.begin(study, opened.facts(), describe_environment())
     journal = Journal(run, listeners)
     leases, executor = run.leases(lease_s), _executor(opened, run)
