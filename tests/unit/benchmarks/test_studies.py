@@ -1,6 +1,7 @@
 """The benchmark of studies: it runs on small sizes, and its page says what was missed."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,10 @@ def test_many_cells_are_summarised_as_the_library_summarises_few():
 
 def test_the_page_says_what_was_kept_and_what_was_missed():
     costs = studies.Overhead((1.0, 1.0), (1.2, 1.2), 10, 2)
-    many = studies.Summarised(10, 2, 0.1, 59.0, 3.9, 0.0)
+    many = studies.Summarised(studies.CELLS, 2, 0.1, 59.0, 3.9, 0.0)
     page = studies.report(costs, many, "python -m benchmarks.studies")
     assert "Overhead 20.0%; target at most 3%: missed." in page
     assert "targets 60 s and 4 GB: kept" in page
+    few = studies.report(None, replace(many, n_cells=10), "python -m benchmarks.studies")
+    assert "of 10,000,000 cells, not measured here" in few
     assert costs.share == pytest.approx(0.2)
