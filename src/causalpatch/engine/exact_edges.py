@@ -33,10 +33,10 @@ from causalpatch.base.errors import ModelUnsupported
 from causalpatch.engine import restart
 from causalpatch.engine.batches import in_batches
 from causalpatch.engine.edge_slopes import chains_of, receivers_of
-from causalpatch.engine.few_logits import few_columns
+from causalpatch.engine.few_logits import few_columns, tokens_at
 from causalpatch.engine.gauge import Gauge, Run
 from causalpatch.engine.hooks import Write
-from causalpatch.engine.job import Cost, Job, batches_of_pairs, most_rows
+from causalpatch.engine.job import Block, Cost, Job, batches_of_pairs, most_rows
 from causalpatch.engine.layers import Layers
 from causalpatch.engine.means import Means
 from causalpatch.engine.memory import is_out_of_memory, release_memory
@@ -47,6 +47,7 @@ from causalpatch.engine.untouched import Untouched, run_untouched
 from causalpatch.engine.wiring import Wiring
 from causalpatch.models import Port, Tap
 from causalpatch.models.views import Whole
+from causalpatch.results.status import Status
 from causalpatch.sites import Site
 from causalpatch.sites.graph import KINDS
 
@@ -61,7 +62,6 @@ class ExactEdges:
         wiring: How the model is wired.
         masks: The edges of each run, ``(mask, sender, receiver)``.
         means: Fitted means, where edges carry these.
-        advance: Is told how many runs are done.
     """
 
     job: Job
@@ -69,7 +69,6 @@ class ExactEdges:
     wiring: Wiring
     masks: Bool[np.ndarray, "mask sender receiver"]
     means: Means = field(default_factory=Means)
-    advance: Callable[[int], None] = field(default=lambda done: None)
     cost: Cost = field(default_factory=Cost)
 
     def __post_init__(self) -> None:
@@ -86,22 +85,18 @@ class ExactEdges:
         if not self.restarts:
             self.entry = np.zeros_like(first)
 
-    def measure(self) -> tuple[Float[np.ndarray, "metric mask pair"], Float[np.ndarray, "side metric pair"]]:
-        """Return the metrics of all runs, and of the base and the source runs.
+    def blocks(self) -> Iterator[Block]:
+        """Yield the metrics of the base and the source runs, and of all masks, as they become known.
 
         Raises:
             MemoryExhausted: One pair does not fit into memory.
             PairError: Prompts of unequal lengths have no alignment.
         """
-        n_metrics, n_pairs = len(self.gauge.metrics), len(self.job.pairs)
-        values = np.full((n_metrics, len(self.masks), n_pairs), np.nan)
-        untouched = np.full((2, n_metrics, n_pairs), np.nan)
         for batch in in_batches(self.job, batches_of_pairs(self.job), self._untouched):
-            untouched[:, :, batch.indices] = np.stack([batch.values["base"], batch.values["source"]])
+            yield from batch.blocks()
             for masks, found in self._runs(batch):
-                values[np.ix_(np.arange(n_metrics), masks, batch.indices)] = found
-                self.advance(len(masks) * len(batch.indices))
-        return values, untouched
+                numbers, pairs = np.repeat(masks, len(batch.indices)), np.tile(batch.indices, len(masks))
+                yield Block.of(numbers, pairs, found.reshape(len(found), -1), Status.MEASURED)
 
     def _untouched(self, indices: np.ndarray) -> Untouched:
         sites = [target.site for target in self.job.interventions[0]]
@@ -153,8 +148,8 @@ class ExactEdges:
         logits = restart.logits_from(self.layers, entry, known, inputs, assembly.writes(), columns)
         self.cost.forwards, self.cost.rows = self.cost.forwards + 1, self.cost.rows + len(local)
         device = self.wiring.model.device
-        tokens = None if columns is None else np.array(columns) - inputs.start[:, None]
-        run = Run(logits, inputs, torch.as_tensor(batch.indices[local], device=device), tokens=tokens)
+        pair = torch.as_tensor(batch.indices[local], device=device)
+        run = Run(logits, inputs, pair, tokens=tokens_at(columns, inputs))
         found = self.gauge.values(run, batch.runs, torch.as_tensor(local, device=device))
         table: np.ndarray = found.reshape(len(found), len(some), n_pairs, copies)[..., 0]
         return table

@@ -247,7 +247,9 @@ def _with_edges(search: Search, found: Localization) -> Localization:
     effects = run_edges(meter.experiment, EdgeSets.of_edges(edges, labels))
     meter.count(effects.provenance["cost"]["rows"], meter.flops_of(runs), effects.provenance["cost"]["seconds"])
     values = effects.recovered().values.tolist()
-    ranked = sorted(zip(labels, values, strict=True), key=lambda each: -abs(each[1]))
+    meter.is_stopped |= not effects.is_complete  # what was not run has no number
+    measured = [(label, value) for label, value in zip(labels, values, strict=True) if np.isfinite(value)]
+    ranked = sorted(measured, key=lambda each: -abs(each[1]))
     told = {name: value for name, value in ranked if abs(value) > (search.delta or _EDGE)}
     return Localization(found.cells, found.closed, found.sets, found.pending, meter.spent, told, found.provenance)
 
