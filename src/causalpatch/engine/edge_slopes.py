@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from causalpatch.base.errors import ModelUnsupported, SiteUnsupported
 from causalpatch.engine.chains import Chain, Norm
-from causalpatch.engine.few_logits import gives_few
+from causalpatch.engine.few_logits import few_of
 from causalpatch.engine.gathered import Gathered
 from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.job import Cost, Job, batches_of_pairs
@@ -119,7 +119,7 @@ class EdgeSlopes:
             PairError: Prompts of unequal lengths have no alignment.
         """
         require_slope(self.job, self.gauge, self.points)
-        self.is_few = gives_few(self.job, self.gauge)
+        self.few = few_of(self.job, self.gauge)
         where = "input of every component"
         found = measured_in_batches(self.job, self.gauge, self._batches(), self._measure, where)
         return EdgeSums(self.total.cpu().numpy(), found["base"], found["source"], self.cost)
@@ -132,7 +132,7 @@ class EdgeSlopes:
         begins = self.points.shares[0] == 0 and not self.own and self.wiring.n_shared == 1
         first = self._probes({}) if begins else None
         try:
-            batch = run_ends(self.job, self.gauge, self.cost, indices, sites, probes=first, is_few=self.is_few)
+            batch = run_ends(self.job, self.gauge, self.cost, indices, sites, probes=first, few=self.few)
             slope = self._add(batch.lean(self.gauge), first)
         except Exception:
             self.total = before
@@ -228,7 +228,7 @@ class EdgeSlopes:
         """Take slopes with some outputs moved, from a receiver on."""
         opens, probes = self.wiring.n_shared > 1, self._probes(moved, first)
         try:
-            take_slopes(self.job, self.gauge, batch, probes, opens=opens, keeps_graph=opens, is_few=self.is_few)
+            take_slopes(self.job, self.gauge, batch, probes, opens=opens, keeps_graph=opens, few=self.few)
         except SiteUnsupported as error:
             raise ModelUnsupported(
                 f"edges of '{self.wiring.model.name}' cannot be scored",

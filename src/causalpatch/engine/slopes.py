@@ -20,7 +20,7 @@ from torch import Tensor
 from causalpatch.base.errors import MetricError, ModelUnsupported, NoGradient, NotFinite, SettingError
 from causalpatch.engine.batches import in_batches
 from causalpatch.engine.capture import Captured, capture, inputs_of, ports_of
-from causalpatch.engine.few_logits import few_columns, tokens_at
+from causalpatch.engine.few_logits import WHOLE, Few, tokens_at
 from causalpatch.engine.fused import fused
 from causalpatch.engine.gauge import Gauge, Run
 from causalpatch.engine.gradient import differentiable
@@ -220,7 +220,7 @@ def run_ends(
     sites: Sequence[Site],
     *,
     probes: Probes | None = None,
-    is_few: bool = False,
+    few: Few = WHOLE,
 ) -> Untouched:
     """Make the base and the source runs of some pairs, and keep there what stands at sites.
 
@@ -231,7 +231,7 @@ def run_ends(
         indices: The pairs.
         sites: The sites.
         probes: Filled with values and slopes of the base run, which is then followed by its backward.
-        is_few: Whether logits are computed where the metric reads them alone; see ``few_logits``.
+        few: Which logits are computed.
 
     Raises:
         MetricError: Slopes are asked for, and the metric has no gradient.
@@ -243,21 +243,20 @@ def run_ends(
     local = torch.arange(len(indices), device=job.model.device)
     for name, role in roles:
         inputs = job.pairs.batch(role, indices, padding_side=job.padding_side)
-        columns = few_columns(gauge, inputs) if is_few else None
         cost.forwards, cost.rows = cost.forwards + 1, cost.rows + len(indices)
         if name == "base" and probes is not None:
             with differentiable(job.model):
-                run, tensors = _run_with(job, indices, inputs, probes, columns, keep=sites)
+                run, tensors = _run_with(job, gauge, (indices, inputs), probes, few, keep=sites)
                 kept[name] = Captured(job.model, inputs, None, tensors)
                 runs[name] = replace(run, logits=run.logits.detach())
                 metric = gauge.tensors(run, runs, local)[0]
                 require_graph(metric, gauge)
                 torch.autograd.backward(metric.sum())
         else:
-            with quiet(job.model), fused(job.model):
-                found = capture(job.model, inputs, sites, columns=columns)
+            with quiet(job.model), fused(job.model), few.cut():
+                found = capture(job.model, inputs, sites, columns=few.columns(gauge, inputs))
             kept[name] = replace(found, output=None)
-            runs[name] = _as_run(job, found.output, indices, inputs, columns)
+            runs[name] = _as_run(job, gauge, found.output, (indices, inputs), few)
     values = {name: gauge.values(run, runs, local) for name, run in runs.items()}
     for name, value in values.items():
         check_finite(job, gauge, name, indices, value)
@@ -274,7 +273,7 @@ def take_slopes(
     *,
     opens: bool = False,
     keeps_graph: bool = False,
-    is_few: bool = False,
+    few: Few = WHOLE,
 ) -> Tensor | None:
     """Run the base prompts of a batch with probes, and the backward of their metrics.
 
@@ -285,7 +284,7 @@ def take_slopes(
         probes: Filled with values and slopes.
         opens: Whether attention is computed step by step.
         keeps_graph: Whether further backwards will follow.
-        is_few: Whether logits are computed where the metric reads them alone.
+        few: Which logits are computed.
 
     Returns:
         What the metrics of all pairs sum to with its graph, where it is kept.
@@ -295,14 +294,14 @@ def take_slopes(
         NotFinite: A slope is NaN or infinite.
     """
     with differentiable(job.model):
-        total = forward_with(job, gauge, batch, probes, opens=opens, is_few=is_few).sum()
+        total = forward_with(job, gauge, batch, probes, opens=opens, few=few).sum()
         torch.autograd.backward(total, retain_graph=keeps_graph)
     check_slopes(job, gauge, probes)
     return total if keeps_graph else None
 
 
 def forward_with(
-    job: Job, gauge: Gauge, batch: Untouched, probes: Probes, *, opens: bool = False, is_few: bool = False
+    job: Job, gauge: Gauge, batch: Untouched, probes: Probes, *, opens: bool = False, few: Few = WHOLE
 ) -> Float[Tensor, " pair"]:
     """Return the metric of each pair of a run with probes; to be called inside ``differentiable``.
 
@@ -310,8 +309,7 @@ def forward_with(
         MetricError: The metric has no gradient.
     """
     inputs = job.pairs.batch(job.base, batch.indices, padding_side=job.padding_side)
-    columns = few_columns(gauge, inputs) if is_few else None
-    run, _ = _run_with(job, batch.indices, inputs, probes, columns, opens=opens)
+    run, _ = _run_with(job, gauge, (batch.indices, inputs), probes, few, opens=opens)
     values = gauge.tensors(run, batch.runs, torch.arange(len(batch.indices), device=job.model.device))[0]
     require_graph(values, gauge)
     return values
@@ -319,32 +317,27 @@ def forward_with(
 
 def _run_with(
     job: Job,
-    indices: np.ndarray,
-    inputs: Batch,
+    gauge: Gauge,
+    prompts: tuple[np.ndarray, Batch],
     probes: Probes,
-    columns: range | None,
+    few: Few,
     *,
     opens: bool = False,
     keep: Sequence[Site] = (),
 ) -> tuple[Run, dict[Port, Tensor]]:
     """Run the base prompts of some pairs with probes; return the run, and what stands at sites."""
-    model = job.model
-    writes = probes.writes(len(indices), model.device)
-    output, kept = run_with_hooks(
-        model,
-        inputs_of(model, inputs, columns),
-        writes,
-        ports_of(model, keep),
-        opens_attention=opens,
-        with_gradient=True,
-    )
-    tensors = {port: tensor.detach() for port, tensor in kept.items()}
-    return _as_run(job, output, indices, inputs, columns), tensors
+    model, (indices, inputs) = job.model, prompts
+    call, writes = inputs_of(model, inputs, few.columns(gauge, inputs)), probes.writes(len(indices), model.device)
+    with few.cut():
+        output, kept = run_with_hooks(
+            model, call, writes, ports_of(model, keep), opens_attention=opens, with_gradient=True
+        )
+    return _as_run(job, gauge, output, prompts, few), {port: tensor.detach() for port, tensor in kept.items()}
 
 
-def _as_run(job: Job, output: Any, indices: np.ndarray, inputs: Batch, columns: range | None) -> Run:
-    pair = torch.as_tensor(indices, device=job.model.device)
-    return Run(job.model.logits(output), inputs, pair, tokens=tokens_at(columns, inputs))
+def _as_run(job: Job, gauge: Gauge, output: Any, prompts: tuple[np.ndarray, Batch], few: Few) -> Run:
+    pair, tokens = torch.as_tensor(prompts[0], device=job.model.device), few.columns(gauge, prompts[1])
+    return Run(job.model.logits(output), prompts[1], pair, tokens=tokens_at(tokens, prompts[1]), vocab=few.vocab)
 
 
 def require_graph(values: Tensor, gauge: Gauge) -> None:

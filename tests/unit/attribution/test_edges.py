@@ -10,6 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import causalpatch as cp
 from causalpatch.engine import edge_slopes as room
+from causalpatch.engine.few_logits import Few
 from causalpatch.testing.tiny import tiny_model
 from oracle_edges import EdgePlain, ungrouped
 from toys import hooks_of, prompts
@@ -153,14 +154,14 @@ def test_no_run_is_made_twice(family, method, steps, rule, forwards):
     assert scores.provenance["cost"]["forwards"] == forwards
 
 
-@pytest.mark.parametrize("metric", ["kl_from_base", "kl_divergence", "log_probability"])
+@pytest.mark.parametrize("metric", ["kl_from_base", "kl_divergence", "log_probability", "logit_difference"])
 @pytest.mark.parametrize("asks", [True, False])
 def test_logits_of_other_tokens_do_not_matter(metric, asks, monkeypatch):
     """Runs whose prompts end at different columns, of models that compute all logits or those that are asked for."""
     pairs, rule = PROMPTS + SHORT, "eap-ig"
     wanted = cp.attribute_edges(experiment_of("gpt2", pairs, metric=metric), steps=2, rule=rule)
     if not asks:
-        monkeypatch.setattr(room, "gives_few", lambda job, gauge: False)
+        monkeypatch.setattr(room, "few_of", lambda job, gauge: Few())
     for side in ("left", "right"):
         experiment = experiment_of("gpt2", pairs, metric=metric, padding_side=side)
         found = cp.attribute_edges(experiment, steps=2, rule=rule)
