@@ -7,6 +7,7 @@ cannot, are forwards in which inputs are put together. The record says which, an
 
 import time
 import warnings
+import weakref
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from causalpatch.engine import Block, Job, Means, fit_values, single_edges
 from causalpatch.engine.exact_edges import ExactEdges
 from causalpatch.engine.put_in import patches_of_senders
 from causalpatch.engine.single_edges import SingleEdges
+from causalpatch.engine.structure import Findings
 from causalpatch.engine.wiring import Wiring, graph_of, wiring_of
 from causalpatch.experiment.experiment import Experiment
 from causalpatch.experiment.provenance import describe_precision, describe_setup, notes_on
@@ -32,6 +34,9 @@ from causalpatch.results.status import Status
 
 MASK_BYTES = 2**26
 """Masks that are held together where single edges are run by forwards."""
+
+_FOUND: "weakref.WeakKeyDictionary[Experiment, Findings[Any]]" = weakref.WeakKeyDictionary()
+"""What is known of an experiment's untouched runs; it goes with the experiment."""
 
 Carried = Source | Zero | Mean
 """What edges can carry instead of what their senders give."""
@@ -190,6 +195,7 @@ class _Runs:
         shape = (len(experiment.metrics), len(asked.labels), len(experiment.pairs))
         status = np.full(shape[1:], Status.SKIPPED, dtype=np.uint8)
         self.tally = Tally(np.full(shape, np.nan), status, np.full((2, shape[0], shape[2]), np.nan))
+        self.found = _FOUND.setdefault(experiment, Findings())
         self.restarts = True
         self.why = ""  # why single edges are not run by the wavefront
         self.counts = {"wavefront": 0, "forwards": 0}
@@ -254,7 +260,7 @@ class _Runs:
         return True
 
     def _by_forwards(self, numbers: np.ndarray, masks: np.ndarray) -> Iterator[Block]:
-        runs = ExactEdges(self.job, self.experiment.gauge, self.wiring, masks, self.means, self.tally.cost)
+        runs = ExactEdges(self.job, self.experiment.gauge, self.wiring, masks, self.means, self.tally.cost, self.found)
         self.restarts &= runs.restarts
         for block in runs.blocks():
             yield block.renumbered(numbers.tolist())

@@ -84,6 +84,28 @@ def test_what_was_measured_is_kept_when_it_is_stopped(edges, value, monkeypatch)
     assert (effects.to_xarray()["status"].values[~is_there[..., 0]] == Status.SKIPPED).all()
 
 
+def test_untouched_runs_are_made_once_for_an_experiment():
+    module = tiny_model("gpt2", kv_heads=4)
+    experiment = cp.Experiment(cp.open_model(module), prompts(*PROMPTS))
+    edges = [["m0", "a0.h1 -> logits"], ["a1.h0 -> logits", "m1 -> logits"]]
+
+    def run(made):
+        effects = cp.patch_edges(made, edges)
+        return effects.to_xarray()["metric"].values, effects.provenance["cost"]["forwards"]
+
+    (first, whole), (again, fewer) = run(experiment), run(experiment)
+    np.testing.assert_array_equal(again, first)
+    assert fewer == 1 < whole  # both sets begin at the last layer
+    assert not np.allclose(run(experiment.turned("noise"))[0], first)
+    assert run(experiment.turned("noise"))[1] == whole
+    assert run(experiment.measuring("answer_logit"))[1] == whole
+    with torch.no_grad():
+        module.transformer.wte.weight *= 1.5
+    after, anew = run(experiment)
+    assert anew == whole
+    np.testing.assert_array_equal(after, run(cp.Experiment(cp.open_model(module), prompts(*PROMPTS)))[0])
+
+
 def test_circuits_are_not_measured_by_a_part_of_their_runs(monkeypatch):
     def stop(tally, block):
         add(tally, block)
