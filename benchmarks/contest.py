@@ -2,9 +2,9 @@
 
 1. Our sweep runs once; each peer patches a random part of the cells, always the same one. A peer whose numbers differ
    from ours by more than the tolerance is not timed.
-2. Then come the repeats. In each, the machine's matrix rate is measured, our whole sweep is run, and each peer patches
-   its part; who begins changes from repeat to repeat. A peer's time is that of its run over the clean prompts, plus the
-   time per cell times all cells.
+2. Then come the repeats; before each, and behind the last, the machine's matrix rate is measured. Our whole sweep is
+   run, and each peer patches its part; who begins changes from repeat to repeat. A peer's time is that of its run over
+   the clean prompts, plus the time per cell times all cells.
 """
 
 import copy
@@ -126,6 +126,7 @@ def hold(workload: Workload, stable: Stable, peers: Sequence[Peer], repeats: int
                 _timed(sweep, times[NAME])
             else:
                 entry.run(task, len(cells))
+    rates.append(gemm_rate())
     found = {
         "name": workload.name,
         "title": workload.title,
