@@ -250,3 +250,13 @@ def test_searches_for_bounds_try_something(experiment, scores, refuses):
         """,
     ):
         cp.stability(experiment, lambda _: scores, 3)
+    with refuses(
+        SettingError,
+        """
+        'attribute_edges' does not ask what ablated edges carry
+          value     'zero'
+          asked by  learn_edges, and functions with an argument value=
+          fix: leave value= out, or stability(experiment, lambda e, value: learn_edges(e, value=value), …)
+        """,
+    ):
+        cp.stability(experiment, cp.attribute_edges, 3, value="zero")
