@@ -99,6 +99,10 @@ def test_untouched_runs_are_made_once_for_an_experiment():
     assert not np.allclose(run(experiment.turned("noise"))[0], first)
     assert run(experiment.turned("noise"))[1] == whole
     assert run(experiment.measuring("answer_logit"))[1] == whole
+    hook = module.transformer.h[0].mlp.register_forward_hook(lambda part, args, out: 0.5 * out)
+    assert not np.allclose(run(experiment)[0], first)
+    hook.remove()
+    np.testing.assert_array_equal(run(experiment)[0], first)
     with torch.no_grad():
         module.transformer.wte.weight *= 1.5
     after, anew = run(experiment)
