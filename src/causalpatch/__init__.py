@@ -242,6 +242,9 @@ if TYPE_CHECKING:
     from causalpatch.sites.graph import (
         Graph as Graph,
     )
+    from causalpatch.studies.reading import read_study as read_study
+    from causalpatch.studies.running import run_study as run_study
+    from causalpatch.studies.study import Study as Study
     from causalpatch.subspaces import (
         Alignment as Alignment,
     )
@@ -368,6 +371,9 @@ _ROOMS = {
     "results.selection": ("SelectionStability",),
     "sites": ("Edge", "Path", "Receiver", "Site", "SiteSet", "parse"),
     "sites.graph": ("Graph",),
+    "studies.reading": ("read_study",),
+    "studies.running": ("run_study",),
+    "studies.study": ("Study",),
     "subspaces": (
         *("Alignment", "SubspaceControls", "RotationSearch", "learn_subspace", "load_subspace"),
         *("patched_accuracy", "subspace_parts"),

@@ -102,6 +102,11 @@ def test_a_wrong_type_raises_in_attribution():
         cp.confirm_scores("experiment", "scores")
 
 
+def test_a_wrong_type_raises_in_studies():
+    with pytest.raises(TypeCheckError):
+        cp.run_study("study.yaml")
+
+
 def test_a_wrong_shape_raises_in_subspaces():
     with pytest.raises(TypeCheckError):
         refuse_shared(np.zeros((2, 7), dtype=np.uint8), "one", PAIRS)

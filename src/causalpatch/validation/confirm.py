@@ -100,7 +100,7 @@ def confirm(  # noqa: PLR0913 - what is claimed, on what evidence, by which rule
             clean run and the run in which all attention and MLPs have such values. Means and the width of noise are
             fitted on the discovery pairs.
         checks: Which controls are made; all by default.
-        ledger: File of the openings of held-out pairs; the user's own by default.
+        ledger: File of the openings of held-out pairs, or a ``Ledger``; the user's own by default.
 
     Returns:
         The claim. Its verdict is *supported*, *absent up to delta* or *inconclusive*, with the reason.
@@ -151,7 +151,7 @@ def confirm(  # noqa: PLR0913 - what is claimed, on what evidence, by which rule
     test: dict[str, Any] = {"delta": float(delta), "alpha": alpha, "n_draws": checks.n_draws, "seed": experiment.seed}
     minimum_effect(bench.gap()[None], bench.gap(), bench.group, **test)  # refuses an impossible delta or alpha
     spec = _spec(bench, members, put, n_components, test, discovery, origin)
-    book = Ledger(ledger)
+    book = ledger if isinstance(ledger, Ledger) else Ledger(ledger)
     opened = book.opened(experiment)
 
     names, sets = controls.with_joint(members)
@@ -176,7 +176,7 @@ def confirm(  # noqa: PLR0913 - what is claimed, on what evidence, by which rule
         checks=tuple(made),
         limits=tuple(_limits(bench, tested, discovery or origin, [*closed_in(components)], made)),
         reused={name: len(held) for name, held in opened.items()},
-        record={**bench.provenance, "n_runs": bench.n_runs + n_more, "ledger": str(book.path)},
+        record={**bench.provenance, "n_runs": bench.n_runs + n_more, "ledger": book.place},
         held_out=plain_pairs(experiment.pairs),
     )
 

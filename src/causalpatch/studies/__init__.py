@@ -1,0 +1,1 @@
+"""Studies: whole investigations as one file, whose results survive whatever stops the machines."""
