@@ -164,7 +164,7 @@ def test_importance_needs_a_gap_and_f_too(experiment, scores, refuses):
         NoGap,
         """
         base and source runs have the same mean metric, so that importance is not defined
-          mean  1.0
+          mean  1
           fix: use scores.score(), or pairs on which the metric differs
         """,
     ):
