@@ -242,6 +242,8 @@ if TYPE_CHECKING:
     from causalpatch.sites.graph import (
         Graph as Graph,
     )
+    from causalpatch.studies.debug import debug as debug
+    from causalpatch.studies.debugging import Debugging as Debugging
     from causalpatch.studies.reading import read_study as read_study
     from causalpatch.studies.running import run_study as run_study
     from causalpatch.studies.study import Study as Study
@@ -371,6 +373,8 @@ _ROOMS = {
     "results.selection": ("SelectionStability",),
     "sites": ("Edge", "Path", "Receiver", "Site", "SiteSet", "parse"),
     "sites.graph": ("Graph",),
+    "studies.debug": ("debug",),
+    "studies.debugging": ("Debugging",),
     "studies.reading": ("read_study",),
     "studies.running": ("run_study",),
     "studies.study": ("Study",),

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 import causalpatch as cp
+from causalpatch.base.extras import lazy
 from causalpatch.cli import show as view
 from causalpatch.cli.options import (
     Align,
@@ -21,7 +22,8 @@ from causalpatch.cli.options import (
     Where,
 )
 from causalpatch.cli.requests import metric_of_task, prepared, with_dictionaries
-from causalpatch.results.selection import FEWEST
+
+selection = lazy("causalpatch.results.selection")
 
 
 def localize(  # noqa: PLR0913 - each argument is an option that a person types
@@ -78,7 +80,7 @@ def localize(  # noqa: PLR0913 - each argument is an option that a person types
         view.text(f"{planned}\n")
     found = cp.localize(experiment, budget, **asked, value=value, edges=edges, delta=delta)
     files = []
-    stable = cp.selection_stability(found) if len(set(half.components.tolist())) >= FEWEST else None
+    stable = cp.selection_stability(found) if len(set(half.components.tolist())) >= selection.FEWEST else None
     if out:
         out.mkdir(parents=True, exist_ok=True)
         files = [found.save(out / "localization.npz")]

@@ -1,1 +1,1 @@
-"""Studies: whole investigations as one file, whose results survive whatever stops the machines."""
+"""Whole investigations: study files whose results survive what stops machines; ``debug``, from failures to a claim."""

@@ -119,6 +119,8 @@ def direct_and_indirect(bench: Bench, members: Sequence[Member], value: Value | 
         graph = graph_of(experiment.model)
         edges = np.array([(graph.find_sender(_sender(member)), graph.logits) for member in members])
         effects = run_edges(experiment, EdgeSets.of_edges(edges, list(map(str, members))))
+        if not effects.is_complete:
+            raise KeyboardInterrupt
     except (UnsupportedError, PairError, MetricError) as error:
         return Check(name, skipped=error.what)
     direct = towards(experiment, effects)

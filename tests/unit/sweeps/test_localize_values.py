@@ -77,6 +77,7 @@ def test_parts_are_found_by_ablation_on_the_embedded_model_and_selected_again(tm
     assert "z.3.2" in stable.stable
 
 
+@pytest.mark.slow
 def test_interpolation_restores_a_part_of_the_gap():
     experiment = planted_heads(ALONE)
     half = cp.localize(experiment, budget=5000, value=cp.Interpolate(0.5), delta=0.05)
@@ -243,6 +244,7 @@ def test_features_of_all_heads_or_neurons_together_are_parts_of_their_sublayer(d
     assert [cell.effect for cell in cells] == pytest.approx(exact.tolist(), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_edges_of_the_embedded_model_are_those_of_exact_interchange():
     model = cp.open_model("zoo:stories", device="cpu")
     experiment = cp.Experiment(model, cp.load_pairs("ioi", model)[:12], show_progress=False)

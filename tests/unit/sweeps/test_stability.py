@@ -152,6 +152,7 @@ def test_what_resamples_wanted_is_measured_on_request():
     assert not head["is_selected"]
 
 
+@pytest.mark.slow
 def test_positions_that_a_resample_wants_are_measured_down_to_the_units():
     made = near(0.085)
     experiment, found = searched(made, scores=None, halves=0, positions=["-1"])
@@ -171,6 +172,7 @@ def test_a_search_keeps_the_effect_of_every_part_on_every_pair(tmp_path):
     assert str(cp.selection_stability(again)) == str(cp.selection_stability(found))
 
 
+@pytest.mark.slow
 def test_races_leave_pairs_unmeasured_and_shares_are_of_those_that_were():
     _, found = searched(near(0.3, n=120))
     assert np.isnan(found.measured.moved).any()

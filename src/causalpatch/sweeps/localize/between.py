@@ -55,7 +55,9 @@ def _edges(search: Search) -> dict[str, float]:
     effects = run_edges(meter.experiment, EdgeSets.of_edges(np.array(ends), labels))
     meter.count(effects.provenance["cost"]["rows"], meter.flops_of(runs), effects.provenance["cost"]["seconds"])
     values = effects.recovered().values.tolist()
-    ranked = sorted(zip(labels, values, strict=True), key=lambda each: -abs(each[1]))
+    meter.is_stopped |= not effects.is_complete  # what was not run has no number
+    measured = [(label, value) for label, value in zip(labels, values, strict=True) if np.isfinite(value)]
+    ranked = sorted(measured, key=lambda each: -abs(each[1]))
     return {name: value for name, value in ranked if abs(value) > (search.delta or FINE)}
 
 

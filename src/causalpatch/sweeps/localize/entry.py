@@ -227,6 +227,7 @@ def _localization(
         "planned": str(plan),
         "level": level,
         "whole": search.whole,
+        "stopped": meter.is_stopped,
         "n_whole": n_whole,
         "saved": 1 - search.n_raced / search.n_could if search.n_could else 0.0,
         "search": {**asked, "delta": search.delta},
