@@ -1,1 +1,1 @@
-"""Whole investigations: ``debug`` goes from failing prompts to a claim."""
+"""Whole investigations: study files whose results survive what stops machines; ``debug``, from failures to a claim."""
