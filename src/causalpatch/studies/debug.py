@@ -100,10 +100,10 @@ def debug(  # noqa: PLR0913 - what fails, what works, how far to look; each has 
     Examples:
         >>> import causalpatch as cp
         >>> model = cp.open_model("zoo:stories")
-        >>> rows = [{"prompt": row.corrupt_text, "answer": " Mary"} for row in cp.load_pairs("ioi", model)[:4]]
-        >>> found = cp.debug(model, rows, budget=1000)
-        >>> found.stop.stage
-        'pairs'
+        >>> rows = [{"prompt": pair.clean_text, "answer": " Mary"} for pair in cp.load_pairs("ioi", model)[:4]]
+        >>> found = cp.debug(model, rows, budget=200, level="layers")
+        >>> found.exit_code, found.claim is None  # four prompts are too few to confirm anything
+        (1, True)
 
     Cost:
         Two runs for each failing prompt and each partner that is tried, the budget, and the claim's runs.
