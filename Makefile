@@ -9,7 +9,7 @@ WORKERS ?= 2
 WHOLE := tests/laws tests/acceptance tests/examples tests/surface/test_examples_in_docstrings.py tests/unit/testing/test_support.py
 UNCHECKED := -q --import-mode=importlib --strict-markers --disable-socket --allow-unix-socket -p no:cacheprovider
 
-.PHONY: demo test test-slow lint bench mutants validity zoo docs support ground-truth ground-truth-models scores clean install
+.PHONY: demo test test-slow lint bench mutants validity zoo docs support ground-truth ground-truth-models scores faults clean install
 
 install: $(STAMP)
 
@@ -75,6 +75,10 @@ ground-truth-models: $(STAMP)
 # Scores against exact effects; python -m benchmarks.scores --help says what else there is.
 scores: $(STAMP)
 	$(BIN)/python -m benchmarks.scores $(SCORES_ARGS)
+
+# Faults planted in copies of the embedded model; python -m benchmarks.faults --help says what else there is.
+faults: $(STAMP)
+	$(BIN)/python -m benchmarks.faults $(FAULTS_ARGS)
 
 clean:
 	rm -rf $(VENV) $(BENCH) demo-output docs/build .mypy_cache .ruff_cache .hypothesis

@@ -242,6 +242,8 @@ if TYPE_CHECKING:
     from causalpatch.sites.graph import (
         Graph as Graph,
     )
+    from causalpatch.studies.debug import debug as debug
+    from causalpatch.studies.debugging import Debugging as Debugging
     from causalpatch.subspaces import (
         Alignment as Alignment,
     )
@@ -368,6 +370,8 @@ _ROOMS = {
     "results.selection": ("SelectionStability",),
     "sites": ("Edge", "Path", "Receiver", "Site", "SiteSet", "parse"),
     "sites.graph": ("Graph",),
+    "studies.debug": ("debug",),
+    "studies.debugging": ("Debugging",),
     "subspaces": (
         *("Alignment", "SubspaceControls", "RotationSearch", "learn_subspace", "load_subspace"),
         *("patched_accuracy", "subspace_parts"),

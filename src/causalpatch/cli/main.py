@@ -3,8 +3,9 @@
 Commands only read options, call the public face and show what came back. Everything heavy is imported when a command
 runs, so that help and mistakes in typing answer at once.
 
-Exit codes: 0 done; 1 a claim does not hold in another model; 2 the request cannot be understood; 3 this model or
-machine cannot do it; 4 the answer would be wrong, so none is given; 130 stopped by the user.
+Exit codes: 0 done; 1 a claim does not hold in another model, or no component could be confirmed; 2 the request cannot
+be understood; 3 this model or machine cannot do it; 4 the answer would be wrong, so none is given; 130 stopped by the
+user.
 """
 
 import sys
@@ -18,6 +19,7 @@ from causalpatch.base.errors import CausalPatchError
 from causalpatch.cli import show as view
 from causalpatch.cli.circuits import attribute, discover, evaluate
 from causalpatch.cli.claims import confirm, power, recheck
+from causalpatch.cli.debugging import debug
 from causalpatch.cli.look import demo, doctor, show, tasks
 from causalpatch.cli.making import pairs
 from causalpatch.cli.measure import features, lens, paths, sweep, trace
@@ -33,7 +35,7 @@ app = typer.Typer(
 )
 
 _PATCH = (demo, sweep, localize, trace, paths, features, lens, attribute, discover, evaluate)
-for _command in (*_PATCH, confirm, recheck, power, doctor, tasks, pairs, show):
+for _command in (*_PATCH, debug, confirm, recheck, power, doctor, tasks, pairs, show):
     app.command()(_command)
 
 

@@ -22,6 +22,7 @@ from causalpatch.pairs.made import (
     ANSWERED_RIGHT,
     NOT_AGAINST,
     OTHER_CHOICE,
+    OTHER_FAILS,
     PARTNER_FAILS,
     SAME_ANSWER,
     SAME_TOKENS,
@@ -80,10 +81,21 @@ class Judge:
         strict: Whether answers must also be first choices.
         first_token: Whether answers are cut to their first token.
         at: Where outputs are read.
+        against: Another model, which runs the clean prompts of pairs.
     """
 
-    def __init__(self, model: Model, name: str, *, strict: bool, first_token: bool, at: int | str) -> None:
+    def __init__(
+        self,
+        model: Model,
+        name: str,
+        *,
+        strict: bool,
+        first_token: bool,
+        at: int | str,
+        against: Model | None = None,
+    ) -> None:
         self.model = model
+        self.against = against
         self.name = name
         self.dropped: list[Dropped] = []
         self._strict = strict
@@ -155,14 +167,16 @@ class Judge:
                 found[failure.id] = failure
         return found
 
-    def _measured(self, pairs: Pairs) -> Verdicts:
-        """Run both sides of pairs; there is no difference where a wrong answer is lacking."""
+    def _measured(self, pairs: Pairs, against: Model | None = None) -> Verdicts:
+        """Run both sides of pairs, the clean one in another model if there is one.
+
+        There is no difference where a wrong answer is lacking.
+        """
         compares = all(pair.wrong_answer for pair in pairs)
-        is_short = all(len(answer) == 1 for pair in pairs for answer in (*pair.answer, *pair.wrong_answer))
         metrics = [_FIRST_CHOICE.at(self._at)]
         if compares:
-            metrics.append((logit_difference if is_short else log_probability_difference).at(self._at))
-        baseline = Experiment(self.model, pairs, metric=metrics).baseline
+            metrics.append(comparing(pairs).at(self._at))
+        baseline = Experiment(self.model, pairs, metric=metrics, source_model=against).baseline
         sides = (baseline.clean, baseline.corrupt)
         differences = [side[1] if compares else np.full(len(pairs), np.nan) for side in sides]
         return Verdicts((differences[0], differences[1]), (sides[0][0].astype(int), sides[1][0].astype(int)))
@@ -192,23 +206,25 @@ class Judge:
             self._drop(failure, candidate.way, why, candidate.prompt, error.what)
             return None
         inputs = pair.encoder or pair
-        if np.array_equal(inputs.clean, inputs.corrupt):
+        if self.against is None and np.array_equal(inputs.clean, inputs.corrupt):
             self._drop(failure, candidate.way, SAME_TOKENS, candidate.prompt)
             return None
-        if CHANGED not in row["spans"]:
+        if self.against is None and CHANGED not in row["spans"]:
             clean, corrupt = changed_range(inputs.clean, inputs.corrupt)
             row["spans"][CHANGED] = {"clean": list(clean), "corrupt": list(corrupt)}
             pair = self._load([row])[0]
         return ReadCandidate(candidate, row, pair)
 
     def _kept(self, read: Sequence[ReadCandidate]) -> Iterator[ReadCandidate]:
-        said = self._measured(Pairs([one.pair for one in read], name=self.name, tokenizer=self.model.tokenizer))
+        pairs = Pairs([one.pair for one in read], name=self.name, tokenizer=self.model.tokenizer)
+        said = self._measured(pairs, self.against)
+        fails = PARTNER_FAILS if self.against is None else OTHER_FAILS
         for k, one in enumerate(read):
             clean, corrupt = (side[k] for side in said.difference)
             right, wrong = (side[k] for side in said.choice)
             failure, way = one.candidate.failure, one.candidate.way
             if not clean > 0:
-                self._drop(failure, way, PARTNER_FAILS, one.candidate.prompt, f"wrong answer ahead by {-clean:.2f}")
+                self._drop(failure, way, fails, one.candidate.prompt, f"wrong answer ahead by {-clean:.2f}")
             elif not corrupt < 0:
                 detail = f"its answer ahead by {corrupt:.2f}"
                 self._drop(failure, way, NOT_AGAINST, one.candidate.prompt, detail)
@@ -244,6 +260,12 @@ class Judge:
 
     def _drop(self, failure: Failure, way: str | None, why: str, prompt: Prompt, detail: str = "") -> None:
         self.dropped.append(Dropped(failure.id, way, why, str(prompt), detail))
+
+
+def comparing(pairs: Pairs) -> Metric:
+    """Return what compares right and wrong answers: logits, or log-probabilities where answers have several tokens."""
+    is_short = all(len(answer) == 1 for pair in pairs for answer in (*pair.answer, *pair.wrong_answer))
+    return logit_difference if is_short else log_probability_difference
 
 
 def _firsts(answers: Answers) -> set[int]:

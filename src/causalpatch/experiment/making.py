@@ -12,7 +12,7 @@ Whatever is dropped is counted by its reason.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from causalpatch.base.errors import ModelUnsupported, PairError, SettingError
 from causalpatch.experiment.judging import Judge
@@ -31,6 +31,7 @@ def make_pairs(  # noqa: PLR0913 - what pairs can be made of, each with a defaul
     templates: Given | Mapping[str, Any] = (),
     vocabulary: Sequence[str] | None = None,
     ways: Sequence[str] | None = None,
+    against: Model | None = None,
     tries: int = 16,
     entity_disjoint: bool = False,
     strict: bool = False,
@@ -62,6 +63,8 @@ def make_pairs(  # noqa: PLR0913 - what pairs can be made of, each with a defaul
         vocabulary: Words for replacements of as many tokens; by default those of all prompts.
         ways: Which of ``works``, ``substitution``, ``template`` and ``length``, in this order of preference. By default
             those that something is given for; ``length`` where a vocabulary is given, or nothing else.
+        against: Another checkpoint, of the same shape, that answers the failing prompts right. No partners are made: a
+            pair is then one prompt on both sides, for ``Experiment(model, pairs, source_model=against)``.
         tries: The most partners of each way for each failing prompt.
         entity_disjoint: Keep pairs of which no two share a prompt, an entity that rows name, or a word in which the two
             prompts of a pair differ; these become the pairs' ``entities``.
@@ -80,7 +83,7 @@ def make_pairs(  # noqa: PLR0913 - what pairs can be made of, each with a defaul
         PairFileError: A file cannot be read, or a row lacks its prompt or answer.
         PairError: No prompt fails, no partner works, a template cannot be filled, or a span does not stand once in its
             prompt.
-        SettingError: A way is not known.
+        SettingError: A way is not known, or partners are to be made of something where another model is the partner.
 
     Examples:
         >>> import causalpatch as cp
@@ -99,6 +102,12 @@ def make_pairs(  # noqa: PLR0913 - what pairs can be made of, each with a defaul
             f"'{model.name}' has no tokenizer, so no prompts can be made for it",
             fix="open_model(…, tokenizer=…), or pair token ids yourself: load_pairs(rows, model)",
         )
+    if against is not None and (failures is None or works or templates or vocabulary or ways):
+        raise SettingError(
+            "no partners are made of other prompts where another model is the partner",
+            facts=[("against", f"'{against.name}' runs the failing prompts themselves")],
+            fix="give failing prompts and against= alone, or leave against= out",
+        )
     given = [templates] if isinstance(templates, Mapping) else templates
     rows = rows_of(given, "templates")[0] if given else []
     if failures is None and not rows:
@@ -109,13 +118,22 @@ def make_pairs(  # noqa: PLR0913 - what pairs can be made of, each with a defaul
     read = [PromptTemplate.of(row.values, number) for number, row in enumerate(rows)]
     listed, found_name = (prompts_of(read), "templates") if failures is None else read_failures(failures)
     working = read_working(works) if works else []
-    judge = Judge(model, name or found_name, strict=strict, first_token=first_token, at=at)
-    chosen = _ways(ways, listed, working=bool(working), templates=bool(read), vocabulary=vocabulary is not None)
+    rules: dict[str, Any] = {"strict": strict, "first_token": first_token, "at": at, "against": against}
+    judge = Judge(model, name or found_name, **rules)
+    chosen = (
+        [AGAINST]
+        if against is not None
+        else _ways(ways, listed, working=bool(working), templates=bool(read), vocabulary=vocabulary is not None)
+    )
     failing = judge.failing(listed)
     material = Material.of(listed, working, read, vocabulary)
     made: list[Candidate] = []
     untried: Counter[str] = Counter()
     for failure in failing:
+        if against is not None:
+            spans = {name: (text, text) for name, text in failure.spans.items()}
+            made.append(Candidate(failure, failure.prompt, AGAINST, failure.answer, spans=spans))
+            continue
         found, beyond = candidates(failure, chosen, material, judge.length, tries, seed)
         made += found
         untried.update(beyond)
@@ -134,6 +152,10 @@ def make_pairs(  # noqa: PLR0913 - what pairs can be made of, each with a defaul
         dict(untried),
         is_of_templates=failures is None,
     )
+
+
+AGAINST: Final = "against"
+"""The way of pairs whose partner is the same prompt in another model."""
 
 
 def _ways(
@@ -155,6 +177,12 @@ def _ways(
 
 
 def _none_works(judge: Judge, n_failing: int, ways: Sequence[str], tried: Mapping[str, int]) -> PairError:
+    if judge.against is not None:
+        return PairError(
+            f"'{judge.against.name}' answers none of the {n_failing} failing prompts of '{judge.name}' right",
+            facts=account(judge.dropped),
+            fix="take a checkpoint that worked, or make partners in the model itself: leave against= out",
+        )
     lacking = [("partners", ", ".join(f"{way} {tried.get(way, 0)}" for way in ways))]
     if "template" in ways and not tried.get("template"):
         lacking.append(("templates", "no failing prompt fits one"))

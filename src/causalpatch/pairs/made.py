@@ -14,6 +14,7 @@ from causalpatch.pairs.collection import Pairs
 ANSWERED_RIGHT: Final = "the prompt does not fail"
 OTHER_CHOICE: Final = "the first choice is neither answer"
 PARTNER_FAILS: Final = "the partner does not work"
+OTHER_FAILS: Final = "the other model does not answer it right either"
 NOT_AGAINST: Final = "the failing prompt does not prefer its wrong answer to the partner's"
 UNREADABLE: Final = "cannot be read"
 SAME_ANSWER: Final = "the partner's answer is the wrong answer"

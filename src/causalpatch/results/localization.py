@@ -118,7 +118,8 @@ class Localization(arrays.Saved):
         spent: What was spent: ``runs``, ``seconds``, ``FLOP``.
         edges: Effects of edges between what was found, by name, where they were asked for.
         provenance: The record of the runs, with ``budget``, ``planned``, ``level``, ``whole`` (the effect of all parts
-            together, as a share of the gap) and ``saved`` (share of the runs that races did without).
+            together, as a share of the gap), ``stopped`` (whether the user ended it) and ``saved`` (share of the runs
+            that races did without).
     """
 
     format = "causalpatch localization"

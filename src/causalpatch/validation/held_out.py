@@ -14,6 +14,18 @@ from causalpatch.statistics.permutation import smallest_p
 _SHOWN: Final = 3
 
 
+def components_needed(alpha: float) -> int:
+    """Return how many independent components held-out pairs must have for any claim.
+
+    Args:
+        alpha: Probability of even one wrong claim.
+    """
+    needed = MIN_GROUPS
+    while smallest_p(needed) > alpha:
+        needed += 1
+    return needed
+
+
 def require_enough(pairs: Pairs, alpha: float) -> int:
     """Make sure that there are enough independent components for any claim, and return their number.
 
@@ -25,9 +37,7 @@ def require_enough(pairs: Pairs, alpha: float) -> int:
         PairError: There are fewer than 10, or so few that flipping them gives no p as small as alpha.
     """
     n_components = len(np.unique(pairs.components))
-    needed = MIN_GROUPS
-    while smallest_p(needed) > alpha:
-        needed += 1
+    needed = components_needed(alpha)
     if n_components < needed:
         raise PairError(
             f"{n_components} independent components are too few for any claim",

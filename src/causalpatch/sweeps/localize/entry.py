@@ -212,6 +212,7 @@ def _localization(search: Search, plan: SearchPlan, level: float) -> Localizatio
         "planned": str(plan),
         "level": level,
         "whole": search.whole,
+        "stopped": meter.is_stopped,
         "n_whole": len(search.tree.whole.sites),
         "saved": 1 - search.n_raced / search.n_could if search.n_could else 0.0,
         "notes": list(dict.fromkeys(notes)),

@@ -8,6 +8,9 @@ Any other module::
 
     whole -> modules, as they are nested -> channels or neurons of the innermost
 
+Where another model makes the source runs, heads are ``head_out.L.H``: what a head writes through its own model's output
+projection. ``z`` stands before it, and would hide what changed in the projection itself.
+
 Positions are what all pairs have: spans and the last token, or aligned columns where these are the same tokens in all
 prompts; else all positions are patched together, and nothing is told apart by them.
 """
@@ -96,12 +99,14 @@ class Decoder:
         positions: What is told apart, in the grammar of sites; none for all positions at once.
         which: Which units are looked at.
         features: A dictionary whose features are units of the sublayers that it describes.
+        heads: The site that heads are patched at.
     """
 
     model: Model
     positions: tuple[str, ...] = ()
     which: Units = "all"
     features: str | None = None
+    heads: str = "z"
 
     @cached_property
     def whole(self) -> Part:
@@ -153,14 +158,14 @@ class Decoder:
             if name in shape.refused or layer in shape.lacking.get(name, {}) or level not in shape.units:
                 continue
             if self.which == "all" or self.which == ("heads" if level == "head" else "neurons"):
-                return name, level, shape.units[level]
+                return self.heads if level == "head" else name, level, shape.units[level]
         return "", "head", 0
 
     @cached_property
     def scored(self) -> list[str]:
         """Sets of all heads and all neurons, as far as they are looked at."""
         levels = {unit.level for unit in self.units(self.whole)}
-        names = {"head": "z", "neuron": "mlp_post", "expert": "expert_out"}
+        names = {"head": self.heads, "neuron": "mlp_post", "expert": "expert_out"}
         return [f"feature({self.features})"] * ("feature" in levels) + [names[n] for n in names if n in levels]
 
 
@@ -269,7 +274,10 @@ def tree_of(experiment: Experiment, positions: str | Sequence[str] | None, units
         return Modules(experiment)
     if features is not None:
         _check_features(model, features)
-    return Decoder(model, _positions(experiment.pairs, positions), units, features)
+    crosses = experiment.source_model is not None and "head_out" not in model.shape.refused
+    return Decoder(
+        model, _positions(experiment.pairs, positions), units, features, heads="head_out" if crosses else "z"
+    )
 
 
 def _check_features(model: Model, name: str) -> None:
