@@ -221,6 +221,8 @@ if TYPE_CHECKING:
     from causalpatch.results.planning import Power as Power
     from causalpatch.results.race import Race as Race
     from causalpatch.results.selection import SelectionStability as SelectionStability
+    from causalpatch.results.tuning import Margins as Margins
+    from causalpatch.results.tuning import TuningReport as TuningReport
     from causalpatch.sites import (
         Edge as Edge,
     )
@@ -316,6 +318,14 @@ if TYPE_CHECKING:
     from causalpatch.sweeps.localize import localize as localize
     from causalpatch.sweeps.localize import plan_localize as plan_localize
     from causalpatch.sweeps.localize import race as race
+    from causalpatch.tuning.compare import Comparison as Comparison
+    from causalpatch.tuning.compare import compare as compare
+    from causalpatch.tuning.compare import plan_compare as plan_compare
+    from causalpatch.tuning.data import TuningData as TuningData
+    from causalpatch.tuning.train import Schedule as Schedule
+    from causalpatch.tuning.tune import tune as tune
+    from causalpatch.tuning.tuned import Tuned as Tuned
+    from causalpatch.tuning.tuned import load_change as load_change
     from causalpatch.validation.confirm import Checks as Checks
     from causalpatch.validation.confirm import confirm as confirm
     from causalpatch.validation.dissociation import Dissociation as Dissociation
@@ -368,6 +378,7 @@ _ROOMS = {
     "results.race": ("Race",),
     "results.planning": ("Power",),
     "results.selection": ("SelectionStability",),
+    "results.tuning": ("Margins", "TuningReport"),
     "sites": ("Edge", "Path", "Receiver", "Site", "SiteSet", "parse"),
     "sites.graph": ("Graph",),
     "studies.debug": ("debug",),
@@ -382,6 +393,11 @@ _ROOMS = {
         *("trace", "window"),
     ),
     "sweeps.localize": ("localize", "plan_localize", "race"),
+    "tuning.compare": ("Comparison", "compare", "plan_compare"),
+    "tuning.data": ("TuningData",),
+    "tuning.train": ("Schedule",),
+    "tuning.tune": ("tune",),
+    "tuning.tuned": ("Tuned", "load_change"),
     "validation.confirm": ("Checks", "confirm"),
     "validation.dissociation": ("Dissociation", "dissociate"),
     "validation.power": ("power",),
