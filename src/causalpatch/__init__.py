@@ -319,8 +319,8 @@ if TYPE_CHECKING:
     from causalpatch.sweeps.localize import plan_localize as plan_localize
     from causalpatch.sweeps.localize import race as race
     from causalpatch.tuning.compare import Comparison as Comparison
-    from causalpatch.tuning.compare import compare as compare
-    from causalpatch.tuning.compare import plan_compare as plan_compare
+    from causalpatch.tuning.compare import compare_tuning as compare_tuning
+    from causalpatch.tuning.compare import plan_tuning as plan_tuning
     from causalpatch.tuning.data import TuningData as TuningData
     from causalpatch.tuning.train import Schedule as Schedule
     from causalpatch.tuning.tune import tune as tune
@@ -393,7 +393,7 @@ _ROOMS = {
         *("trace", "window"),
     ),
     "sweeps.localize": ("localize", "plan_localize", "race"),
-    "tuning.compare": ("Comparison", "compare", "plan_compare"),
+    "tuning.compare": ("Comparison", "compare_tuning", "plan_tuning"),
     "tuning.data": ("TuningData",),
     "tuning.train": ("Schedule",),
     "tuning.tune": ("tune",),

@@ -5,11 +5,11 @@ wanted                                say
 ====================================  ===========================================================
 a behaviour and what must not change  ``TuningData.of(model, target, retain)``
 the located parts trained             ``tune(experiment, claim, data)``
-that it helped to locate them         ``compare(experiment, claim, data)``: a ``TuningReport``
+that it helped to locate them         ``compare_tuning(experiment, claim, data)``: a ``TuningReport``
 ====================================  ===========================================================
 
-Locating may or may not help editing: the literature is divided, so ``compare`` trains random components of the same
-size as well, and says which of the two did less damage, or that neither is shown to.
+Locating may or may not help editing: the literature is divided. So ``compare_tuning`` trains random components of the
+same size as well, and says which of the two did less damage, or that neither is shown to.
 
 References:
     For: Guo et al. 2024, 2410.12949; Yin et al. 2024 (LoFiT), 2406.01563; circuit-tuning 2025, 2502.06106. Against:

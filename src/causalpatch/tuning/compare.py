@@ -6,7 +6,7 @@
 3. All are measured on the same test data (``checks``); the located one is looked into (``mechanism``).
 4. The report's verdict compares with random matched components, whose place the located arm could have taken.
 
-Cost: (rates + seeds - 1) trainings for each arm in which something is trained; ``plan_compare`` counts them.
+Cost: (rates + seeds - 1) trainings for each arm in which something is trained; ``plan_tuning`` counts them.
 """
 
 from collections.abc import Sequence
@@ -125,13 +125,13 @@ class ComparisonPlan:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
-def plan_compare(
+def plan_tuning(
     experiment: Experiment, components: Asked, data: TuningData, comparison: Comparison | None = None
 ) -> ComparisonPlan:
-    """Count what ``compare`` will train, without training anything.
+    """Count what ``compare_tuning`` will train, without training anything.
 
     Args:
-        experiment: As for ``compare``.
+        experiment: As for ``compare_tuning``.
         components: Likewise.
         data: Likewise.
         comparison: Likewise.
@@ -144,7 +144,7 @@ def plan_compare(
     return _plan(made, notes, asked)
 
 
-def compare(
+def compare_tuning(
     experiment: Experiment,
     components: Asked,
     data: TuningData,
@@ -171,7 +171,7 @@ def compare(
         ModelUnsupported: Components are of another model, or the way cannot change its weights.
 
     Cost:
-        See the module; ``plan_compare`` counts the trainings.
+        See the module; ``plan_tuning`` counts the trainings.
     """
     asked = comparison or Comparison()
     request = _request(experiment, components, data, asked)

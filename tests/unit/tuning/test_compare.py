@@ -13,7 +13,7 @@ from causalpatch.results.tuning import TuningReport
 from causalpatch.tuning import train as training
 from causalpatch.tuning.arms import KINDS, Request, candidates
 from causalpatch.tuning.checks import Bench
-from causalpatch.tuning.compare import Comparison, compare, plan_compare
+from causalpatch.tuning.compare import Comparison, compare_tuning, plan_tuning
 from causalpatch.tuning.parts import parts_of, sites_of
 from causalpatch.tuning.train import Schedule
 from causalpatch.tuning.untrained import Prefixed, Steered, prefixes, steering
@@ -73,10 +73,10 @@ def test_a_comparison_makes_what_its_plan_counted(tmp_path):
         ),
     )
     asked = Comparison(schedule=QUICK, n_seeds=2)
-    plan = plan_compare(experiment(model), ["z.0.1"], data, asked)
+    plan = plan_tuning(experiment(model), ["z.0.1"], data, asked)
     assert plan.n_trainings == (1 + 7 + 4) * (1 + 1)
     assert "24 trainings of at most 4 steps: 12 arms" in str(plan)
-    report = compare(experiment(model), ["z.0.1"], data, asked)
+    report = compare_tuning(experiment(model), ["z.0.1"], data, asked)
     assert sum(arm.n_trainings for arm in report.arms) == plan.n_trainings == report.spec["n_trainings"]
     assert [arm.kind for arm in report.arms] == [
         "base", "located", *["random"] * 7, *(kind for kind in KINDS if kind != "random")
@@ -117,7 +117,9 @@ def test_a_stop_by_the_user_leaves_the_arms_that_were_made(monkeypatch):
         return real(*given)
 
     monkeypatch.setattr(training, "look", look)
-    report = compare(experiment(model), NEURONS, tiny_data(), Comparison(schedule=QUICK, n_seeds=1, mechanism=False))
+    report = compare_tuning(
+        experiment(model), NEURONS, tiny_data(), Comparison(schedule=QUICK, n_seeds=1, mechanism=False)
+    )
     assert not report.is_complete
     assert 2 <= len(report.arms) < 10
     assert report.verdict == "no evidence of advantage"
