@@ -77,15 +77,13 @@ def draw(report: TuningReport) -> Picture:
         line = layer_of(sheet, "front", front).mark_line(color=INK, strokeWidth=1, opacity=0.5)
         layers.append(line.encode(x=x, y=y, order=alt.Order("x:Q")))
     for hollow in (True, False):
-        some = [each for each in rows if each["hollow"] == hollow]
+        # The located arm is drawn last, over the others.
+        some = sorted((each for each in rows if each["hollow"] == hollow), key=lambda one: one["kind"] == "located")
         if some:
             point = layer_of(sheet, "hollow" if hollow else "reached", some).mark_point(
                 filled=not hollow, size=80, opacity=0.9, strokeWidth=1.6
             )
             layers.append(point.encode(x=x, y=y, color=colour, shape=shape, tooltip=told))
-    own = [each for each in rows if each["kind"] in ("located", "full")]
-    name = layer_of(sheet, "names", own).mark_text(align="left", dx=8, dy=-8, fontSize=11, color=INK)
-    layers.append(name.encode(x=x, y=y, text="arm:N"))
     enough = percent(float(report.spec["schedule"]["enough"]))
     lines = [
         f"'{report.spec['model']['name']}' · way '{report.spec['way']}' · {counted(len(rows), 'arm')}, mean of seeds",

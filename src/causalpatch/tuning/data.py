@@ -86,12 +86,10 @@ class TuningData:
         Examples:
             >>> import causalpatch as cp
             >>> model = cp.open_model("zoo:stories")
-            >>> rows = [{"prompt": f"One day {name} saw", "wanted": " a", "unwanted": " the"}
-            ...         for name in ("Tom", "Ben", "Sue", "Mia", "Sam", "Max")]
-            >>> texts = [f"The {word} was happy." for word in ("dog", "cat", "bird", "frog", "bear", "girl")]
-            >>> data = TuningData.of(model, rows, texts)
+            >>> target, retain = cp.load_pairs("agreement", model), cp.load_pairs("induction", model)
+            >>> data = TuningData.of(model, target, retain, side="corrupt")
             >>> {side: len(pairs) for side, pairs in data.target.items()}
-            {'train': 2, 'validation': 2, 'test': 2}
+            {'train': 19, 'validation': 10, 'test': 19}
         """
         if model.kind != "tokens" or model.sees_ahead or model.streams is not None:
             raise ModelUnsupported(

@@ -150,10 +150,11 @@ def relearnt(tunings: dict[str, Tuned | None], data: TuningData, schedule: Sched
         way = Full(tuned.model())
         looks = train(way, turned, again, rate=_RELEARN_RATE, seed=0).looks
         step = next((each.step for each in looks if each.success >= 0.5), None)
+        said = f"more than {_RELEARN_STEPS}" if step is None else f"{step}" if step else "half failed before"
         rows.append(
             {
                 "arm": name,
-                "steps until half fail again": f"more than {_RELEARN_STEPS}" if step is None else step,
+                "steps until half fail again": said,
                 "failing at the end": looks[-1].success,
             }
         )

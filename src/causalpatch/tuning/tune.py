@@ -67,11 +67,9 @@ def tune(  # noqa: PLR0913 - what, on what data, in which way; each has a defaul
     Examples:
         >>> import causalpatch as cp
         >>> model = cp.open_model("zoo:stories")
-        >>> rows = [{"prompt": f"One day {name} saw", "wanted": " the", "unwanted": " a"}
-        ...         for name in ("Tom", "Ben", "Sue", "Mia", "Sam", "Max")]
-        >>> texts = [f"The {word} was happy." for word in ("dog", "cat", "bird", "frog", "bear", "girl")]
-        >>> data = cp.TuningData.of(model, rows, texts)
-        >>> tuned = cp.tune(model, ["mlp_out.3"], data, schedule=cp.Schedule(steps=20, rates=(0.01,)))
+        >>> target, retain = cp.load_pairs("agreement", model), cp.load_pairs("induction", model)
+        >>> data = cp.TuningData.of(model, target, retain, side="corrupt")
+        >>> tuned = cp.tune(model, ["mlp_out.3"], data, schedule=cp.Schedule(steps=20, rates=(0.03,)))
         >>> tuned.training.best.success
         1.0
 

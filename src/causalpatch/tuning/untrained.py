@@ -23,6 +23,7 @@ from causalpatch.engine.added import added
 from causalpatch.engine.capture import capture
 from causalpatch.models import Model
 from causalpatch.pairs import Pairs
+from causalpatch.results.words import counted
 from causalpatch.sites import Site
 from causalpatch.tuning.data import TuningData, beginning
 from causalpatch.tuning.ways import Way
@@ -134,7 +135,7 @@ def prefixes(model: Model, data: TuningData, given: str | None) -> list[Prefixed
     for n in EXAMPLES:
         some = [pairs[k] for k in range(min(n, len(pairs)))]
         ids = [token for pair in some for token in [*pair.clean[lead:].tolist(), *pair.answer[0]]]
-        made.append(Prefixed(model, ids, f"{len(some)} examples before the prompt"))
+        made.append(Prefixed(model, ids, f"{counted(len(some), 'example')} before the prompt"))
     return made
 
 

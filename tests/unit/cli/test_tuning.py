@@ -7,16 +7,28 @@ from transformers import AutoModelForCausalLM
 
 import causalpatch as cp
 from causalpatch.cli.main import main
+from causalpatch.pairs.tasks import generate
 
-NAMES = ("Tom", "Ben", "Sue", "Mia", "Sam", "Max", "Tim", "Lily", "Anna", "Jack")
+
+def rows_of(pairs):
+    """Return corrupted prompts of which the clean ones' answer is wanted."""
+    return [
+        {
+            "prompt": row["corrupt"],
+            "wanted": row["answer"],
+            "unwanted": row["wrong_answer"],
+            "entities": row["entities"],
+        }
+        for row in pairs
+    ]
 
 
 @pytest.fixture
 def asked(tmp_path):
     target, retain = tmp_path / "target.jsonl", tmp_path / "retain.txt"
-    rows = [{"prompt": f"One day {name} saw", "wanted": " the", "unwanted": " a", "entities": [name]} for name in NAMES]
-    target.write_text("\n".join(json.dumps(row) for row in rows))
-    retain.write_text("\n\n".join(f"The {word} was happy." for word in ("dog", "cat", "bird", "frog", "bear", "girl")))
+    model = cp.open_model("zoo:stories", device="cpu")
+    target.write_text("\n".join(json.dumps(row) for row in rows_of(generate("agreement", 20))))
+    retain.write_text("\n\n".join(pair.clean_text for pair in cp.load_pairs("induction", model)[:12]))
     quick = ("--steps", 5, "--rate", 0.01, "--device", "cpu", "--out", tmp_path / "out")
     return ("tune", "zoo:stories", target, "--retain", retain, *quick)
 
@@ -37,13 +49,14 @@ def test_a_component_is_tuned_and_written_as_a_checkpoint_and_a_change(capsys, a
     AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "checkpoint")
     record = json.loads((tmp_path / "out" / "change" / "tuning.json").read_text())
     assert record["sites"] == ["z.3.1"]
-    assert record["data"]["target"]["train"]["n"] == 4
+    assert record["data"]["target"]["train"]["n"] == 8
     cp.load_change(tmp_path / "out" / "change", cp.open_model("zoo:stories", device="cpu"))
     code, out, _ = run(capsys, *asked, "--component", "z.3.1", "--way", "lora", "--json")
     assert code == 0
     assert [folder.rpartition("/")[2] for folder in json.loads(out)["folders"]] == ["checkpoint", "adapter"]
 
 
+@pytest.mark.slow
 def test_a_comparison_is_counted_first_and_its_report_written(capsys, asked, tmp_path):
     compared = (*asked, "--component", "z.3.1", "--compare", "ioi", "--arm", "full", "--arm", "prefix", "--seeds", 1)
     code, out, _ = run(capsys, *compared, "--plan")

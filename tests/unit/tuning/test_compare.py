@@ -102,7 +102,8 @@ def test_a_comparison_makes_what_its_plan_counted(tmp_path):
     again = TuningReport.load(report.save(tmp_path / "report.json"))
     assert str(again) == text
     picture = report.plot()
-    assert {row["kind"] for row in picture.to_dict()["datasets"]["names"]} == {"located", "full"}
+    held = picture.to_dict()["datasets"]
+    assert {row["arm"] for name in ("hollow", "reached") for row in held.get(name, [])} == {a.name for a in report.arms}
     assert "target success" in picture.to_svg()
 
 
