@@ -5,8 +5,13 @@ is a *stratum*, since what an edge costs depends on where it ends. What all edge
 of each stratum, and what a call takes whatever it is asked for (one edge into the logits). In turn with each stratum
 one of its edges by hand, in a forward. Least times in a stratum count, and are averaged over strata.
 
+Growth: in a layer in the middle more and more senders, to see whether time grows as the number of edges does.
+
 Scores: time and added memory of EAP and EAP-IG in 5 steps, beside a plain forward and backward of the same prompts, and
 beside the same scores with an input for every head (``split``).
+
+What is done by hand is leaner than the programs whose way it is. Their own seconds were measured once, on a machine of
+this kind that multiplied matrices at a known rate (``PUBLISHED``), and are scaled by the rate of the run.
 """
 
 import gc
@@ -38,6 +43,12 @@ LEAST_EXACT: Final = 60.0
 LEAST_SCORES: Final = 15.0
 MOST_MEMORY: Final = 1.3
 TOLERANCE: Final = 1e-4  # of the largest effect or score
+GROWING: Final = (1, 2, 4, 8)  # senders
+MOST_OFF: Final = 0.20  # deviation from proportionality that is allowed
+# Seconds of EAP-IG's code for 8 pairs x 16 tokens (EAP; EAP-IG in 5 steps) and of auto-circuit for one edge of 4 x 16,
+# GPT-2 small's shape on two cores: the least that was seen, all at this rate in GFLOP/s.
+PUBLISHED: Final = {"eap": 7.6, "eap-ig": 25.0, "edge": 0.784}
+PUBLISHED_RATE: Final = 335.0
 PEERS: Final = {
     "EAP-IG": "not on PyPI, where 'eap' is another project's name (asset pricing); its way is done by hand",
     "auto-circuit": "asks for packages of its own (tracr, kaleido 0.2.1), not installed; its way is done by hand",
@@ -83,6 +94,7 @@ def measure_exact(repeats: int, *, is_tiny: bool) -> dict[str, Any]:
     source, now = (_outputs(world, ids) for ids in (world.task.clean, world.task.corrupt))
     base, one = float(experiment.baseline.corrupt[0].mean()), [graph.label(0, graph.logits)]
     times = [{name: _Timed() for name in (FIXED, OURS, *by_hand)} for _ in strata]
+    growing = [(len(names), names, _Timed()) for names in _growing(world)]
     first, rates, difference, largest = _Timed(), [], 0.0, 0.0
     first.run(lambda: cp.patch_edges(experiment, one))
     for _ in range(repeats):
@@ -96,6 +108,8 @@ def measure_exact(repeats: int, *, is_tiny: bool) -> dict[str, Any]:
             for name, make in by_hand.items():
                 value = timed[name].run(lambda make=make, u=sender, v=receiver: make(world, source, now, u, v))
                 difference = max(difference, abs(value - base - float(effects[len(edges) // 2])))
+        for _, names, timed in growing:
+            timed.run(lambda names=names: cp.patch_edges(experiment, names))
     layers = graph.receiver_layers()
     return {
         "pairs": len(world.pairs),
@@ -112,6 +126,7 @@ def measure_exact(repeats: int, *, is_tiny: bool) -> dict[str, Any]:
             }
             for layer, (edges, timed) in enumerate(zip(strata, times, strict=True))
         ],
+        "growth": [{"edges": size, "seconds": timed.seconds} for size, _, timed in growing],
         "added_mib": max(max(timed[OURS].added_mib) for timed in times),
         "difference": difference,
         "largest": largest,
@@ -129,9 +144,11 @@ def measure_scores(repeats: int, *, is_tiny: bool) -> dict[str, Any]:
     }
     times = {name: {OURS: _Timed(), SPLIT: _Timed()} for name in asked} | {"plain": {PLAIN: _Timed()}}
     differences = dict.fromkeys(asked, 0.0)
-    for name in asked:
-        asked[name]()  # what a first call does once
+    first, rates = {name: _Timed() for name in asked}, []
+    for name, timed in first.items():
+        timed.run(asked[name])  # what a first call does once
     for _ in range(repeats):
+        rates.append(gemm_rate())
         times["plain"][PLAIN].run(lambda: _forward_and_backward(world))
         for name, make in asked.items():
             ours = times[name][OURS].run(make)
@@ -144,6 +161,8 @@ def measure_scores(repeats: int, *, is_tiny: bool) -> dict[str, Any]:
         "pairs": len(world.pairs),
         "tokens": task.n_tokens,
         "edges": world.graph.n_edges,
+        "gemm": rates,
+        "first": {name: timed.seconds[0] for name, timed in first.items()},
         "differences": differences,
         "times": {
             name: {who: {"seconds": t.seconds, "added_mib": t.added_mib} for who, t in some.items()}
@@ -160,6 +179,19 @@ def _strata(world: _World) -> list[np.ndarray]:
         senders = draw.permutation(int(graph.heard[receivers[0]]))[:SENDERS]
         found.append(np.array([(sender, receiver) for sender in senders.tolist() for receiver in receivers.tolist()]))
     return found
+
+
+def _growing(world: _World) -> list[list[str]]:
+    """Return edges into a layer in the middle, of more and more senders."""
+    graph = world.graph
+    layer = graph.n_layers // 2
+    receivers = np.flatnonzero(graph.receiver_layers() == layer)
+    senders = np.random.default_rng(1).permutation(int(graph.heard[receivers[0]]))
+    return [
+        list(graph.names(np.array([(u, v) for u in senders[:size].tolist() for v in receivers.tolist()])))
+        for size in GROWING
+        if size <= len(senders)
+    ]
 
 
 @torch.no_grad()
@@ -229,6 +261,18 @@ def times_as_fast(part: Mapping[str, Any], name: str) -> float:
     return _mean_of_minima(part, name) * part["edges"] / implied(part)
 
 
+def beside_published(part: Mapping[str, Any], name: str, seconds: float) -> float:
+    """Return how many times as long a program's own code took as ours, scaled by the rate of matrix products."""
+    return PUBLISHED[name] * PUBLISHED_RATE / max(part["gemm"]) / seconds
+
+
+def off_proportion(part: Mapping[str, Any]) -> float:
+    """Return by how much the seconds of one edge differ from their median at most, the more edges are asked for."""
+    fixed = _mean_of_minima(part, FIXED)
+    each = [(min(point["seconds"]) - fixed) / point["edges"] for point in part["growth"]]
+    return max(abs(value / statistics.median(each) - 1) for value in each)
+
+
 def _mean_of_minima(part: Mapping[str, Any], name: str) -> float:
     """Return the least time in each stratum, averaged over strata: what is timed there costs the same in all."""
     return statistics.mean(min(each["seconds"][name]) for each in part["strata"])
@@ -255,10 +299,23 @@ def lines_exact(part: Mapping[str, Any]) -> list[str]:
     for each, one in zip(part["strata"], per_edge(part), strict=True):
         name = "logits" if each is part["strata"][-1] else each["layer"]
         lines.append(f"| {name} | {each['all']:,} | {each['sampled']} | {one * 1e3:.1f} |")
-    lines += ["", "| one forward for each edge | ms per edge | all edges, s | times ours |", "|---|---|---|---|"]
+    sizes = ", ".join(f"{point['edges']} edges {min(point['seconds']):.2f} s" for point in part.get("growth", ()))
+    lines += [
+        "",
+        f"More senders into one layer: {sizes}.",
+        "",
+        "| one forward for each edge | ms per edge | all edges, s | times ours |",
+        "|---|---|---|---|",
+    ]
     for name in (SPLIT, HOOKED):
         one = _mean_of_minima(part, name)
         lines.append(f"| {name} | {one * 1e3:.0f} | {one * part['edges']:,.0f} | {times_as_fast(part, name):.1f} |")
+    one = PUBLISHED["edge"] * PUBLISHED_RATE / max(part["gemm"])
+    times = beside_published(part, "edge", total / part["edges"])
+    lines.append(
+        f"| auto-circuit's own code, measured once, scaled by sgemm | {one * 1e3:.0f} | {one * part['edges']:,.0f} "
+        f"| {times:.1f} |"
+    )
     return lines
 
 
@@ -280,4 +337,10 @@ def lines_scores(part: Mapping[str, Any]) -> list[str]:
             low, middle, added = min(each["seconds"]), statistics.median(each["seconds"]), max(each["added_mib"])
             what = who if name == "plain" else f"{name}, {who}"
             lines.append(f"| {what} | {low:.2f} ({middle:.2f}) | {added:,.0f} |")
+    if "gemm" in part:
+        for name in ("eap", "eap-ig"):
+            seconds = PUBLISHED[name] * PUBLISHED_RATE / max(part["gemm"])
+            lines.append(f"| {name}, EAP-IG's own code, measured once, scaled by sgemm | {seconds:.2f} | |")
+        told = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in part["first"].items())
+        lines += ["", f"First calls, in this order: {told}; the first of all proves sites and hashes the weights."]
     return lines

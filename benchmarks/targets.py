@@ -131,6 +131,14 @@ def _of_edges(results: Results) -> list[Row]:
         times = edges.times_as_fast(part, edges.SPLIT)
         text = f"{times:.1f} x; {edges.times_as_fast(part, edges.HOOKED):.1f} x against {edges.HOOKED}"
         found = [Row(what, of, target, text, times >= edges.LEAST_EXACT)]
+        times = edges.beside_published(part, "edge", edges.implied(part) / part["edges"])
+        of = "against auto-circuit's own code, measured once, scaled by sgemm"
+        found.append(Row(what, of, target, f"{times:.1f} x", times >= edges.LEAST_EXACT))
+        if "growth" in part:
+            off, target = edges.off_proportion(part), f"≤ {edges.MOST_OFF:.0%} off proportionality"
+            found.append(
+                Row("growth with single edges", "time to their number", target, f"{off:.0%}", off <= edges.MOST_OFF)
+            )
     part = results.get("edge-scores", {})
     if "times" not in part:
         return [*found, Row("scores of edges, 8 x 16", "", "", "not run", None)]
@@ -143,6 +151,11 @@ def _of_edges(results: Results) -> list[Row]:
         found.append(
             Row(title, f"against {edges.SPLIT}", f"≥ {edges.LEAST_SCORES:g} x", text, times >= edges.LEAST_SCORES)
         )
+        if "gemm" in part:
+            times = edges.beside_published(part, name, min(ours["seconds"]))
+            of = "against EAP-IG's own code, measured once, scaled by sgemm"
+            least = f"≥ {edges.LEAST_SCORES:g} x"
+            found.append(Row(title, of, least, f"{times:.1f} x", times >= edges.LEAST_SCORES))
         memory = max(ours["added_mib"]) / max(1.0, *plain["added_mib"])
         target = f"≤ {edges.MOST_MEMORY:g} x that of {edges.PLAIN}"
         text = f"{memory:.2f} x ({max(ours['added_mib']):,.0f} MiB)"

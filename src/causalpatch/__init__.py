@@ -246,6 +246,9 @@ if TYPE_CHECKING:
     )
     from causalpatch.studies.debug import debug as debug
     from causalpatch.studies.debugging import Debugging as Debugging
+    from causalpatch.studies.reading import read_study as read_study
+    from causalpatch.studies.running import run_study as run_study
+    from causalpatch.studies.study import Study as Study
     from causalpatch.subspaces import (
         Alignment as Alignment,
     )
@@ -318,6 +321,7 @@ if TYPE_CHECKING:
     from causalpatch.sweeps.localize import localize as localize
     from causalpatch.sweeps.localize import plan_localize as plan_localize
     from causalpatch.sweeps.localize import race as race
+    from causalpatch.sweeps.stability import selection_stability as selection_stability
     from causalpatch.tuning.compare import Comparison as Comparison
     from causalpatch.tuning.compare import compare_tuning as compare_tuning
     from causalpatch.tuning.compare import plan_tuning as plan_tuning
@@ -333,7 +337,6 @@ if TYPE_CHECKING:
     from causalpatch.validation.power import power as power
     from causalpatch.validation.recheck import Recheck as Recheck
     from causalpatch.validation.recheck import recheck as recheck
-    from causalpatch.validation.stability import selection_stability as selection_stability
 
 _ROOMS = {
     "algorithms.causal_model": ("CausalModel",),
@@ -383,6 +386,9 @@ _ROOMS = {
     "sites.graph": ("Graph",),
     "studies.debug": ("debug",),
     "studies.debugging": ("Debugging",),
+    "studies.reading": ("read_study",),
+    "studies.running": ("run_study",),
+    "studies.study": ("Study",),
     "subspaces": (
         *("Alignment", "SubspaceControls", "RotationSearch", "learn_subspace", "load_subspace"),
         *("patched_accuracy", "subspace_parts"),
@@ -402,7 +408,7 @@ _ROOMS = {
     "validation.dissociation": ("Dissociation", "dissociate"),
     "validation.power": ("power",),
     "validation.recheck": ("Recheck", "recheck"),
-    "validation.stability": ("selection_stability",),
+    "sweeps.stability": ("selection_stability",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -55,6 +55,17 @@ def test_the_first_sweep_finds_heads_and_draws_pictures(run, tmp_path):
         assert (tmp_path / "pictures" / name).read_text().startswith("<svg")
 
 
+@pytest.mark.slow
+def test_two_behaviours_are_claimed_of_different_heads_and_contrasted(run, shared, tmp_path):
+    said = run("two_behaviours.py", tmp_path)
+    assert said.count("\nsupported. On ") == 2
+    assert min(map(int, re.findall(r"independent components  (\d+)", said))) >= 40
+    contrast = re.search(r"supported: double .* z\.4\.4@-1 and z\.4\.2@-1, contrast \S+ \(95% interval (\S+)", said)
+    assert float(contrast[1]) > 0.2
+    for name in ("two_behaviours", "name_copy_search", "name_copy_claim", "pronoun_search", "pronoun_claim"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_every_example_has_a_test_and_says_how_it_is_run():
     scripts = sorted(path.name for path in EXAMPLES.glob("*.py"))
     tested = re.findall(r'run\("(\w+\.py)"', Path(__file__).read_text())

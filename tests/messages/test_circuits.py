@@ -164,7 +164,7 @@ def test_importance_needs_a_gap_and_f_too(experiment, scores, refuses):
         NoGap,
         """
         base and source runs have the same mean metric, so that importance is not defined
-          mean  1.0
+          mean  1
           fix: use scores.score(), or pairs on which the metric differs
         """,
     ):
@@ -250,3 +250,13 @@ def test_searches_for_bounds_try_something(experiment, scores, refuses):
         """,
     ):
         cp.stability(experiment, lambda _: scores, 3)
+    with refuses(
+        SettingError,
+        """
+        'attribute_edges' does not ask what ablated edges carry
+          value     'zero'
+          asked by  learn_edges, and functions with an argument value=
+          fix: leave value= out, or stability(experiment, lambda e, value: learn_edges(e, value=value), …)
+        """,
+    ):
+        cp.stability(experiment, cp.attribute_edges, 3, value="zero")

@@ -154,16 +154,6 @@ def test_effects_that_do_not_say_which(made, refuses):
 
 def test_values_that_are_not_the_sources(made, refuses):
     with refuses(
-        SettingError,
-        """
-        no claim is made of the value 'zero'
-          claimed    what the source run's values restore or remove
-          ablations  are checks of a claim
-          fix: leave value= out, and ask for Checks(corruptions=("mean", "zero"))
-        """,
-    ):
-        confirm(made, value="zero")
-    with refuses(
         PairError,
         """
         'mean over pairs of the corrupt side' would be fitted on the pairs that shall confirm it
@@ -348,12 +338,24 @@ def test_claims_that_are_not_contrasted(made, refuses):
     with refuses(
         SettingError,
         """
-        the claim on 'held-out' does not hold 'z.9.9'
+        one component twice: 'z.0.0@-1'
           holds  z.0.0@-1, z.0.1@-1
-          fix: confirm both components on both behaviours, in one claim each
+          fix: name the component of each behaviour
         """,
     ):
-        cp.dissociate(claim, claim, made.sites[0], "z.9.9")
+        cp.dissociate(claim, claim, made.sites[0], made.sites[0])
+    elsewhere = {**claim.spec, "pairs": {**claim.spec["pairs"], "name": "other", "hash": "another"}}
+    other = dataclasses.replace(claim, spec=elsewhere, held_out=None)
+    with refuses(
+        SettingError,
+        """
+        nothing says what 'z.9.9' does on 'held-out'
+          claim on 'held-out'  holds z.0.0@-1, z.0.1@-1
+          claim on 'other'     holds z.0.0@-1, z.0.1@-1
+          fix: confirm both on both behaviours, or give each claim the other's pairs: confirm(…, unrelated=[…])
+        """,
+    ):
+        cp.dissociate(claim, other, made.sites[0], "z.9.9")
     noise = dataclasses.replace(claim, spec={**claim.spec, "direction": "noise"})
     with refuses(
         SettingError,
@@ -402,7 +404,7 @@ def test_plans_and_resamples_that_cannot_be_made(made, refuses):
         SettingError,
         """
         cells that were not measured cannot be run without their experiment
-          fix: selection_stability(effects, experiment=experiment, rerun=True)
+          fix: selection_stability(found, experiment=experiment, rerun=True)
         """,
     ):
         cp.selection_stability(heads, rerun=True)

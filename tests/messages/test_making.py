@@ -3,7 +3,7 @@
 import pytest
 
 import causalpatch as cp
-from causalpatch.base.errors import ModelUnsupported, PairError, PairFileError
+from causalpatch.base.errors import ModelUnsupported, PairError, PairFileError, SettingError
 
 PROMPT = "When Mary and John went to the park, {} gave a ring to"
 FAILS = {"prompt": PROMPT.format("Mary"), "answer": " Mary"}
@@ -112,3 +112,28 @@ def test_a_chat_needs_a_template(refuses, stories):
         """,
     ):
         cp.load_pairs([{"clean": [{"role": "user", "content": "Hi"}], "corrupt": "Hi"}], stories)
+
+
+def test_a_model_to_compare_with_that_fails_too_is_no_partner(refuses, stories):
+    with refuses(
+        PairError,
+        """
+        'zoo:stories' answers none of the 1 failing prompts of 'failures' right
+          1 dropped  the other model does not answer it right either, such as 'When Mary and John went to the
+                     park, Mary gave …' (wrong answer ahead by 7.63)
+          fix: take a checkpoint that worked, or make partners in the model itself: leave against= out
+        """,
+    ):
+        cp.make_pairs([FAILS], stories, against=cp.open_model("zoo:stories"))
+
+
+def test_partners_are_prompts_or_another_model_but_not_both(refuses, stories):
+    with refuses(
+        SettingError,
+        """
+        no partners are made of other prompts where another model is the partner
+          against  'zoo:stories' runs the failing prompts themselves
+          fix: give failing prompts and against= alone, or leave against= out
+        """,
+    ):
+        cp.make_pairs([FAILS], stories, against=stories, works=[PROMPT.format("John")])

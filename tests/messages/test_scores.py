@@ -144,7 +144,7 @@ def test_importance_needs_a_sign_and_a_gap(experiment, refuses):
         NoGap,
         f"""
         base and source runs have the same mean metric, so that importance is not defined
-          mean  {mean}
+          mean  {mean:.6g}
           fix: use scores.score(), or pairs on which the metric differs
         """,
     ):

@@ -45,6 +45,14 @@ CALLS = {
           fix: by="importance"
         """,
     ),
+    'cp.debug(model, [{"prompt": "x", "answer": " y"}], level="atoms")': (
+        "SettingError",
+        """
+        level='atoms' is none
+          known  layers, heads, neurons
+          fix: level="heads"
+        """,
+    ),
     'cp.attribute(experiment, "z", "saliency")': (
         "SettingError",
         """

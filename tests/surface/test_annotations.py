@@ -1,7 +1,7 @@
 """Annotations of the torch rooms are checked while tests run: in each room a wrong shape or type is an error."""
 
 import ast
-import sys
+import importlib
 import tomllib
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from causalpatch.metrics import AnswerTable, Outputs
 from causalpatch.models import Columns, Sum
 from causalpatch.pairs import Pair, Pairs
 from causalpatch.sites import Site
+from causalpatch.subspaces.interchange import refuse_shared
 from worlds import tiny_world
 
 ROOT = Path(__file__).parents[2]
@@ -101,9 +102,14 @@ def test_a_wrong_type_raises_in_attribution():
         cp.confirm_scores("experiment", "scores")
 
 
+def test_a_wrong_type_raises_in_studies():
+    with pytest.raises(TypeCheckError):
+        cp.run_study("study.yaml")
+
+
 def test_a_wrong_shape_raises_in_subspaces():
     with pytest.raises(TypeCheckError):
-        cp.subspaces.interchange.refuse_shared(np.zeros((2, 7), dtype=np.uint8), "one", PAIRS)
+        refuse_shared(np.zeros((2, 7), dtype=np.uint8), "one", PAIRS)
     with pytest.raises(TypeCheckError):
         cp.learn_subspace("experiment", "z", PAIRS)
 
@@ -120,7 +126,8 @@ def test_a_whole_number_may_stand_for_any_number():
     assert cp.Experiment(tiny_world("gpt2", (1, 2, 2, 2))[0], PAIRS, budget_gib=1).budget_gib == 1
 
 
-def test_the_checker_was_in_place_before_the_rooms_were_loaded():
+def test_every_room_was_loaded_by_the_checker():
     for room in checked_rooms()[0]:
-        assert f"causalpatch.{room}" in sys.modules
+        module = importlib.import_module(f"causalpatch.{room}")
+        assert type(module.__spec__.loader).__module__ == "jaxtyping._import_hook"
     assert cp.sweep.__wrapped__.__module__ == "causalpatch.sweeps.grid"

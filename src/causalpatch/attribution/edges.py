@@ -75,9 +75,10 @@ def attribute_edges(
         479
 
     Cost:
-        Per pair three forwards and a backward; with steps as many forwards and backwards, with ``"eap-ig-activations"``
-        as many for each sender. Memory: the differences of all senders and, over several points, the gradients of all
-        receivers, of as many pairs at once as fit into the budget.
+        Per pair a forward of the source run, and a forward and a backward at each point; one forward more where no
+        point is the base run, and with ``"eap-ig-activations"`` a forward and a backward for each sender and point.
+        Memory: what a forward keeps for its backward; when that is gone, the differences of all senders and the
+        gradients of a layer's receivers, of as many pairs at once as fit into the budget.
     """
     _check(experiment, method)
     with undisturbed():

@@ -118,6 +118,10 @@ class ModelNotFound(RequestError):
     """A name or folder does not hold a model."""
 
 
+class StudyError(RequestError):
+    """A study file cannot be read, or its parts do not fit together."""
+
+
 class ResultsNotFound(RequestError):
     """A folder does not hold saved effects, or a name in them does not exist."""
 
@@ -136,6 +140,18 @@ class MissingExtra(UnsupportedError):
 
 class MemoryExhausted(UnsupportedError):
     """Not even the smallest piece of the work fits into memory."""
+
+
+class StoreFull(UnsupportedError):
+    """Nothing more can be written into a store."""
+
+
+class StoreUnreachable(UnsupportedError):
+    """A store does not answer, or may not be read or written."""
+
+
+class WorkerLost(UnsupportedError):
+    """A piece of work ends every process that takes it up."""
 
 
 class PatchDidNotFire(IntegrityError):

@@ -20,11 +20,12 @@ References:
 """
 
 import time
+import warnings
 from typing import Any
 
 import numpy as np
 
-from causalpatch.base.errors import SettingError
+from causalpatch.base.errors import CausalPatchWarning, SettingError
 from causalpatch.circuits.circuit import Circuit, inputs_of, record_of
 from causalpatch.circuits.exact import graph_of
 from causalpatch.circuits.keep import first_metric, run_kept
@@ -47,7 +48,8 @@ def acdc(experiment: Experiment, threshold: float, *, value: Value | str = "sour
         value: What ablated edges carry: ``"source"``, ``"zero"``, ``"mean"`` or a ``Mean``.
 
     Returns:
-        The circuit; its record has the threshold, and how many runs were made. It may have no edges.
+        The circuit; its record has the threshold, and how many runs were made. It may have no edges. Stopped by Ctrl-C,
+        it is what was left by then, with a warning: edges that were not tried are in it.
 
     Raises:
         SettingError: The threshold is not above 0.
@@ -72,7 +74,14 @@ def acdc(experiment: Experiment, threshold: float, *, value: Value | str = "sour
     made = first_metric(experiment)
     search = _Search(made, graph, threshold, value)
     started = time.perf_counter()
-    mask = search.result()
+    try:
+        mask, is_complete = search.result(), True
+    except KeyboardInterrupt:
+        if not search.n_runs:
+            raise
+        mask, is_complete = search.mask, False
+        left = f"{int(mask.sum()):,} of {graph.n_edges:,} edges are left, those among them that were not tried"
+        warnings.warn(CausalPatchWarning(f"stopped after {search.n_runs:,} runs: {left}"), stacklevel=2)
     setup = describe_setup(made.model, made.pairs, made.metrics, made.direction, made.seed)
     found: dict[str, Any] = {
         "method": "acdc",
@@ -80,6 +89,7 @@ def acdc(experiment: Experiment, threshold: float, *, value: Value | str = "sour
         "value": str(carried_of(value)),
         "metric": made.metrics[0].name,
         "runs": search.n_runs,
+        "complete": is_complete,
         "seconds": round(time.perf_counter() - started, 3),
     }
     return Circuit(graph, mask, record_of(setup, found, found["value"]))

@@ -31,6 +31,7 @@ from causalpatch.circuits.keep import Kept, first_metric, run_kept
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.subset import with_pairs
 from causalpatch.pairs import Pairs
+from causalpatch.patches import Value
 from causalpatch.statistics.intervals import Interval, ratio_interval
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def completeness(
     n_random: int = 40,
     n_steps: int = 5,
     n_candidates: int = 10,
+    value: Value | str = "source",
 ) -> Violation:
     """Search for edges without which the circuit and the model differ most.
 
@@ -83,11 +85,13 @@ def completeness(
         n_random: Random sets, of sizes from one edge to half of the circuit.
         n_steps: Most edges of the set that is built up.
         n_candidates: Edges that are tried in each step.
+        value: What ablated edges carry: ``"source"``, ``"zero"``, ``"mean"`` or a ``Mean``. Means are
+            those of the pairs that run.
 
     Raises:
         ModelUnsupported: The circuit is of another model.
         RequestError: The circuit has no edges.
-        SettingError: Nothing is to be tried.
+        SettingError: Nothing is to be tried, or edges cannot carry such a value.
 
     Cost:
         Two runs per pair for each set that is tried: ``2 (n_random + n_steps n_candidates)``.
@@ -98,7 +102,7 @@ def completeness(
     draw = generator(experiment.seed, "completeness")
 
     def violations(sets: Sequence[np.ndarray]) -> np.ndarray:
-        kept = run_kept(made, _without(circuit, sets))
+        kept = run_kept(made, _without(circuit, sets), value)
         sizes: np.ndarray = np.abs(kept.f[: len(sets)] - kept.f[len(sets) :])
         return sizes
 
@@ -121,7 +125,7 @@ def completeness(
     interval = None
     if held_out is not None:
         on = with_pairs(made, held_out)
-        interval = _difference(run_kept(on, _without(circuit, [chosen])), held_out, experiment.seed)[0]
+        interval = _difference(run_kept(on, _without(circuit, [chosen]), value), held_out, experiment.seed)[0]
     return Violation(list(graph.names(chosen)), size, interval, n_tried)
 
 
@@ -131,6 +135,7 @@ def minimality(
     held_out: Pairs | None = None,
     *,
     n_sets: int = 2,
+    value: Value | str = "source",
 ) -> pd.DataFrame:
     """Search for what each edge of the circuit is needed for.
 
@@ -139,6 +144,8 @@ def minimality(
         circuit: The circuit.
         held_out: Pairs to measure what was found on.
         n_sets: Random sets K of a tenth of the circuit, besides the empty one.
+        value: What ablated edges carry: ``"source"``, ``"zero"``, ``"mean"`` or a ``Mean``. Means are
+            those of the pairs that run.
 
     Returns:
         A row per edge, that of the least change first: ``edge``, ``change`` that was found, ``n_out``, how many other
@@ -148,6 +155,7 @@ def minimality(
     Raises:
         ModelUnsupported: The circuit is of another model.
         RequestError: The circuit has no edges.
+        SettingError: Edges cannot carry such a value.
 
     Cost:
         ``(n_sets + 1) (edges + 1)`` runs per pair, and two per edge and held-out pair.
@@ -167,7 +175,7 @@ def minimality(
             without = kept.copy()
             without[tuple(edge)] = False
             masks.append(without)
-    f = run_kept(made, np.stack(masks)).f.reshape(len(sets), -1)
+    f = run_kept(made, np.stack(masks), value).f.reshape(len(sets), -1)
     changes = np.abs(f[:, :1] - f[:, 1:])
     best = changes.argmax(0)
     frame = pd.DataFrame(
@@ -177,7 +185,7 @@ def minimality(
         rows = np.arange(len(edges))
         beside = np.stack([masks[n * (len(edges) + 1)] for n in best])
         without = np.stack([masks[n * (len(edges) + 1) + 1 + row] for row, n in zip(rows, best, strict=True)])
-        both = run_kept(with_pairs(made, held_out), np.concatenate([beside, without]))
+        both = run_kept(with_pairs(made, held_out), np.concatenate([beside, without]), value)
         found = _difference(both, held_out, experiment.seed)
         frame = frame.assign(**{name: [getattr(each, key) for each in found] for name, key in _COLUMNS.items()})
         frame.attrs["notes"] = list(dict.fromkeys(each.note for each in found if each.note))

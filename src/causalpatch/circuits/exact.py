@@ -77,7 +77,8 @@ def patch_edges(
         labels: What results call the runs; by default their edges, or ``mask 0``, ``mask 1``, ….
 
     Returns:
-        Effects with the axis ``intervention``, then ``pair``.
+        Effects with the axis ``intervention``, then ``pair``. Stopped by Ctrl-C, they hold what was measured, with a
+        warning; other cells are ``skipped`` and hold no number.
 
     Raises:
         ModelUnsupported: The model's components are not known by name, or wired in a way that is not known; or source

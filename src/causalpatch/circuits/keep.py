@@ -52,12 +52,17 @@ def run_kept(experiment: Experiment, kept: np.ndarray, value: Value | str = "sou
         experiment: In the direction noise; its first metric is read.
         kept: Edges that are kept, booleans ``(set, sender, receiver)``.
         value: What ablated edges carry.
+
+    Raises:
+        KeyboardInterrupt: The user stopped the runs: of a set there is an f on all pairs or none.
     """
     graph = graph_of(experiment)
     bits = np.packbits(kept[:, graph.exists], axis=1)
     _, first, place = np.unique(bits, axis=0, return_index=True, return_inverse=True)
     ablated = np.concatenate([graph.exists[None], graph.exists & ~kept[first]])
     effects = patch_edges(experiment, ablated, value=value)
+    if not effects.is_complete:
+        raise KeyboardInterrupt
     data = effects.to_xarray()
     values = data["metric"].values.reshape(len(ablated), -1)
     clean: np.ndarray = data["baseline_clean"].values.reshape(-1)

@@ -23,6 +23,7 @@ from causalpatch.base.seeds import generator
 from causalpatch.circuits.circuit import Circuit, inputs_of
 from causalpatch.circuits.keep import first_metric, run_kept
 from causalpatch.experiment import Experiment
+from causalpatch.patches import Value
 from causalpatch.sites.graph import Graph
 from causalpatch.statistics.families import holm
 
@@ -35,7 +36,12 @@ else:
 
 
 def minimality_test(
-    experiment: Experiment, circuit: Circuit, *, n_random: int = 100, quantile: float = 0.9
+    experiment: Experiment,
+    circuit: Circuit,
+    *,
+    n_random: int = 100,
+    quantile: float = 0.9,
+    value: Value | str = "source",
 ) -> pd.DataFrame:
     """Test for each edge of a circuit whether it does more than random edges that the circuit does not need.
 
@@ -44,6 +50,7 @@ def minimality_test(
         circuit: The circuit.
         n_random: Random inflated circuits.
         quantile: Share of random edges that an edge should beat; that of the paper unless given.
+        value: What ablated edges carry: ``"source"``, ``"zero"``, ``"mean"`` or a ``Mean``.
 
     Returns:
         A row per edge, that of the smallest p first: ``edge``, ``change`` of f without it, ``beats``, the share of
@@ -52,7 +59,7 @@ def minimality_test(
     Raises:
         ModelUnsupported: The circuit is of another model.
         RequestError: The circuit has no edges.
-        SettingError: The circuit has all edges, or the numbers are impossible.
+        SettingError: The circuit has all edges, the numbers are impossible, or edges cannot carry such a value.
 
     Cost:
         ``2 n_random + edges + 1`` runs per pair.
@@ -76,7 +83,7 @@ def minimality_test(
         inflated[tuple(path.T)] = True
         added = path[~circuit.mask[tuple(path.T)]]
         masks += [inflated, _without(inflated, added[draw.integers(len(added))])]
-    f = run_kept(first_metric(experiment), np.stack(masks)).f
+    f = run_kept(first_metric(experiment), np.stack(masks), value).f
     changes = np.abs(f[0] - f[1 : len(edges) + 1])
     inflated_f = f[len(edges) + 1 :].reshape(n_random, 2)
     random_changes = np.abs(inflated_f[:, 0] - inflated_f[:, 1])

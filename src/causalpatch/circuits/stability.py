@@ -7,9 +7,10 @@ run of the model.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +20,9 @@ from causalpatch.base.seeds import generator
 from causalpatch.circuits.circuit import Circuit
 from causalpatch.circuits.discover import By, Search, discover_circuit
 from causalpatch.experiment import Experiment
+from causalpatch.experiment.edges import carried_of
 from causalpatch.experiment.subset import with_pairs
+from causalpatch.patches import Value
 from causalpatch.results.edge_scores import EdgeScores
 
 if TYPE_CHECKING:
@@ -67,7 +70,7 @@ class Stability:
 
 def stability(  # noqa: PLR0913 - what is scored, how a circuit is taken from it, and how pairs are resampled
     experiment: Experiment,
-    score: Callable[[Experiment], EdgeScores],
+    score: Callable[..., EdgeScores],
     n_edges: int | None = None,
     *,
     fraction: float | None = None,
@@ -75,6 +78,7 @@ def stability(  # noqa: PLR0913 - what is scored, how a circuit is taken from it
     by: By = "importance",
     n_draws: int = 200,
     n_blocks: int = 20,
+    value: Value | str | None = None,
 ) -> Stability:
     """Find a circuit again on bootstrap resamples of the pairs' independent components.
 
@@ -87,9 +91,11 @@ def stability(  # noqa: PLR0913 - what is scored, how a circuit is taken from it
         by: Likewise.
         n_draws: Resamples.
         n_blocks: Most blocks that components are dealt into; each holds the scores of all edges.
+        value: What ablated edges carry, for scores that ask: ``score`` is given it as ``value=``, as ``learn_edges``
+            takes it. Means are those of a block's own pairs. By default ``score`` is left to its own.
 
     Raises:
-        SettingError: There are fewer than four independent components.
+        SettingError: There are fewer than four independent components, or the scores do not ask what edges carry.
 
     Examples:
         >>> import causalpatch as cp
@@ -102,6 +108,7 @@ def stability(  # noqa: PLR0913 - what is scored, how a circuit is taken from it
     Cost:
         What scoring all pairs once costs, in as many parts as there are blocks.
     """
+    further = {} if value is None else _carrying(score, value)
     pairs = experiment.pairs
     n_components = len(np.unique(pairs.components))
     count = min(n_blocks, n_components)
@@ -114,7 +121,8 @@ def stability(  # noqa: PLR0913 - what is scored, how a circuit is taken from it
     draw = generator(experiment.seed, "stability")
     block = (draw.permutation(n_components) % count)[pairs.components]
     parts = [
-        score(with_pairs(experiment, pairs.take(np.flatnonzero(block == n)))).over_positions() for n in range(count)
+        score(with_pairs(experiment, pairs.take(np.flatnonzero(block == n))), **further).over_positions()
+        for n in range(count)
     ]
     sizes = np.bincount(block, minlength=count)
 
@@ -132,3 +140,19 @@ def stability(  # noqa: PLR0913 - what is scored, how a circuit is taken from it
     drawn = [circuit_of(draw.multinomial(count, np.full(count, 1 / count))).mask for _ in range(n_draws)]
     overlap = np.array([(mask & circuit.mask).sum() / (mask | circuit.mask).sum() for mask in drawn])
     return Stability(circuit, np.mean(drawn, axis=0), overlap, count)
+
+
+def _carrying(score: Callable[..., EdgeScores], value: Value | str) -> dict[str, Any]:
+    """Return what scores are told of what ablated edges carry.
+
+    Raises:
+        SettingError: They do not ask, or edges cannot carry it.
+    """
+    carried, taken = carried_of(value), inspect.signature(score).parameters.values()
+    if not any(each.name == "value" or each.kind is each.VAR_KEYWORD for each in taken):
+        raise SettingError(
+            f"'{getattr(score, '__name__', score)}' does not ask what ablated edges carry",
+            facts=[("value", f"'{carried}'"), ("asked by", "learn_edges, and functions with an argument value=")],
+            fix="leave value= out, or stability(experiment, lambda e, value: learn_edges(e, value=value), …)",
+        )
+    return {"value": value}

@@ -32,6 +32,10 @@ def confirm(  # noqa: PLR0913 - each argument is an option that a person types
         str | None,
         typer.Option("--found-on", help="Discovery pairs; then all PAIRS are held out, otherwise half of them."),
     ] = None,
+    value: Annotated[
+        str | None,
+        typer.Option("--value", help="What is put in: source, or with --direction noise zero, mean, resample, noise."),
+    ] = None,
     unrelated: Annotated[
         list[str] | None, typer.Option("--unrelated", help="Pairs of a behaviour that should not be touched; repeat.")
     ] = None,
@@ -76,6 +80,7 @@ def confirm(  # noqa: PLR0913 - each argument is an option that a person types
         alpha=alpha,
         found_on=discovery,
         unrelated=others,
+        value=value,
         checks=cp.Checks.none() if few_checks else None,
         ledger=ledger,
     )

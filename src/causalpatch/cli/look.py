@@ -9,6 +9,7 @@ import typer
 import causalpatch as cp
 from causalpatch.base.extras import lazy
 from causalpatch.cli import show as view
+from causalpatch.cli.found import STUDY_ENDINGS, show_study
 from causalpatch.cli.options import Device, Dictionary, Dtype, Json, ModelName, Top
 from causalpatch.cli.requests import finish, run_until_stopped, with_dictionaries
 
@@ -96,13 +97,17 @@ def tasks(
 
 
 def show(
-    folder: Annotated[Path, typer.Argument(help="A folder that a sweep wrote.")],
+    folder: Annotated[Path, typer.Argument(help="A folder that a sweep wrote, or a study file.")],
+    step: Annotated[str | None, typer.Option("--step", help="Of a study, which step; by default all.")] = None,
     metric: Annotated[str | None, typer.Option("--metric", help="Which metric, where there are several.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Print every cell, not the largest alone.")] = False,
     top: Top = 10,
     as_json: Json = False,
 ) -> None:
-    """Print saved effects."""
+    """Print saved effects, or what the steps of a study found."""
+    if folder.suffix in STUDY_ENDINGS:
+        show_study(folder, step, top, as_json)
+        return
     effects = cp.Effects.load(folder)
     effects = effects.metric(metric) if metric else effects
     if as_json:

@@ -24,6 +24,7 @@ from causalpatch.cli.look import demo, doctor, show, tasks
 from causalpatch.cli.making import pairs
 from causalpatch.cli.measure import features, lens, paths, sweep, trace
 from causalpatch.cli.search import localize
+from causalpatch.cli.studies import check, export, init, ls, run, schema, status, verify
 from causalpatch.cli.tuning import tune
 
 app = typer.Typer(
@@ -36,7 +37,8 @@ app = typer.Typer(
 )
 
 _PATCH = (demo, sweep, localize, trace, paths, features, lens, attribute, discover, evaluate)
-for _command in (*_PATCH, debug, confirm, recheck, power, tune, doctor, tasks, pairs, show):
+_STUDY = (init, schema, check, run, status, ls, export, verify)
+for _command in (*_PATCH, debug, *_STUDY, confirm, recheck, power, tune, doctor, tasks, pairs, show):
     app.command()(_command)
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 import causalpatch as cp
+from causalpatch.base.extras import lazy
 from causalpatch.cli import show as view
 from causalpatch.cli.options import (
     Align,
@@ -22,6 +23,8 @@ from causalpatch.cli.options import (
 )
 from causalpatch.cli.requests import metric_of_task, prepared, with_dictionaries
 
+selection = lazy("causalpatch.results.selection")
+
 
 def localize(  # noqa: PLR0913 - each argument is an option that a person types
     model: ModelName,
@@ -38,6 +41,10 @@ def localize(  # noqa: PLR0913 - each argument is an option that a person types
     ] = "all",
     features: Annotated[
         str | None, typer.Option("--features", help="A dictionary whose features are looked at as units.")
+    ] = None,
+    value: Annotated[
+        str | None,
+        typer.Option("--value", help="What is put in: source, or with --direction noise zero, mean, resample, noise."),
     ] = None,
     edges: Annotated[bool, typer.Option("--edges", help="Measure edges between what is found, too.")] = False,
     delta: Annotated[
@@ -71,18 +78,24 @@ def localize(  # noqa: PLR0913 - each argument is an option that a person types
         return
     if not as_json:
         view.text(f"{planned}\n")
-    found = cp.localize(experiment, budget, **asked, edges=edges, delta=delta)
+    found = cp.localize(experiment, budget, **asked, value=value, edges=edges, delta=delta)
     files = []
+    stable = cp.selection_stability(found) if len(set(half.components.tolist())) >= selection.FEWEST else None
     if out:
         out.mkdir(parents=True, exist_ok=True)
         files = [found.save(out / "localization.npz")]
-        files += [found.plot().save(out / f"localization.{ending}") for ending in ("svg", "png", "csv")]
+        files += [found.plot(stable).save(out / f"localization.{ending}") for ending in ("svg", "png", "csv")]
     if as_json:
-        said = {"components": found.summary().to_dict("records"), "unopened": found.unopened.to_dict("records")}
+        said: dict[str, Any] = {
+            "components": found.summary().to_dict("records"),
+            "unopened": found.unopened.to_dict("records"),
+        }
+        often = [] if stable is None else stable.to_dataframe().to_dict("records")
+        said |= {"selected_again": often}
         more = {"pending": found.pending, "spent": found.spent, "edges": found.edges, "plan": str(planned)}
         view.json_object({**said, **more, "n_pairs": len(half), "files": list(map(str, files))})
         return
-    view.text(str(found))
+    view.text(str(found) if stable is None else f"{found}\n\n{stable}")
     if not all_pairs:
         view.text(f"  searched on {len(half)} of {len(loaded)} pairs: the others, by the same split, were not seen")
     if files:

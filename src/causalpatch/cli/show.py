@@ -44,6 +44,28 @@ def problem(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+def is_watched() -> bool:
+    """Say whether a person looks at the error stream."""
+    return sys.stderr.isatty()
+
+
+def progress(line: str, *, is_last: bool) -> None:
+    """Print how far something is on the error stream, over the line before where a person looks at it.
+
+    Args:
+        line: What to say.
+        is_last: Whether the line stays.
+    """
+    start = "\r\033[K" if is_watched() else ""
+    print(f"{start}{line}", end="\n" if is_last else "", file=sys.stderr, flush=True)
+
+
+def end_of_progress() -> None:
+    """Leave the line of progress, where there is one."""
+    if is_watched():
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
 def warning(message: Warning | str, *_: object, **__: object) -> None:
     """Print a warning as one line on the error stream."""
     problem(f"note: {message}")

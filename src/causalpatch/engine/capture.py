@@ -85,7 +85,14 @@ class Captured:
             )
 
 
-def capture(model: Model, batch: Batch, sites: Iterable[Site], *, opens_attention: bool = False) -> Captured:
+def capture(
+    model: Model,
+    batch: Batch,
+    sites: Iterable[Site],
+    *,
+    opens_attention: bool = False,
+    columns: range | None = None,
+) -> Captured:
     """Run a batch once and keep what the sites need.
 
     Args:
@@ -93,14 +100,21 @@ def capture(model: Model, batch: Batch, sites: Iterable[Site], *, opens_attentio
         batch: Its inputs.
         sites: The sites whose values will be asked for.
         opens_attention: Whether attention is computed step by step, also where no site stands inside it.
+        columns: The columns whose logits are computed, by a model that can be asked for some (``few_logits``).
 
     Raises:
         PatchDidNotFire: The module of a site did not run.
     """
-    taps = [model.tap(site) for site in sites]
-    ports = {port for tap in taps for port in (tap.port, *tap.companions)}
-    output, tensors = run_with_hooks(model, inputs_of(model, batch), keep=ports, opens_attention=opens_attention)
+    ports = ports_of(model, sites)
+    output, tensors = run_with_hooks(
+        model, inputs_of(model, batch, columns), keep=ports, opens_attention=opens_attention
+    )
     return Captured(model, batch, output, tensors)
+
+
+def ports_of(model: Model, sites: Iterable[Site]) -> set[Port]:
+    """Return the ports that the values of sites are read from."""
+    return {port for tap in map(model.tap, sites) for port in (tap.port, *tap.companions)}
 
 
 def in_batch(model: Model, tap: Tap, batch: Batch) -> Tap:
@@ -160,10 +174,19 @@ def require_positions(model: Model, pairs: Pairs, role: Role, sites: Collection[
                 )
 
 
-def inputs_of(model: Model, batch: Batch) -> Mapping[str, Any]:
-    """Return the arguments of the model's forward for a batch."""
+def inputs_of(model: Model, batch: Batch, columns: range | None = None) -> Mapping[str, Any]:
+    """Return the arguments of the model's forward for a batch.
+
+    Args:
+        model: The model.
+        batch: The inputs.
+        columns: The columns whose logits are computed, or None for what the model does by itself.
+    """
     further = {**batch.beside, **batch.common}
     if batch.values is not None:
         return model.inputs_of_arrays(batch.values, further)
     encoder = None if batch.encoder is None else (batch.encoder.ids, batch.encoder.mask)
-    return model.inputs(batch.ids, batch.mask, batch.position_ids, further, encoder)
+    call = model.inputs(batch.ids, batch.mask, batch.position_ids, further, encoder)
+    if columns is None:
+        return call
+    return {**call, "logits_to_keep": torch.arange(columns.start, columns.stop, device=model.device)}

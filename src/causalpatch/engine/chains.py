@@ -17,7 +17,7 @@ Symbols: N tokens, U units, D width, W columns of a unit.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -112,12 +112,14 @@ class Chain:
         width: Width of the stream.
         dtype: In which contractions are computed, float32 at least.
         owners: For each receiver the unit of the port that it reads; heads may share one.
+        norms: What is known of norms; chains that share some may share it.
     """
 
     way: Input
     width: int
     dtype: torch.dtype
     owners: Sequence[int] = ()
+    norms: dict[nn.Module, Norm | None] = field(default_factory=dict)
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -125,7 +127,11 @@ class Chain:
         return self.way.chain
 
     def columns(self, tensor: Float[Tensor, "*lead C"]) -> Float[Tensor, "*lead U W"]:
-        """Return the columns of each receiver's unit."""
+        """Return the columns of each receiver's unit; without a copy where units lie side by side in order."""
+        starts, n_units, width = self.way.starts or (), len(self.owners), self.way.width
+        first = starts[self.owners[0]]
+        if [starts[owner] for owner in self.owners] == [first + number * width for number in range(n_units)]:
+            return tensor[..., first : first + n_units * width].reshape(*tensor.shape[:-1], n_units, width)
         return tensor[..., self.places.to(tensor.device)]
 
     def forward(self, x: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead C"]:
@@ -184,17 +190,32 @@ class Chain:
         is_plain = self.way.starts is not None and plain_rows(self.modules[0]) is not None
         return self.modules[1:] if is_plain else self.modules
 
-    @cached_property
+    @property
     def _norm(self) -> Norm | None:
         """The one norm in front, where its formula is known."""
-        return norm_of(self._rest[0], self.width) if len(self._rest) == 1 else None
+        if len(self._rest) != 1:
+            return None
+        if self._rest[0] not in self.norms:
+            self.norms[self._rest[0]] = norm_of(self._rest[0], self.width)
+        return self.norms[self._rest[0]]
 
-    def _folded(self, norm: Norm, plain: Float[Tensor, "D U W"]) -> Float[Tensor, "U W D"]:
+    @property
+    def folds(self) -> tuple[Norm, Float[Tensor, "D U W"]] | None:
+        """The norm and the projection's weight by receivers, where there is nothing else; a copy is not kept."""
+        plain = None if self._norm is None else self._plain()
+        return None if self._norm is None or plain is None else (self._norm, plain)
+
+    def folded(self) -> Float[Tensor, "U W D"]:
         """Return the projection with the norm's scale and centring in it; made anew, since kept they take much room."""
-        weight = plain * norm.scale.to(self.dtype)[:, None, None]
+        if self.folds is None:
+            raise LookupError(self.way.port)
+        norm, plain = self.folds
+        flat, scale = plain.flatten(1), norm.scale.to(self.dtype)
         if norm.is_centred:
-            weight = weight - weight.mean(0, keepdim=True)
-        return weight.permute(1, 2, 0).contiguous()
+            weight = torch.addcmul(-(scale @ flat) / self.width, flat, scale[:, None])
+        else:
+            weight = flat * scale[:, None]
+        return weight.reshape(plain.shape).permute(1, 2, 0)
 
     def pull(self, x: Float[Tensor, "N D"], g: Float[Tensor, "..."]) -> Float[Tensor, "U N D"]:
         """Return the gradients at the stream.
@@ -206,8 +227,6 @@ class Chain:
         if self.way.starts is None:
             rows = g.to(self.dtype)[None]
         elif (plain := self._plain()) is not None:
-            if self._norm is not None:
-                return self._pull_folded(self._norm, plain, x.to(self.dtype), g.to(self.dtype))
             rows = torch.einsum("nuw,duw->und", g.to(self.dtype), plain)
         else:
             rows = self._spread(g)
@@ -231,13 +250,6 @@ class Chain:
             (back,) = torch.autograd.grad(made, x, dual, create_graph=True)
             (pushed,) = torch.autograd.grad(back, dual, delta.to(back))
         return pushed.detach()
-
-    def _pull_folded(self, norm: Norm, plain: Tensor, x: Tensor, g: Tensor) -> Tensor:
-        weight = self._folded(norm, plain)
-        xhat, inverse = norm.parts(x)
-        g = (g * inverse[..., None]).transpose(0, 1)  # U N W
-        inner = (g * torch.matmul(xhat, weight.transpose(1, 2))).sum(-1) / self.width  # U N
-        return torch.bmm(g, weight).addcmul_(inner[..., None], xhat[None], value=-1)
 
     def _spread(self, g: Float[Tensor, "N U W"]) -> Float[Tensor, "U N C"]:
         """Return each unit's gradient among zeros for all others."""

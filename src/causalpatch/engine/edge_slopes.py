@@ -2,18 +2,21 @@
 
     s(u -> v) = mean over pairs of <delta_u, G_v>,    G_v the gradient at the stream by way of v alone
 
-1. Base and source run once. Of a sender u they give delta_u, what it would add more: the embedding's difference, the
-   MLP's, and of a head its difference of z through its columns of the output projection, to first order through a
-   post-norm, times what the model multiplies it by.
+1. Base and source run once; where slopes are taken at the base run, the same forward gives them. Of a sender u the runs
+   give delta_u, what it would add more: the embedding's difference, the MLP's, and of a head its difference of z
+   through its columns of the output projection, to first order through a post-norm, times what the model multiplies it
+   by.
 2. A forward and a backward at each point (``slopes``) give gradients where receivers' inputs stand: at the outputs of
    the projections and at what the MLP reads. Keys and values that heads share are met once for each head that they
    serve, and taken back to their projection together, one member of all groups at a time.
-3. ``chains`` takes them back to the stream. Gradients of a receiver are averaged over points first and contracted once,
-   where what has to be kept fits into the budget; else they are contracted at each point.
+3. What stands there is summed over points as it is met, as wide as a head (``gathered``), so that each point costs a
+   forward, a backward and little else. At last ``chains`` takes the sums back to the stream, one layer after another,
+   and the products with all deltas are the scores.
 
-Nothing has a copy of the stream for each receiver but G itself, one layer at a time, or all layers over the points.
+Differences and gradients at the stream are made when activations are gone. Nothing has a copy of the stream for each
+receiver but G itself, one layer at a time.
 
-Symbols: N tokens of a batch of pairs, U receivers of a group, D width, P columns.
+Symbols: N tokens of a batch of pairs, S senders, U receivers of a group, D width, P columns.
 
 References:
     Syed et al. 2023, 2310.10348 (EAP); Hanna et al. 2024, 2403.17806 (EAP-IG); "Position-aware Automatic Circuit
@@ -26,13 +29,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from causalpatch.base.errors import ModelUnsupported, SiteUnsupported
-from causalpatch.engine.chains import Chain
+from causalpatch.engine.chains import Chain, Norm
+from causalpatch.engine.few_logits import few_of
+from causalpatch.engine.gathered import Gathered
 from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.job import Cost, Job, batches_of_pairs
-from causalpatch.engine.means import Means
 from causalpatch.engine.memory import budget_bytes
 from causalpatch.engine.probes import Probes
 from causalpatch.engine.resolve import Placer
@@ -44,12 +48,16 @@ from causalpatch.engine.slopes import (
     measured_in_batches,
     moved_to,
     require_slope,
+    run_ends,
     take_slopes,
 )
-from causalpatch.engine.untouched import Untouched, run_untouched
+from causalpatch.engine.untouched import Untouched
 from causalpatch.engine.wiring import Wired, Wiring
 from causalpatch.models import Port
 from causalpatch.sites.graph import KINDS, Graph
+
+AT_ONCE = 8
+"""Points whose gradients are gathered before they are multiplied by differences."""
 
 Key = tuple[int, str]
 """A layer and ``"q"``, ``"k"``, ``"v"`` or ``"mlp"``; behind the last layer ``"logits"``."""
@@ -111,6 +119,7 @@ class EdgeSlopes:
             PairError: Prompts of unequal lengths have no alignment.
         """
         require_slope(self.job, self.gauge, self.points)
+        self.few = few_of(self.job, self.gauge)
         where = "input of every component"
         found = measured_in_batches(self.job, self.gauge, self._batches(), self._measure, where)
         return EdgeSums(self.total.cpu().numpy(), found["base"], found["source"], self.cost)
@@ -119,48 +128,64 @@ class EdgeSlopes:
         """Add the scores of some pairs, or nothing where memory runs out; return their runs and the largest slope."""
         sites = [target.site for target in self.job.interventions[0]]
         before = self.total.clone()
+        # Where heads share keys slopes are taken in a run whose attention is computed step by step.
+        begins = self.points.shares[0] == 0 and not self.own and self.wiring.n_shared == 1
+        first = self._probes({}) if begins else None
         try:
-            batch = run_untouched(self.job, self.gauge, Means(), self.cost, indices, base_sites=sites).lean(self.gauge)
-            slope = self._add(batch)
+            batch = run_ends(self.job, self.gauge, self.cost, indices, sites, probes=first, few=self.few)
+            slope = self._add(batch.lean(self.gauge), first)
         except Exception:
             self.total = before
             raise
         return batch, slope
 
-    def _add(self, batch: Untouched) -> float:
-        """Add the scores of some pairs; return the largest slope."""
+    def _add(self, batch: Untouched, first: Probes | None) -> float:
+        """Add the scores of some pairs; return the largest slope.
+
+        Args:
+            batch: The pairs.
+            first: Slopes at the first point, where they have been taken already.
+        """
         meeting = Meeting.of(self.job, batch, self.job.interventions[0][0], self.placer)
-        deltas = self.senders.deltas(batch, meeting)
         columns = columns_of(self.job, batch) if self.by_position else None
         if self.own:
-            return self._add_own(batch, deltas, columns)
-        start = self.wiring.layers[0].stream
-        keeps = len(self.points.shares) > 1 and self._bytes_per_token() * deltas[0, ..., 0].numel() <= self._budget
-        sums: dict[Key, Tensor] = {}
-        steepest = 0.0
+            return self._add_own(batch, meeting, columns)
+        start, difference = self.wiring.layers[0].stream, self.senders.embedded(batch, meeting)
+        steepest, n_points = 0.0, len(self.points.shares)
+        gathered = self._gathered()
         for number, share in enumerate(self.points.shares):
-            probes = self._probes(moved_to(share, start, deltas[0]))
-            steepest = max(steepest, self._run(batch, probes))
-            is_last = number == len(self.points.shares) - 1
+            probes, first = first or self._run(batch, moved_to(share, start, difference)), None
+            steepest = max(steepest, _steepest(probes))
             for key, x, g in self._met(probes):
-                pulled = self.chains[key].pull(x, g)
-                if keeps:
-                    pulled = sums.pop(key).add_(pulled) if key in sums else pulled
-                if keeps and not is_last:
-                    sums[key] = pulled
-                else:
-                    self._contract(key, deltas, pulled / len(self.points.shares), columns)
+                gathered[self._group(key)].add(key, x, g)
+            del probes
+            if number == n_points - 1 or number % AT_ONCE == AT_ONCE - 1:
+                self._contract(gathered, self.senders.deltas(batch, meeting), columns)
+                gathered = self._gathered()
         return steepest
 
-    def _add_own(self, batch: Untouched, deltas: Tensor, columns: Tensor | None) -> float:
+    def _group(self, key: Key) -> int:
+        """Return the number of the group in which a receiver's gradients are gathered: those that hear about the same.
+
+        An MLP behind its layer's heads hears but one sender less than the heads of the next layer.
+        """
+        return key[0] + (key[1] == "mlp" and not self.wiring.graph.is_parallel)
+
+    def _gathered(self) -> dict[int, Gathered[Key]]:
+        groups: dict[int, dict[Key, Chain]] = {}
+        for key, chain in self.chains.items():
+            groups.setdefault(self._group(key), {})[key] = chain
+        return {number: Gathered(chains, self.dtype) for number, chains in groups.items()}
+
+    def _add_own(self, batch: Untouched, meeting: Meeting, columns: Tensor | None) -> float:
         """Add scores with each sender's output moved by itself."""
-        steepest = 0.0
-        for sender, (port, moved) in enumerate(self.senders.moves(deltas)):
+        steepest, deltas = 0.0, self.senders.deltas(batch, meeting)
+        for sender, (port, moved) in enumerate(self.senders.moves(batch, meeting, deltas)):
             first = int(np.flatnonzero(self.wiring.graph.exists[sender])[0])
             delta = deltas[sender].flatten(0, 1)
             for share in self.points.shares:
-                probes = self._probes({port: share * moved}, first)
-                steepest = max(steepest, self._run(batch, probes))
+                probes = self._run(batch, {port: share * moved}, first)
+                steepest = max(steepest, _steepest(probes))
                 for key, x, g in self._met(probes):
                     receivers = receivers_of(self.wiring.graph, key)
                     if receivers.start < first:
@@ -176,32 +201,34 @@ class EdgeSlopes:
                     self._sum_tokens(sender, receivers, of_token / len(self.points.shares), columns)
         return steepest
 
-    def _sum_tokens(self, sender: int, receivers: slice, of_token: Tensor, columns: Tensor | None) -> None:
-        """Add scores of tokens, ``[N]`` or ``[N, U]``."""
-        of_token = of_token.double().reshape(len(of_token), -1)
-        if columns is None:
-            self.total[0, sender, receivers] += of_token.sum(0)
-            return
-        padded = torch.cat([of_token, of_token.new_zeros(1, of_token.shape[1])])
-        self.total[:, sender, receivers] += padded[columns].sum(0)
-
-    def _contract(self, key: Key, deltas: Tensor, pulled: Float[Tensor, "U N D"], columns: Tensor | None) -> None:
+    def _contract(self, gathered: Mapping[int, Gathered[Key]], deltas: Tensor, columns: Tensor | None) -> None:
         """Add the products of differences and gradients."""
-        receivers = receivers_of(self.wiring.graph, key)
-        heard = int(self.wiring.graph.heard[receivers.start])
-        some = deltas[:heard].flatten(1, 2)
-        if columns is None:
-            self.total[0, :heard, receivers] += (some.flatten(1) @ pulled.flatten(1).T).double()
-            return
-        for column, places in enumerate(columns.T):
-            real = places[places < some.shape[1]]
-            found = some[:, real].flatten(1) @ pulled[:, real].flatten(1).T
-            self.total[column, :heard, receivers] += found.double()
+        heard, rows = self.wiring.graph.heard, deltas.flatten(1, 2)
+        for group in gathered.values():
+            receivers = {key: receivers_of(self.wiring.graph, key) for key in group.chains}
+            n_senders = max(int(heard[some.start]) for some in receivers.values())
+            for key, products in group.products(rows[:n_senders]).items():
+                some = receivers[key]
+                n_heard = int(heard[some.start])
+                of_token = products[:, :n_heard] / len(self.points.shares)
+                self._sum_tokens(slice(n_heard), some, of_token, columns)
 
-    def _run(self, batch: Untouched, probes: Probes) -> float:
-        opens = self.wiring.n_shared > 1
+    def _sum_tokens(
+        self, senders: int | slice, receivers: slice, of_token: Float[Tensor, "N *edges"], columns: Tensor | None
+    ) -> None:
+        """Add scores of tokens."""
+        into = self.total[:, senders, receivers]
+        if columns is None:
+            into[0] += of_token.sum(0, dtype=torch.float64).reshape(into.shape[1:])
+            return
+        padded = torch.cat([of_token, of_token.new_zeros(1, *of_token.shape[1:])]).double()
+        into += padded[columns].sum(0).reshape(into.shape)
+
+    def _run(self, batch: Untouched, moved: Mapping[Port, Tensor], first: int = 0) -> Probes:
+        """Take slopes with some outputs moved, from a receiver on."""
+        opens, probes = self.wiring.n_shared > 1, self._probes(moved, first)
         try:
-            take_slopes(self.job, self.gauge, batch, probes, opens=opens, keeps_graph=opens)
+            take_slopes(self.job, self.gauge, batch, probes, opens=opens, keeps_graph=opens, few=self.few)
         except SiteUnsupported as error:
             raise ModelUnsupported(
                 f"edges of '{self.wiring.model.name}' cannot be scored",
@@ -209,28 +236,32 @@ class EdgeSlopes:
                 fix="take scores of nodes: attribute(experiment, 'z'), or measure edges: patch_edges(experiment, …)",
             ) from error
         self.cost.forwards, self.cost.rows = self.cost.forwards + 1, self.cost.rows + len(batch.indices)
-        return max((float(slope.abs().amax()) for slope in probes.slopes.values()), default=0.0)
+        return probes
 
     def _probes(self, moved: Mapping[Port, Tensor], first: int = 0) -> Probes:
         """Return the probes of a run, from a receiver on."""
         ports: list[Port] = []
+        linked: list[Port] = []
         for layer, wired in enumerate(self.wiring.layers):
             for key, way in [((layer, kind), wired.heads[kind]) for kind in KINDS] + [((layer, "mlp"), wired.mlp)]:
                 if receivers_of(self.wiring.graph, key).start >= first:
-                    ports += [wired.stream, way.port]
+                    ports.append(way.port)
                     if self.wiring.n_shared > 1 and key[1] in ("k", "v"):
-                        ports += _shared(wired, key[1])
-        return Probes.at([*ports, self.wiring.last], moved)
+                        shared, of_head = _shared(wired, key[1])
+                        ports += [shared, of_head]
+                        linked += [way.port, shared]
+        streams = [wired.stream for wired in self.wiring.layers]
+        probes = Probes.at([*streams, *ports, self.wiring.last], moved)
+        probes.read, probes.linked, probes.sloped = {*streams, self.wiring.last}, linked, {*ports, self.wiring.last}
+        return probes
 
     def _met(self, probes: Probes) -> Iterator[tuple[Key, Tensor, Tensor]]:
         """Yield for each group of receivers the stream and the gradients, from the last to the first."""
         slopes = dict(probes.slopes)  # going back from keys to their projection passes the probes once more
         for key in reversed(list(self.chains)):
             way, wired = self.chains[key].way, self.wiring.layers[min(key[0], len(self.wiring.layers) - 1)]
-            if way.port not in probes.values:
-                continue
             if way.port not in slopes:
-                continue  # nothing of it reaches the metric
+                continue  # it was not asked for, or nothing of it reaches the metric
             stream = probes.values[way.port if key[1] == "logits" else wired.stream].flatten(0, 1)
             if key[1] in ("k", "v") and self.wiring.n_shared > 1:
                 yield key, stream, self._of_heads(key, wired, probes, slopes)
@@ -267,10 +298,9 @@ class EdgeSlopes:
         return budget_bytes(self.wiring.model.device, self.job.budget_gib)
 
     def _bytes_per_token(self) -> int:
-        """Bytes of the differences of all senders and of the gradients of all receivers at one token."""
+        """Bytes of the differences of all senders, and of the gradients of a layer's receivers, at one token."""
         graph, size = self.wiring.graph, torch.finfo(self.dtype).bits // 8
-        n_kept = graph.n_receivers if len(self.points.shares) > 1 and not self.own else 3 * graph.n_heads
-        return (graph.n_senders + n_kept) * self.wiring.model.width * size
+        return (graph.n_senders + 3 * graph.n_heads + AT_ONCE) * self.wiring.model.width * size
 
 
 def chains_of(wiring: Wiring, dtype: torch.dtype) -> dict[Key, Chain]:
@@ -282,13 +312,14 @@ def chains_of(wiring: Wiring, dtype: torch.dtype) -> dict[Key, Chain]:
     """
     width, n_heads = wiring.model.width, wiring.graph.n_heads
     found: dict[Key, Chain] = {}
+    norms: dict[nn.Module, Norm | None] = {}
     for layer, wired in enumerate(wiring.layers):
         for kind in KINDS:
             n_shared = 1 if kind == "q" else wiring.n_shared
             owners = [head // n_shared for head in range(n_heads)]
-            found[layer, kind] = Chain(wired.heads[kind], width, dtype, owners)
-        found[layer, "mlp"] = Chain(wired.mlp, width, dtype)
-    found[len(wiring.layers), "logits"] = Chain(wiring.end, width, dtype)
+            found[layer, kind] = Chain(wired.heads[kind], width, dtype, owners, norms)
+        found[layer, "mlp"] = Chain(wired.mlp, width, dtype, norms=norms)
+    found[len(wiring.layers), "logits"] = Chain(wiring.end, width, dtype, norms=norms)
     return found
 
 
@@ -306,3 +337,7 @@ def _shared(wired: Wired, kind: str) -> tuple[Port, Port]:
     if kind == "k":
         return Port(wired.attends, "key"), Port(wired.attends, "head_key")
     return Port(wired.attends, "value"), Port(wired.attends, "head_value")
+
+
+def _steepest(probes: Probes) -> float:
+    return max((float(slope.abs().amax()) for slope in probes.slopes.values()), default=0.0)

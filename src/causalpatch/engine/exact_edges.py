@@ -20,9 +20,10 @@ So all edges give the source run, all edges out of one sender give its patch, an
 Symbols: R rows, T tokens, D width.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -33,22 +34,26 @@ from causalpatch.base.errors import ModelUnsupported
 from causalpatch.engine import restart
 from causalpatch.engine.batches import in_batches
 from causalpatch.engine.edge_slopes import chains_of, receivers_of
-from causalpatch.engine.few_logits import few_columns
+from causalpatch.engine.few_logits import few_columns, tokens_at
 from causalpatch.engine.gauge import Gauge, Run
-from causalpatch.engine.hooks import Write
-from causalpatch.engine.job import Cost, Job, batches_of_pairs, most_rows
+from causalpatch.engine.hooks import Write, users_hooks
+from causalpatch.engine.job import Block, Cost, Job, batches_of_pairs, most_rows
 from causalpatch.engine.layers import Layers
 from causalpatch.engine.means import Means
-from causalpatch.engine.memory import is_out_of_memory, release_memory
+from causalpatch.engine.memory import budget_bytes, is_out_of_memory, release_memory
 from causalpatch.engine.put_in import PutIn
 from causalpatch.engine.resolve import Placer
 from causalpatch.engine.senders import change_of_term
+from causalpatch.engine.structure import Findings
 from causalpatch.engine.untouched import Untouched, run_untouched
 from causalpatch.engine.wiring import Wiring
 from causalpatch.models import Port, Tap
 from causalpatch.models.views import Whole
+from causalpatch.results.status import Status
 from causalpatch.sites import Site
 from causalpatch.sites.graph import KINDS
+
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -61,7 +66,8 @@ class ExactEdges:
         wiring: How the model is wired.
         masks: The edges of each run, ``(mask, sender, receiver)``.
         means: Fitted means, where edges carry these.
-        advance: Is told how many runs are done.
+        found: What is known already of the same pairs: untouched runs that fit into memory together, and whether runs
+            may begin at a layer. It holds for as long as the model is what it was.
     """
 
     job: Job
@@ -69,8 +75,8 @@ class ExactEdges:
     wiring: Wiring
     masks: Bool[np.ndarray, "mask sender receiver"]
     means: Means = field(default_factory=Means)
-    advance: Callable[[int], None] = field(default=lambda done: None)
     cost: Cost = field(default_factory=Cost)
+    found: Findings[Any] = field(default_factory=Findings)
 
     def __post_init__(self) -> None:
         self.dtype = self.wiring.model.dtype
@@ -80,35 +86,47 @@ class ExactEdges:
         changed = np.asarray(self.masks.any(1))
         # The logits are read behind the last layer, which is run again: what goes straight to them costs little.
         first = np.where(changed.any(1), layers[changed.argmax(1)], 0)
-        self.layers = Layers(self.wiring.model)
         self.entry = np.minimum(first, self.wiring.graph.n_layers - 1)
-        self.restarts, self.is_few = self._verified()
+        self.restarts, self.is_few, self.layers = self._verified()
         if not self.restarts:
             self.entry = np.zeros_like(first)
 
-    def measure(self) -> tuple[Float[np.ndarray, "metric mask pair"], Float[np.ndarray, "side metric pair"]]:
-        """Return the metrics of all runs, and of the base and the source runs.
+    def blocks(self) -> Iterator[Block]:
+        """Yield the metrics of the base and the source runs, and of all masks, as they become known.
 
         Raises:
             MemoryExhausted: One pair does not fit into memory.
             PairError: Prompts of unequal lengths have no alignment.
         """
-        n_metrics, n_pairs = len(self.gauge.metrics), len(self.job.pairs)
-        values = np.full((n_metrics, len(self.masks), n_pairs), np.nan)
-        untouched = np.full((2, n_metrics, n_pairs), np.nan)
         for batch in in_batches(self.job, batches_of_pairs(self.job), self._untouched):
-            untouched[:, :, batch.indices] = np.stack([batch.values["base"], batch.values["source"]])
+            yield from batch.blocks()
             for masks, found in self._runs(batch):
-                values[np.ix_(np.arange(n_metrics), masks, batch.indices)] = found
-                self.advance(len(masks) * len(batch.indices))
-        return values, untouched
+                numbers, pairs = np.repeat(masks, len(batch.indices)), np.tile(batch.indices, len(masks))
+                yield Block.of(numbers, pairs, found.reshape(len(found), -1), Status.MEASURED)
 
     def _untouched(self, indices: np.ndarray) -> Untouched:
         sites = [target.site for target in self.job.interventions[0]]
-        streams = [Site("resid_pre", layer) for layer in sorted(set(self.entry.tolist()))]
-        return run_untouched(
-            self.job, self.gauge, self.means, self.cost, indices, base_sites=list(dict.fromkeys([*sites, *streams]))
-        )
+        is_all = len(indices) == len(self.job.pairs)  # batches are not held together
+        # What is kept serves sets of edges that begin at any layer.
+        every = range(self.wiring.graph.n_layers)
+        entries = every if is_all and self.restarts else sorted(set(self.entry.tolist()))
+        base_sites = list(dict.fromkeys([*sites, *(Site("resid_pre", layer) for layer in entries)]))
+        make = partial(run_untouched, self.job, self.gauge, self.means, self.cost, indices, base_sites=base_sites)
+        if not is_all:
+            return make()
+        most = budget_bytes(self.wiring.model.device, self.job.budget_gib) // 4
+        return self._known(("untouched", *base_sites), make, lambda batch: batch.n_bytes <= most)
+
+    def _known(self, what: tuple[Hashable, ...], find: Callable[[], T], lasts: Callable[[T], bool] = bool) -> T:
+        """Return what is known of these pairs and weights, finding it out where it is not."""
+        job, model = self.job, self.wiring.model
+        if users_hooks(model):
+            return find()  # they may do another thing each time
+        weights = model.content_hash
+        key = (*what, self.gauge, job.base, job.padding_side, job.max_rows, job.interventions[0][0].value)
+        ask = partial(self.found.of, model, key, lambda: (weights, find()), lambda held: lasts(held[1]))
+        known: tuple[str, T] = ask()
+        return (known if known[0] == weights else ask(anew=True))[1]
 
     def _runs(self, batch: Untouched) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield numbers of masks and what their runs measure, ``(metric, mask, pair)``."""
@@ -153,8 +171,8 @@ class ExactEdges:
         logits = restart.logits_from(self.layers, entry, known, inputs, assembly.writes(), columns)
         self.cost.forwards, self.cost.rows = self.cost.forwards + 1, self.cost.rows + len(local)
         device = self.wiring.model.device
-        tokens = None if columns is None else np.array(columns) - inputs.start[:, None]
-        run = Run(logits, inputs, torch.as_tensor(batch.indices[local], device=device), tokens=tokens)
+        pair = torch.as_tensor(batch.indices[local], device=device)
+        run = Run(logits, inputs, pair, tokens=tokens_at(columns, inputs))
         found = self.gauge.values(run, batch.runs, torch.as_tensor(local, device=device))
         table: np.ndarray = found.reshape(len(found), len(some), n_pairs, copies)[..., 0]
         return table
@@ -172,15 +190,19 @@ class ExactEdges:
                 found |= (groups != groups[..., :1]).any((1, 2, 3))
         return found
 
-    def _verified(self) -> tuple[bool, bool]:
+    def _verified(self) -> tuple[bool, bool, Layers]:
         """Return whether runs can begin at the layers in question, and be asked for some of the logits alone."""
         entries = sorted({*self.entry.tolist()} - {0})
         if restart.why_not(self.job, self.gauge) is not None:
-            return False, False
+            return False, False, Layers(self.wiring.model)
+        return self._known(("entries", *entries), partial(self._verify, entries))
+
+    def _verify(self, entries: Sequence[int]) -> tuple[bool, bool, Layers]:
+        layers = Layers(self.wiring.model)  # it learns what layers return
         try:
-            return True, restart.verify(self.job, self.gauge, self.layers, entries, self.cost)
+            return True, restart.verify(self.job, self.gauge, layers, entries, self.cost), layers
         except ModelUnsupported:
-            return False, False
+            return False, False, layers
 
 
 @dataclass(eq=False)

@@ -1,7 +1,8 @@
 """Patched forwards that can be differentiated, with respect to whatever the patched values are computed from.
 
 1. The model is held as for any run (``hooks.quiet``): in eval mode, in full float32, alone. Its parameters are frozen
-   for as long, so that memory goes to what is asked for and a user's ``.grad`` stays as it was.
+   for as long, so that memory goes to what is asked for and a user's ``.grad`` stays as it was. Activations that would
+   keep several tensors for the backward are computed by a form that keeps one (``fused``).
 2. Rows (intervention, pair) are stacked into one forward of the whole model with plain hooks, as the reference engine
    does. Values that are functions, such as one that returns a learnt constant, are called with gradients on.
 3. Metrics read the logits as tensors. Runs of the base and the source are constants.
@@ -19,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from causalpatch.engine.capture import inputs_of
+from causalpatch.engine.fused import fused
 from causalpatch.engine.gauge import Gauge, Run
 from causalpatch.engine.hooks import quiet, run_with_hooks
 from causalpatch.engine.job import Job, most_rows
@@ -32,7 +34,7 @@ from causalpatch.sites import Site
 @contextmanager
 def differentiable(model: Model) -> Iterator[None]:
     """Hold a model as for a run, with gradients on and its parameters frozen; put everything back afterwards."""
-    with quiet(model):
+    with quiet(model), fused(model):
         trained = [parameter for parameter in model.module.parameters() if parameter.requires_grad]
         try:
             for parameter in trained:

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
 from causalpatch.base.errors import EnoughError
 from causalpatch.engine.bypass import bypassed
 from causalpatch.engine.hooks import Write, hooked
 from causalpatch.engine.stack import Stack
+from causalpatch.engine.unembedding import cut_down, unembedding_of
 
 
 class Head:
@@ -32,7 +32,7 @@ class Head:
     def __init__(self, stack: Stack, returns_tuple: dict[str, bool]) -> None:
         self.stack = stack
         self.returns_tuple = returns_tuple
-        self.unembedding = _unembedding(stack.model.module)
+        self.unembedding = unembedding_of(stack.model.module)
         self._room: Tensor | None = None
 
     def logits(
@@ -58,7 +58,7 @@ class Head:
         model = self.stack.model
         with self._passed_by(lambda hidden: stream[:, None]), ExitStack() as more:
             if vocab is not None and self.unembedding is not None:
-                more.enter_context(_cut_down(self.unembedding, vocab))
+                more.enter_context(cut_down(self.unembedding, vocab))
             elif in_passing and self._has_room:
                 more.enter_context(bypassed(cast(nn.Linear, self.unembedding), self._unembed_in_room))
             more.enter_context(hooked(model, writes))
@@ -142,20 +142,3 @@ def _same(hidden: Tensor) -> Tensor:
 def _inputs(stack: Stack, tokens: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
     ids, positions = tokens
     return stack.model.inputs(ids[:, None], None, positions[:, None])
-
-
-def _unembedding(module: nn.Module) -> nn.Linear | None:
-    """Return the model's last linear map, where it has a plain one."""
-    get = getattr(module, "get_output_embeddings", None)
-    found = get() if callable(get) else None
-    is_plain = type(found) is nn.Linear and type(found.weight) is nn.Parameter and "forward" not in vars(found)
-    return cast(nn.Linear, found) if is_plain else None
-
-
-@contextmanager
-def _cut_down(unembedding: nn.Linear, vocab: Int[Tensor, " column"]) -> Iterator[None]:
-    """Compute only some of the vocabulary."""
-    weight = unembedding.weight[vocab]
-    bias = None if unembedding.bias is None else unembedding.bias[vocab]
-    with bypassed(unembedding, lambda x: functional.linear(x, weight, bias)):
-        yield

@@ -51,11 +51,13 @@ class Write:
         tap: Where the site is read and written.
         index: Index tensors over the leading axes of the site's tensor: rows, and columns where it has positions.
         value: The new values ``[element, *value_axes]``, or a function from the current ones to them.
+        is_whole: The function takes a private copy of the whole tensor, and what it returns goes on.
     """
 
     tap: Tap
     index: tuple[Tensor, ...]
     value: Tensor | Callable[[Tensor], Tensor]
+    is_whole: bool = False
 
 
 @dataclass
@@ -350,6 +352,9 @@ def _written(writes: list[Write], tensor: Tensor, states: dict[Port, _PortState]
     """Apply writes of a port to a copy of its tensor."""
     written, before = tensor.clone(), None
     for write in writes:
+        if write.is_whole and callable(write.value) and len(written) == len(write.index[0]):
+            written = write.value(written)
+            continue
         before = Before.of(written, write.tap.view, before)
         _apply(write, written, states, before)
     return written

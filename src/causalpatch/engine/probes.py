@@ -1,12 +1,12 @@
 """Probes: what stands at ports of a run, and the slope of a metric there, while the model runs as it is.
 
 A probe is a write that puts back what it finds, perhaps moved a little, and remembers it: its value, the tensor that
-goes on, and in the backward the gradient that arrives. At the input of a module it meets the gradient by way of this
-module alone, since only the call of the module is handed the tensor that goes on. Where nothing before it has a
-gradient, the graph begins at the probe.
+goes on, and in the backward the gradient that arrives; or of these what is asked for. At the input of a module it meets
+the gradient by way of this module alone, since only the call of the module is handed the tensor that goes on. Where
+nothing before it has a gradient, the graph begins at the probe.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -29,8 +29,11 @@ class Probes:
         ports: Where they stand.
         moved: What is added to the tensor at some of the ports.
         scaled: What the gradient is multiplied by at some of the ports.
-        values: The tensor at each port, filled by the forward.
-        nodes: The same as it goes on, with its graph.
+        read: Ports whose tensors are kept; None for all.
+        linked: Ports whose tensors are kept with their graph.
+        sloped: Ports whose gradients are kept; None for all.
+        values: The tensors that are kept, filled by the forward.
+        nodes: Those kept with their graph, as they go on.
         slopes: The gradient at each port, filled by the backward.
         dropped: Ports through which no gradient goes back.
     """
@@ -38,6 +41,9 @@ class Probes:
     ports: tuple[Port, ...]
     moved: Mapping[Port, Tensor] = field(default_factory=dict)
     scaled: Mapping[Port, Tensor | float] = field(default_factory=dict)
+    read: Collection[Port] | None = None
+    linked: Collection[Port] = ()
+    sloped: Collection[Port] | None = None
     values: dict[Port, Tensor] = field(default_factory=dict)
     nodes: dict[Port, Tensor] = field(default_factory=dict)
     slopes: dict[Port, Tensor] = field(default_factory=dict)
@@ -62,22 +68,33 @@ class Probes:
             device: Where they are.
         """
         index = (torch.arange(n_rows, device=device),)
-        return [Write(Tap(_ANY, port, Whole()), index, _Met(self, port)) for port in self.ports]
+        return [Write(Tap(_ANY, port, Whole()), index, _Met(self, port), is_whole=True) for port in self.ports]
 
     def meet(self, port: Port, found: Shaped[Tensor, " row *axes"]) -> Shaped[Tensor, " row *axes"]:
-        """Remember what stands at a port, and return what goes on."""
+        """Remember what stands at a port, and return what goes on.
+
+        Args:
+            port: The port.
+            found: What stands there, a copy of our own.
+        """
         if port in self.moved:
             found = found + self.moved[port].to(found)
         if not found.is_floating_point():
             return found
-        self.values[port] = found.detach()
-        if torch.is_grad_enabled():
-            # What was taken out of the model's tensor is a tensor of our own, so that it may begin a graph.
-            going = found if found.requires_grad else found.detach().requires_grad_()
+        if self.read is None or port in self.read:
+            # What goes on may be changed in place by the model.
+            self.values[port] = found.detach().clone()
+        if not torch.is_grad_enabled():
+            return found
+        # What was taken out of the model's tensor is a tensor of our own, so that it may begin a graph.
+        going = found if found.requires_grad else found.detach().requires_grad_()
+        if self.sloped is None or port in self.sloped:
             going.register_hook(_Arrived(self, port))  # type: ignore[no-untyped-call]
-            self.nodes[port] = going
+        if port not in self.linked and not going.is_leaf:
             return going
-        return found
+        if port in self.linked:
+            self.nodes[port] = going
+        return going.clone()
 
 
 @dataclass(frozen=True, eq=False)

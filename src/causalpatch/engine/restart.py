@@ -32,7 +32,7 @@ from causalpatch.base.errors import ModelUnsupported
 from causalpatch.engine.batches import in_batches, in_forwards
 from causalpatch.engine.canonical import shared_outputs
 from causalpatch.engine.capture import Captured, inputs_of
-from causalpatch.engine.few_logits import few_columns, may_take_few, reads_logits
+from causalpatch.engine.few_logits import agree, few_columns, may_take_few, reads_logits, tokens_at
 from causalpatch.engine.gauge import Gauge, Run
 from causalpatch.engine.hooks import Write, quiet, run_with_hooks, users_hooks
 from causalpatch.engine.job import Block, Cost, Job, batches_of_pairs, lay_rows, most_rows
@@ -296,8 +296,7 @@ def _run_rows(setup: _Setup, batch: Untouched, rows: Sequence[Row]) -> Float[np.
         with watching(job.ties, job.model, rows, inputs):
             start = (setup.layers, entry, known, inputs, writes, columns)
             logits = logits_from(*start, opens_attention=job.opens_attention)
-        tokens = None if columns is None else np.array(columns) - inputs.start[:, None]
-        return Run(logits, inputs, pair, tokens=tokens)
+        return Run(logits, inputs, pair, tokens=tokens_at(columns, inputs))
 
     numbers = np.array([row.pair for row in rows])
     pair = torch.as_tensor(numbers, device=job.model.device)
@@ -331,12 +330,10 @@ def logits_from(
 ) -> Float[Tensor, "row *axes"]:
     """Run prompts from a layer on; return the logits of all columns, or of some."""
     model = layers.model
-    call = dict(inputs_of(model, inputs))
+    call = dict(inputs_of(model, inputs, columns))
     if layers.encoder_output is not None and layers.encoder_output in known:
         call["encoder_outputs"] = (known[layers.encoder_output],)
     stream = known.get(layers.sites[entry])
-    if columns is not None:
-        call["logits_to_keep"] = torch.arange(columns.start, columns.stop, device=model.device)
     with quiet(model), ExitStack() as left_out:
         if stream is not None:
             left_out.enter_context(entering(layers, entry, stream))
@@ -378,7 +375,7 @@ def _look(
     local = torch.arange(len(indices))
     for entry in entries:
         got = logits_from(layers, entry, known_before(layers, entry, kept, local, inputs, job), inputs)
-        if not _agree(got, wanted, inputs.mask):
+        if not agree(got, wanted, inputs.mask):
             refuse_layers(job.model, "the run does not come out the same from this layer on", entry)
     if not may_take_few(layers, gauge):
         return False
@@ -389,16 +386,4 @@ def _look(
         few = logits_from(layers, 0, {}, inputs, columns=columns)
     except ModelUnsupported:
         return False
-    return _agree(few, wanted[:, part], inputs.mask[:, part])
-
-
-def _agree(got: Tensor, wanted: Tensor, mask: np.ndarray) -> bool:
-    """Say whether logits of real tokens are the same but for rounding, which other shapes may bring."""
-    if got.shape != wanted.shape:
-        return False
-    # A classifier's answers have no positions.
-    real = torch.as_tensor(mask if got.ndim > 2 else np.ones(len(got), dtype=bool), device=got.device)
-    # 16 units in the last place of the largest logit: a wrong stream is off by much more.
-    allowed = 16 * torch.finfo(wanted.dtype).eps * max(1.0, float(wanted[real].nan_to_num(0.0).abs().max()))
-    got, wanted = got[real].double(), wanted[real].double()
-    return bool(torch.isclose(got, wanted, rtol=0, atol=allowed, equal_nan=True).all())
+    return agree(few, wanted[:, part], inputs.mask[:, part])

@@ -30,42 +30,48 @@ class Senders:
     def __init__(self, wiring: Wiring, dtype: torch.dtype) -> None:
         self.wiring, self.dtype = wiring, dtype
 
+    def embedded(self, batch: Untouched, meeting: Meeting) -> Float[Tensor, "B T D"]:
+        """Return what the embedding would add more, at the base's tokens."""
+        first = self.wiring.layers[0].stream
+        return meeting.difference(batch.known.base.tensors[first], batch.known.source.tensors[first])
+
     def deltas(self, batch: Untouched, meeting: Meeting) -> Float[Tensor, "sender B T D"]:
         """Return what every sender would add more, at the base's tokens."""
         wiring, graph = self.wiring, self.wiring.graph
-        base, source = batch.known.base, batch.known.source
-        first = wiring.layers[0].stream
-        embedded = meeting.difference(base.tensors[first], source.tensors[first])
+        embedded = self.embedded(batch, meeting)
         found = embedded.new_empty(graph.n_senders, *embedded.shape, dtype=self.dtype)
         found[0] = embedded
         for layer, wired in enumerate(wiring.layers):
             self._heads(layer, batch, meeting, found[graph.heads_from(layer)])
             tap = wired.mlp_out
-            here, there = (tap.view.read(run.tensors[tap.port], ()) for run in (base, source))
+            here, there = (tap.view.read(run.tensors[tap.port], ()) for run in (batch.known.base, batch.known.source))
             found[graph.mlp_from(layer)] = meeting.difference(here, there)
-        self._z = {
-            wired.z: meeting.difference(base.tensors[wired.z], source.tensors[wired.z]) for wired in wiring.layers
-        }
         return found
 
-    def moves(self, deltas: Float[Tensor, "sender B T D"]) -> Iterator[tuple[Port, Tensor]]:
+    def moves(
+        self, batch: Untouched, meeting: Meeting, deltas: Float[Tensor, "sender B T D"]
+    ) -> Iterator[tuple[Port, Tensor]]:
         """Yield for each sender where its output stands, and what moves it from the base's to the source's."""
         yield self.wiring.layers[0].stream, deltas[0]
         for layer, wired in enumerate(self.wiring.layers):
+            dz = self._of_heads(wired, batch, meeting)
             for start in wired.starts:
-                moved = torch.zeros_like(self._z[wired.z])
+                moved = torch.zeros_like(dz)
                 columns = slice(start, start + self.wiring.model.head_width)
-                moved[..., columns] = self._z[wired.z][..., columns]
+                moved[..., columns] = dz[..., columns]
                 yield wired.z, moved
             view = wired.mlp_out.view
             factor = view.factor if isinstance(view, Scaled) else 1.0
             yield wired.mlp_out.port, deltas[self.wiring.graph.mlp_from(layer)] / factor
 
+    def _of_heads(self, wired: Wired, batch: Untouched, meeting: Meeting) -> Float[Tensor, "B T C"]:
+        """Return by how much differs what the heads of a layer hand on."""
+        return meeting.difference(batch.known.base.tensors[wired.z], batch.known.source.tensors[wired.z])
+
     def _heads(self, layer: int, batch: Untouched, meeting: Meeting, out: Float[Tensor, "head B T D"]) -> None:
         """Fill in what the heads of a layer would add more."""
         wired, width = self.wiring.layers[layer], self.wiring.model.head_width
-        base, source = (run.tensors[wired.z] for run in (batch.known.base, batch.known.source))
-        dz = meeting.difference(base, source).to(self.dtype)
+        base, dz = batch.known.base.tensors[wired.z], self._of_heads(wired, batch, meeting).to(self.dtype)
         weight = plain_rows(wired.project)
         for head, start in enumerate(wired.starts):
             columns = slice(start, start + width)

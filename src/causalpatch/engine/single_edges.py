@@ -19,7 +19,7 @@ Cost: for each sender and layer behind it a norm, the projections to q, k, v, th
 (edges x changed tokens) through the layers that follow. Memory: 3 D numbers for each sender and token of a block.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -48,7 +48,6 @@ from causalpatch.engine.wavefront import Sweep
 from causalpatch.engine.wiring import Wiring
 from causalpatch.models import Port
 from causalpatch.models.views import Scaled
-from causalpatch.results.status import Status
 from causalpatch.sites import Site
 from causalpatch.sites.graph import KINDS
 
@@ -73,40 +72,28 @@ class SingleEdges:
         gauge: The metrics.
         wiring: How the model is wired.
         edges: Numbers of the sender and the receiver of each edge.
-        advance: Is told how many runs are done.
     """
 
     job: Job
     gauge: Gauge
     wiring: Wiring
     edges: Int[np.ndarray, "edge 2"]
-    advance: Callable[[int], None] = field(default=lambda done: None)
     cost: Cost = field(default_factory=Cost)
 
-    def measure(self) -> tuple[Float[np.ndarray, "metric edge pair"], Float[np.ndarray, "side metric pair"]]:
-        """Return the metrics of all edges, and of the base and the source runs.
+    def blocks(self) -> Iterator[Block]:
+        """Yield the metrics of the base and the source runs, and of all edges, as they become known.
 
         Raises:
             ModelUnsupported: The model's layers cannot be run on rows, or do not give what they gave in its run.
             MemoryExhausted: One pair does not fit into memory.
             PairError: Prompts of unequal lengths have no alignment.
         """
-        job, n_metrics, n_pairs = self.job, len(self.gauge.metrics), len(self.job.pairs)
-        stack, placer = Stack(job.model), Placer(job.pairs, job.base)
-        values = np.full((n_metrics, len(self.edges), n_pairs), np.nan)
-        self.status = np.full(values.shape[1:], Status.MEASURED, dtype=np.uint8)
-        untouched = np.full((2, n_metrics, n_pairs), np.nan)
+        job, stack, placer = self.job, Stack(self.job.model), Placer(self.job.pairs, self.job.base)
         kept = shares.Kept.of(job, self.gauge, wavefront.numbers_of_layers(job.model))
         begin = partial(wavefront.open_sweep, job, self.gauge, stack, Means(), self.cost, kept)
-        for sweep, _ in in_batches(job, kept.batches(), begin):
-            indices = sweep.scenes[0].indices
-            untouched[:, :, indices] = np.stack([sweep.untouched["base"], sweep.untouched["source"]])
-            with torch.no_grad():
-                for block in _Batch(self, sweep, placer).blocks():
-                    values[:, block.interventions, block.pairs] = block.values
-                    self.status[block.interventions, block.pairs] = block.status
-                    self.advance(len(block.pairs))
-        return values, untouched
+        for sweep, untouched in in_batches(job, kept.batches(), begin):
+            yield from untouched
+            yield from _Batch(self, sweep, placer).blocks()
 
     def wanted(self) -> Iterator[tuple[int, _Wanted]]:
         """Yield each layer with the edges into it; behind the last layer those into the logits."""
@@ -167,7 +154,8 @@ class _Batch:
                 some = senders[:most]
                 rows = None
                 try:
-                    rows = list(self._rows(layer, {sender: wanted[sender] for sender in some}))
+                    with torch.no_grad():
+                        rows = list(self._rows(layer, {sender: wanted[sender] for sender in some}))
                 except Exception as error:
                     if not is_out_of_memory(error) or len(some) == 1:
                         raise

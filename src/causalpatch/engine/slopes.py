@@ -8,9 +8,9 @@ whatever kind of weights there is.
 the first layer, or an array itself, is moved there; one point at 0 is the base run. Slopes are averaged over points.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,15 +19,21 @@ from torch import Tensor
 
 from causalpatch.base.errors import MetricError, ModelUnsupported, NoGradient, NotFinite, SettingError
 from causalpatch.engine.batches import in_batches
-from causalpatch.engine.capture import inputs_of
+from causalpatch.engine.capture import Captured, capture, inputs_of, ports_of
+from causalpatch.engine.few_logits import WHOLE, Few, tokens_at
+from causalpatch.engine.fused import fused
 from causalpatch.engine.gauge import Gauge, Run
 from causalpatch.engine.gradient import differentiable
-from causalpatch.engine.hooks import run_with_hooks
-from causalpatch.engine.job import Job
+from causalpatch.engine.hooks import quiet, run_with_hooks
+from causalpatch.engine.job import Cost, Job, check_finite
+from causalpatch.engine.means import Means
 from causalpatch.engine.probes import Probes
 from causalpatch.engine.resolve import Placer, Target
 from causalpatch.engine.untouched import Untouched
+from causalpatch.engine.values import Known
 from causalpatch.models import Model, Port
+from causalpatch.pairs import Batch
+from causalpatch.pairs.role import Role
 from causalpatch.sites import Site
 
 Rule = Literal["midpoint", "eap-ig"]
@@ -206,18 +212,82 @@ def no_gradient(name: str, why: str) -> NoGradient:
     )
 
 
+def run_ends(
+    job: Job,
+    gauge: Gauge,
+    cost: Cost,
+    indices: Int[np.ndarray, " pair"],
+    sites: Sequence[Site],
+    *,
+    probes: Probes | None = None,
+    few: Few = WHOLE,
+) -> Untouched:
+    """Make the base and the source runs of some pairs, and keep there what stands at sites.
+
+    Args:
+        job: The job; both runs are made by its one model, and the metric reads one forward.
+        gauge: The metric.
+        cost: Counts what is spent.
+        indices: The pairs.
+        sites: The sites.
+        probes: Filled with values and slopes of the base run, which is then followed by its backward.
+        few: Which logits are computed.
+
+    Raises:
+        MetricError: Slopes are asked for, and the metric has no gradient.
+        NotFinite: A run gives NaN or infinity.
+    """
+    roles: tuple[tuple[str, Role], ...] = (("source", job.source), ("base", job.base))
+    kept: dict[str, Captured] = {}
+    runs: dict[str, Run] = {}
+    local = torch.arange(len(indices), device=job.model.device)
+    for name, role in roles:
+        inputs = job.pairs.batch(role, indices, padding_side=job.padding_side)
+        cost.forwards, cost.rows = cost.forwards + 1, cost.rows + len(indices)
+        if name == "base" and probes is not None:
+            with differentiable(job.model):
+                run, tensors = _run_with(job, gauge, (indices, inputs), probes, few, keep=sites)
+                kept[name] = Captured(job.model, inputs, None, tensors)
+                runs[name] = replace(run, logits=run.logits.detach())
+                metric = gauge.tensors(run, runs, local)[0]
+                require_graph(metric, gauge)
+                torch.autograd.backward(metric.sum())
+        else:
+            with quiet(job.model), fused(job.model), few.cut():
+                found = capture(job.model, inputs, sites, columns=few.columns(gauge, inputs))
+            kept[name] = replace(found, output=None)
+            runs[name] = _as_run(job, gauge, found.output, (indices, inputs), few)
+    values = {name: gauge.values(run, runs, local) for name, run in runs.items()}
+    # A run with a gradient may round otherwise: of a pair that does not differ there is to be no gap.
+    alike = [len(set(job.pairs[number].digests)) == 1 for number in indices.tolist()]
+    values["source"][:, alike] = values["base"][:, alike]
+    for name, value in values.items():
+        check_finite(job, gauge, name, indices, value)
+    if probes is not None:
+        check_slopes(job, gauge, probes)
+    return Untouched(indices, Known(kept["source"], kept["base"], Means()), runs, values)
+
+
 def take_slopes(
-    job: Job, gauge: Gauge, batch: Untouched, probes: Probes, *, opens: bool = False, keeps_graph: bool = False
+    job: Job,
+    gauge: Gauge,
+    batch: Untouched,
+    probes: Probes,
+    *,
+    opens: bool = False,
+    keeps_graph: bool = False,
+    few: Few = WHOLE,
 ) -> Tensor | None:
     """Run the base prompts of a batch with probes, and the backward of their metrics.
 
     Args:
         job: The job.
-        gauge: The metric.
+        gauge: The metrics.
         batch: The pairs with their untouched runs.
         probes: Filled with values and slopes.
         opens: Whether attention is computed step by step.
         keeps_graph: Whether further backwards will follow.
+        few: Which logits are computed.
 
     Returns:
         What the metrics of all pairs sum to with its graph, where it is kept.
@@ -227,28 +297,50 @@ def take_slopes(
         NotFinite: A slope is NaN or infinite.
     """
     with differentiable(job.model):
-        total = forward_with(job, gauge, batch, probes, opens=opens).sum()
+        total = forward_with(job, gauge, batch, probes, opens=opens, few=few).sum()
         torch.autograd.backward(total, retain_graph=keeps_graph)
     check_slopes(job, gauge, probes)
     return total if keeps_graph else None
 
 
 def forward_with(
-    job: Job, gauge: Gauge, batch: Untouched, probes: Probes, *, opens: bool = False
+    job: Job, gauge: Gauge, batch: Untouched, probes: Probes, *, opens: bool = False, few: Few = WHOLE
 ) -> Float[Tensor, " pair"]:
     """Return the metric of each pair of a run with probes; to be called inside ``differentiable``.
 
     Raises:
         MetricError: The metric has no gradient.
     """
-    model, device = job.model, job.model.device
     inputs = job.pairs.batch(job.base, batch.indices, padding_side=job.padding_side)
-    writes = probes.writes(len(batch.indices), device)
-    output, _ = run_with_hooks(model, inputs_of(model, inputs), writes, opens_attention=opens, with_gradient=True)
-    run = Run(model.logits(output), inputs, torch.as_tensor(batch.indices, device=device))
-    values = gauge.tensors(run, batch.runs, torch.arange(len(batch.indices), device=device))[0]
+    run, _ = _run_with(job, gauge, (batch.indices, inputs), probes, few, opens=opens)
+    values = gauge.tensors(run, batch.runs, torch.arange(len(batch.indices), device=job.model.device))[0]
     require_graph(values, gauge)
     return values
+
+
+def _run_with(
+    job: Job,
+    gauge: Gauge,
+    prompts: tuple[np.ndarray, Batch],
+    probes: Probes,
+    few: Few,
+    *,
+    opens: bool = False,
+    keep: Sequence[Site] = (),
+) -> tuple[Run, dict[Port, Tensor]]:
+    """Run the base prompts of some pairs with probes; return the run, and what stands at sites."""
+    model, (indices, inputs) = job.model, prompts
+    call, writes = inputs_of(model, inputs, few.columns(gauge, inputs)), probes.writes(len(indices), model.device)
+    with few.cut():
+        output, kept = run_with_hooks(
+            model, call, writes, ports_of(model, keep), opens_attention=opens, with_gradient=True
+        )
+    return _as_run(job, gauge, output, prompts, few), {port: tensor.detach() for port, tensor in kept.items()}
+
+
+def _as_run(job: Job, gauge: Gauge, output: Any, prompts: tuple[np.ndarray, Batch], few: Few) -> Run:
+    pair, tokens = torch.as_tensor(prompts[0], device=job.model.device), few.columns(gauge, prompts[1])
+    return Run(job.model.logits(output), prompts[1], pair, tokens=tokens_at(tokens, prompts[1]), vocab=few.vocab)
 
 
 def require_graph(values: Tensor, gauge: Gauge) -> None:

@@ -158,8 +158,7 @@ class SoftEdges:
 
 
 def _bytes_of(batch: Untouched, given: PutIn) -> int:
-    runs = (batch.known.base.tensors, batch.known.source.tensors, given.there)
-    return sum(t.nbytes for held in runs for t in held.values()) + sum(r.logits.nbytes for r in batch.runs.values())
+    return batch.n_bytes + sum(tensor.nbytes for tensor in given.there.values())
 
 
 @dataclass(eq=False)

@@ -57,6 +57,13 @@ class Untouched:
         has_compared = any(metric.compares for metric in gauge.metrics)
         return replace(self, known=replace(self.known, **ends), runs=self.runs if has_compared else {})
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the tensors that are held."""
+        ends = (self.known.base, self.known.source, *self.forks.values())
+        tensors = sum(tensor.nbytes for run in ends for tensor in run.tensors.values())
+        return tensors + sum(run.logits.nbytes for run in self.runs.values())
+
     def blocks(self) -> list[Block]:
         """Return the cells of the untouched runs."""
         codes = {"base": BASE, "source": SOURCE}

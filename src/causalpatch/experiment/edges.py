@@ -6,23 +6,26 @@ cannot, are forwards in which inputs are put together. The record says which, an
 """
 
 import time
-from collections.abc import Callable, Sequence
+import warnings
+import weakref
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from causalpatch.base.collector import undisturbed
-from causalpatch.base.errors import MetricError, ModelUnsupported, SettingError
+from causalpatch.base.errors import CausalPatchWarning, MetricError, ModelUnsupported, SettingError
 from causalpatch.base.progress import bar
-from causalpatch.engine import Job, Means, fit_values, single_edges
+from causalpatch.engine import Block, Job, Means, fit_values, single_edges
 from causalpatch.engine.exact_edges import ExactEdges
-from causalpatch.engine.job import Cost
 from causalpatch.engine.put_in import patches_of_senders
 from causalpatch.engine.single_edges import SingleEdges
+from causalpatch.engine.structure import Findings
 from causalpatch.engine.wiring import Wiring, graph_of, wiring_of
 from causalpatch.experiment.experiment import Experiment
 from causalpatch.experiment.provenance import describe_precision, describe_setup, notes_on
+from causalpatch.experiment.tally import Tally
 from causalpatch.patches import Intervention, Mean, Source, Value, Zero
 from causalpatch.patches.value import as_value
 from causalpatch.results.effects import Effects
@@ -31,6 +34,9 @@ from causalpatch.results.status import Status
 
 MASK_BYTES = 2**26
 """Masks that are held together where single edges are run by forwards."""
+
+_FOUND: "weakref.WeakKeyDictionary[Experiment, Findings[Any]]" = weakref.WeakKeyDictionary()
+"""What is known of an experiment's untouched runs; it goes with the experiment."""
 
 Carried = Source | Zero | Mean
 """What edges can carry instead of what their senders give."""
@@ -84,7 +90,7 @@ def run_edges(experiment: Experiment, asked: EdgeSets, value: Value | str = "sou
             and means have a reference: a run with all edges replaced.
 
     Returns:
-        Effects with the axis ``intervention``, then ``pair``.
+        Effects with the axis ``intervention``, then ``pair``. Stopped by Ctrl-C, they hold what was measured.
 
     Raises:
         ModelUnsupported: The model's components are not known by name, or wired in a way that is not known.
@@ -100,28 +106,25 @@ def run_edges(experiment: Experiment, asked: EdgeSets, value: Value | str = "sou
         job, means = job_of_edges(experiment, carried)
         wiring = wiring_of(experiment.model, experiment.pairs)
         every = asked.with_run_of(wiring.graph.exists) if has_reference else asked
-        total = len(every.labels) * len(experiment.pairs)
-        with bar(f"edges of '{experiment.model.name}'", total, is_shown=experiment.show_progress) as advance:
-            runs = _Runs(experiment, (job, means), wiring, every, advance)
-            runs.measure()
-    base, source = runs.untouched
-    clean, corrupt = (base, source) if experiment.base == "clean" else (source, base)
-    baselines = {"base": base, "source": source, "clean": clean, "corrupt": corrupt}
+        runs = _Runs(experiment, (job, means), wiring, every)
+        is_complete = runs.measure(len(asked.labels))
+    place = len(asked.labels) if has_reference else None
+    kept = runs.tally.pairs_with_baselines(place)
     reference = "corrupted run"
     if is_ablation:
         reference = f"{carried} at all edges together" if has_reference else "none"
-    values = runs.values[:, : len(asked.labels)]
-    if has_reference:
-        baselines["reference"] = runs.values[:, -1]
     return Effects.build(
         axes={"intervention": list(asked.labels)},
-        pair_ids=[pair.id for pair in experiment.pairs],
-        groups=experiment.pairs.components,
+        pair_ids=[experiment.pairs[int(pair)].id for pair in kept],
+        groups=experiment.pairs.components[kept],
         metrics=[metric.name for metric in experiment.metrics],
-        values=values,
-        status=runs.status[: len(asked.labels)],
-        baselines=baselines,
-        provenance=_record(experiment, runs, carried, reference, time.perf_counter() - started),
+        values=runs.tally.values[:, : len(asked.labels), kept],
+        status=runs.tally.status[: len(asked.labels), kept],
+        baselines=runs.tally.baselines(kept, experiment.base, place),
+        provenance={
+            **_record(experiment, runs, carried, reference, time.perf_counter() - started),
+            "complete": is_complete,
+        },
     )
 
 
@@ -186,33 +189,57 @@ class _Runs:
         fitted: tuple[Job, Means],
         wiring: Wiring,
         asked: EdgeSets,
-        advance: Callable[[int], None],
     ) -> None:
-        self.experiment, self.wiring, self.asked, self.advance = experiment, wiring, asked, advance
+        self.experiment, self.wiring, self.asked = experiment, wiring, asked
         self.job, self.means = fitted
         shape = (len(experiment.metrics), len(asked.labels), len(experiment.pairs))
-        self.values = np.full(shape, np.nan)
-        self.status = np.full(shape[1:], Status.MEASURED, dtype=np.uint8)
-        self.untouched = np.full((2, shape[0], shape[2]), np.nan)
-        self.cost = Cost()
+        status = np.full(shape[1:], Status.SKIPPED, dtype=np.uint8)
+        self.tally = Tally(np.full(shape, np.nan), status, np.full((2, shape[0], shape[2]), np.nan))
+        self.found = _FOUND.setdefault(experiment, Findings())
         self.restarts = True
         self.why = ""  # why single edges are not run by the wavefront
         self.counts = {"wavefront": 0, "forwards": 0}
 
-    def measure(self) -> None:
-        """Make the runs."""
+    def measure(self, n_asked: int) -> bool:
+        """Make the runs; return False where the user stopped them in between.
+
+        Args:
+            n_asked: How many of the runs were asked for; controls follow them.
+        """
+        total = len(self.asked.labels) * len(self.experiment.pairs)
+        title = f"edges of '{self.experiment.model.name}'"
+        try:
+            with bar(title, total, is_shown=self.experiment.show_progress) as advance:
+                for block in self._blocks():
+                    advance(self.tally.add(block))
+        except KeyboardInterrupt:
+            n_done = self.tally.n_made(n_asked)
+            if not n_done:
+                raise
+            total = n_asked * len(self.experiment.pairs)
+            warnings.warn(
+                CausalPatchWarning(f"stopped: {n_done:,} of {total:,} runs were made and are kept"), stacklevel=4
+            )
+            return False
+        return True
+
+    def _blocks(self) -> Iterator[Block]:
+        """Make the runs, sets of several edges first: what shares refer to is one of them."""
         asked = self.asked
-        if len(asked.single) and not self._by_wavefront():
+        if len(asked.masks):
+            order = np.roll(np.arange(len(asked.masks)), 1)  # the reference is the last
+            yield from self._by_forwards(asked.several[order], asked.masks[order])
+        if not len(asked.single):
+            return
+        if not (yield from self._by_wavefront()):
             size = max(1, MASK_BYTES // int(np.prod(self.wiring.graph.shape)))
             for begin in range(0, len(asked.single), size):
                 some = slice(begin, begin + size)
                 masks = np.zeros((len(asked.single[some]), *self.wiring.graph.shape), dtype=bool)
                 masks[np.arange(len(masks)), *asked.edges[some].T] = True
-                self._by_forwards(asked.single[some], masks)
-        if len(asked.masks):
-            self._by_forwards(asked.several, asked.masks)
+                yield from self._by_forwards(asked.single[some], masks)
 
-    def _by_wavefront(self) -> bool:
+    def _by_wavefront(self) -> Generator[Block, None, bool]:
         """Run single edges by the wavefront; return False where the model does not allow it."""
         if self.experiment.engine not in ("auto", "wavefront"):
             self.why = f'engine="{self.experiment.engine}"'
@@ -222,21 +249,22 @@ class _Runs:
             self.why = single_edges.why_not(self.job, self.experiment.gauge) or ""
         if self.why:
             return False
-        runs = SingleEdges(self.job, self.experiment.gauge, self.wiring, self.asked.edges, self.advance, self.cost)
+        runs = SingleEdges(self.job, self.experiment.gauge, self.wiring, self.asked.edges, self.tally.cost)
         try:
-            values, self.untouched = runs.measure()
+            for block in runs.blocks():
+                yield block.renumbered(self.asked.single.tolist())
         except ModelUnsupported as error:
             self.why = error.what
             return False
-        self.values[:, self.asked.single], self.status[self.asked.single] = values, runs.status
         self.counts["wavefront"] += len(self.asked.single)
         return True
 
-    def _by_forwards(self, numbers: np.ndarray, masks: np.ndarray) -> None:
-        runs = ExactEdges(self.job, self.experiment.gauge, self.wiring, masks, self.means, self.advance, self.cost)
-        self.values[:, numbers], self.untouched = runs.measure()
-        self.counts["forwards"] += len(numbers)
+    def _by_forwards(self, numbers: np.ndarray, masks: np.ndarray) -> Iterator[Block]:
+        runs = ExactEdges(self.job, self.experiment.gauge, self.wiring, masks, self.means, self.tally.cost, self.found)
         self.restarts &= runs.restarts
+        for block in runs.blocks():
+            yield block.renumbered(numbers.tolist())
+        self.counts["forwards"] += len(numbers)
 
 
 def _require_plain(experiment: Experiment) -> None:
@@ -288,6 +316,5 @@ def _record(experiment: Experiment, runs: _Runs, carried: Carried, reference: st
         "engine": _engine(runs),
         "precision": describe_precision(experiment.model, None),
         "notes": notes_on(experiment.pairs, experiment.base, runs.job.interventions),
-        "complete": True,
-        "cost": {**vars(runs.cost), "seconds": round(seconds, 3)},
+        "cost": {**vars(runs.tally.cost), "seconds": round(seconds, 3)},
     }

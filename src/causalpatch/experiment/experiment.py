@@ -10,7 +10,6 @@ Everything that measures anything goes through ``Experiment.run``. Plan, then ru
 
 import copy
 import time
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -19,8 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from causalpatch.base.collector import undisturbed
-from causalpatch.base.errors import CausalPatchWarning, SiteUnsupported
-from causalpatch.base.progress import bar
+from causalpatch.base.errors import SiteUnsupported
 from causalpatch.engine import (
     BASE,
     ENGINES,
@@ -47,6 +45,7 @@ from causalpatch.engine import (
     targets_of,
 )
 from causalpatch.experiment.baseline import Baseline
+from causalpatch.experiment.measured import Measured, Runner
 from causalpatch.experiment.provenance import (
     describe_precision,
     describe_request,
@@ -155,6 +154,7 @@ class Experiment:
         self.max_rows = max_rows
         self.seed = seed
         self.show_progress = show_progress
+        self.runner: Runner | None = None
         if model.vocab_size and model.kind == "tokens":
             check_answers(pairs, model.vocab_size, model.name)
         if source_model is not None:
@@ -270,43 +270,59 @@ class Experiment:
         check_grid(axes, len(asked))
         require_sites(self.model, self.source_model, self.pairs, self.base, targets)
         warned = warn_of(self.model, self.pairs, self.base, targets)
-        reference = reference_of(targets, self.direction)
-        job = self._job(targets, reference)
-        tally = Tally.of(job, len(self.metrics))
-        started = time.perf_counter()
-        fitted = fit_values(job)
-        job, means = fitted.job, fitted.means
-        route = Route(self.engine)
-        screen = Screen(self.recheck_top, self.seed) if self.precision == "screen" else None
-        is_complete = self._measure(job, means, tally, route, screen)
-        kept = tally.pairs_with_baselines(job.reference)
-        shape = tuple(len(values) for values in axes.values())
-        n_cells = job.n_asked
+        found = self.measured(asked) if self.runner is None else self.runner.measure(self, asked)
+        kept, shape = found.kept, tuple(len(values) for values in axes.values())
+        told = {"notes": [*warned, *notes_on(self.pairs, self.base, targets), *found.record["notes"]]}
         return Effects.build(
             axes=axes,
             pair_ids=[self.pairs[int(i)].id for i in kept],
             groups=self.pairs.components[kept],
             metrics=[metric.name for metric in self.metrics],
-            values=tally.values[:, :n_cells, kept].reshape(len(self.metrics), *shape, len(kept)),
-            status=tally.status[:n_cells, kept].reshape(*shape, len(kept)),
-            baselines=tally.baselines(kept, self.base, job.reference),
+            values=found.values.reshape(len(self.metrics), *shape, len(kept)),
+            status=found.status.reshape(*shape, len(kept)),
+            baselines=found.baselines,
             labels=labels,
             positions=self._aligned_positions(kept, targets) if "position" in axes else None,
             provenance={
                 **describe_program(),
                 **describe_setup(self.model, self.pairs, self.metrics, self.direction, self.seed),
                 **describe_source(self.source_model),
-                **describe_request(asked, targets, reference, self.direction, self.model),
+                **describe_request(asked, targets, reference_of(targets, self.direction), self.direction, self.model),
                 **({"site": title} if title else {}),
-                **({"fitted": list(fitted.record)} if fitted.record else {}),
-                "engine": route.describe(),
-                "precision": screen.describe() if screen else describe_precision(self.model, self.precision),
-                "noise_floor": tally.noise_floor([metric.name for metric in self.metrics]),
-                "notes": [*warned, *notes_on(self.pairs, self.base, targets), *(screen.notes() if screen else ())],
-                "complete": is_complete,
-                "cost": {**vars(tally.cost), "seconds": round(time.perf_counter() - started, 3)},
+                **found.record,
+                **told,
             },
         )
+
+    def measured(self, asked: Sequence[Intervention]) -> Measured:
+        """Run interventions here and return the numbers before they are labelled.
+
+        Args:
+            asked: The interventions.
+        """
+        targets = self._targets(asked)
+        job = self._job(targets, reference_of(targets, self.direction))
+        tally = Tally.of(job, len(self.metrics))
+        started = time.perf_counter()
+        fitted = fit_values(job)
+        job = fitted.job
+        route = Route(self.engine)
+        screen = Screen(self.recheck_top, self.seed) if self.precision == "screen" else None
+        how = (job, self.gauge, fitted.means, tally.cost)
+        blocks = measure_screened(*how, route=route, screen=screen) if screen else measure(*how, route=route)
+        is_complete = tally.fill(blocks, job, f"patching '{self.model.name}'", is_shown=self.show_progress)
+        kept = tally.pairs_with_baselines(job.reference)
+        record = {
+            **({"fitted": list(fitted.record)} if fitted.record else {}),
+            "engine": route.describe(),
+            "precision": screen.describe() if screen else describe_precision(self.model, self.precision),
+            "noise_floor": tally.noise_floor([metric.name for metric in self.metrics]),
+            "notes": list(screen.notes()) if screen else [],
+            "complete": is_complete,
+            "cost": {**vars(tally.cost), "seconds": round(time.perf_counter() - started, 3)},
+        }
+        values, status = tally.values[:, : job.n_asked, kept], tally.status[: job.n_asked, kept]
+        return Measured(values, status, tally.baselines(kept, self.base, job.reference), kept, record)
 
     def turned(self, direction: Direction) -> "Experiment":
         """Return the same experiment in a direction."""
@@ -372,26 +388,6 @@ class Experiment:
             )
         # The value of a site has its positions first, wherever the module has them.
         return shape[sorted(axes, key=lambda each: each != "position").index(axis)]
-
-    def _measure(self, job: Job, means: Means, tally: Tally, route: Route, screen: Screen | None) -> bool:
-        """Fill the tally; return False where the user stopped it in between."""
-        asked = (job, self.gauge, means, tally.cost)
-        blocks = measure_screened(*asked, route=route, screen=screen) if screen else measure(*asked, route=route)
-        total = max(1, len(job.interventions) * len(job.pairs))
-        try:
-            with bar(f"patching '{self.model.name}'", total, is_shown=self.show_progress) as advance:
-                for block in blocks:
-                    advance(tally.add(block))
-        except KeyboardInterrupt:
-            n_done = tally.n_made(job.n_asked)
-            if not n_done:
-                raise
-            total -= len(job.pairs) * job.n_controls
-            warnings.warn(
-                CausalPatchWarning(f"stopped: {n_done:,} of {total:,} runs were made and are kept"), stacklevel=3
-            )
-            return False
-        return True
 
     def _targets(self, interventions: Sequence[Intervention]) -> list[tuple[Target, ...]]:
         return [targets_of(self.model, intervention) for intervention in interventions]

@@ -34,6 +34,7 @@ def make_pairs(  # noqa: PLR0913 - what pairs can be made of, each with a defaul
     against: Model | None = None,
     tries: int = 16,
     entity_disjoint: bool = False,
+    equal_length: bool = False,
     strict: bool = False,
     first_token: bool = False,
     at: int | str = -1,
@@ -68,6 +69,7 @@ def make_pairs(  # noqa: PLR0913 - what pairs can be made of, each with a defaul
         tries: The most partners of each way for each failing prompt.
         entity_disjoint: Keep pairs of which no two share a prompt, an entity that rows name, or a word in which the two
             prompts of a pair differ; these become the pairs' ``entities``.
+        equal_length: Take only partners of as many tokens, so that pairs align by position.
         strict: The answers must also be the first choices of all.
         first_token: Cut answers of several tokens to their first one.
         at: The real token whose outputs are read, or the name of a span of one token, such as ``"mask"``.
@@ -134,7 +136,8 @@ def make_pairs(  # noqa: PLR0913 - what pairs can be made of, each with a defaul
             spans = {name: (text, text) for name, text in failure.spans.items()}
             made.append(Candidate(failure, failure.prompt, AGAINST, failure.answer, spans=spans))
             continue
-        found, beyond = candidates(failure, chosen, material, judge.length, tries, seed)
+        equally = chosen if equal_length else ["length"]
+        found, beyond = candidates(failure, chosen, material, judge.length, tries, seed, equally)
         made += found
         untried.update(beyond)
     tried = {way: sum(one.way == way for one in made) for way in chosen}

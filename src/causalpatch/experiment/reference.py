@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from causalpatch.engine import Target
 from causalpatch.patches import From, Identity
+from causalpatch.results.words import PAIRED
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def reference_of(interventions: Sequence[tuple[Target, ...]], direction: str) ->
     used = [target for group in interventions for target in group if not isinstance(target.value, Identity)]
     ablated = [target for target in used if not target.moves_to_source]
     if not ablated:
-        return Reference((), "corrupted run")
+        return Reference((), PAIRED)
     elsewhere = [target for target in ablated if isinstance(target.value, From)]
     if elsewhere:
         why = f"a value of '{elsewhere[0].described}' does not move a run towards the other one of its pair"

@@ -11,7 +11,7 @@ def with_pairs(experiment: Experiment, pairs: Pairs) -> Experiment:
         experiment: Model, metrics, direction and settings.
         pairs: The pairs.
     """
-    return Experiment(
+    made = Experiment(
         experiment.model,
         pairs,
         experiment.metrics,
@@ -24,3 +24,5 @@ def with_pairs(experiment: Experiment, pairs: Pairs) -> Experiment:
         seed=experiment.seed,
         show_progress=experiment.show_progress,
     )
+    made.runner = experiment.runner
+    return made

@@ -1,10 +1,13 @@
 """What a run has measured so far, so that stopping it loses nothing."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from causalpatch.base.errors import CausalPatchWarning
+from causalpatch.base.progress import bar
 from causalpatch.engine import BASE, SOURCE, Block, Cost, Job, Role
 from causalpatch.results.status import Status
 
@@ -72,3 +75,28 @@ class Tally:
         self.values[:, block.interventions, block.pairs] = block.values
         self.status[cells] = block.status
         return n_new
+
+    def fill(self, blocks: Iterable[Block], job: Job, label: str, *, is_shown: bool | None) -> bool:
+        """Take in all numbers of a job as they come; return False where the user stopped it in between.
+
+        Args:
+            blocks: The numbers.
+            job: What was asked for.
+            label: What the bar calls it.
+            is_shown: Whether there is a bar.
+        """
+        total = max(1, len(job.interventions) * len(job.pairs))
+        try:
+            with bar(label, total, is_shown=is_shown) as advance:
+                for block in blocks:
+                    advance(self.add(block))
+        except KeyboardInterrupt:
+            n_done = self.n_made(job.n_asked)
+            if not n_done:
+                raise
+            total -= len(job.pairs) * job.n_controls
+            warnings.warn(
+                CausalPatchWarning(f"stopped: {n_done:,} of {total:,} runs were made and are kept"), stacklevel=4
+            )
+            return False
+        return True

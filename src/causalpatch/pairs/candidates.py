@@ -113,7 +113,13 @@ class PromptTemplate:
 
 
 def candidates(
-    failure: Failure, ways: Sequence[str], material: "Material", length: Length, tries: int, seed: int
+    failure: Failure,
+    ways: Sequence[str],
+    material: "Material",
+    length: Length,
+    tries: int,
+    seed: int,
+    equally: Sequence[str] = ("length",),
 ) -> tuple[list[Candidate], dict[str, int]]:
     """Return what may stand beside a failing prompt.
 
@@ -124,6 +130,7 @@ def candidates(
         length: Counts the tokens of a prompt.
         tries: The most of each way.
         seed: Seed of the draw among more.
+        equally: In which ways partners must have as many tokens.
 
     Returns:
         The candidates, each prompt once, and how many of each way were not tried.
@@ -144,7 +151,7 @@ def candidates(
             if n_fitting == tries:
                 beyond[way] = len(made) - n_seen
                 break
-            if way != "length" or length(made[k].prompt) == length(failure.prompt):
+            if way not in equally or length(made[k].prompt) == length(failure.prompt):
                 n_fitting += 1
                 found.append(made[k])
     return found, beyond

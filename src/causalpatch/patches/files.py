@@ -8,7 +8,7 @@ import dataclasses
 import json
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -54,9 +54,7 @@ def save_interventions(path: str | Path, interventions: Iterable[Request]) -> Pa
     path = Path(path)
     if path.suffix != ".json":
         raise PatchError(f"interventions are saved as JSON, not as '{path.name}'", fix=f"{path.stem}.json")
-    arrays: dict[str, np.ndarray] = {}
-    made = [Intervention.of(one) for one in interventions]
-    plain = [{"label": one.label, "patches": [_plain_patch(patch, arrays) for patch in one.patches]} for one in made]
+    plain, arrays = plain_interventions([Intervention.of(one) for one in interventions])
     path.parent.mkdir(parents=True, exist_ok=True)
     text = {"format": FORMAT, "schema": SCHEMA, "interventions": plain}
     if arrays:
@@ -64,6 +62,31 @@ def save_interventions(path: str | Path, interventions: Iterable[Request]) -> Pa
             np.savez(file, **cast(dict[str, Any], arrays))
     path.write_text(json.dumps(text, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return path
+
+
+def plain_interventions(interventions: Iterable[Intervention]) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """Return interventions as plain data, and their arrays by the hash that stands for them.
+
+    Raises:
+        PatchError: A value is a function.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    plain = [
+        {"label": one.label, "patches": [_plain_patch(patch, arrays) for patch in one.patches]} for one in interventions
+    ]
+    return plain, arrays
+
+
+def interventions_of_plain(
+    plain: Iterable[Mapping[str, Any]], arrays: Callable[[str], np.ndarray]
+) -> list[Intervention]:
+    """Return the interventions that ``plain_interventions`` wrote.
+
+    Args:
+        plain: What it returned.
+        arrays: Finds an array by its hash.
+    """
+    return [Intervention(tuple(_read_patch(patch, arrays) for patch in one["patches"]), one["label"]) for one in plain]
 
 
 def load_interventions(path: str | Path) -> list[Intervention]:
@@ -80,11 +103,7 @@ def load_interventions(path: str | Path) -> list[Intervention]:
         text = json.loads(path.read_text(encoding="utf-8"))
         if text.get("format") != FORMAT or text.get("schema") != SCHEMA:
             raise _corrupt(path, f"it is no file of the format {FORMAT!r}, schema {SCHEMA}")
-        arrays = _Arrays(path)
-        return [
-            Intervention(tuple(_read_patch(patch, arrays) for patch in one["patches"]), one["label"])
-            for one in text["interventions"]
-        ]
+        return interventions_of_plain(text["interventions"], _Arrays(path).find)
     except (ValueError, KeyError, TypeError, AttributeError, CausalPatchError) as error:
         if isinstance(error, StoreCorrupt):
             raise
@@ -116,18 +135,18 @@ def _plain(value: object, arrays: dict[str, np.ndarray]) -> Any:
     )
 
 
-def _read_patch(plain: Mapping[str, Any], arrays: "_Arrays") -> Patch:
+def _read_patch(plain: Mapping[str, Any], arrays: Callable[[str], np.ndarray]) -> Patch:
     value: Value = _read(plain["value"], arrays)
     return Patch(plain["site"], value, plain["align"], plain["column"])
 
 
-def _read(plain: Any, arrays: "_Arrays") -> Any:
+def _read(plain: Any, arrays: Callable[[str], np.ndarray]) -> Any:
     if isinstance(plain, list):
         return tuple(_read(item, arrays) for item in plain)
     if not isinstance(plain, Mapping):
         return plain
     if set(plain) == {"sha256"}:
-        return arrays.find(plain["sha256"])
+        return arrays(plain["sha256"])
     fields = {name: _read(item, arrays) for name, item in plain.items() if name != "kind"}
     return _KINDS[plain["kind"]](**fields)
 

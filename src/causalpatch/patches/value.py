@@ -79,6 +79,28 @@ def as_value(value: object) -> Value:
     raise _unknown(value)
 
 
+def needs_fitting(value: Value) -> bool:
+    """Tell whether something of a value is fitted on the pairs that it is measured on, unless it was before."""
+    held = value.of if isinstance(value, Subspace) else value
+    return isinstance(held, Mean | Optimal) or (isinstance(held, Noise) and held.sigma is None)
+
+
+def spell(value: Value) -> str:
+    """Return a text that ``as_value`` reads as this very value; an empty one where no text says it, such as of arrays.
+
+    Examples:
+        >>> spell(Mean("positions")), spell(Constant(0.5)), spell(Zero()), as_value(spell(Noise(0.1))) == Noise(0.1)
+        ('mean(over=positions, side=corrupt, per_group=False)', '0.5', 'zero', True)
+    """
+    if isinstance(value, Constant):
+        return repr(float(value.array)) if np.ndim(value.array) == 0 else ""
+    name = next((name for name, kind in NAMED.items() if type(value) is kind), "")
+    held = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if not name or not all(each is None or isinstance(each, str | int | float) for each in held.values()):
+        return ""
+    return name if not held else f"{name}({', '.join(f'{key}={each}' for key, each in held.items())})"
+
+
 def _spelt(text: str) -> Value:
     try:
         return Constant(float(text))

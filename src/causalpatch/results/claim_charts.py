@@ -15,7 +15,7 @@ from causalpatch.base.extras import lazy
 from causalpatch.results.captions import Caption
 from causalpatch.results.charts import BLUE, FAINT, INK, Sheet, finished, layer_of, plain, records
 from causalpatch.results.pictures import Picture
-from causalpatch.results.words import counted, percent
+from causalpatch.results.words import counted, percent, short_name
 from causalpatch.statistics.verdicts import ABSENT, INCONCLUSIVE, SUPPORTED
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _finished(
 ) -> Picture:
     pairs = claim.spec["pairs"]
     where = (
-        f"'{claim.spec['model']['name']}' · '{pairs['name']}' · {counted(pairs['n'], 'held-out pair')}, "
+        f"'{short_name(claim.spec['model']['name'])}' · '{pairs['name']}' · {counted(pairs['n'], 'held-out pair')}, "
         f"{counted(pairs['n_components'], 'independent component')}"
     )
     title = f"{claim.verdict}: share of the gap in {claim.spec['metric']}"

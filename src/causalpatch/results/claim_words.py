@@ -44,14 +44,22 @@ def statement(spec: Mapping[str, Any], findings: Sequence[Finding], verdict: str
         verdict: Of the claim.
         reasons: Why it is inconclusive.
     """
-    pairs, origin = spec["pairs"], "corrupted" if spec["direction"] == "noise" else "clean"
-    run = "clean" if spec["direction"] == "noise" else "corrupted"
+    pairs = spec["pairs"]
     where = (
         f"On {counted(pairs['n'], 'held-out pair')} ({counted(pairs['n_components'], 'independent component')})"
-        f" of '{pairs['name']}', putting {origin} values into {run} runs of '{spec['model']['name']}'"
+        f" of '{pairs['name']}', {_putting(spec)}"
     )
     lines = [f"{verdict}. {where}:", *(f"- {sentence(each, spec)}" for each in findings)]
     return "\n".join([*lines, *(f"inconclusive because {reason}" for reason in reasons)])
+
+
+def _putting(spec: Mapping[str, Any]) -> str:
+    """Return what is put where, and for ablations which run the gap goes to."""
+    is_noise, model = spec["direction"] == "noise", spec["model"]["name"]
+    into = f"into {'clean' if is_noise else 'corrupted'} runs of '{model}'"
+    if spec.get("reference"):
+        return f"putting '{spec['value']}' {into} (gap: clean run to the run with {spec['reference']})"
+    return f"putting {'corrupted' if is_noise else 'clean'} values {into}"
 
 
 def sentence(finding: Finding, spec: Mapping[str, Any]) -> str:

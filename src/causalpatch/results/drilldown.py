@@ -2,7 +2,7 @@
 
 In the first panel layers go up and each has its sublayers; in each further one a row is a part that was opened, and its
 columns are what it is made of. All panels share one colour scale. What was found has a dark outline, what was not
-measured has no cell.
+measured has no cell. A panel below may show how often each part is selected again on resampled pairs.
 """
 
 from __future__ import annotations
@@ -15,19 +15,32 @@ from causalpatch.base.extras import lazy
 from causalpatch.results.captions import Caption
 from causalpatch.results.charts import BLUE, INK, RED, Sheet, finished, layer_of, plain, records, symmetric_limit
 from causalpatch.results.pictures import Picture
+from causalpatch.results.selection import bars
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from causalpatch.results.selection import SelectionStability
 
 alt = lazy("altair")
 
 _MOST_COLUMNS, _MOST_ROWS = 24, 40  # places of a panel; those with the largest effects are drawn
 _CELL = 26, 20  # px
+_WIDE = 6.2  # px of a letter of a label
+_LEGEND = 130  # px
+_OFTEN, _MOST_BARS = 320, 24  # px, width of the scale of frequencies; how many are drawn
 _ORDER = ("sublayer", "module", "position", "head", "expert", "neuron", "feature", "channel")
 _SHORT = {"attn_out": "attention", "mlp_out": "MLP"}
 
 
-def draw(frame: pd.DataFrame, *, title: str, lines: Sequence[str], word: str) -> Picture:
+def draw(
+    frame: pd.DataFrame,
+    *,
+    title: str,
+    lines: Sequence[str],
+    word: str,
+    stability: SelectionStability | None = None,
+) -> Picture:
     """Draw all parts that were measured in the search.
 
     Args:
@@ -35,6 +48,7 @@ def draw(frame: pd.DataFrame, *, title: str, lines: Sequence[str], word: str) ->
         title: What stands above.
         lines: Smaller lines below the title.
         word: What effects do to the gap: restored or removed.
+        stability: How often parts are selected again.
     """
     rows = [{key: plain(value) for key, value in row.items()} for row in records(frame)]
     names = [str(row["name"]) for row in rows]
@@ -45,18 +59,37 @@ def draw(frame: pd.DataFrame, *, title: str, lines: Sequence[str], word: str) ->
             f"{row['level']}s" if row["above"] < 0 or row["level"] != rows[row["above"]]["level"] else "where"
         )
     limit = symmetric_limit(frame["effect"].to_numpy(dtype=float))
-    scale = alt.Scale(domain=[-limit, 0, limit], range=[RED, "#f7f7f7", BLUE])
-    colour = alt.Color("effect:Q", title=f"share of the gap {word}", scale=scale)
-    sheet: Sheet = {}
-    panels, width = [], 190.0
     order = [f"{level}s" for level in _ORDER] + ["where"]
-    for name in sorted({row["panel"] for row in rows}, key=order.index):
+    names = sorted({row["panel"] for row in rows}, key=order.index)
+    sheet: Sheet = {}
+    panels, width = [], 40.0
+    for name in names:
+        is_last = name == names[-1]
+        colour = _colours(limit, word, has_legend=is_last)
         chart, taken = _panel(sheet, name, [row for row in rows if row["panel"] == name], colour)
         panels.append(chart)
-        width += taken + 110
-    whole = alt.hconcat(*panels, spacing=24).resolve_scale(color="shared")
-    said = "from left to right: what parts are made of · outlined: found"
-    return Picture(finished(whole, Caption(title), [*lines, said], max(width, 560.0)), frame, sheet)
+        width += taken + (_LEGEND if is_last else 0)
+    whole = alt.hconcat(*panels, spacing=24).resolve_scale(color="independent")
+    said = ["from left to right: what parts are made of · outlined: found"]
+    if stability is not None:
+        often = stability.to_dataframe().head(_MOST_BARS)
+        heading = alt.TitleParams("how often parts are selected again", anchor="start", fontSize=12, offset=6)
+        below = bars(sheet, often, stability.threshold, width=_OFTEN, step=_CELL[1]).properties(title=heading)
+        whole = alt.vconcat(whole, below, spacing=26).resolve_scale(color="independent")
+        said += [*stability.lines, stability.on_line]
+        left_out = len(stability.to_dataframe()) - len(often)
+        said += [f"{left_out} parts that are selected less often are not drawn"] if left_out else []
+    return Picture(finished(whole, Caption(title), [*lines, *said], max(width, 560.0)), frame, sheet)
+
+
+def _colours(limit: float, word: str, *, has_legend: bool) -> Any:
+    legend = alt.Legend(gradientLength=110, gradientThickness=14, format=".3~g", values=[-limit, 0, limit])
+    return alt.Color(
+        "effect:Q",
+        title=["share of the gap", word],
+        scale=alt.Scale(domain=[-limit, 0, limit], range=[RED, "#f7f7f7", BLUE]),
+        legend=legend if has_legend else None,
+    )
 
 
 def _panel(sheet: Sheet, name: str, rows: list[dict[str, Any]], colour: Any) -> tuple[Any, float]:
@@ -77,7 +110,8 @@ def _panel(sheet: Sheet, name: str, rows: list[dict[str, Any]], colour: Any) -> 
     size = _CELL[0] * len(alongs), _CELL[1] * len(ups)
     heading = f"{name} ({left_out} smaller not drawn)" if left_out else name
     title = alt.TitleParams(heading, anchor="start", fontSize=12, offset=6)
-    return alt.layer(*layers).properties(width=size[0], height=size[1], title=title), size[0]
+    beside = _WIDE * max(map(len, ups), default=0) + 24  # labels of the rows, and the space between panels
+    return alt.layer(*layers).properties(width=size[0], height=size[1], title=title), size[0] + beside
 
 
 def _largest(rows: list[dict[str, Any]], key: str, most: int) -> list[str]:

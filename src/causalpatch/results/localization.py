@@ -10,16 +10,28 @@ patched exactly, and the share of them above ``delta`` has an upper bound (``sta
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from causalpatch.base.errors import SettingError
 from causalpatch.base.extras import lazy
 from causalpatch.results import arrays, drilldown
-from causalpatch.results.words import counted, joined, own_notes, percent, restored, restores
+from causalpatch.results.words import (
+    PAIRED,
+    counted,
+    joined,
+    own_notes,
+    percent,
+    reference_run,
+    restored,
+    restores,
+    short_name,
+)
 from causalpatch.sites import Site
 from causalpatch.statistics.missed import most_missed
 
@@ -27,6 +39,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from causalpatch.results.pictures import Picture
+    from causalpatch.results.selection import SelectionStability
 else:
     pd = lazy("pandas")
 
@@ -51,6 +64,8 @@ class Cell:
         found: How it was measured: ``search``, or ``sample`` of what stayed closed.
         together: Number of the smallest set that it matters in, where it does not by itself; -1 otherwise.
         is_component: Whether it is among what was found: it matters, and nothing that it is made of accounts for it.
+        ways: Of how many parts it is made, in each way in which it can be opened; none of what cannot be.
+        is_spread: Whether what was found of it does not account for its effect.
     """
 
     name: str
@@ -65,6 +80,8 @@ class Cell:
     found: str = "search"
     together: int = -1
     is_component: bool = False
+    ways: tuple[int, ...] = ()
+    is_spread: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,6 +124,23 @@ class Together:
     above: str
 
 
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What was measured on every pair, in the direction of the gap and in the metric's unit.
+
+    Args:
+        moved: Effect of each cell, (cell, pair); NaN where it was not measured on a pair.
+        of_sets: Effect of each set that matters together, beside what else was patched, (set, pair).
+        gap: Gap of each pair, (pair,).
+        group: Independent component of each pair, (pair,).
+    """
+
+    moved: np.ndarray
+    of_sets: np.ndarray
+    gap: np.ndarray
+    group: np.ndarray
+
+
 class Localization(arrays.Saved):
     """What was found, from coarse to fine.
 
@@ -118,13 +152,14 @@ class Localization(arrays.Saved):
         spent: What was spent: ``runs``, ``seconds``, ``FLOP``.
         edges: Effects of edges between what was found, by name, where they were asked for.
         provenance: The record of the runs, with ``budget``, ``planned``, ``level``, ``whole`` (the effect of all parts
-            together, as a share of the gap), ``stopped`` (whether the user ended it) and ``saved`` (share of the runs
-            that races did without).
+            together, as a share of the gap), ``stopped`` (whether the user ended it), ``saved`` (share of the runs that
+            races did without) and ``search`` (what was looked at).
+        measured: Effects on every pair.
     """
 
     format = "causalpatch localization"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - everything that a search finds
         self,
         cells: Sequence[Cell],
         closed: Sequence[Closed],
@@ -133,10 +168,12 @@ class Localization(arrays.Saved):
         spent: Mapping[str, float],
         edges: Mapping[str, float],
         provenance: Mapping[str, Any],
+        measured: Measured,
     ) -> None:
         self.cells, self.closed, self.sets = tuple(cells), tuple(closed), tuple(sets)
         self.pending, self.spent, self.edges = tuple(pending), dict(spent), dict(edges)
         self.provenance = dict(provenance)
+        self.measured = measured
 
     @cached_property
     def found(self) -> tuple[Cell, ...]:
@@ -147,6 +184,38 @@ class Localization(arrays.Saved):
     def components(self) -> list[Site]:
         """The sites that were found, that of the largest |effect| on the discovery pairs first."""
         return [Site.parse(cell.name) for cell in self.found]
+
+    def select(self, *levels: str, beyond: float = 0.0) -> Self:
+        """Return the same search with fewer components, to confirm these and nothing else.
+
+        What is near delta on the discovery pairs can hardly be supported on others, and costs all others power.
+
+        Args:
+            levels: Keep components of these levels, such as ``"head"``; of all where none is named.
+            beyond: Keep components with a larger |effect|, a share of the gap; of members of a set, the set's.
+
+        Raises:
+            SettingError: Nothing is kept.
+
+        Examples:
+            >>> import causalpatch as cp
+            >>> model = cp.open_model("zoo:stories")
+            >>> experiment = cp.Experiment(model, cp.load_pairs("ioi", model)[:12], show_progress=False)
+            >>> found = cp.localize(experiment, budget=2000, units="heads", positions="all")
+            >>> [str(site) for site in found.select("head", beyond=0.25).components]
+            ['z.0.2', 'z.3.2', 'z.3.1']
+        """
+        kept = {cell for cell in self.found if (not levels or cell.level in levels) and self._size(cell) > beyond}
+        if not kept:
+            raise SettingError(
+                f"no {' or '.join(levels) or 'component'} was found with an effect beyond {beyond:g}",
+                facts=[("found", ", ".join(f"{cell.name} {cell.effect:.2f}" for cell in self.found[:6]) or "nothing")],
+                fix='found.select("head", beyond=0.2), or search with another budget or metric',
+            )
+        made = copy.copy(self)
+        made.__dict__.pop("found", None)
+        made.cells = tuple(replace(cell, is_component=cell in kept) for cell in self.cells)
+        return made
 
     @property
     def level(self) -> float:
@@ -193,11 +262,17 @@ class Localization(arrays.Saved):
         """Return a row per part that was measured: all that is known of it."""
         return pd.DataFrame([vars(cell) for cell in self.cells], columns=list(Cell.__dataclass_fields__))
 
-    def plot(self) -> Picture:
-        """Draw the way down, from left to right: sublayers by layer, what opened ones are made of, level by level."""
+    def plot(self, stability: SelectionStability | None = None) -> Picture:
+        """Draw the way down, from left to right: sublayers by layer, what opened ones are made of, level by level.
+
+        Args:
+            stability: What ``selection_stability`` returned for this search: a last panel then shows how often each
+                part is selected again on resampled pairs.
+        """
         frame = self.to_dataframe()
         lines = [self._where, self._spent_words, *self._closed_words]
-        return drilldown.draw(frame, title=self._title, lines=lines, word=restored(self.provenance))
+        word = restored(self.provenance)
+        return drilldown.draw(frame, title=self._title, lines=lines, word=word, stability=stability)
 
     def __str__(self) -> str:
         shown = [self._line(cell) for cell in self.found[:_SHOWN]]
@@ -223,13 +298,15 @@ class Localization(arrays.Saved):
     @property
     def _title(self) -> str:
         metric = self.provenance["metrics"][0]
-        return f"Parts of '{self.provenance['model']['name']}' that move {metric} ({NO_CLAIM})"
+        return f"Parts of '{short_name(self.provenance['model']['name'])}' that move {metric} ({NO_CLAIM})"
 
     @property
     def _where(self) -> str:
         pairs = self.provenance["pairs"]
         parts = f"all {counted(self.provenance['n_whole'], 'part')} together"
         whole = f"{self.provenance['whole']:.3f} of the gap {restored(self.provenance)} by {parts}"
+        if reference_run(self.provenance) != PAIRED:
+            whole = f"gap: clean run to {reference_run(self.provenance)}"
         return f"'{pairs['name']}', {counted(pairs['n'], 'pair')} · {self.provenance['direction']} · {whole}"
 
     @property
@@ -300,7 +377,7 @@ class Localization(arrays.Saved):
         return f"  {cell.name} ({cell.level}): {restores(self.provenance)} {cell.effect:+.3f} of the gap"
 
     def _parts(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        held = {"effects": np.array([cell.effect for cell in self.cells])}
+        held = {"effects": np.array([cell.effect for cell in self.cells]), **vars(self.measured)}
         about = {
             "cells": [{key: value for key, value in vars(cell).items() if key != "effect"} for cell in self.cells],
             "closed": [vars(each) for each in self.closed],
@@ -313,11 +390,13 @@ class Localization(arrays.Saved):
     def _of_parts(cls, held: dict[str, np.ndarray], about: dict[str, Any]) -> Self:
         effects = held["effects"].tolist()
         lists = ("sizes", "sampled", "matters")
+        cells = [{**cell, "ways": tuple(cell["ways"])} for cell in about["cells"]]
         return cls(
-            [Cell(effect=effect, **cell) for effect, cell in zip(effects, about["cells"], strict=True)],
+            [Cell(effect=effect, **cell) for effect, cell in zip(effects, cells, strict=True)],
             [Closed(**{**each, **{name: tuple(each[name]) for name in lists}}) for each in about["closed"]],
             [Together(**{**each, "names": tuple(each["names"])}) for each in about["sets"]],
             **{name: about[name] for name in ("pending", "spent", "edges", "provenance")},
+            measured=Measured(**{name: held[name] for name in Measured.__dataclass_fields__}),
         )
 
 

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from causalpatch.base.extras import lazy
-from causalpatch.results import arrays
-from causalpatch.results.words import counted, own_notes, percent, restores
+from causalpatch.results import arrays, race_chart
+from causalpatch.results.words import counted, own_notes, percent, restored, restores
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from causalpatch.results.pictures import Picture
 else:
     pd = lazy("pandas")
 
@@ -34,8 +36,9 @@ class Race(arrays.Saved):
             the components seen, in the metric's unit, positive towards the source); ``low`` and ``high`` (ends of
             intervals that hold for all candidates and at all times together); ``n_pairs`` that it was measured on.
         best: Numbers of those that were looked for, the largest first.
-        provenance: The record of the runs, with ``looked_for``, ``alpha``, ``intervals`` (how they are made), ``gap``
-            (mean over the pairs seen, in the metric's unit), ``saved`` (share of the full grid's runs) and ``runs``.
+        provenance: The record of the runs, with ``looked_for``, ``above`` (the threshold, or None), ``alpha``,
+            ``intervals`` (how they are made), ``gap`` (mean over the pairs seen, in the metric's unit), ``saved``
+            (share of the full grid's runs) and ``runs``.
     """
 
     format = "causalpatch race"
@@ -89,12 +92,36 @@ class Race(arrays.Saved):
         ]
         return pd.DataFrame(rows)
 
+    def plot(self) -> Picture:
+        """Draw each candidate's share of the gap with its interval, and after how many pairs it was decided."""
+        gap = self.provenance["gap"]
+        frame = self.summary()
+        frame = frame.assign(low=frame["low"] / gap, high=frame["high"] / gap)
+        lines = [self._title, f"lines: {self._intervals}", self._saved_words, *own_notes(self.provenance)]
+        above = self.provenance.get("above")
+        lines += [] if above is None else [f"grey: up to {above:g} of the gap"]
+        n_pairs = int(self.provenance["pairs"]["n"])
+        return race_chart.draw(frame, n_pairs=n_pairs, above=above, lines=lines, word=restored(self.provenance))
+
+    @property
+    def _title(self) -> str:
+        pairs = self.provenance["pairs"]
+        of = f"{counted(len(self.names), 'candidate')} on '{pairs['name']}', {counted(pairs['n'], 'pair')}"
+        return f"{self.provenance['looked_for']} of {of} (exploratory)"
+
+    @property
+    def _intervals(self) -> str:
+        level = percent(1 - self.provenance["alpha"])
+        return f"{self.provenance['intervals']}; all hold together with probability {level}"
+
+    @property
+    def _saved_words(self) -> str:
+        made = f"({self.provenance['runs']:,} were)"
+        return f"{percent(round(self.saved, 3))} of the full grid's runs were not made {made}"
+
     def __str__(self) -> str:
         record = self.provenance
-        lines = [
-            f"{record['looked_for']} of {counted(len(self.names), 'candidate')} on '{record['pairs']['name']}', "
-            f"{counted(record['pairs']['n'], 'pair')} (exploratory)",
-        ]
+        lines = [self._title]
         for row in self.summary().head(max(len(self.best), 1)).head(_SHOWN).to_dict("records"):
             ends = f"[{row['low']:.3g}, {row['high']:.3g}]"
             lines.append(
@@ -105,8 +132,7 @@ class Race(arrays.Saved):
         if undecided:
             names = ", ".join(undecided[:6]) + (f" and {len(undecided) - 6} more" if len(undecided) > 6 else "")
             lines.append(f"not separable on this pool: {names}")
-        lines.append(f"{record['intervals']}; all hold together with probability {percent(1 - record['alpha'])}")
-        lines.append(f"{percent(round(self.saved, 3))} of the full grid's runs were not made ({record['runs']:,} were)")
+        lines += [self._intervals, self._saved_words]
         lines += [f"note: {note}" for note in own_notes(record)]
         return "\n".join([*lines, "next: confirm what was found on pairs that this race never saw"])
 

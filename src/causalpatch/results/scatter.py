@@ -37,9 +37,9 @@ def against(frame: pd.DataFrame, *, title: str, lines: Sequence[str], delta: flo
     ]
     ends = [float(function([*frame["score"], *effects, 0.0])) for function in (min, max)]
     sheet: Sheet = {}
-    scale = alt.Scale(nice=True)
-    x = alt.X("score:Q", title="score, share of the gap", scale=scale)
-    y = alt.Y("shown:Q", title="exact effect, share of the gap", scale=scale)
+    drawn = {"scale": alt.Scale(nice=True), "axis": alt.Axis(format=".3~g", tickCount=6)}
+    x = alt.X("score:Q", title="score, share of the gap", **drawn)
+    y = alt.Y("shown:Q", title="exact effect, share of the gap", **drawn)
     band = layer_of(sheet, "band", [{"low": -delta if is_signed else 0.0, "high": delta}])
     one = layer_of(sheet, "diagonal", [{"score": end, "shown": end} for end in ends])
     parts = [part for part in _PARTS if (frame["part"] == part).any()]

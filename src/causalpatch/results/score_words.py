@@ -39,7 +39,7 @@ def importance_of(values: np.ndarray, provenance: Mapping[str, Any], *, is_stric
         if is_strict:
             raise NoGap(
                 "base and source runs have the same mean metric, so that importance is not defined",
-                facts=[("mean", provenance["mean_base"])],
+                facts=[("mean", f"{provenance['mean_base']:.6g}")],
                 fix="use scores.score(), or pairs on which the metric differs",
             )
         return np.full_like(values, np.nan)

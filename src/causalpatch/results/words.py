@@ -7,7 +7,8 @@ between the clean and the corrupted run, noising *removes* one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import PurePath
+from typing import Any, Final
 
 
 def counted(number: int, noun: str) -> str:
@@ -40,6 +41,16 @@ def percent(share: float) -> str:
     return f"{100 * share:.4g}%"
 
 
+def short_name(name: str) -> str:
+    """Return what a model is called in a heading: of a folder its own name alone.
+
+    Examples:
+        >>> short_name("/data/models/small"), short_name("zoo:stories"), short_name("openai-community/gpt2")
+        ('small', 'zoo:stories', 'openai-community/gpt2')
+    """
+    return PurePath(name).name if name.startswith(("/", "./", "../", "~/")) else name
+
+
 def is_noise(provenance: Mapping[str, Any]) -> bool:
     """Tell whether effects are shares removed, not restored."""
     return provenance.get("direction") == "noise"
@@ -58,6 +69,10 @@ def recovered(provenance: Mapping[str, Any]) -> str:
 def restores(provenance: Mapping[str, Any]) -> str:
     """Return ``restores`` or ``removes``, for one cell."""
     return "removes" if is_noise(provenance) else "restores"
+
+
+PAIRED: Final = "corrupted run"
+"""What the far end of the gap is called where values come from the other run of a pair."""
 
 
 def reference_run(provenance: Mapping[str, Any]) -> str:

@@ -37,6 +37,7 @@ from causalpatch.validation.held_out import components_needed
 
 Level = Literal["layers", "heads", "neurons"]
 _UNITS: Final[Mapping[str, Units]] = {"layers": "none", "heads": "heads", "neurons": "all"}
+STOPPED: Final = 130  # the exit code of what the user ends
 _FRACTIONS: Final = (0.5, 0.4, 0.3, 0.2, 0.1)  # of the pairs for the search, until enough are left to confirm
 
 
@@ -99,10 +100,10 @@ def debug(  # noqa: PLR0913 - what fails, what works, how far to look; each has 
     Examples:
         >>> import causalpatch as cp
         >>> model = cp.open_model("zoo:stories")
-        >>> rows = [{"prompt": row.corrupt_text, "answer": " Mary"} for row in cp.load_pairs("ioi", model)[:4]]
-        >>> found = cp.debug(model, rows, budget=1000)
-        >>> found.stop.stage
-        'pairs'
+        >>> rows = [{"prompt": pair.clean_text, "answer": " Mary"} for pair in cp.load_pairs("ioi", model)[:4]]
+        >>> found = cp.debug(model, rows, budget=200, level="layers")
+        >>> found.exit_code, found.claim is None  # four prompts are too few to confirm anything
+        (1, True)
 
     Cost:
         Two runs for each failing prompt and each partner that is tried, the budget, and the claim's runs.
@@ -145,7 +146,7 @@ def debug(  # noqa: PLR0913 - what fails, what works, how far to look; each has 
     if localization is None:
         return study.found
     if localization.provenance["stopped"]:
-        return study.stop("search", "it was stopped by the user", fix="run it again: nothing was confirmed yet")
+        return study.stop("search", "the user ended it", fix="run it again: nothing was confirmed yet", code=STOPPED)
     if not study.found.restoring:
         return study.stop("search", *_nothing(localization))
     if held_out is None:
@@ -226,9 +227,11 @@ class _Study:
         self._keep(name, started, **dict(zip(fields, made if len(fields) > 1 else (made,), strict=True)))
         return made
 
-    def stop(self, stage: str, why: str, facts: Sequence[tuple[str, object]] = (), fix: str = "") -> Debugging:
+    def stop(
+        self, stage: str, why: str, facts: Sequence[tuple[str, object]] = (), fix: str = "", code: int = 1
+    ) -> Debugging:
         """Note that the investigation ends without a claim."""
-        self._keep(stage, time.perf_counter(), stop=Stop(stage, why, tuple(facts), fix, 1))
+        self._keep(stage, time.perf_counter(), stop=Stop(stage, why, tuple(facts), fix, code))
         return self.found
 
     def _keep(self, name: str, started: float, **more: Any) -> None:

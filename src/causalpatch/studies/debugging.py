@@ -134,8 +134,8 @@ class Debugging:
         if self.stop is None:
             if self.supported:
                 return (
-                    "change or retrain just these, then hold the mended model to the claim, which should no longer "
-                    f"hold on these prompts: causalpatch recheck claim.json --model NEW ({joined(self.supported)})"
+                    f"look at {self.supported[0]} first, since what lies behind a place may only pass on what comes "
+                    "from there; when the model is mended, debug it on the same prompts: none should fail"
                 )
             return self.claim.next_step if self.claim is not None else "run it to its end"
         if self.stop.stage == "pairs" and self.asked["against"] is None:

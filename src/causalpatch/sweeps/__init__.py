@@ -6,6 +6,7 @@ from causalpatch.sweeps.grid import plan_sweep, sweep
 from causalpatch.sweeps.lens import direct_logit_attribution, logit_lens
 from causalpatch.sweeps.localize import localize, plan_localize, race
 from causalpatch.sweeps.paths import direct_effect, path_patch
+from causalpatch.sweeps.stability import selection_stability
 from causalpatch.sweeps.tracing import Tracing, trace
 from causalpatch.sweeps.windows import everything_but, joint, sites_of, together, window
 
@@ -24,6 +25,7 @@ __all__ = [
     "plan_localize",
     "plan_sweep",
     "race",
+    "selection_stability",
     "sites_of",
     "sweep",
     "together",

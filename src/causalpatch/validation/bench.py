@@ -11,9 +11,14 @@ import numpy as np
 from causalpatch.engine.wiring import graph_of
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.edges import EdgeSets, run_edges
+from causalpatch.experiment.subset import with_pairs
+from causalpatch.experiment.towards import gap_to_source, sublayers_of, towards
+from causalpatch.pairs import Pairs
 from causalpatch.patches import Intervention, Value
+from causalpatch.patches.value import needs_fitting
 from causalpatch.results.effects import Effects
-from causalpatch.validation.components import Member, Wire, masks_of
+from causalpatch.results.words import PAIRED
+from causalpatch.validation.components import Member, Node, Wire, masks_of
 
 Set = Sequence[Member]
 
@@ -24,10 +29,15 @@ class Bench:
 
     Args:
         experiment: Model, pairs, metrics and direction. A screen in few bits is not used.
+        ablation: Where it is not None, the gap is that between the clean run and the run in which all attention and
+            MLPs have this value.
+        found_on: Pairs on which values are fitted, where they are fitted at all.
         n_runs: How many runs were made, of all sets and pairs.
     """
 
     experiment: Experiment
+    ablation: Value | None = None
+    found_on: Pairs | None = None
     n_runs: int = 0
     provenance: dict[str, Any] = field(default_factory=dict)
     _known: dict[tuple[frozenset[Member], Value | None], np.ndarray] = field(default_factory=dict)
@@ -44,15 +54,23 @@ class Bench:
         found: np.ndarray = self.experiment.pairs.components
         return found
 
-    def rising(self, metric: int = 0) -> int:
-        """Return +1 where the clean run should have the higher value of a metric, else -1."""
-        return 1 if self.experiment.metrics[metric].is_higher_when_clean(self.experiment.direction) else -1
-
     def gap(self, metric: int = 0) -> np.ndarray:
-        """Return the gap of each pair between the clean and the corrupted run, (pair,); positive where all is well."""
-        baseline = self.experiment.baseline
-        gap: np.ndarray = self.rising(metric) * (baseline.clean[metric] - baseline.corrupt[metric])
-        return gap
+        """Return the gap of each pair, (pair,); positive where all is well."""
+        if self.ablation is None:
+            return gap_to_source(self.experiment, metric)
+        found: np.ndarray = self.effects([self._everything], self.ablation, metric)[0]
+        return found
+
+    @property
+    def reference(self) -> str:
+        """What the far end of the gap is called."""
+        if self.ablation is None:
+            return PAIRED
+        return f"{self.ablation} at all {len(self._everything)} sublayers together"
+
+    @property
+    def _everything(self) -> tuple[Member, ...]:
+        return tuple(map(Node, sublayers_of(self.experiment.model)))
 
     def measure(self, sets: Sequence[Set], value: Value | None = None) -> None:
         """Make the runs of those sets that were not measured with this value yet.
@@ -70,11 +88,7 @@ class Bench:
         effects = self._run(list(wanted.values()), value)
         if not effects.is_complete:
             raise KeyboardInterrupt
-        sign = 1 if self.experiment.direction == "denoise" else -1
-        tables = [
-            sign * self.rising(number) * effects.metric(metric.name).effect(per_pair=True).values
-            for number, metric in enumerate(self.experiment.metrics)
-        ]
+        tables = [towards(self.experiment, effects, number) for number in range(len(self.experiment.metrics))]
         for place, key in enumerate(wanted):
             self._known[key, value] = np.stack([table[place] for table in tables])
         self.n_runs += len(wanted) * len(self.experiment.pairs)
@@ -101,6 +115,9 @@ class Bench:
             Intervention(tuple(member.patch(value) for member in members if not isinstance(member, Wire)), label)
             for members, label in zip(sets, labels, strict=True)
         ]
+        if value is not None and needs_fitting(value) and self.found_on is not None:
+            asked = with_pairs(self.experiment, self.found_on).fit(asked)
+            self.n_runs += len(self.found_on)
         return self.experiment.run(asked, axes={"intervention": labels}, title=_title(sets))
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from causalpatch.base.errors import SettingError
 from causalpatch.base.spec import content_hash
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.provenance import MIRRORED
@@ -26,8 +25,8 @@ from causalpatch.experiment.subset import with_pairs
 from causalpatch.metrics import Metric
 from causalpatch.pairs import Pairs
 from causalpatch.pairs.plain import plain_pairs
-from causalpatch.patches import Interpolate, Source, Subspace, Value
-from causalpatch.patches.value import as_value
+from causalpatch.patches import Constant, Noise, Subspace, Value, Zero
+from causalpatch.patches.value import spell
 from causalpatch.results.claim import REUSED, Check, Claim, Finding
 from causalpatch.results.claim_words import NEVER_SAID
 from causalpatch.results.words import counted, percent
@@ -41,6 +40,7 @@ from causalpatch.validation.components import Asked, Member, Wire, closed_in, de
 from causalpatch.validation.findings import find, numbers_of
 from causalpatch.validation.held_out import require_apart, require_enough, require_other
 from causalpatch.validation.ledger import Ledger, model_hash
+from causalpatch.validation.put import put_of
 
 RULES = "minimum effect beyond delta, max-T over whole components of pairs, skew-adjusted Fieller intervals; 1"
 
@@ -95,19 +95,23 @@ def confirm(  # noqa: PLR0913 - what is claimed, on what evidence, by which rule
         alpha: Probability that even one component is wrongly called supported.
         found_on: The pairs, or the experiment, that the components were found on.
         unrelated: Other behaviours on which the components should do nothing: experiments, or pairs for this metric.
-        value: What is put in: the source's value, or a ``Subspace`` of it.
+        value: What is put in: the source's value, or a ``Subspace`` of it. In the direction noise also an ablation:
+            ``"zero"``, a number, ``"mean"``, ``"resample"`` or ``"noise"``; shares are then of the gap between the
+            clean run and the run in which all attention and MLPs have such values. Means and the width of noise are
+            fitted on the discovery pairs.
         checks: Which controls are made; all by default.
-        ledger: File of the openings of held-out pairs; the user's own by default.
+        ledger: File of the openings of held-out pairs, or a ``Ledger``; the user's own by default.
 
     Returns:
         The claim. Its verdict is *supported*, *absent up to delta* or *inconclusive*, with the reason.
 
     Raises:
-        PairError: There are fewer than 10 independent components of pairs; the search saw some of them; or a value was
-            fitted on them.
+        PairError: There are fewer than 10 independent components of pairs; the search saw some of them; or a value was,
+            or would be, fitted on them.
         NoGap: Clean and corrupted runs do not differ enough, so a share means nothing.
         SiteNotFound: A component is not in the model.
-        SettingError: No component is named, one twice, delta or alpha is impossible, or the ledger cannot be written.
+        SettingError: No component is named, one twice, delta or alpha is impossible, no share can be given of the
+            value, or the ledger cannot be written.
 
     Examples:
         >>> import causalpatch as cp
@@ -131,7 +135,7 @@ def confirm(  # noqa: PLR0913 - what is claimed, on what evidence, by which rule
     delta = delta_of(members) if delta is None else delta
     discovery = found_on.pairs if isinstance(found_on, Experiment) else found_on
     origin = origin_of(components)
-    put = _put(value)
+    put, is_ablation = put_of(value, experiment, members)
     controls.check_number(checks.n_matched)
     n_components = require_enough(experiment.pairs, alpha)
     if origin is not None:
@@ -141,12 +145,13 @@ def confirm(  # noqa: PLR0913 - what is claimed, on what evidence, by which rule
     if put is not None:
         sensitivity.require_not_fitted_here(put, experiment.pairs, discovery)
     others = [each if isinstance(each, Experiment) else with_pairs(experiment, each) for each in unrelated]
-    bench = Bench(sensitivity.with_more_metrics(experiment, checks.metrics))
+    asked = sensitivity.with_more_metrics(experiment, checks.metrics)
+    bench = Bench(asked, put if is_ablation else None, discovery)
     numbers_of(bench, bench.gap()[None]).require_gap()
     test: dict[str, Any] = {"delta": float(delta), "alpha": alpha, "n_draws": checks.n_draws, "seed": experiment.seed}
     minimum_effect(bench.gap()[None], bench.gap(), bench.group, **test)  # refuses an impossible delta or alpha
-    spec = _spec(experiment, members, put, n_components, test, discovery, origin)
-    book = Ledger(ledger)
+    spec = _spec(bench, members, put, n_components, test, discovery, origin)
+    book = ledger if isinstance(ledger, Ledger) else Ledger(ledger)
     opened = book.opened(experiment)
 
     names, sets = controls.with_joint(members)
@@ -171,35 +176,13 @@ def confirm(  # noqa: PLR0913 - what is claimed, on what evidence, by which rule
         checks=tuple(made),
         limits=tuple(_limits(bench, tested, discovery or origin, [*closed_in(components)], made)),
         reused={name: len(held) for name, held in opened.items()},
-        record={**bench.provenance, "n_runs": bench.n_runs + n_more, "ledger": str(book.path)},
+        record={**bench.provenance, "n_runs": bench.n_runs + n_more, "ledger": book.place},
         held_out=plain_pairs(experiment.pairs),
     )
 
 
-def _put(value: Value | str | None) -> Value | None:
-    """Return what is put in; None for the source's whole value.
-
-    Raises:
-        SettingError: It does not move the base run to the source run, so that the pairs' gap is not what it is about.
-    """
-    put = None if value is None else as_value(value)
-    if put is None or isinstance(put, Source):
-        return None
-    held = put.of if isinstance(put, Subspace) else put
-    if not isinstance(held, Source | Interpolate):
-        raise SettingError(
-            f"no claim is made of the value '{put}'",
-            facts=[
-                ("claimed", "what the source run's values restore or remove"),
-                ("ablations", "are checks of a claim"),
-            ],
-            fix='leave value= out, and ask for Checks(corruptions=("mean", "zero"))',
-        )
-    return put
-
-
 def _spec(
-    experiment: Experiment,
+    bench: Bench,
     members: Sequence[Member],
     value: Value | None,
     n_components: int,
@@ -208,11 +191,13 @@ def _spec(
     origin: Any,
 ) -> dict[str, Any]:
     """Return what is asked, before any number is seen."""
+    experiment = bench.experiment
     model, pairs = experiment.model, experiment.pairs
     found = None if discovery is None else {"name": discovery.name, "hash": discovery.content_hash, "n": len(discovery)}
     if found is None and origin is not None:
         found = {name: origin.get(name) for name in ("name", "hash", "n")}
     inside = {"subspace": value.hash} if isinstance(value, Subspace) else {}
+    inside |= {} if value is None or bench.ablation is None else {"reference": bench.reference, "put": spell(value)}
     return {
         "components": list(map(str, members)),
         "kind": "edges" if isinstance(members[0], Wire) else "sites",
@@ -242,7 +227,9 @@ def _checks(  # noqa: PLR0913 - everything that was measured and asked for meets
 ) -> tuple[list[Check], int]:
     """Return the controls and further looks, and how many runs they took beside the bench's own."""
     wants_runs = checks.n_matched or checks.doses
-    specific, n_specific = controls.specificity(members, value, others, test)
+    turned = [each if bench.ablation is None else each.turned(bench.experiment.direction) for each in others]
+    apart = [Bench(each, bench.ablation, discovery) for each in turned]
+    specific, n_specific = controls.specificity(members, value, apart, test)
     backup, n_backup = interplay.backup(bench, members, value, checks.n_others, test)
     corrupted, n_corrupted = sensitivity.other_corruptions(bench, members, checks.corruptions, discovery, test)
     left_out = "left out: Checks.none()"
@@ -292,6 +279,10 @@ def _limits(
         limits.append(
             f"{mirrored:.0%} of the pairs are mirrored: the other direction is redundant by construction, and no claim "
             "of it"
+        )
+    if isinstance(bench.ablation, Zero | Constant | Noise):
+        limits.append(
+            f"'{bench.ablation}' is none of the model's own values: shares hold what such a value does by itself too"
         )
     limits += [str(note) for note in bench.provenance.get("notes", ()) if "mirrored" not in str(note)]
     limits += closed

@@ -158,6 +158,8 @@ def identity(bench: Bench) -> Check:
 def whole_source(bench: Bench, members: Sequence[Member]) -> Check:
     """Patch the stream behind the last layer: by construction all of the gap, where prompts are equally long."""
     name, model = "whole source", bench.experiment.model
+    if bench.ablation is not None:
+        return Check(name, skipped="shares are of a gap to an ablated run, which no source restores")
     if isinstance(members[0], Wire) or model.streams or not model.shape.n_layers or "resid_post" in model.shape.refused:
         return Check(name, skipped="the model has no one stream behind its last layer, or edges are meant")
     last = Node(Site("resid_post", model.shape.n_layers - 1))
@@ -181,27 +183,29 @@ def planted(
 
 
 def specificity(
-    members: Sequence[Member], value: Value | None, others: Sequence[Experiment], test: dict[str, Any]
+    members: Sequence[Member], value: Value | None, others: Sequence[Bench], test: dict[str, Any]
 ) -> tuple[Check, int]:
     """Measure the same components on unrelated behaviours.
 
     Args:
         members: The set.
         value: What is put in.
-        others: The other behaviours.
+        others: Where sets are measured on the other behaviours.
         test: Of the minimum-effect test.
 
     Returns:
-        The check, and how many runs it took.
+        The check, with the effects of each component on every pair (a double dissociation needs them), and how many
+        runs it took.
     """
     if not others:
         return Check("specificity", skipped="no unrelated behaviour was given: confirm(…, unrelated=[experiment])"), 0
     rows: list[dict[str, Any]] = []
+    measured: list[dict[str, Any]] = []
     n_runs = 0
     names, sets = with_joint(members)
-    for other in others:
-        bench = Bench(other)
-        behaviour = other.pairs.name
+    for bench in others:
+        pairs = bench.experiment.pairs
+        behaviour = pairs.name
         try:
             numbers_of(bench, bench.gap()[None]).require_gap()
             effects = bench.effects(sets, value)
@@ -209,6 +213,15 @@ def specificity(
             rows.append({"behaviour": behaviour, "component": TOGETHER, "share": None, "problem": error.what})
             continue
         n_runs += bench.n_runs
+        measured.append(
+            {
+                "pairs": pairs.content_hash,
+                "metric": bench.experiment.metrics[0].name,
+                "direction": bench.experiment.direction,
+                "components": names[: len(members)],
+                "effects": effects[: len(members)].tolist(),
+            }
+        )
         n_components = len(np.unique(bench.group))
         if n_components < MIN_GROUPS:
             shares = share_of(effects, bench.gap()).tolist()
@@ -220,7 +233,7 @@ def specificity(
             {"behaviour": behaviour, "component": name, **row, "components": about}
             for name, row in zip(names, made, strict=True)
         ]
-    return Check("specificity", tuple(rows)), n_runs
+    return Check("specificity", tuple(rows), {"measured": measured}), n_runs
 
 
 def with_joint(members: Sequence[Member]) -> tuple[list[str], list[tuple[Member, ...]]]:

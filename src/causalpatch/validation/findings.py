@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from causalpatch.experiment.towards import numbers_towards
 from causalpatch.results.claim import Finding
 from causalpatch.results.claim_words import why_inconclusive
 from causalpatch.results.shares import Numbers, component_sums
@@ -78,18 +79,7 @@ def numbers_of(bench: Bench, effects: np.ndarray, metric: int = 0) -> Numbers:
         effects: Effects in the direction of the gap, (set, pair).
         metric: Number of the metric.
     """
-    baseline, rising = bench.experiment.baseline, bench.rising(metric)
-    return Numbers(
-        metric=bench.experiment.metrics[metric].name,
-        effect=rising * effects,
-        gap=rising * bench.gap(metric),
-        clean=baseline.clean[metric],
-        reference=baseline.corrupt[metric],
-        group=bench.group,
-        sign=1,
-        rising=rising,
-        instead="experiment.baseline",
-    )
+    return numbers_towards(bench.experiment, effects, bench.gap(metric), metric)
 
 
 def share_of(effects: np.ndarray, gap: np.ndarray) -> np.ndarray:

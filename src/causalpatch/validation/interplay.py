@@ -19,6 +19,7 @@ from causalpatch.base.errors import MetricError, PairError, UnsupportedError
 from causalpatch.base.seeds import generator
 from causalpatch.engine.wiring import graph_of
 from causalpatch.experiment.edges import EdgeSets, run_edges
+from causalpatch.experiment.towards import towards
 from causalpatch.patches import Value
 from causalpatch.results.claim import Check
 from causalpatch.statistics.verdicts import ABSENT, SUPPORTED
@@ -118,10 +119,11 @@ def direct_and_indirect(bench: Bench, members: Sequence[Member], value: Value | 
         graph = graph_of(experiment.model)
         edges = np.array([(graph.find_sender(_sender(member)), graph.logits) for member in members])
         effects = run_edges(experiment, EdgeSets.of_edges(edges, list(map(str, members))))
+        if not effects.is_complete:
+            raise KeyboardInterrupt
     except (UnsupportedError, PairError, MetricError) as error:
         return Check(name, skipped=error.what)
-    sign = 1 if experiment.direction == "denoise" else -1
-    direct = sign * bench.rising() * effects.effect(per_pair=True).values
+    direct = towards(experiment, effects)
     total = bench.effects([(member,) for member in members], value)
     parts = interval_rows(np.concatenate([direct, total - direct]), bench.gap(), bench.group, test)
     rows = []

@@ -39,8 +39,12 @@ class Ledger:
         path: The file; the user's own by default. It is made with the first opening.
     """
 
+    place: str
+    """What a claim calls the ledger that it was entered in."""
+
     def __init__(self, path: str | Path | None = None) -> None:
         self.path = default_path() if path is None else Path(path)
+        self.place = str(self.path)
 
     def opened(self, experiment: Experiment) -> dict[str, list[int]]:
         """Return which pairs were opened before: their indices by the spec hash of the claim that opened them first.
@@ -83,6 +87,9 @@ class Ledger:
             "pairs": experiment.pairs.name,
             "inputs": _all_inputs(experiment.pairs),
         }
+        self._append(record)
+
+    def _append(self, record: Mapping[str, Any]) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:

@@ -23,6 +23,7 @@ from causalpatch.metrics import Metric, named_metric
 from causalpatch.models import Model
 from causalpatch.pairs import Pairs
 from causalpatch.pairs.plain import pairs_of_plain
+from causalpatch.patches.value import as_value, needs_fitting
 from causalpatch.results.claim import Claim, Finding
 from causalpatch.results.claim_words import sentence
 from causalpatch.statistics.clusters import group_sums
@@ -98,7 +99,7 @@ def recheck(claim: Claim, model: Model, *, pairs: Pairs | None = None, metric: M
 
     Raises:
         SettingError: The claim is inconclusive, its metric is your own and not given, its pairs are not given and not
-            in the file, or it patches a subspace.
+            in the file, or it patches a subspace or what was fitted.
         StoreCorrupt: The pairs are not those of the claim.
         ModelUnsupported: The model's tokens are others.
         SiteNotFound: A component is not in the model.
@@ -118,7 +119,8 @@ def recheck(claim: Claim, model: Model, *, pairs: Pairs | None = None, metric: M
     _require_decided(claim)
     held = _pairs(claim, model, pairs)
     chosen = named_metric(str(spec["metric"])) if metric is None else metric
-    bench = Bench(Experiment(model, held, chosen, spec["direction"], seed=int(spec["seed"])))
+    put = as_value(spec["put"]) if spec.get("put") else None
+    bench = Bench(Experiment(model, held, chosen, spec["direction"], seed=int(spec["seed"])), put)
     members = members_of(claim.components, model)
     about = {"name": model.name, "hash": model.content_hash}
     try:
@@ -128,7 +130,7 @@ def recheck(claim: Claim, model: Model, *, pairs: Pairs | None = None, metric: M
         reason = f"the behaviour itself is gone: no gap in {spec['metric']} between clean and corrupted runs ({sizes})"
         return Recheck(holds=False, reasons=(reason,), rows=(), claim=claim, model=about)
     names, sets = with_joint(members)
-    effects, gap = bench.effects(sets), bench.gap()
+    effects, gap = bench.effects(sets, put), bench.gap()
     test = {name: spec[name] for name in ("delta", "alpha", "n_draws", "seed")}
     tested = minimum_effect(effects, gap, bench.group, **test)
     found = find(names, effects, gap, bench.group, tested, [None] * len(names))
@@ -160,10 +162,11 @@ def _require_decided(claim: Claim) -> None:
             facts=[("because", claim.reasons[0])],
             fix="confirm the components that are supported, on new pairs",
         )
-    if claim.spec["value"] != "source":
+    put = claim.spec.get("put")
+    if claim.spec["value"] != "source" and (not put or needs_fitting(as_value(put))):
         raise SettingError(
             f"a claim of the value '{claim.spec['value']}' cannot be measured again from its file",
-            facts=[("known", "source")],
+            facts=[("known", "source, and ablations that are fitted on nothing")],
             fix="confirm the same components with the source's whole value",
         )
 

@@ -9,16 +9,13 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-import numpy as np
-
 from causalpatch.base.errors import CausalPatchError, NoGap, PairError
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.requests import as_metrics, reads_both_answers
-from causalpatch.experiment.subset import with_pairs
 from causalpatch.metrics import Metric
 from causalpatch.pairs import Pairs
-from causalpatch.patches import Fitted, Interpolate, Intervention, Mean, Noise, Optimal, Resample, Subspace, Value
-from causalpatch.patches.value import as_value
+from causalpatch.patches import Fitted, Interpolate, Mean, Resample, Subspace, Value
+from causalpatch.patches.value import as_value, needs_fitting
 from causalpatch.results.claim import Check
 from causalpatch.validation.bench import Bench
 from causalpatch.validation.components import Member, Wire
@@ -26,7 +23,6 @@ from causalpatch.validation.controls import with_joint
 from causalpatch.validation.findings import interval_rows, numbers_of
 
 _MORE_METRICS: Final = ("log_probability", "probability_difference")
-_FITTED: Final = (Mean, Noise, Optimal)
 
 
 def with_more_metrics(experiment: Experiment, asked: Sequence[Metric | str] | None) -> Experiment:
@@ -91,16 +87,17 @@ def other_corruptions(
     if isinstance(members[0], Wire):
         return Check(name, skipped="edges carry values of the source run"), 0
     if asked is None:
-        asked = [Resample(seed=bench.experiment.seed), *([Mean()] if found_on is not None else [])]
+        means = [] if found_on is None else [_mean_for(bench.experiment.pairs, found_on)]
+        asked = [Resample(seed=bench.experiment.seed), *means]
     if not asked:
         return Check(name, skipped="none was asked for"), 0
-    noising = Bench(bench.experiment.turned("noise").measuring(bench.experiment.metrics[:1]))
+    noising = Bench(bench.experiment.turned("noise").measuring(bench.experiment.metrics[:1]), found_on=found_on)
     names, sets = with_joint(members)
     rows: list[dict[str, Any]] = []
     for value in map(as_value, asked):
         require_not_fitted_here(value, noising.experiment.pairs, found_on)
         try:
-            effects = _ablated(noising, members, sets, value, found_on)
+            effects = noising.effects(sets, value)
         except CausalPatchError as error:
             rows.append({"value": str(value), "component": names[-1], "share": None, "problem": error.what})
             continue
@@ -129,6 +126,14 @@ def dose_response(bench: Bench, members: Sequence[Member], doses: Sequence[float
     return Check("dose", tuple(sorted(rows, key=lambda row: (names.index(row["component"]), row["dose"]))))
 
 
+def _mean_for(pairs: Pairs, found_on: Pairs) -> Mean:
+    """Return the mean that prompts can have: by position, unless some are longer than all that it is fitted on."""
+    if pairs.kind == "arrays":
+        return Mean()
+    has_all = pairs.lengths("clean").max() <= found_on.lengths("corrupt").max()
+    return Mean() if has_all else Mean("positions")
+
+
 def require_not_fitted_here(value: Value, pairs: Pairs, found_on: Pairs | None) -> None:
     """Make sure that a value was not, and is not, fitted on the pairs that it is measured on.
 
@@ -149,28 +154,9 @@ def require_not_fitted_here(value: Value, pairs: Pairs, found_on: Pairs | None) 
             facts=[("pairs", f"{here.n_pairs} of '{here.name}'")],
             fix="fit it on discovery pairs: experiment.fit(…), learn_subspace(…)",
         )
-    if isinstance(held, _FITTED) and found_on is None and not (isinstance(held, Noise) and held.sigma is not None):
+    if needs_fitting(value) and found_on is None:
         raise PairError(
             f"'{value}' would be fitted on the pairs that shall confirm it",
             facts=[("discovery pairs", "none were given")],
             fix="confirm(…, found_on=discovery)",
         )
-
-
-def _ablated(
-    bench: Bench, members: Sequence[Member], sets: Sequence[tuple[Member, ...]], value: Value, found_on: Pairs | None
-) -> np.ndarray:
-    """Return effects of ablating sets by one value, fitted on discovery pairs where it is fitted at all."""
-    held = value.of if isinstance(value, Subspace) else value
-    if not isinstance(held, _FITTED) or found_on is None:
-        return bench.effects(sets, value)
-    every = Intervention(tuple(member.patch(value) for member in members if not isinstance(member, Wire)))
-    (fitted,) = with_pairs(bench.experiment, found_on).fit([every])
-    patches = dict(zip(members, fitted.patches, strict=True))
-    asked = [Intervention(tuple(patches[member] for member in one), f"set {n}") for n, one in enumerate(sets)]
-    effects = bench.experiment.run(asked, axes={"intervention": [each.label for each in asked]})
-    if not effects.is_complete:
-        raise KeyboardInterrupt
-    bench.n_runs += len(asked) * len(bench.experiment.pairs)
-    found: np.ndarray = -bench.rising() * effects.effect(per_pair=True).values
-    return found

@@ -9,6 +9,8 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import causalpatch as cp
+from causalpatch.engine import edge_slopes as room
+from causalpatch.engine.few_logits import Few
 from causalpatch.testing.tiny import tiny_model
 from oracle_edges import EdgePlain, ungrouped
 from toys import hooks_of, prompts
@@ -128,6 +130,43 @@ def test_batches_padding_and_order_change_nothing(method):
     ):
         found = cp.attribute_edges(other, method, steps=2).values
         np.testing.assert_allclose(found, wanted, atol=1e-10 * np.nanmax(np.abs(wanted)))
+
+
+def test_points_may_be_many(monkeypatch):
+    wanted = {family: cp.attribute_edges(experiment_of(family), steps=5) for family in ("llama", "opt")}
+    monkeypatch.setattr(room, "AT_ONCE", 2)
+    for family, scores in wanted.items():
+        found = cp.attribute_edges(experiment_of(family), steps=5)
+        np.testing.assert_allclose(found.values, scores.values, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "steps", "rule", "forwards"),
+    [
+        ("gpt2", "eap", 1, "midpoint", 2),  # slopes are those of the base run
+        ("gpt2", "eap-ig", 3, "eap-ig", 4),  # the first point is the base run
+        ("gpt2", "eap-ig", 3, "midpoint", 5),
+        ("llama", "eap", 1, "midpoint", 3),  # attention is computed step by step for slopes alone
+    ],
+)
+def test_no_run_is_made_twice(family, method, steps, rule, forwards):
+    scores = cp.attribute_edges(experiment_of(family), method, steps=steps, rule=rule)
+    assert scores.provenance["cost"]["forwards"] == forwards
+
+
+@pytest.mark.parametrize("metric", ["kl_from_base", "kl_divergence", "log_probability", "logit_difference"])
+@pytest.mark.parametrize("asks", [True, False])
+def test_logits_of_other_tokens_do_not_matter(metric, asks, monkeypatch):
+    """Runs whose prompts end at different columns, of models that compute all logits or those that are asked for."""
+    pairs, rule = PROMPTS + SHORT, "eap-ig"
+    wanted = cp.attribute_edges(experiment_of("gpt2", pairs, metric=metric), steps=2, rule=rule)
+    if not asks:
+        monkeypatch.setattr(room, "few_of", lambda job, gauge: Few())
+    for side in ("left", "right"):
+        experiment = experiment_of("gpt2", pairs, metric=metric, padding_side=side)
+        found = cp.attribute_edges(experiment, steps=2, rule=rule)
+        np.testing.assert_allclose(found.values, wanted.values, atol=1e-10)
+        assert found.provenance["mean_base"] == pytest.approx(wanted.provenance["mean_base"], abs=1e-9)
 
 
 def test_both_directions_have_opposite_scores_and_the_same_importance():

@@ -12,6 +12,7 @@ def test_edges_by_hand_are_ours_and_every_layer_is_sampled():
     assert [each["layer"] for each in part["strata"]] == [0, 1, 2, 3]
     assert sum(each["all"] for each in part["strata"]) == part["edges"]
     assert {each["sampled"] for each in part["strata"]} == {13, 26, 2}
+    assert [point["edges"] for point in part["growth"]] == [13, 26, 52]  # 5 senders are heard there
     for each in part["strata"]:
         assert set(each["seconds"]) == {edges.OURS, edges.FIXED, edges.SPLIT, edges.HOOKED}
 
@@ -20,6 +21,8 @@ def test_scores_by_hand_are_ours():
     part = edges.measure_scores(1, is_tiny=True)
     assert max(part["differences"].values()) < edges.TOLERANCE
     assert set(part["times"]) == {"eap", "eap-ig", "plain"}
+    assert set(part["first"]) == {"eap", "eap-ig"}
+    assert len(part["gemm"]) == 1
 
 
 def test_the_time_of_all_edges_follows_from_the_sample():
@@ -31,10 +34,15 @@ def test_the_time_of_all_edges_follows_from_the_sample():
         },
         {"sampled": 5, "all": 60, "seconds": {edges.OURS: [2.0], edges.FIXED: [1.0], edges.SPLIT: [3.0]}},
     ]
-    part = {"edges": 100, "strata": strata}
+    growth = [{"edges": 10, "seconds": [3.0, 9.0]}, {"edges": 20, "seconds": [5.0]}, {"edges": 40, "seconds": [12.0]}]
+    part = {"edges": 100, "strata": strata, "growth": growth, "gemm": [edges.PUBLISHED_RATE / 2, 1.0]}
     assert edges.per_edge(part) == pytest.approx([0.2, 0.2])
     assert edges.implied(part) == pytest.approx(1.0 + 0.2 * 40 + 0.2 * 60)
     assert edges.times_as_fast(part, edges.SPLIT) == pytest.approx(250 / 21)
+    # Fixed 1 s: 0.2, 0.2 and 0.275 s each.
+    assert edges.off_proportion(part) == pytest.approx(0.375)
+    # On a machine half as fast their code would take twice as long.
+    assert edges.beside_published(part, "eap", 0.5) == pytest.approx(2 * edges.PUBLISHED["eap"] / 0.5)
 
 
 def test_what_was_not_run_is_said_to_be():

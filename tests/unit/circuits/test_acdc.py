@@ -1,12 +1,14 @@
 """ACDC: against one candidate after the other by raw hooks, and on circuits that are known."""
 
 import functools
+import importlib
 
 import numpy as np
 import pytest
 import torch
 
 import causalpatch as cp
+from causalpatch.base.errors import CausalPatchWarning
 from causalpatch.circuits.circuit import inputs_of
 from causalpatch.circuits.ground_truth import cases
 from causalpatch.testing.tiny import tiny_model
@@ -15,6 +17,7 @@ from toys import prompts
 
 torch.set_num_threads(1)
 
+room = importlib.import_module("causalpatch.circuits.acdc")
 THRESHOLD = 3e-4  # nats
 PROMPTS = (([1, 7, 3, 9], [1, 8, 3, 10]),)
 
@@ -76,6 +79,27 @@ def test_of_an_or_one_way_is_left_and_of_an_and_both():
     assert set(both.edges()) == case_of("and").true_edges
     assert set(either.edges()) < case_of("or").true_edges
     assert cp.evaluate_circuit(case_of("or").experiment(), either, n_random=0).f()[0] == pytest.approx(1)
+
+
+def test_what_is_left_when_it_is_stopped_is_kept(monkeypatch):
+    case = case_of("or")
+    whole, run, n_runs = cp.acdc(case.experiment(), 1e-3), room.run_kept, []
+
+    def stopping(*args):
+        if len(n_runs) == 2:
+            raise KeyboardInterrupt
+        n_runs.append(len(args[1]))
+        return run(*args)
+
+    monkeypatch.setattr(room, "run_kept", stopping)
+    with pytest.warns(CausalPatchWarning, match=r"stopped after \d+ runs: \d+ of \d+ edges are left"):
+        circuit = cp.acdc(case.experiment(), 1e-3)
+    assert circuit.record["found"]["complete"] is False
+    assert whole.record["found"]["complete"] is True
+    assert (whole.mask <= circuit.mask).all()
+    assert whole.n_edges < circuit.n_edges < circuit.graph.n_edges
+    with pytest.raises(KeyboardInterrupt):  # nothing was found yet
+        cp.acdc(case.experiment(), 1e-3)
 
 
 def closeness(outputs, pairs):

@@ -9,8 +9,11 @@ import torch
 import causalpatch as cp
 from causalpatch import Circuit
 from causalpatch.circuits.ground_truth import cases
+from causalpatch.circuits.keep import first_metric, run_kept
 
 torch.set_num_threads(1)
+
+VALUES = ("source", "zero")
 
 
 @functools.cache
@@ -56,3 +59,21 @@ def test_an_edge_may_be_needed_beside_others_alone():
     branches = alone[alone < 1e-6].index
     assert len(branches)
     assert (beside[branches] > 0.9).any()
+
+
+def test_ablated_edges_carry_what_is_asked_for():
+    """Without K, by zero: the numbers of the runs themselves, and others than by the corrupted run."""
+    case = case_of("or")
+    experiment, circuit = case.experiment(), Circuit.of(case.model, case.true_edges)
+    found = {value: cp.completeness(experiment, circuit, n_random=3, n_steps=1, value=value) for value in VALUES}
+    needed = {value: cp.minimality(experiment, circuit, n_sets=0, value=value) for value in VALUES}
+    tested = {value: cp.minimality_test(experiment, circuit, n_random=2, value=value) for value in VALUES}
+    for value in VALUES:
+        without = Circuit.of(case.model, found[value].edges).mask
+        f = run_kept(first_metric(experiment), np.stack([circuit.mask & ~without, ~without]), value).f
+        assert found[value].found == pytest.approx(abs(f[0] - f[1]))
+        masks = [circuit.mask & ~Circuit.of(case.model, [edge]).mask for edge in needed[value]["edge"]]
+        f = run_kept(first_metric(experiment), np.stack([circuit.mask, *masks]), value).f
+        for frame in (needed[value], tested[value].set_index("edge").loc[needed[value]["edge"]]):
+            np.testing.assert_allclose(frame["change"], np.abs(f[0] - f[1:]), atol=1e-12)
+    assert not np.allclose(*(needed[value].sort_values("edge")["change"] for value in VALUES))

@@ -8,7 +8,10 @@ import pytest
 import torch
 
 import causalpatch as cp
-from causalpatch.base.errors import NoGap, SettingError
+from causalpatch.base.errors import CausalPatchWarning, NoGap, SettingError
+from causalpatch.engine import shares
+from causalpatch.experiment.tally import Tally
+from causalpatch.results.status import Status
 from causalpatch.testing.tiny import tiny_model
 from oracle_edges import EdgePlain, ungrouped
 from toys import hooks_of, prompts
@@ -53,6 +56,70 @@ def test_inputs_are_put_together_as_by_hand(family):
     np.testing.assert_allclose(found[0], experiment.baseline.clean[0], atol=1e-9)
     np.testing.assert_allclose(found[1], experiment.baseline.corrupt[0], atol=1e-9)
     assert hooks_of(experiment.model.module) == 0
+
+
+@pytest.mark.parametrize("edges", [["a0.h1 -> a1.h0<q>", "a0.h1 -> m1", "m0 -> logits"], [["m0"], ["a0.h1"]]])
+@pytest.mark.parametrize("value", ["source", "zero"])
+def test_what_was_measured_is_kept_when_it_is_stopped(edges, value, monkeypatch):
+    experiment = experiment_of("gpt2", direction="noise", max_rows=2)
+    monkeypatch.setattr(shares, "PORTION", 2)
+    whole = cp.patch_edges(experiment, edges, value=value).to_xarray()["metric"].values
+    add, n_blocks = Tally.add, []
+
+    def stopping(tally, block):
+        found = add(tally, block)
+        n_blocks.append(int((block.interventions >= 0).any()))
+        if sum(n_blocks) == 1 + (value == "zero"):  # behind the reference
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(Tally, "add", stopping)
+    with pytest.warns(CausalPatchWarning, match=f"of {2 * len(edges)} runs were made and are kept"):
+        effects = cp.patch_edges(experiment, edges, value=value)
+    assert not effects.is_complete
+    found = effects.to_xarray()["metric"].values
+    is_there = np.isfinite(found)
+    assert 0 < is_there.sum() < is_there.size
+    np.testing.assert_array_equal(found[is_there], whole[is_there])
+    assert (effects.to_xarray()["status"].values[~is_there[..., 0]] == Status.SKIPPED).all()
+
+
+def test_untouched_runs_are_made_once_for_an_experiment():
+    module = tiny_model("gpt2", kv_heads=4)
+    experiment = cp.Experiment(cp.open_model(module), prompts(*PROMPTS))
+    edges = [["m0", "a0.h1 -> logits"], ["a1.h0 -> logits", "m1 -> logits"]]
+
+    def run(made):
+        effects = cp.patch_edges(made, edges)
+        return effects.to_xarray()["metric"].values, effects.provenance["cost"]["forwards"]
+
+    (first, whole), (again, fewer) = run(experiment), run(experiment)
+    np.testing.assert_array_equal(again, first)
+    assert fewer == 1 < whole  # both sets begin at the last layer
+    assert not np.allclose(run(experiment.turned("noise"))[0], first)
+    assert run(experiment.turned("noise"))[1] == whole
+    assert run(experiment.measuring("answer_logit"))[1] == whole
+    hook = module.transformer.h[0].mlp.register_forward_hook(lambda part, args, out: 0.5 * out)
+    assert not np.allclose(run(experiment)[0], first)
+    hook.remove()
+    np.testing.assert_array_equal(run(experiment)[0], first)
+    with torch.no_grad():
+        module.transformer.wte.weight *= 1.5
+    after, anew = run(experiment)
+    assert anew == whole
+    np.testing.assert_array_equal(after, run(cp.Experiment(cp.open_model(module), prompts(*PROMPTS)))[0])
+
+
+def test_circuits_are_not_measured_by_a_part_of_their_runs(monkeypatch):
+    def stop(tally, block):
+        add(tally, block)
+        raise KeyboardInterrupt
+
+    experiment, add = experiment_of("gpt2"), Tally.add
+    circuit = cp.Circuit.of(experiment.model, ["m0 -> logits"])
+    monkeypatch.setattr(Tally, "add", stop)
+    with pytest.raises(KeyboardInterrupt):
+        cp.evaluate_circuit(experiment, circuit, n_random=1)
 
 
 def without_anything(run):

@@ -52,3 +52,17 @@ def test_resampled_scores_are_those_of_resampled_pairs():
     assert found.to_dataframe()["share"].is_monotonic_decreasing
     assert "found again on 6 resamples of 5 blocks of pairs" in str(found)
     assert found.circuit.record["pairs"]["hash"] == experiment.pairs.content_hash
+
+
+def test_scores_are_told_what_edges_carry():
+    experiment, told = uneven(), []
+    graph = cp.graph_of(experiment)
+
+    def score(some, value="source"):
+        told.append(value)
+        return scores_of(graph, np.arange(graph.n_edges, dtype=float), model=some.model)
+
+    cp.stability(experiment, score, 7, n_draws=2, value="zero")
+    assert told == ["zero"] * len(SIZES)
+    cp.stability(experiment, score, 7, n_draws=2)
+    assert told[len(SIZES) :] == ["source"] * len(SIZES)

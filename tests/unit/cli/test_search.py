@@ -33,10 +33,22 @@ def test_a_search_as_one_object(capsys):
     code, out, _ = run(capsys, *ASKED, "--budget", "600 runs", "--json")
     assert code == 0
     said = json.loads(out)
-    assert {"components", "unopened", "pending", "spent", "edges", "plan", "n_pairs", "files"} == set(said)
+    wanted = {"components", "unopened", "selected_again", "pending", "spent", "edges", "plan", "n_pairs", "files"}
+    assert wanted == set(said)
+    assert {row["cell"] for row in said["selected_again"]} >= {row["component"] for row in said["components"]}
     assert said["n_pairs"] == 6
     code, out, _ = run(capsys, *ASKED, "--plan", "--json")
     assert (code, json.loads(out)["budget"]) == (0, "300 seconds")
+
+
+def test_a_search_by_ablation(capsys):
+    words = ("--budget", 600, "--value", "zero", "--json")
+    code, out, _ = run(capsys, *ASKED, *words, "--direction", "noise")
+    assert code == 0
+    assert json.loads(out)["components"]
+    code, out, err = run(capsys, *ASKED, *words)
+    assert code == 2
+    assert "'zero' takes a run apart and cannot restore one" in out + err
 
 
 def test_a_budget_that_allows_nothing_is_refused(capsys):

@@ -63,3 +63,49 @@ def test_a_function_that_only_bears_the_name_is_left_alone(monkeypatch):
         block.mlp.act = NewGELUActivation()
     with fused(model):
         assert not any("forward" in vars(block.mlp.act) for block in model.module.transformer.h)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, BLOCK + 3])
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 30.0])
+def test_its_slope_is_as_exact_as_the_kernels(size, scale):
+    draw = torch.Generator().manual_seed(size)
+    x, g = scale * torch.randn(size, generator=draw), torch.randn(size, generator=draw)
+    found = []
+    for compute, dtype in ((gelu_tanh, torch.float32), (kernel, torch.float32), (kernel, torch.float64)):
+        given = x.to(dtype).requires_grad_()
+        found += torch.autograd.grad(compute(given), given, g.to(dtype))
+    got, other, wanted = (each.double() for each in found)
+    worst = (other - wanted).abs().amax() if size else 0.0
+    assert ((got - wanted).abs() <= 2 * worst + 1e-6).all()
+
+
+def kernel(x):
+    return functional.gelu(x, approximate="tanh")
+
+
+def test_a_backward_keeps_one_tensor():
+    x, kept = torch.randn(50, requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
+        gelu_tanh(x)
+    assert [each.data_ptr() for each in kept] == [x.data_ptr()]
+
+
+def test_a_function_with_a_slope_of_its_own_is_left_alone():
+    class Straight(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return kernel(x)
+
+        @staticmethod
+        def backward(ctx, g):
+            return g
+
+    class NewGELUActivation(nn.Module):
+        def forward(self, x):
+            return Straight.apply(x)
+
+    model = cp.open_model(tiny_model("gpt2"))
+    for layer in model.module.transformer.h:
+        layer.mlp.act = NewGELUActivation()
+    with fused(model):
+        assert all("forward" not in vars(layer.mlp.act) for layer in model.module.transformer.h)

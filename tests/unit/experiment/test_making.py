@@ -168,6 +168,22 @@ def test_the_program_writes_the_same_pairs(model, tmp_path, capsys):
     assert read.content_hash == cp.make_pairs(FAILING, model, ways=["works"]).pairs.content_hash
 
 
+def test_partners_of_as_many_tokens_are_made_on_request(model):
+    template = {**MET, "fillers": [*FILLERS, {"a": "Mary", "b": "John and Paul", "giver": "John and Paul"}]}
+    made = {
+        is_equal: cp.make_pairs(FAILING, model, ways=["template"], templates=template, equal_length=is_equal)
+        for is_equal in (False, True)
+    }
+    tried = {
+        is_equal: {one.prompt for one in each.dropped} | {pair.clean_text for pair in each.pairs}
+        for is_equal, each in made.items()
+    }
+    longer = {prompt for prompt in tried[False] if "John and Paul" in prompt}
+    assert longer
+    assert tried[True] == tried[False] - longer
+    assert all(len(pair.clean) == len(pair.corrupt) for pair in made[True].pairs)
+
+
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
 def test_the_templates_of_stories_have_room_for_forty_pairs(behaviour):
     made = templates(behaviour)

@@ -254,6 +254,20 @@ def test_a_race_finds_the_top_and_counts_what_it_did_without():
     assert set(above.top) == {"z.1.3", "z.3.0", "z.3.1"}
 
 
+def test_a_race_is_drawn_with_its_intervals_and_how_long_each_candidate_stayed():
+    experiment = planted_heads({**ALONE, **AGAINST}, n_pairs=60)
+    found = cp.race(experiment, [f"z.{layer}.{head}" for layer in range(1, 4) for head in range(4)], above=0.2)
+    picture = found.plot()
+    sheet = picture.to_dict()["datasets"]
+    assert {row["candidate"]: row["n_pairs"] for row in sheet["candidates"]} == dict(
+        zip(found.names, found.n_pairs.tolist(), strict=True)
+    )
+    assert all(row["low"] <= row["share"] <= row["high"] for row in sheet["spans"])
+    assert sheet["threshold"] == [{"low": -0.2, "high": 0.2}]
+    for text in ("all above 0.2 of the gap", "accepted", "dropped", "share of the gap restored", "pairs until"):
+        assert text in picture.to_svg()
+
+
 def test_a_race_among_equals_is_not_separable_and_costs_little_more_than_the_grid():
     experiment = planted_heads(dict.fromkeys([(0, 1), (1, 2), (2, 3)], 0.5), n_pairs=60)
     found = cp.race(experiment, ["z.0.1", "z.1.2", "z.2.3"], k=1)
@@ -284,7 +298,8 @@ def test_small_heads_that_add_up_are_no_set_and_their_sublayer_is_found():
 
 def test_a_unit_that_only_the_sample_met_does_not_account_for_its_sublayer():
     sublayer, head = Part("sublayer", (Site("attn_out", 1),)), Part("head", (Site("z", 1, 0),))
-    met = [Node(sublayer, -1, 0.8, 12, 0.1), Node(head, 0, 0.2, 12, 0.1, found="sample")]
+    moved = np.zeros(12)
+    met = [Node(sublayer, -1, 0.8, 12, 0.1, moved), Node(head, 0, 0.2, 12, 0.1, moved, found="sample")]
     assert [cell.is_component for cell in cells_of(met)] == [True, True]
     met[1].found = "search"
     assert [cell.is_component for cell in cells_of(met)] == [False, True]

@@ -213,11 +213,6 @@ def test_what_names_no_components_is_refused(made, asked):
         cp.confirm(made.experiment(), asked, checks=NONE)
 
 
-def test_ablations_are_checks_and_no_claims(made):
-    with pytest.raises(SettingError, match="no claim is made of the value 'zero'"):
-        cp.confirm(made.experiment(), made.sites[0], value="zero", checks=NONE)
-
-
 def test_a_subspace_that_was_learnt_on_the_test_pairs_is_refused(made):
     on = cp.FittedOn("made", made.pairs.content_hash, 40, "clean")
     value = cp.Subspace(np.ones(made.model.head_width if hasattr(made.model, "head_width") else 3), on=on)

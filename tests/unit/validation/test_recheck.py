@@ -1,4 +1,4 @@
-"""Claims held to other checkpoints, double dissociations, plans, and selections made again on resampled pairs."""
+"""Claims held to other checkpoints, double dissociations, and plans."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import pytest
 
 import causalpatch as cp
 from causalpatch.base.errors import ModelUnsupported, PairError, SettingError, SiteNotFound, StoreCorrupt
-from causalpatch.results.status import Status
+from causalpatch.pairs import Pairs
 from causalpatch.statistics.power import power_with
 from causalpatch.testing.known_shares import world
 
@@ -133,6 +133,45 @@ def test_a_double_dissociation_is_one_contrast_of_two_claims():
     assert (none.verdict, none.why) == ("inconclusive", "the interval does not lie above 0.2")
 
 
+def test_two_claims_of_one_component_each_are_contrasted_by_what_each_measured_on_the_others_pairs(tmp_path):
+    """The two behaviours are halves of one world, so that each head does the same in both."""
+    both = world([0.5, 0.1, 0.0], 60, name="both")
+    rows = {"first": both.pairs.pairs[:30], "second": both.pairs.pairs[30:]}
+    halves = [cp.Experiment(both.model, Pairs(held, name=name), show_progress=False) for name, held in rows.items()]
+    alone = [
+        cp.confirm(halves[n], f"z.0.{n}@-1", unrelated=[halves[1 - n]], checks=NONE, ledger=tmp_path / f"{n}.jsonl")
+        for n in (0, 1)
+    ]
+    alone = [cp.Claim.load(claim.save(tmp_path / "claim.json")) for claim in alone]
+    whole = [
+        cp.confirm(half, both.sites[:2], checks=NONE, ledger=tmp_path / f"whole {n}.jsonl")
+        for n, half in enumerate(halves)
+    ]
+    found, expected = (cp.dissociate(*claims, "z.0.0@-1", "z.0.1@-1") for claims in (alone, whole))
+    assert found == expected
+    with pytest.raises(SettingError, match=r"nothing says what 'z\.0\.2@-1' does on 'first'"):
+        cp.dissociate(*alone, "z.0.0@-1", "z.0.2@-1")
+
+
+def test_a_double_dissociation_is_drawn_with_its_intervals_and_twice_delta():
+    claims = [claimed(world([0.5, 0.02], 40, name="one"), [0, 1]), claimed(world([0.02, 0.6], 30, seed=3), [0, 1])]
+    claims[1] = dataclasses.replace(claims[1], spec={**claims[1].spec, "model": claims[0].spec["model"]}, held_out=None)
+    found = cp.dissociate(*claims, "z.0.0@-1", "z.0.1@-1")
+    picture = found.plot()
+    sheet = picture.to_dict()["datasets"]
+    assert [(row["behaviour"], row["component"]) for row in sheet["shares"]] == [
+        (behaviour, name) for behaviour in found.shares for name in ("z.0.0@-1", "z.0.1@-1")
+    ]
+    for row in sheet["shares"]:
+        assert row["low"] < row["share"] < row["high"]
+        assert row["share"] == found.shares[row["behaviour"]][row["component"]]
+    assert sheet["shares-delta"] == [{"low": -0.1, "high": 0.1}]
+    assert sheet["contrast-delta"] == [{"low": -0.2, "high": 0.2}]
+    assert [(row["low"], row["high"]) for row in sheet["contrast"]] == [(found.low, found.high)]
+    for text in ("supported: double dissociation", "share of the gap", "interaction contrast", "z.0.1@-1"):
+        assert text in picture.to_svg()
+
+
 def test_the_interval_of_a_contrast_holds_it_as_often_as_it_says():
     template = claimed(world([0.5, 0.1], 20), [0, 1])
     held = 0
@@ -155,8 +194,8 @@ def test_claims_that_do_not_belong_together_are_not_contrasted(made):
     claim = claimed(made, [0, 1])
     with pytest.raises(PairError, match="share pairs"):
         cp.dissociate(claim, claim, made.sites[0], made.sites[1])
-    with pytest.raises(SettingError, match=r"does not hold 'z\.0\.2@-1'"):
-        cp.dissociate(claim, claim, made.sites[0], "z.0.2@-1")
+    with pytest.raises(SettingError, match="one component twice"):
+        cp.dissociate(claim, claim, made.sites[0], made.sites[0])
     other = dataclasses.replace(claim, spec={**claim.spec, "delta": 0.2})
     with pytest.raises(SettingError, match="different deltas"):
         cp.dissociate(claim, other, made.sites[0], made.sites[1])
@@ -199,65 +238,3 @@ def test_plans_that_cannot_be_made_are_refused(made):
         cp.power(pilot)
     with pytest.raises(SettingError, match="no number of pairs finds that"):
         cp.power(pilot, effect=0.1, delta=0.1)
-
-
-def test_what_stands_out_is_selected_again_and_a_near_tie_is_not():
-    tied = world([0.4, 0.2, 0.195, 0.0], 30, spread=0.1)
-    found = cp.selection_stability(cp.sweep(tied.experiment(), "z.0@-1"), k=2)
-    frequency = found.to_dataframe().set_index("cell")["frequency"]
-    assert frequency["layer 0, head 0"] > 0.99
-    assert 0.05 < frequency["layer 0, head 1"] < 0.95
-    assert frequency["layer 0, head 1"] + frequency["layer 0, head 2"] == pytest.approx(1.0, abs=0.01)
-    assert found.wanted == 0.0
-    assert "every cell was measured" in str(found)
-    above = cp.selection_stability(cp.sweep(tied.experiment(), "z.0@-1"), delta=0.3)
-    assert above.to_dataframe()["cell"].tolist() == ["layer 0, head 0"]
-
-
-def partly(effects, missing):
-    """Return effects in which some layers were never measured."""
-    data = effects.to_xarray()
-    values, status = data["metric"].values.copy(), data["status"].values.copy()
-    values[missing], status[missing] = np.nan, Status.SKIPPED
-    return cp.Effects.build(
-        axes={axis: data[axis].values.tolist() for axis in effects.axes},
-        pair_ids=effects.pair_ids,
-        groups=data["component"].values,
-        metrics=effects.metrics,
-        values=values[None],
-        status=status,
-        baselines={role: data[f"baseline_{role}"].values[None] for role in ("clean", "corrupt")},
-        provenance=effects.provenance,
-    )
-
-
-def test_resamples_that_wanted_what_was_never_measured_are_counted():
-    """The second layer's heads restore .1 together, so that about half of the resamples open it."""
-    near = world([0.5, 0.0, 0.0, 0.0, 0.1, 0.0, 0.0, 0.0], 30, spread=0.05)
-    experiment = near.experiment()
-    heads = cp.sweep(experiment, "z@-1")
-    layers = cp.sweep(experiment, "attn_out@-1")
-    some = partly(heads, [1])
-    found = cp.selection_stability(some, delta=0.1, parents=layers)
-    share = layers.by_component().query("layer == 1")["effect"].to_numpy()
-    assert found.n_unmeasured == 4
-    assert 0.05 < found.wanted < 0.95
-    draws = np.random.default_rng(0).choice(share, (4000, 30)).mean(1) / near.gap.mean()
-    assert found.wanted == pytest.approx((draws > 0.1).mean(), abs=0.1)
-    assert "of resamples wanted one of them" in str(found)
-    unknown = cp.selection_stability(some, delta=0.1)
-    assert np.isnan(unknown.wanted)
-    again = cp.selection_stability(some, delta=0.1, experiment=experiment, rerun=True)
-    whole = cp.selection_stability(heads, delta=0.1)
-    assert (again.n_unmeasured, again.wanted) == (0, 0.0)
-    assert again.to_dataframe().equals(whole.to_dataframe())
-
-
-def test_selections_that_cannot_be_resampled_are_refused(made):
-    heads = cp.sweep(made.experiment(), "z@-1")
-    with pytest.raises(SettingError, match="3 independent components cannot be resampled"):
-        cp.selection_stability(cp.sweep(made.experiment(slice(0, 3)), "z@-1"))
-    with pytest.raises(SettingError, match="not the parents of the cells"):
-        cp.selection_stability(partly(heads, [0]), parents=cp.sweep(made.experiment(slice(0, 20)), "attn_out@-1"))
-    with pytest.raises(SettingError, match="without their experiment"):
-        cp.selection_stability(heads, rerun=True)

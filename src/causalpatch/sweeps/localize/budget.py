@@ -16,8 +16,9 @@ from causalpatch.engine import Plan
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.subset import with_pairs
 from causalpatch.pairs import Pairs
-from causalpatch.patches import Intervention
+from causalpatch.patches import Intervention, Value
 from causalpatch.results.effects import Effects
+from causalpatch.sweeps.localize.values import Filling
 
 Unit = Literal["runs", "seconds", "FLOP"]
 _UNITS: Final[dict[str, tuple[Unit, float]]] = {
@@ -74,17 +75,20 @@ class Meter:
     Args:
         experiment: Model, pairs, metric and direction.
         budget: What may be spent.
+        value: What is put in; None for what interventions say themselves.
         reserve: What is kept for later, in the budget's unit.
     """
 
     experiment: Experiment
     budget: Budget
+    value: Value | None = None
     reserve: float = 0.0
     spent: dict[str, float] = field(default_factory=lambda: {"runs": 0.0, "seconds": 0.0, "FLOP": 0.0})
     effects: Effects | None = None
     is_stopped: bool = False
 
     def __post_init__(self) -> None:
+        self.filling = Filling(self.experiment, self.value)
         self._started = time.perf_counter()
         self._per_run, self._per_call = 0.0, 0.0  # seconds of the last runs, and of the quickest call
         self._tier = ""
@@ -99,13 +103,14 @@ class Meter:
 
     def cost(self, interventions: Sequence[Intervention], pairs: Pairs | None = None) -> float:
         """Return what some runs take, in the budget's unit; at least, where it is seconds and nothing has run yet."""
-        plan = self._on(pairs).plan(interventions)
+        plan = self._on(pairs).plan(self.filling.plain(interventions))
         self._whole = plan.flops / max(plan.rows, 1)
+        n_to_fit = self.filling.n_to_fit(interventions)
         if self.budget.unit == "runs":
-            return float(plan.rows)
+            return float(plan.rows + n_to_fit)
         if self.budget.unit == "FLOP":
-            return _flops(plan, self._tier or plan.tier)
-        return max(plan.rows * self._per_run * _SAFE, self._per_call, plan.seconds or 0.0)
+            return _flops(plan, self._tier or plan.tier) + self.flops_of(n_to_fit)
+        return max((plan.rows + n_to_fit) * self._per_run * _SAFE, self._per_call, plan.seconds or 0.0)
 
     def flops_of(self, runs: float) -> float:
         """Return the floating-point operations of so many forwards of a prompt, on the mean over pairs."""
@@ -133,12 +138,15 @@ class Meter:
     def run(self, interventions: Sequence[Intervention], names: Sequence[str], pairs: Pairs | None = None) -> Effects:
         """Make runs, which must fit, and count them."""
         experiment = self._on(pairs)
-        plan = experiment.plan(interventions)
+        n_to_fit = self.filling.n_to_fit(interventions)
         started = time.perf_counter()
-        found = experiment.run(interventions, axes={"intervention": list(names)}, title="parts of the model")
+        filled = self.filling.filled(interventions)
+        plan = experiment.plan(filled)
+        found = experiment.run(filled, axes={"intervention": list(names)}, title="parts of the model")
         self.is_stopped |= not found.is_complete
         self._tier = str(found.provenance["engine"].get("tier") or plan.tier)
-        self.count(found.provenance["cost"]["rows"], _flops(plan, self._tier), time.perf_counter() - started)
+        n_runs, flops = found.provenance["cost"]["rows"] + n_to_fit, _flops(plan, self._tier) + self.flops_of(n_to_fit)
+        self.count(n_runs, flops, time.perf_counter() - started)
         self.effects = self.effects or found
         return found
 

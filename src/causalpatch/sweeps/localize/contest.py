@@ -8,8 +8,8 @@ from causalpatch.base.collector import undisturbed
 from causalpatch.base.errors import SettingError
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.requests import Request, as_interventions
+from causalpatch.experiment.towards import gap_to_source, numbers_towards
 from causalpatch.results.race import Race
-from causalpatch.results.shares import Numbers
 from causalpatch.statistics.racing import BURN_IN, Racing
 from causalpatch.sweeps.localize.budget import Budget, Meter, plain
 from causalpatch.sweeps.localize.rounds import Rounds, bounds_of, run_rounds
@@ -87,10 +87,17 @@ def race(
         raced = run_rounds(meter, asked, names, racing, clip=bounds if clip is not None else None)
     if gap != 1.0:
         meter.spent["runs"] += 2 * len(made.pairs)
-    return _result(meter, names, raced, _looked_for(k, above), clip)
+    return _result(meter, names, raced, k, above, clip)
 
 
-def _result(meter: Meter, names: list[str], raced: Rounds, looked_for: str, clip: tuple[float, float] | None) -> Race:
+def _result(
+    meter: Meter,
+    names: list[str],
+    raced: Rounds,
+    k: int | None,
+    above: float | None,
+    clip: tuple[float, float] | None,
+) -> Race:
     racing = raced.racing
     how = (
         "intervals by betting, on bounded values" if racing.bounds else "asymptotic intervals: the metric has no bounds"
@@ -104,7 +111,8 @@ def _result(meter: Meter, names: list[str], raced: Rounds, looked_for: str, clip
         notes.append("stopped by the user: what was undecided is not separable")
     n_pairs = len(meter.experiment.pairs)
     record |= {
-        "looked_for": looked_for,
+        "looked_for": f"the top {k}" if above is None else f"all above {above:g} of the gap",
+        "above": above,
         "alpha": racing.alpha,
         "intervals": how,
         "gap": abs(float(np.mean(raced.gaps))) if raced.gaps else float("nan"),
@@ -123,25 +131,9 @@ def _gap(experiment: Experiment) -> float:
     Raises:
         NoGap: There is none.
     """
-    clean, corrupt = experiment.baseline.clean[0], experiment.baseline.corrupt[0]
-    rising = 1 if experiment.metrics[0].is_higher_when_clean(experiment.direction) else -1
-    numbers = Numbers(
-        metric=experiment.metrics[0].name,
-        effect=np.zeros((1, len(clean))),
-        gap=clean - corrupt,
-        clean=clean,
-        reference=corrupt,
-        group=experiment.pairs.components,
-        sign=1,
-        rising=rising,
-        instead="race(…, k=3)",
-    )
-    numbers.require_gap()
-    return abs(float((clean - corrupt).mean()))
-
-
-def _looked_for(k: int | None, above: float | None) -> str:
-    return f"the top {k}" if above is None else f"all above {above:g} of the gap"
+    gap = gap_to_source(experiment)
+    numbers_towards(experiment, gap[None], gap, instead="race(…, k=3)").require_gap()
+    return abs(float(gap.mean()))
 
 
 def _check(names: list[str], bounds: tuple[float, float] | None, n_components: int) -> None:

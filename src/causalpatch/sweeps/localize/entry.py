@@ -1,25 +1,26 @@
 """``localize``: from the whole model down to heads and neurons, within a budget."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from causalpatch.base.collector import undisturbed
-from causalpatch.base.errors import ModelUnsupported, SettingError
-from causalpatch.engine.wiring import graph_of
+from causalpatch.base.errors import SettingError
 from causalpatch.experiment import Experiment
-from causalpatch.experiment.edges import EdgeSets, run_edges
-from causalpatch.results.localization import Localization
-from causalpatch.sites import Site
+from causalpatch.patches import Resample, Source, Value
+from causalpatch.patches.value import spell
+from causalpatch.results.localization import Localization, Measured
 from causalpatch.statistics.missed import check_level
 from causalpatch.statistics.racing import BURN_IN
+from causalpatch.sweeps.localize.between import measured_edges
 from causalpatch.sweeps.localize.budget import Budget, Meter, plain
 from causalpatch.sweeps.localize.nodes import cells_of
 from causalpatch.sweeps.localize.parts import Tree, Units, together, tree_of
 from causalpatch.sweeps.localize.scored import ScoredBy
 from causalpatch.sweeps.localize.search import SCORE_RUNS, Search
+from causalpatch.sweeps.localize.values import value_of
 
 _BASELINES: Final = 2  # untouched runs of each pair, clean and corrupted
 _CONTROLS: Final = 3  # of each pair and call: both untouched runs, and the identity patch
@@ -55,6 +56,7 @@ def localize(  # noqa: PLR0913 - what is searched, by which rules; each has a de
     experiment: Experiment,
     budget: Budget | float | str,
     *,
+    value: Value | str | float | None = None,
     positions: str | Sequence[str] | None = None,
     units: Units = "all",
     features: str | None = None,
@@ -75,11 +77,14 @@ def localize(  # noqa: PLR0913 - what is searched, by which rules; each has a de
     it found on pairs that it never saw.
 
     Args:
-        experiment: Model, discovery pairs, metric and direction; of several metrics the first. Values come from the
-            source run.
+        experiment: Model, discovery pairs, metric and direction; of several metrics the first.
         budget: What may be spent: a number of runs (forwards of one prompt; a backward counts as two), or a text:
             ``"2000 runs"``, ``"5 min"``, ``"3 TFLOP"``. It is never exceeded, but for seconds by what the last runs
             take longer than was foretold from those before them.
+        value: What is put in: the source run's values, or ``Interpolate``; in the direction noise also an ablation:
+            ``"zero"``, a number, ``"mean"``, ``"resample"`` or ``"noise"``. Shares are then of the gap between the
+            clean run and the run in which all parts are ablated, and nothing is scored. What is fitted is fitted on
+            these pairs, once for each site.
         positions: What is told apart: ``"each"`` aligned column, ``"all"`` for nothing, or a list such as
             ``["subject", "-1"]``; by default spans that all pairs have and the last token, or each column where all
             prompts are equally long.
@@ -98,7 +103,8 @@ def localize(  # noqa: PLR0913 - what is searched, by which rules; each has a de
         What was found, what stayed closed, what was spent.
 
     Raises:
-        SettingError: The budget does not even allow the coarsest parts; or a setting is impossible.
+        SettingError: The budget does not even allow the coarsest parts; a setting is impossible; or the value cannot be
+            put into parts of every size, or not in this direction.
         NoGap: Clean and corrupted runs do not differ enough, so a share means nothing.
         ModelUnsupported: The model has several streams of tokens, or no parts.
         PairError: Prompts of unequal lengths have no alignment.
@@ -117,18 +123,22 @@ def localize(  # noqa: PLR0913 - what is searched, by which rules; each has a de
     budget = Budget.of(budget)
     check_level(level)
     _check(delta, halves, sample, scores)
+    put = value_of(value, experiment.direction)
+    asked = {"value": spell(put or Source()), "positions": positions, "units": units, "features": features}
     with undisturbed():
         made = plain(experiment)
         tree = tree_of(made, positions, units, features)
-        plan = _plan(made, tree, budget, halves=halves, sample=sample, scored=scores is not None)
-        meter = Meter(made, budget)
+        meter = Meter(made, budget, put)
+        scored = scores is not None and not meter.filling.is_ablation
+        plan = _plan(made, tree, budget, halves=halves, sample=sample, scored=scored)
         _require_first(meter, plan, tree)
         meter.count_baseline()
         meter.reserve = _RESERVE * budget.amount if sample else 0.0
-        search = Search(meter, tree, delta, halves, scores, sample, races)
+        # The donors of a round are drawn among its own pairs.
+        search = Search(meter, tree, delta, halves, scores, sample, races and not isinstance(put, Resample))
         search.run()
-        found = _localization(search, plan, level)
-        return _with_edges(search, found) if edges else found
+        told = measured_edges(search) if edges else {}
+        return _localization(search, plan, level, asked, told)
 
 
 def plan_localize(
@@ -198,7 +208,9 @@ def _require_first(meter: Meter, plan: SearchPlan, tree: Tree) -> None:
         )
 
 
-def _localization(search: Search, plan: SearchPlan, level: float) -> Localization:
+def _localization(
+    search: Search, plan: SearchPlan, level: float, asked: Mapping[str, Any], edges: Mapping[str, float]
+) -> Localization:
     """Return what a search found."""
     meter = search.meter
     record = dict(meter.effects.provenance) if meter.effects else {}
@@ -207,60 +219,27 @@ def _localization(search: Search, plan: SearchPlan, level: float) -> Localizatio
         notes.append("stopped by the user: what was not measured until then stayed closed")
     if search.races and search.n_components >= 2 * BURN_IN and search.meter.experiment.metrics[0].bounds is None:
         notes.append("races by asymptotic intervals: this metric has no bounds")
+    n_whole = len(search.tree.whole.sites)
+    if meter.filling.is_ablation:
+        record |= {"reference": f"{meter.value} at all {n_whole} parts together", "no_share": ""}
     record |= {
         "budget": str(meter.budget),
         "planned": str(plan),
         "level": level,
         "whole": search.whole,
         "stopped": meter.is_stopped,
-        "n_whole": len(search.tree.whole.sites),
+        "n_whole": n_whole,
         "saved": 1 - search.n_raced / search.n_could if search.n_could else 0.0,
+        "search": {**asked, "delta": search.delta},
         "notes": list(dict.fromkeys(notes)),
         "site": "parts of the model",
     }
-    return Localization(cells_of(search.nodes), search.closed, search.sets, search.pending, meter.spent, {}, record)
-
-
-def _with_edges(search: Search, found: Localization) -> Localization:
-    """Return what was found, with the edges between heads and MLPs among it, and into the logits."""
-    meter = search.meter
-    try:
-        graph = graph_of(meter.experiment.model)
-    except ModelUnsupported as error:
-        found.provenance["notes"].append(f"edges were not measured: {error.what}")
-        return found
-    names = list(dict.fromkeys(filter(None, map(_sender, found.components))))
-    ends = [
-        (sender, receiver)
-        for sender in map(graph.find_sender, names)
-        for receiver in range(graph.n_receivers)
-        if graph.exists[sender, receiver] and graph.receiver_label(receiver).partition("<")[0] in (*names, "logits")
-    ]
-    # A run for each head that shares a key, at most.
-    shared = meter.experiment.model.n_heads // max(1, meter.experiment.model.n_kv_heads)
-    runs = (shared * len(ends) + _CONTROLS) * len(meter.experiment.pairs)
-    if not ends or not meter.has(runs):
-        why = "they did not fit into the budget" if ends else "there are none"
-        found.provenance["notes"].append(f"edges were not measured: {why}")
-        return found
-    edges = np.array(ends)
-    labels = list(graph.names(edges))
-    effects = run_edges(meter.experiment, EdgeSets.of_edges(edges, labels))
-    meter.count(effects.provenance["cost"]["rows"], meter.flops_of(runs), effects.provenance["cost"]["seconds"])
-    values = effects.recovered().values.tolist()
-    ranked = sorted(zip(labels, values, strict=True), key=lambda each: -abs(each[1]))
-    told = {name: value for name, value in ranked if abs(value) > (search.delta or _EDGE)}
-    return Localization(found.cells, found.closed, found.sets, found.pending, meter.spent, told, found.provenance)
-
-
-_EDGE: Final = 0.02  # share of the gap that an edge has to move
-
-
-def _sender(site: Site) -> str:
-    """Return the name of a component in the graph of edges; nothing for parts of others."""
-    if site.name in ("z", "head_out"):
-        return f"a{site.layer}.h{site.unit}"
-    return f"m{site.layer}" if site.name in ("mlp_out", "mlp_post") else ""
+    n_pairs = len(search.gap)
+    of_sets = np.stack(search.of_sets) if search.of_sets else np.zeros((0, n_pairs))
+    moved = np.stack([node.moved for node in search.nodes])
+    measured = Measured(moved, of_sets, search.gap, meter.experiment.pairs.components)
+    cells = cells_of(search.nodes)
+    return Localization(cells, search.closed, search.sets, search.pending, meter.spent, edges, record, measured)
 
 
 def _check(delta: float | None, halves: int, sample: int, scores: str | None) -> None:

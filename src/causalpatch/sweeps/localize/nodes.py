@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from causalpatch.results.localization import Cell
 from causalpatch.results.words import counted
 from causalpatch.sweeps.localize.parts import Part
@@ -12,8 +14,8 @@ from causalpatch.sweeps.localize.parts import Part
 class Node:
     """A part that was measured, and what became of it.
 
-    Beside what a ``Cell`` holds: the parts that are patched beside it (``context``) and their own effect, in which way
-    it is opened next (``next_group``), and whether nothing small that it is made of accounts for it (``is_spread``).
+    Beside what a ``Cell`` holds: its effect on every pair in the direction of the gap (``moved``), the parts that are
+    patched beside it (``context``) and their own effect, and in which way it is opened next (``next_group``).
     """
 
     part: Part
@@ -21,6 +23,7 @@ class Node:
     effect: float
     n_pairs: int
     delta: float
+    moved: np.ndarray
     score: float | None = None
     half: float | None = None
     opened: str = ""
@@ -30,6 +33,7 @@ class Node:
     context: tuple[Part, ...] = ()
     of_context: float = 0.0
     next_group: int = 0
+    ways: tuple[int, ...] = ()
     is_spread: bool = False
 
     @property
@@ -60,6 +64,8 @@ def cells_of(nodes: Sequence[Node]) -> list[Cell]:
             opened=node.opened,
             found=node.found,
             together=node.together,
+            ways=node.ways,
+            is_spread=node.is_spread,
             is_component=node.matters and (number not in accounted or (node.is_spread and node.together < 0)),
         )
         for number, node in enumerate(nodes)

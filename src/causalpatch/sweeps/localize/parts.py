@@ -26,6 +26,7 @@ from causalpatch.attribution.confirm import COARSE, FINE
 from causalpatch.base.errors import CausalPatchError, ModelUnsupported, SettingError
 from causalpatch.engine import probe
 from causalpatch.experiment import Experiment
+from causalpatch.experiment.towards import sublayers_of
 from causalpatch.models import Model
 from causalpatch.pairs import Pairs
 from causalpatch.patches import Intervention, Patch
@@ -38,6 +39,8 @@ _OF_SUBLAYER: Final[dict[str, tuple[tuple[str, Level], ...]]] = {
     "attn_out": (("z", "head"),),
     "mlp_out": (("mlp_post", "neuron"), ("expert_out", "expert")),
 }
+_PART_OF: Final = {"attn_out": "attn_out", "z": "attn_out", "mlp_out": "mlp_out", "mlp_post": "mlp_out"}
+"""Of which sublayer a dictionary's features are parts, by what it describes."""
 _MOST_COLUMNS: Final = 64  # more positions are told apart only where they are asked for
 
 
@@ -64,10 +67,6 @@ class Part:
     def delta(self) -> float:
         """Which |effect| matters by default, as a share of the gap."""
         return FINE if self.level in ("neuron", "feature") else COARSE
-
-    def patches(self) -> tuple[Patch, ...]:
-        """Return the patches that put the source run's values there."""
-        return tuple(map(Patch, self.sites))
 
 
 def together(parts: Sequence[Part], label: str) -> Intervention:
@@ -111,14 +110,7 @@ class Decoder:
     @cached_property
     def whole(self) -> Part:
         """All sublayers together."""
-        shape = self.model.shape
-        sites = [
-            Site(name, layer)
-            for layer in range(shape.n_layers)
-            for name in _OF_SUBLAYER
-            if name not in shape.refused and layer not in shape.lacking.get(name, {})
-        ]
-        return Part("whole", tuple(sites))
+        return Part("whole", sublayers_of(self.model))
 
     def groups(self, part: Part) -> list[list[Part]]:
         """Return sublayers of the whole; positions, then units, of a sublayer; positions of a unit."""
@@ -150,10 +142,9 @@ class Decoder:
     def _kind(self, sublayer: str, layer: int) -> tuple[str, Level, int]:
         """Return the name of a sublayer's units, what they are, and how many there are."""
         shape = self.model.shape
-        if self.features is not None and layer in shape.dictionaries[self.features]:
-            of = self.model.dictionaries.of(self.features, layer).writes.partition(".")[0]
-            if of == sublayer:
-                return "feature", "feature", shape.dictionaries[self.features][layer]
+        of = {} if self.features is None else shape.dictionaries[self.features]
+        if layer in of and _PART_OF.get(_described(self.model, str(self.features), layer)) == sublayer:
+            return "feature", "feature", of[layer]
         for name, level in _OF_SUBLAYER[sublayer]:
             if name in shape.refused or layer in shape.lacking.get(name, {}) or level not in shape.units:
                 continue
@@ -280,6 +271,11 @@ def tree_of(experiment: Experiment, positions: str | Sequence[str] | None, units
     )
 
 
+def _described(model: Model, name: str, layer: int) -> str:
+    """Return the name of the site that a dictionary describes in a layer."""
+    return model.dictionaries.of(name, layer).writes.partition(".")[0]
+
+
 def _check_features(model: Model, name: str) -> None:
     known = model.shape.dictionaries
     if name not in known:
@@ -288,11 +284,11 @@ def _check_features(model: Model, name: str) -> None:
             facts=[("known", ", ".join(known) or "none")],
             fix=f'model.add_dictionary("{name}", FOLDER)',
         )
-    writes = {model.dictionaries.of(name, layer).writes.partition(".")[0] for layer in known[name]}
-    if not writes & set(_OF_SUBLAYER):
+    writes = {_described(model, name, layer) for layer in known[name]}
+    if not writes & set(_PART_OF):
         raise SettingError(
             f"the features of {name!r} are parts of no sublayer",
-            facts=[("they describe", ", ".join(sorted(writes))), ("parts", ", ".join(_OF_SUBLAYER))],
+            facts=[("they describe", ", ".join(sorted(writes))), ("parts", ", ".join(_PART_OF))],
             fix=f'rank them by themselves: top_features(experiment, "{name}")',
         )
 

@@ -7,15 +7,10 @@ import numpy as np
 
 from causalpatch.base.seeds import generator
 from causalpatch.experiment import Experiment
+from causalpatch.experiment.towards import towards
 from causalpatch.patches import Intervention
 from causalpatch.statistics.racing import Racing, rounds
 from causalpatch.sweeps.localize.budget import Meter
-
-
-def sign_of(experiment: Experiment) -> int:
-    """Return what a change of the metric is multiplied by, so that moving towards the source counts positive."""
-    rising = 1 if experiment.metrics[0].is_higher_when_clean(experiment.direction) else -1
-    return rising if experiment.direction == "denoise" else -rising
 
 
 def bounds_of(experiment: Experiment) -> tuple[float, float] | None:
@@ -41,11 +36,14 @@ class Rounds:
         gaps: Gap of each pair that was seen, in the metric's unit, in the order in which they were drawn.
         n_clipped: How many values were clipped.
         n_values: Of how many.
+        moved: Effects of each candidate in the direction of the gap, in the metric's unit, (candidate, pair); NaN where
+            it was not measured.
         is_whole: Whether it ended by itself, not for lack of budget.
     """
 
     racing: Racing
     n_pairs: np.ndarray
+    moved: np.ndarray
     gaps: list[float] = field(default_factory=list)
     n_clipped: int = 0
     n_values: int = 0
@@ -71,8 +69,9 @@ def run_rounds(
     experiment = meter.experiment
     components = experiment.pairs.components
     order = generator(experiment.seed, "race").permutation(np.unique(components))
-    weight, sign = len(order) / len(components), sign_of(experiment)
-    made = Rounds(racing, np.zeros(len(interventions), dtype=np.int64))
+    weight = len(order) / len(components)
+    shape = len(interventions), len(components)
+    made = Rounds(racing, np.zeros(shape[0], dtype=np.int64), np.full(shape, np.nan))
     begin = 0
     for size in rounds(len(order)):
         rows, drawn = racing.running, order[begin : begin + size]
@@ -88,7 +87,8 @@ def run_rounds(
         if not effects.is_complete:
             made.is_whole = False
             break
-        moved = sign * effects.effect(per_pair=True).values.reshape(len(rows), -1)
+        moved = towards(experiment, effects)
+        made.moved[np.ix_(rows, chosen)] = moved
         member = components[chosen][None] == drawn[:, None]
         values = weight * moved @ member.T
         if clip is not None:

@@ -22,6 +22,7 @@ import numpy as np
 from causalpatch.attribution.nodes import attribute
 from causalpatch.base.errors import CausalPatchError
 from causalpatch.base.seeds import generator
+from causalpatch.experiment.towards import gap_to_source, numbers_towards, towards
 from causalpatch.patches import Intervention
 from causalpatch.results.localization import Closed, Together
 from causalpatch.results.words import joined
@@ -72,23 +73,31 @@ class Search:
         self.notes: list[str] = []
         self.closed: list[Closed] = []
         self.whole = np.nan
+        self.moved: dict[frozenset[str], np.ndarray] = {}  # effect on every pair of what was patched together
+        self.of_sets: list[np.ndarray] = []
         self.n_raced, self.n_could = 0, 0
         self.scores = UnitScores()
         self.random = generator(experiment.seed, "localize")
         self.n_components = len(np.unique(experiment.pairs.components))
-        self.gap = abs(float((experiment.baseline.clean - experiment.baseline.corrupt)[0].mean()))
+        self.gap = gap_to_source(experiment)
 
     def run(self) -> None:
         """Search, as far as the budget allows."""
         whole = self.tree.whole
         (children,) = self.tree.groups(whole)
-        effects = self._plainly([together([whole], "whole"), *(together([each], each.name) for each in children)])
+        moved = self._moved([together([whole], "whole"), *(together([each], each.name) for each in children)])
+        if self.meter.filling.is_ablation:
+            self.gap = np.nan_to_num(moved[0])
+        numbers_towards(self.meter.experiment, moved, self.gap, instead="experiment.run(…).effect()").require_gap()
+        effects = self._shares(moved)
         self.whole = float(effects[0])
         n_pairs = len(self.meter.experiment.pairs)
-        root = Node(whole, -1, self.whole, n_pairs, self._delta(whole), opened="effect")
-        for part, effect in zip(children, effects[1:].tolist(), strict=True):
-            self._add(Node(part, -1, effect, n_pairs, self._delta(part)))
-        if self.method is not None and self.tree.scored:
+        root = Node(whole, -1, self.whole, n_pairs, self._delta(whole), moved[0], opened="effect")
+        for part, effect, own in zip(children, effects[1:].tolist(), moved[1:], strict=True):
+            self._add(Node(part, -1, effect, n_pairs, self._delta(part), own))
+        if self.meter.filling.is_ablation and self.method is not None:
+            self.notes.append("units were not scored: scores are of values of the source run")
+        elif self.method is not None and self.tree.scored:
             self._score(self.method)
         coarsest = list(self.nodes)
         kept, self.meter.reserve = self.meter.reserve, self.meter.reserve + _FOR_HIDDEN * self.meter.budget.amount
@@ -214,7 +223,7 @@ class Search:
                 near = min(node.delta, abs(target - reached) / 2)
                 chosen = smallest_set(self._if_fitting, held, rest, target, near)
                 if chosen is not None and _is_more(chosen[0], chosen[1] - reached, node.delta):
-                    self._join(*chosen, node, reached)
+                    self._join(*chosen, node, reached, held)
                     node.is_spread = False
 
     def _rest_together(self, root: Node) -> None:
@@ -231,10 +240,12 @@ class Search:
             return
         chosen = smallest_set(self._if_fitting, (), rest, target, min(root.delta, abs(target) / 2))
         if chosen is not None and _is_more(*chosen, root.delta):
-            self._join(*chosen, root, 0.0)
+            self._join(*chosen, root, 0.0, ())
 
-    def _join(self, members: Sequence[Node], effect: float, node: Node, reached: float) -> None:
-        """Note that parts matter together."""
+    def _join(self, members: Sequence[Node], effect: float, node: Node, reached: float, beside: Sequence[Part]) -> None:
+        """Note that parts matter together, beside others that were patched in the same run."""
+        whole = self.moved[_key([*beside, *(each.part for each in members)])]
+        self.of_sets.append(whole - self._known(beside))
         self.sets.append(Together(tuple(each.part.name for each in members), effect - reached, node.part.name))
         for member in members:
             member.together = len(self.sets) - 1
@@ -255,11 +266,13 @@ class Search:
             if not some:
                 continue
             plain = any(node.context for node, _ in some)
-            effects, n_pairs = self._effects(asked[: len(some)], delta, plain=plain)
-            for (node, part), effect, n in zip(some, effects.tolist(), n_pairs.tolist(), strict=True):
+            effects, n_pairs, moved = self._effects(asked[: len(some)], delta, plain=plain)
+            for (node, part), effect, n, row in zip(some, effects.tolist(), n_pairs.tolist(), moved, strict=True):
                 if not n:
                     continue
-                child = Node(part, node.number, effect - node.of_context, n, delta, self.scores.score(part))
+                own = row - (self._known(node.context) if node.of_context else 0.0)
+                score = self.scores.score(part)
+                child = Node(part, node.number, effect - node.of_context, n, delta, own, score)
                 child.context, child.of_context = node.context, node.of_context
                 if node.context:
                     self._in_context(child)
@@ -273,20 +286,27 @@ class Search:
         if abs(child.effect) > child.delta:
             names = (child.part.name, *(part.name for part in child.context))
             self.sets.append(Together(names, child.effect, ""))
+            self.of_sets.append(child.moved)
             child.together = len(self.sets) - 1
 
-    def _effects(self, asked: Sequence[Intervention], delta: float, *, plain: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Return effects as shares of the gap and on how many pairs, by rounds where there are enough components."""
-        n_pairs = len(self.meter.experiment.pairs)
+    def _effects(
+        self, asked: Sequence[Intervention], delta: float, *, plain: bool
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return effects as shares of the gap, on how many pairs, and on every pair.
+
+        Pairs are drawn in rounds where there are enough components.
+        """
+        n_all = len(self.meter.experiment.pairs)
         if plain or not self.races or self.n_components < 2 * BURN_IN:
-            return self._plainly(asked), np.full(len(asked), n_pairs)
+            moved = self._moved(asked)
+            return self._shares(moved), np.full(len(asked), n_all), moved
         bounds = bounds_of(self.meter.experiment)
-        above = delta * self.gap
-        racing = Racing(len(asked), self.n_components, above=above, bounds=bounds, by_magnitude=True)
+        gap = abs(float(self.gap.mean()))
+        racing = Racing(len(asked), self.n_components, above=delta * gap, bounds=bounds, by_magnitude=True)
         raced = run_rounds(self.meter, asked, [each.label for each in asked], racing)
         self.n_raced += int(raced.n_pairs.sum())
-        self.n_could += len(asked) * n_pairs
-        return np.nan_to_num(racing.mean) / self.gap, raced.n_pairs
+        self.n_could += len(asked) * n_all
+        return np.nan_to_num(racing.mean) / gap, raced.n_pairs, raced.moved
 
     def _if_fitting(self, asked: Sequence[Intervention]) -> np.ndarray | None:
         """Return effects on all pairs as shares of the gap; None where they do not fit into the budget."""
@@ -294,10 +314,20 @@ class Search:
 
     def _plainly(self, asked: Sequence[Intervention]) -> np.ndarray:
         """Return effects on all pairs as shares of the gap, (intervention,)."""
-        if not len(asked):
-            return np.zeros(0)
-        found = self.meter.run(asked, [each.label for each in asked])
-        return np.asarray(found.recovered().values.reshape(-1), dtype=float)
+        return self._shares(self._moved(asked)) if len(asked) else np.zeros(0)
+
+    def _moved(self, asked: Sequence[Intervention]) -> np.ndarray:
+        """Return effects on all pairs in the direction of the gap, (intervention, pair), and keep them."""
+        moved = towards(self.meter.experiment, self.meter.run(asked, [each.label for each in asked]))
+        self.moved |= {_key_of(each): row for each, row in zip(asked, moved, strict=True)}
+        return moved
+
+    def _known(self, parts: Sequence[Part]) -> np.ndarray:
+        """Return the effect on every pair of parts that were patched together before; 0 where they were not."""
+        return self.moved.get(_key(parts), np.zeros(len(self.gap))) if parts else np.zeros(len(self.gap))
+
+    def _shares(self, moved: np.ndarray) -> np.ndarray:
+        return numbers_towards(self.meter.experiment, moved, self.gap).recovered()
 
     def _score(self, method: Literal["atp", "relp"]) -> None:
         """Score all units at once; where that is not possible, say why and go on without."""
@@ -336,18 +366,20 @@ class Search:
             n_drawn = self.meter.fitting([together([unit], unit.name) for unit in dearest])
             drawn = draw_stratified(np.arange(len(ranked)), n_drawn, self.random)
             some = [ranked[n] for n in drawn.chosen]
-            effects = self._plainly([together([unit], unit.name) for unit in some])
+            n_pairs = len(self.meter.experiment.pairs)
+            moved = self._moved([together([unit], unit.name) for unit in some]) if some else np.zeros((0, n_pairs))
+            effects = self._shares(moved)
             is_above = np.abs(effects) > delta
-            for unit, effect in zip(some, effects.tolist(), strict=True):
+            for unit, effect, own in zip(some, effects.tolist(), moved, strict=True):
                 above = places.get(unit.above, -1)
-                n_pairs = len(self.meter.experiment.pairs)
-                self._add(Node(unit, above, effect, n_pairs, delta, self.scores.score(unit), found="sample"))
+                self._add(Node(unit, above, effect, n_pairs, delta, own, self.scores.score(unit), found="sample"))
             matters = np.bincount(drawn.stratum[is_above], minlength=len(drawn.sizes))
             counts = (tuple(map(int, each)) for each in (drawn.sizes, drawn.sampled, matters))
             self.closed.append(Closed(level, len(kind), delta, *counts))
 
     def _add(self, node: Node) -> None:
         node.number = len(self.nodes)
+        node.ways = tuple(map(len, self.tree.groups(node.part)))
         self.nodes.append(node)
 
     def _delta(self, part: Part) -> float:
@@ -357,6 +389,15 @@ class Search:
 def _is_more(members: Sequence[Node], effect: float, delta: float) -> bool:
     """Say whether parts have another effect together than their own added up: small ones that add up are no set."""
     return abs(effect - sum(member.effect for member in members)) > delta
+
+
+def _key(parts: Sequence[Part]) -> frozenset[str]:
+    return _key_of(together(parts, "together"))
+
+
+def _key_of(intervention: Intervention) -> frozenset[str]:
+    """Return what names everything that an intervention patches."""
+    return frozenset(str(patch.site) for patch in intervention.patches)
 
 
 def _layer_of(part: Part) -> int:

@@ -1,0 +1,212 @@
+"""What can be known of a study before anything is measured: whether it can be made, and what it would cost.
+
+The model is opened and the pairs are read; sites, axes and components are looked up, pairs are split and counted, and
+every sweep is planned. No run of the model is made, and nothing is written.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias, get_args
+
+from causalpatch.attribution.edges import EdgeMethod
+from causalpatch.attribution.nodes import Method
+from causalpatch.base.errors import PairError, SettingError
+from causalpatch.base.suggest import closest
+from causalpatch.engine.memory import GIB, budget_bytes, row_cost
+from causalpatch.engine.wiring import graph_of
+from causalpatch.experiment import Experiment
+from causalpatch.experiment.cells import grid_of
+from causalpatch.patches.value import as_value
+from causalpatch.sites import parse
+from causalpatch.studies.opened import Opened, n_workers, threads_of
+from causalpatch.studies.study import (
+    AttributeStep,
+    ConfirmStep,
+    DiscoverStep,
+    EvaluateStep,
+    LocalizeStep,
+    Side,
+    SweepStep,
+)
+from causalpatch.sweeps import plan_localize, plan_sweep
+from causalpatch.sweeps.localize.budget import Budget
+from causalpatch.validation.components import members_of
+from causalpatch.validation.held_out import require_enough
+
+_Plan: TypeAlias = tuple[int | None, int | None, float | None, str]  # runs, patched runs, seconds, in words
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What one step would cost.
+
+    Args:
+        name: Its name.
+        kind: What it does.
+        side: On which pairs.
+        n_pairs: How many.
+        runs: Runs of the model; None where these depend on what is found.
+        patched: Those of them with a patch.
+        seconds: The least that the arithmetic takes; None where that is not known.
+        text: The whole plan.
+    """
+
+    name: str
+    kind: str
+    side: Side
+    n_pairs: int
+    runs: int | None
+    patched: int | None
+    seconds: float | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a study would cost.
+
+    Args:
+        hash: Name of its run.
+        steps: Its steps, one seed each.
+        n_seeds: How often they are made.
+        lines: What else is to be known.
+    """
+
+    hash: str
+    steps: tuple[Planned, ...]
+    n_seeds: int
+    lines: tuple[str, ...]
+
+    @property
+    def runs(self) -> int:
+        """Runs of the model that are known beforehand, of all seeds."""
+        return self.n_seeds * sum(step.runs or 0 for step in self.steps)
+
+    def __str__(self) -> str:
+        parts = [f"run {self.hash}: {len(self.steps)} steps, {self.runs:,} runs of the model planned", *self.lines]
+        for number, step in enumerate(self.steps, start=1):
+            parts += ["", f"{number}. {step.name} ({step.kind}, {step.side} pairs: {step.n_pairs})", step.text]
+        return "\n".join(parts)
+
+
+def check(opened: Opened) -> Checked:
+    """Check a study.
+
+    Args:
+        opened: The study, opened.
+
+    Raises:
+        SiteNotFound: A site, a layer or a unit is not in the model.
+        SiteUnsupported: The model does not have a site.
+        PairError: Pairs do not fit the model, cannot be split, or are too few for a claim.
+        MetricError: A metric is not known, or needs answers that pairs do not have.
+        SettingError: The steps plan more runs than the budget allows.
+        ModelUnsupported: A step needs parts of the model that are not known.
+        MemoryExhausted: Not even one run fits into memory.
+    """
+    study = opened.study
+    planned = []
+    for step, name in zip(study.steps, study.step_names, strict=True):
+        side = study.side_of(step)
+        if side not in opened.sides:
+            raise PairError(
+                f"step '{name}' wants {side} pairs, and the study divides none",
+                facts=[("split", "null")],
+                fix="split: {discovery: 0.5}, or leave on: out",
+            )
+        experiment = opened.experiment(side, study.seeds[0])
+        runs, patched, seconds, text = _PLANS[type(step)](step, experiment, opened)
+        planned.append(Planned(name, step.kind, side, len(experiment.pairs), runs, patched, seconds, text))
+    part = study.executor
+    n, threads = n_workers(part), threads_of(part)
+    lines = (
+        f"pairs: {len(opened.pairs)} of '{study.pairs.name}', {len(set(opened.pairs.components.tolist()))} independent",
+        f"executor: {part.kind}, {n} at once, {threads} CPU threads each, on {opened.model.device}",
+        f"memory: {_memory(opened)}",
+    )
+    made = Checked(study.hash, tuple(planned), len(study.seeds), lines)
+    if study.budget.runs is not None and made.runs > study.budget.runs:
+        raise SettingError(
+            f"the steps plan {made.runs:,} runs of the model, more than the budget",
+            facts=[("budget", f"{study.budget.runs:,} runs"), *((s.name, f"{s.runs:,}") for s in planned if s.runs)],
+            fix=f"--set budget.runs={made.runs}, or narrow a step",
+        )
+    return made
+
+
+def _memory(opened: Opened) -> str:
+    """Return what one whole run takes and what there is."""
+    lengths = (int(opened.pairs.sizes(role).max()) for role in ("clean", "corrupt"))
+    needed = row_cost(opened.model, max(lengths)).total / GIB
+    there = budget_bytes(opened.model.device, opened.study.budget.gib) / GIB
+    return f"{there:.2f} GiB for activations, of which one run of the longest prompt takes {needed:.4f}"
+
+
+def _plan_sweep(step: SweepStep, experiment: Experiment, opened: Opened) -> _Plan:
+    plan = plan_sweep(
+        experiment, step.site, step.over, value=as_value(step.value), window=step.window, frozen=step.frozen
+    )
+    times = step.draws or 1
+    more = f"\ndraws          {times}, each as much" if times > 1 else ""
+    seconds = None if plan.seconds is None else plan.seconds * times
+    return plan.rows * times, plan.n_interventions * plan.n_pairs * times, seconds, f"{plan}{more}"
+
+
+def _plan_localize(step: LocalizeStep, experiment: Experiment, opened: Opened) -> _Plan:
+    budget = Budget.of(step.budget)
+    plan = plan_localize(experiment, budget, positions=step.positions, units=step.units)
+    runs = int(budget.amount) if budget.unit == "runs" else None
+    return runs, runs, budget.amount if budget.unit == "seconds" else None, str(plan)
+
+
+def _plan_attribute(step: AttributeStep, experiment: Experiment, opened: Opened) -> _Plan:
+    known = get_args(EdgeMethod if step.site is None else Method)
+    if step.method is not None and step.method not in known:
+        near = closest(step.method, known, 1)
+        raise SettingError(
+            f"no method '{step.method}' scores {'edges' if step.site is None else 'nodes'}",
+            facts=[("known", ", ".join(known))],
+            fix=f"method: {near[0] if near else known[0]}",
+        )
+    if step.site is None:
+        return None, None, None, f"scores of {graph_of(experiment.model).n_edges:,} edges, by gradients"
+    grid = grid_of(experiment, parse(step.site), None)
+    sizes = " x ".join(f"{axis} {len(values)}" for axis, values in grid.axes.items())
+    return None, None, None, f"scores of {sizes}, by gradients"
+
+
+def _plan_discover(step: DiscoverStep, experiment: Experiment, opened: Opened) -> _Plan:
+    graph = graph_of(experiment.model)
+    size = f"{step.n_edges:,}" if step.n_edges else f"{step.fraction:.1%}" if step.fraction else "as many as matter"
+    if step.n_edges is not None and step.n_edges > graph.n_edges:
+        raise SettingError(
+            f"a circuit of {step.n_edges:,} edges is larger than the model",
+            facts=[("edges", f"{graph.n_edges:,}")],
+            fix=f"n_edges: {graph.n_edges // 10}",
+        )
+    return None, None, None, f"{size} of {graph.n_edges:,} edges, {step.method}"
+
+
+def _plan_evaluate(step: EvaluateStep, experiment: Experiment, opened: Opened) -> _Plan:
+    graph_of(experiment.model)
+    return None, None, None, f"f of '{step.circuit}', its complement, and {step.n_random} random circuits of each size"
+
+
+def _plan_confirm(step: ConfirmStep, experiment: Experiment, opened: Opened) -> _Plan:
+    n_components = require_enough(experiment.pairs, step.alpha)
+    if step.components:
+        members_of(step.components, experiment.model)
+    for name in step.unrelated:
+        opened.unrelated(name, 0)
+    asked = f"what '{step.found}' finds" if step.found else ", ".join(step.components)
+    return None, None, None, f"{asked}, on {n_components} independent components; this opens them in the store's ledger"
+
+
+_PLANS: Final[Mapping[type, Callable[[Any, Experiment, Opened], _Plan]]] = {
+    SweepStep: _plan_sweep,
+    LocalizeStep: _plan_localize,
+    AttributeStep: _plan_attribute,
+    DiscoverStep: _plan_discover,
+    EvaluateStep: _plan_evaluate,
+    ConfirmStep: _plan_confirm,
+}

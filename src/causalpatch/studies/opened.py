@@ -1,0 +1,188 @@
+"""A study with its model opened and its pairs read: what checks, runs and verifications begin with."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from causalpatch.experiment import Experiment
+from causalpatch.experiment.measured import Runner
+from causalpatch.models import Model, open_model
+from causalpatch.pairs import Pairs, load_pairs
+from causalpatch.pairs.tasks import TASKS
+from causalpatch.studies.study import ExecutorPart, ModelPart, PairsPart, Side, Study
+
+
+@dataclass
+class Opened:
+    """A study, opened.
+
+    Args:
+        study: The study.
+        folder: What paths in it are seen from.
+        runner: Who makes the runs; by default each experiment itself.
+    """
+
+    study: Study
+    folder: Path
+    runner: Runner | None = None
+    _of_others: dict[str, Pairs] = field(default_factory=dict)
+
+    @cached_property
+    def models(self) -> tuple[Model, Model | None]:
+        """The model, and the one of the source runs where this is another."""
+        return open_models(self.study.model, device_of(self.study.executor, 0), str(self.folder))
+
+    @property
+    def model(self) -> Model:
+        """The model."""
+        return self.models[0]
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """All pairs that the study keeps."""
+        return read_pairs(self.study.pairs, self.model, self.folder)
+
+    @cached_property
+    def sides(self) -> dict[Side, Pairs]:
+        """Pairs by what steps are made on."""
+        split = self.study.split
+        if split is None:
+            return {"all": self.pairs}
+        discovery, held_out = self.pairs.split(split.discovery, split.seed, by=split.by)
+        return {"all": self.pairs, "discovery": discovery, "held_out": held_out}
+
+    def experiment(self, side: Side, seed: int) -> Experiment:
+        """Return the experiment that a step is made by.
+
+        Args:
+            side: On which pairs.
+            seed: Of draws and statistics.
+        """
+        return self._experiment(self.sides[side], self.study.metric or [metric_of(self.study.pairs.name)], seed)
+
+    def unrelated(self, name: str, seed: int) -> Experiment:
+        """Return the experiment on a behaviour that should not be touched.
+
+        Args:
+            name: A task, or a file.
+            seed: Of the statistics.
+        """
+        if name not in self._of_others:
+            self._of_others[name] = read_pairs(PairsPart(name=name), self.model, self.folder)
+        return self._experiment(self._of_others[name], [metric_of(name)], seed)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what numbers depend on beside the study's text."""
+        source = self.models[1]
+        return {
+            "model": self.model.content_hash,
+            "pairs": self.pairs.content_hash,
+            **({} if source is None else {"source model": source.content_hash}),
+        }
+
+    def _experiment(self, pairs: Pairs, metrics: list[str], seed: int) -> Experiment:
+        made = Experiment(
+            self.model,
+            pairs,
+            list(metrics),
+            self.study.direction,
+            source_model=self.models[1],
+            budget_gib=self.study.budget.gib,
+            seed=seed,
+            show_progress=False,
+        )
+        made.runner = self.runner
+        return made
+
+
+def open_models(part: ModelPart, device: str | None, folder: str) -> tuple[Model, Model | None]:
+    """Return the model of a study, with its dictionaries, and the one of the source runs where this is another.
+
+    Args:
+        part: What the study says of it.
+        device: Where it is to run.
+        folder: What paths are seen from.
+    """
+    place = Path(folder)
+    model = open_model(seen_from(place, part.name), dtype=part.dtype, device=device)
+    for name, source in part.dictionaries.items():
+        model.add_dictionary(name, seen_from(place, source))
+    if part.source_model is None:
+        return model, None
+    return model, open_model(seen_from(place, part.source_model), dtype=part.dtype, device=device)
+
+
+def read_pairs(part: PairsPart, model: Model, folder: Path) -> Pairs:
+    """Return the pairs of a study.
+
+    Args:
+        part: What the study says of them.
+        model: The model.
+        folder: What paths are seen from.
+    """
+    pairs = load_pairs(seen_from(folder, part.name), model, first_token=part.first_token)
+    if part.where:
+        pairs = pairs.where(**part.where)
+    if part.first is not None:
+        pairs = pairs.take(range(min(part.first, len(pairs))))
+    return pairs.align(part.align) if part.align else pairs
+
+
+def seen_from(folder: Path, name: str) -> str:
+    """Return a name as it is, or the path that it is in a folder, where there is such a path."""
+    return str(folder / name) if (folder / name).exists() else name
+
+
+def metric_of(pairs: str) -> str:
+    """Return the metric that suits a task; of pairs from a file the logit difference."""
+    return TASKS[pairs].metric if pairs in TASKS else "logit_difference"
+
+
+def n_cores() -> int:
+    """Return how many cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def n_workers(part: ExecutorPart) -> int:
+    """Return how many processes measure."""
+    if part.kind == "local":
+        return 1
+    n_gpus = torch.cuda.device_count() if part.device in (None, "cuda") else 0
+    return part.workers or n_gpus or 2
+
+
+def threads_of(part: ExecutorPart) -> int:
+    """Return how many CPU threads each worker has: the cores shared evenly."""
+    return part.threads or max(1, n_cores() // n_workers(part))
+
+
+def device_of(part: ExecutorPart, worker: int) -> str | None:
+    """Return where a worker measures: each has a GPU of its own where there are as many."""
+    n_gpus = torch.cuda.device_count() if part.device in (None, "cuda") else 0
+    if part.kind == "processes" and n_gpus:
+        return f"cuda:{worker % n_gpus}"
+    return part.device
+
+
+@contextmanager
+def using_threads(n_threads: int) -> Iterator[None]:
+    """Let torch use so many CPU threads for a while.
+
+    Args:
+        n_threads: How many.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,141 @@
+"""The steps of a study, each by the library's own call; later ones take what earlier ones found."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from causalpatch.attribution import attribute, attribute_edges
+from causalpatch.circuits.acdc import acdc
+from causalpatch.circuits.discover import discover_circuit
+from causalpatch.circuits.evaluate import evaluate_circuit
+from causalpatch.circuits.learn import learn_circuit
+from causalpatch.experiment import Experiment
+from causalpatch.pairs import Pairs
+from causalpatch.patches.value import as_value
+from causalpatch.results.effects import Effects
+from causalpatch.studies.opened import Opened
+from causalpatch.studies.openings import StoreLedger
+from causalpatch.studies.results import Result
+from causalpatch.studies.study import (
+    AttributeStep,
+    ConfirmStep,
+    DiscoverStep,
+    EvaluateStep,
+    LocalizeStep,
+    Step,
+    SweepStep,
+)
+from causalpatch.sweeps import localize, sweep
+from causalpatch.validation.confirm import Checks, confirm
+
+
+@dataclass(frozen=True)
+class Making:
+    """What a step is made with.
+
+    Args:
+        opened: The study, opened.
+        experiment: Model, the step's pairs, metric and direction.
+        seed: Of draws and statistics.
+        earlier: What earlier steps found, by name.
+        ledger: Where openings of held-out pairs are entered.
+    """
+
+    opened: Opened
+    experiment: Experiment
+    seed: int
+    earlier: Mapping[str, Result]
+    ledger: StoreLedger
+
+    @property
+    def found_on(self) -> Pairs | None:
+        """The pairs that earlier steps searched on, where the step is made on others."""
+        discovery = self.opened.sides.get("discovery")
+        is_other = discovery is not None and self.experiment.pairs is self.opened.sides.get("held_out")
+        return discovery if is_other else None
+
+
+def make(step: Step, making: Making) -> Result:
+    """Make a step.
+
+    Args:
+        step: What is asked for.
+        making: What it is made with.
+    """
+    return _MAKERS[type(step)](step, making)
+
+
+def _sweep(step: SweepStep, making: Making) -> Result:
+    return sweep(
+        making.experiment,
+        step.site,
+        step.over,
+        value=as_value(step.value),
+        budget=making.opened.study.budget.runs,
+        draws=step.draws,
+        window=step.window,
+        frozen=step.frozen,
+    )
+
+
+def _localize(step: LocalizeStep, making: Making) -> Result:
+    return localize(
+        making.experiment,
+        step.budget,
+        positions=step.positions,
+        units=step.units,
+        edges=step.edges,
+        delta=step.delta,
+    )
+
+
+def _attribute(step: AttributeStep, making: Making) -> Result:
+    asked: dict[str, Any] = {"steps": step.steps, **({"method": step.method} if step.method else {})}
+    if step.site is None:
+        return attribute_edges(making.experiment, **asked)
+    return cast(Result, attribute(making.experiment, step.site, **asked))
+
+
+def _discover(step: DiscoverStep, making: Making) -> Result:
+    if step.threshold is not None:
+        return acdc(making.experiment, step.threshold, value=step.value)
+    method: Any = step.method
+    if step.scores is None:
+        size: dict[str, Any] = {"n_edges": step.n_edges, "fraction": step.fraction}
+        return learn_circuit(making.experiment, **size, method=method, steps=step.steps, value=step.value)
+    scores: Any = making.earlier[step.scores]
+    return discover_circuit(scores, step.n_edges, fraction=step.fraction, method=method, by=step.by)
+
+
+def _evaluate(step: EvaluateStep, making: Making) -> Result:
+    circuit: Any = making.earlier[step.circuit]
+    return evaluate_circuit(
+        making.experiment, circuit, n_random=step.n_random, found_on=making.found_on, value=step.value
+    )
+
+
+def _confirm(step: ConfirmStep, making: Making) -> Result:
+    components: Any = step.components
+    if step.found is not None:
+        found = making.earlier[step.found]
+        components = found.over_draws().top(step.top) if isinstance(found, Effects) else found
+    return confirm(
+        making.experiment,
+        components,
+        delta=step.delta,
+        alpha=step.alpha,
+        found_on=making.found_on,
+        unrelated=[making.opened.unrelated(name, making.seed) for name in step.unrelated],
+        checks=Checks.none() if step.checks == "few" else None,
+        ledger=making.ledger,
+    )
+
+
+_MAKERS: Final[Mapping[type, Callable[[Any, Making], Result]]] = {
+    SweepStep: _sweep,
+    LocalizeStep: _localize,
+    AttributeStep: _attribute,
+    DiscoverStep: _discover,
+    EvaluateStep: _evaluate,
+    ConfirmStep: _confirm,
+}

@@ -1,0 +1,200 @@
+"""Runs out of a store: what was measured is read, what was not is measured in shards and stored.
+
+This is the runner of a study's experiments (``Experiment.runner``), so that every method resumes and is distributed
+without knowing it: a sweep, each round of a search, each check of a claim asks for interventions, and those that were
+measured before, by this session or one that was killed, cost a read.
+
+1. Cut the request into shards (``cutting``) and read those that are finished. What is damaged counts as missing.
+2. Take the lease of each missing shard, look once more whether it is there by now, and hand it to the executor.
+3. Where another run holds the lease, go on with others; then wait until its shard is there, or its lease has run out.
+4. Put the numbers together, and note what was asked for (a *call*), so that it can be read without a model.
+"""
+
+import io
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, cast
+
+import numpy as np
+
+from causalpatch.base.errors import StoreCorrupt
+from causalpatch.base.spec import content_hash
+from causalpatch.experiment import Experiment
+from causalpatch.experiment.measured import Measured
+from causalpatch.pairs.plain import plain_pairs
+from causalpatch.patches import Intervention
+from causalpatch.patches.files import plain_interventions
+from causalpatch.studies.cutting import Piece, cut, join
+from causalpatch.studies.executors import Executor
+from causalpatch.studies.journal import Journal
+from causalpatch.studies.leases import Leases
+from causalpatch.studies.sealed import seal
+from causalpatch.studies.shards import Request, Setting, context_of, decode, key_of, texts_of
+from causalpatch.studies.store import Run
+from causalpatch.studies.study import ShardsPart
+
+CALL: Final = "causalpatch call"
+_POLL_S: Final = (0.05, 2.0)  # between two looks for what another run measures: at first, and at most
+
+
+@dataclass
+class _Wanted:
+    """A shard of a call."""
+
+    piece: Piece
+    request: Request
+    found: Measured | None = None
+
+
+@dataclass
+class StoredRuns:
+    """Makes the runs of a study's experiments.
+
+    Args:
+        run: Where shards are stored.
+        executor: Who measures those that are missing.
+        leases: Which shards are being measured, and by whom.
+        journal: What is told.
+        shards: What the study says of their size.
+        before_first: Called before the first shard of a step is measured.
+    """
+
+    run: Run
+    executor: Executor
+    leases: Leases
+    journal: Journal
+    shards: ShardsPart
+    before_first: Callable[[], None] | None = None
+    calls: list[str] = field(default_factory=list)
+    _damaged: set[str] = field(default_factory=set)
+
+    def measure(self, experiment: Experiment, asked: Sequence[Intervention]) -> Measured:
+        """Return the numbers of interventions on all pairs of an experiment, measured now or before."""
+        wanted = self._wanted(experiment, asked)
+        for each in wanted:
+            each.found = self._read(each.request.key)
+        missing = [each for each in wanted if each.found is None]
+        keys = [each.request.key for each in missing]
+        damaged = {key: self.run.damage[key] for key in keys if key in self.run.damage}
+        if damaged:
+            self.journal.tell("damaged", shards=damaged)
+        total, left = (sum(each.request.n_runs for each in some) for some in (wanted, missing))
+        self.journal.tell("call", shards=len(wanted), missing=len(missing), runs=total, left=left)
+        if missing and self.before_first is not None:
+            self.before_first()
+            self.before_first = None
+        self._fill(missing)
+        found = join([each.piece for each in wanted], [cast(Measured, each.found) for each in wanted])
+        self._note(experiment, asked, wanted)
+        return found
+
+    def _wanted(self, experiment: Experiment, asked: Sequence[Intervention]) -> list[_Wanted]:
+        setting = Setting.of(experiment)
+        context, texts = context_of(experiment, setting), texts_of(asked)
+        parts: dict[tuple[int, int], Any] = {}
+        wanted = []
+        for piece in cut(experiment, asked, self.shards):
+            if piece.pairs not in parts:
+                is_all = piece.pairs == (0, len(experiment.pairs))
+                parts[piece.pairs] = experiment.pairs if is_all else experiment.pairs[slice(*piece.pairs)]
+            pairs, cells = parts[piece.pairs], slice(*piece.cells)
+            key = key_of(context, pairs, texts[cells])
+            wanted.append(_Wanted(piece, Request(key, pairs, tuple(asked[cells]), setting)))
+        return wanted
+
+    def _read(self, key: str) -> Measured | None:
+        held = self.run.read(key)
+        return None if held is None else decode(key, *held)
+
+    def _fill(self, missing: list[_Wanted]) -> None:
+        """Measure what is missing, or wait for whoever does."""
+        by_key: dict[str, list[_Wanted]] = {}
+        for each in missing:
+            by_key.setdefault(each.request.key, []).append(each)
+        left, wait = set(by_key), _POLL_S[0]
+
+        def settle(key: str, found: Measured | None, by: str) -> None:
+            if found is None:
+                return
+            for each in by_key[key]:
+                each.found = found
+            left.discard(key)
+            request = by_key[key][0].request
+            self.journal.tell("shard", key=key, by=by, runs=request.n_runs, cost=dict(found.record["cost"]))
+
+        def requests() -> Iterator[Request]:
+            for key in sorted(left, key=list(by_key).index):
+                if not self.leases.take(key):
+                    continue
+                there = self._read(key)  # by another run, since we looked
+                if there is not None:
+                    self.leases.release(key)
+                    settle(key, there, "another run")
+                    continue
+                yield by_key[key][0].request
+
+        while left:
+            n_before = len(left)
+            for done in self.executor.measure(requests()):
+                self.leases.release(done.request.key)
+                settle(done.request.key, self._just_written(done.request.key), "this run")
+            if len(left) < n_before:
+                wait = _POLL_S[0]
+                continue
+            time.sleep(wait)
+            wait = min(1.5 * wait, _POLL_S[1])
+            for key in sorted(left):
+                settle(key, self._read(key), "another run")
+
+    def _just_written(self, key: str) -> Measured | None:
+        """Return a shard that was stored a moment ago; None where it is damaged, the first time.
+
+        Raises:
+            StoreCorrupt: It is damaged again: this store does not keep what is written.
+        """
+        found = self._read(key)
+        if found is not None:
+            return found
+        self.journal.tell("damaged", shards={key: self.run.damage.get(key, "it is gone")})
+        if key in self._damaged:
+            raise StoreCorrupt(
+                f"the store '{self.run.store.address}' does not give back what was written",
+                facts=[("shard", key), ("found", self.run.damage.get(key, "nothing"))],
+                fix="name another store: --set store=FOLDER",
+            )
+        self._damaged.add(key)
+        return None
+
+    def _note(self, experiment: Experiment, asked: Sequence[Intervention], wanted: Sequence[_Wanted]) -> None:
+        """Keep what was asked for, and which shards hold it."""
+        shards = [
+            {"key": each.request.key, "cells": list(each.piece.cells), "pairs": list(each.piece.pairs)}
+            for each in wanted
+        ]
+        name = content_hash(shards)
+        self.calls.append(name)
+        place = self.run.name("calls", f"{name}.json")
+        if self.run.objects.get(place) is not None:
+            return
+        plain, arrays = plain_interventions(asked)
+        pairs = self._note_pairs(experiment)
+        if arrays:
+            file = io.BytesIO()
+            np.savez(file, **cast(dict[str, Any], arrays))
+            self.run.objects.put(self.run.name("calls", f"{name}.npz"), file.getvalue())
+        setting = asdict(wanted[0].request.setting)
+        content = {"shards": shards, "pairs": pairs, "interventions": plain, "setting": setting}
+        self.run.objects.put(place, seal(CALL, {**content, "has_arrays": bool(arrays)}))
+
+    def _note_pairs(self, experiment: Experiment) -> str | None:
+        """Keep the pairs themselves once, and return their name; None where they are no plain prompts."""
+        name = experiment.pairs.content_hash
+        place = self.run.name("pairs", f"{name}.json")
+        if self.run.objects.get(place) is None:
+            plain = plain_pairs(experiment.pairs)
+            if plain is None:
+                return None
+            self.run.objects.put(place, json.dumps(plain, ensure_ascii=False).encode())
+        return name

@@ -1,0 +1,177 @@
+"""Verification: is everything as it was written, and are the numbers those that the model gives?
+
+1. Every shard, entry and result is read and its checksum computed anew. Files that no entry names are listed.
+2. Cells are drawn at random from all that was asked for and measured again on some of their pairs, in runs of their
+   own. Other batches round differently, so that numbers agree within a tolerance, not bit for bit:
+   ``TOLERANCE[dtype] x (mean |clean - corrupted| + |number|)``.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from causalpatch.base.errors import StoreCorrupt
+from causalpatch.base.seeds import generator
+from causalpatch.pairs import Pairs
+from causalpatch.pairs.plain import pairs_of_plain
+from causalpatch.patches import Intervention
+from causalpatch.results.status import has_number
+from causalpatch.studies.cutting import is_of_one_pair
+from causalpatch.studies.opened import Opened
+from causalpatch.studies.results import Results
+from causalpatch.studies.shards import Setting
+from causalpatch.studies.store import Run
+
+TOLERANCE: Final = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
+_PAIRS: Final = 8  # of a cell, at most, that are measured again
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a verification found.
+
+    Args:
+        n_shards: Shards that were read.
+        damaged: What is wrong, by the shard's key or the result's name.
+        unclaimed: Files of shards that no entry names; they are part of nothing.
+        n_cells: Cells that were measured again.
+        n_runs: Runs that this took.
+        largest: The largest difference, as a share of what is tolerated.
+        off: Cells whose numbers the model does not give, in words.
+        n_unknown: Calls on pairs that the store cannot keep, which were not measured again.
+    """
+
+    n_shards: int
+    damaged: Mapping[str, str]
+    unclaimed: Sequence[str]
+    n_cells: int
+    n_runs: int
+    largest: float
+    off: Sequence[str]
+    n_unknown: int
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether everything is as it should be; files that are part of nothing do not count."""
+        return not self.damaged and not self.off
+
+
+def verify(run: Run, opened: Opened | None, n_cells: int = 32, seed: int = 0) -> Verified:
+    """Verify a run.
+
+    Args:
+        run: The run.
+        opened: Its study, opened; None computes checksums alone.
+        n_cells: How many cells are measured again.
+        seed: Seed of the draw.
+
+    Cost:
+        Every byte of the run is read, and ``n_cells`` cells are run on up to eight pairs each.
+    """
+    results = Results(run)
+    damaged = dict(run.damaged())
+    for name in results.names():
+        if not results.is_whole(name):
+            damaged[name] = "a part of this result is missing, torn or changed"
+    checked = _Checked(run, results, opened, damaged)
+    if opened is not None:
+        checked.measure_again(n_cells, seed)
+    return Verified(
+        len(run.keys()),
+        damaged,
+        run.unclaimed(),
+        checked.n_cells,
+        checked.n_runs,
+        checked.largest,
+        checked.off,
+        checked.n_unknown,
+    )
+
+
+@dataclass
+class _Checked:
+    """Cells that are measured again."""
+
+    run: Run
+    results: Results
+    opened: Opened | None
+    damaged: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        self.n_cells = self.n_runs = self.n_unknown = 0
+        self.largest = 0.0
+        self.off: list[str] = []
+
+    def measure_again(self, n_cells: int, seed: int) -> None:
+        """Draw cells and measure them."""
+        calls = {}
+        for file in self.run.objects.names(self.run.name("calls")):
+            name, _, ending = file.rpartition(".")
+            if ending != "json":
+                continue
+            try:
+                call = self.results.call(name)
+            except StoreCorrupt:
+                self.off.append(f"calls/{name}.json is torn or changed")
+                continue
+            if call["pairs"] is None:
+                self.n_unknown += 1
+            elif not any(shard["key"] in self.damaged for shard in call["shards"]):
+                calls[name] = call
+        sizes = [len(call["interventions"]) for call in calls.values()]
+        if not sum(sizes):
+            return
+        random = generator(seed, "verify", self.run.hash)
+        drawn = np.sort(random.choice(sum(sizes), size=min(n_cells, sum(sizes)), replace=False))
+        firsts = np.concatenate([[0], np.cumsum(sizes)])
+        for number, (name, call) in enumerate(calls.items()):
+            here = drawn[(drawn >= firsts[number]) & (drawn < firsts[number + 1])] - firsts[number]
+            if here.size:
+                self._call(name, call, here.tolist(), random)
+
+    def _call(self, name: str, call: Mapping[str, Any], cells: list[int], random: np.random.Generator) -> None:
+        if self.opened is None:
+            return
+        model, source_model = self.opened.models
+        pairs = self._pairs(call["pairs"])
+        if pairs is None:
+            self.off.append(f"pairs/{call['pairs']}.json is missing or changed")
+            return
+        setting = Setting(**{**call["setting"], "metrics": tuple(call["setting"]["metrics"])})
+        asked = [self.results.interventions(name, call)[cell] for cell in cells]
+        chosen = np.arange(len(pairs))
+        if is_of_one_pair(setting.experiment(model, pairs, source_model), asked):
+            chosen = np.sort(random.choice(len(pairs), size=min(_PAIRS, len(pairs)), replace=False))
+        again = setting.experiment(model, pairs.take(chosen), source_model).measured(asked)
+        stored = self.results.numbers(name)
+        before, status = stored.values[:, cells][:, :, chosen], stored.status[cells][:, chosen]
+        gap = np.abs(stored.baselines["clean"] - stored.baselines["corrupt"]).mean(axis=1)
+        dtype = str(model.dtype).removeprefix("torch.")
+        allowed = TOLERANCE.get(dtype, TOLERANCE["float32"]) * (gap[:, None, None] + np.abs(before))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            share = np.where(has_number(status), np.abs(again.values - before) / allowed, 0.0)
+        share = np.where(np.isnan(share), np.inf, share)
+        self.n_cells += len(cells)
+        self.n_runs += share[0].size
+        self.largest = max(self.largest, float(share.max(initial=0.0)))
+        off = np.flatnonzero((share > 1).any((0, 2)))
+        self.off += [self._words(asked[n], before[:, n], again.values[:, n]) for n in off]
+
+    def _pairs(self, name: str) -> Pairs | None:
+        """Return pairs that the store keeps; None where they are not those that it kept."""
+        data = self.run.objects.get(self.run.name("pairs", f"{name}.json"))
+        if data is None or self.opened is None:
+            return None
+        try:
+            made = pairs_of_plain(json.loads(data), self.opened.model.tokenizer)
+        except (ValueError, KeyError, TypeError):
+            return None
+        return made if made.content_hash == name else None
+
+    @staticmethod
+    def _words(cell: Intervention, before: np.ndarray, again: np.ndarray) -> str:
+        worst = np.unravel_index(np.nanargmax(np.abs(before - again)), before.shape)
+        return f"{cell.label}: stored {before[worst]:.6g}, measured again {again[worst]:.6g}"

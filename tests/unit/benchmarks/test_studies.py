@@ -1,0 +1,37 @@
+"""The benchmark of studies: it runs on small sizes, and its page says what was missed."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
+from benchmarks import studies
+from benchmarks.shapes import SHAPES, tiny
+
+
+def test_the_store_s_part_is_measured_beside_the_runs_alone():
+    found = studies.overhead(studies.experiment_of(tiny(SHAPES["gpt2"]), 4), 2, repeats=1)
+    assert (found.n_runs, found.n_shards) == (3 * 4 * 4, 2)
+    assert 0 < found.share < 100
+    assert found.whole[0] > found.measuring[0] > 0
+
+
+def test_many_cells_are_summarised_as_the_library_summarises_few():
+    found = studies.summarised(3000, cells_per_shard=1000)
+    assert found.n_shards == 6
+    assert found.largest_difference < 1e-12
+    assert 0 < found.peak_gb < 4
+
+
+def test_the_page_says_what_was_kept_and_what_was_missed():
+    costs = studies.Overhead((1.0, 1.0), (1.2, 1.2), 10, 2)
+    many = studies.Summarised(studies.CELLS, 2, 0.1, 59.0, 3.9, 0.0)
+    page = studies.report(costs, many, "python -m benchmarks.studies")
+    assert "Overhead 20.0%; target at most 3%: missed." in page
+    assert "targets 60 s and 4 GB: kept" in page
+    few = studies.report(None, replace(many, n_cells=10), "python -m benchmarks.studies")
+    assert "of 10,000,000 cells, not measured here" in few
+    assert costs.share == pytest.approx(0.2)

@@ -1,0 +1,81 @@
+"""Workers in processes: their numbers are those of a local run, bit for bit, and one that dies is replaced."""
+
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+
+import causalpatch as cp
+from causalpatch.base.errors import ModelNotFound, WorkerLost
+from causalpatch.studies import processes, running
+from causalpatch.studies.study import ModelPart
+from small_studies import measured, run_in, same, study_of
+
+TWO = ("executor={kind: processes, workers: 2, threads: 1, device: cpu}",)
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The executors that runs make."""
+    kept = []
+
+    class Seen(processes.Processes):
+        def __post_init__(self):
+            super().__post_init__()
+            kept.append(self)
+
+    monkeypatch.setattr(running, "Processes", Seen)
+    return kept
+
+
+def test_workers_give_the_local_numbers_though_one_is_killed(tmp_path, undisturbed, made):
+    killed, told = [], []
+
+    def kill(line):
+        told.append(line)
+        if line["event"] == "shard" and not killed:
+            killed.extend(made[0].pids)
+            os.kill(killed[0], signal.SIGKILL)
+
+    found = cp.run_study(study_of(*TWO), tmp_path, listeners=(kill,))
+    assert killed
+    assert len(set(measured(told))) == 3
+    assert same(found.results["heads"], undisturbed)
+    assert made[0].pids == []
+
+
+@pytest.mark.slow
+def test_a_shard_that_ends_every_worker_is_an_error(tmp_path, made):
+    def kill(line):
+        if line["event"] == "call":
+            made[0]._hand = lambda number, request: start_and_kill(made[0], number, request)
+
+    def start_and_kill(executor, number, request):
+        worker = executor._start(number)
+        worker.request = request
+        os.kill(worker.process.pid, signal.SIGKILL)
+
+    with pytest.raises(WorkerLost, match="ended 3 workers"):
+        cp.run_study(study_of(*TWO, "shards.pairs=6"), tmp_path, listeners=(kill,))
+
+
+@pytest.mark.slow
+def test_what_a_worker_meets_with_is_what_the_run_says(tmp_path, made):
+    def spoil(line):
+        if line["event"] == "call":
+            made[0].posts[:] = [replace(post, model=ModelPart(name="zoo:none")) for post in made[0].posts]
+
+    with pytest.raises(ModelNotFound):
+        cp.run_study(study_of(*TWO), tmp_path, listeners=(spoil,))
+    assert made[0].pids == []
+
+
+@pytest.mark.slow
+def test_shards_of_workers_and_of_this_process_are_one_run(tmp_path):
+    found, _ = run_in(tmp_path)
+    for each in list((tmp_path / "store").rglob("*.parquet"))[1:]:
+        each.unlink()
+    again, told = run_in(tmp_path, *TWO)
+    assert len(measured(told)) == 2
+    assert same(found.results["heads"], again.results["heads"])
