@@ -146,8 +146,8 @@ MUTANTS = (
     Mutant(
         "prompts run under the masks of others",
         "engine/capture.py",
-        "return model.inputs(batch.ids, batch.mask, batch.position_ids, further, encoder)",
-        "return model.inputs(batch.ids, batch.mask[::-1].copy(), batch.position_ids, further, encoder)",
+        "call = model.inputs(batch.ids, batch.mask, batch.position_ids, further, encoder)",
+        "call = model.inputs(batch.ids, batch.mask[::-1].copy(), batch.position_ids, further, encoder)",
         (INVARIANCE, "-k", "padd and llama"),
     ),
     Mutant(
