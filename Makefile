@@ -10,7 +10,7 @@ WHOLE := tests/laws tests/acceptance tests/examples tests/unit/engine tests/unit
 	tests/surface/test_examples_in_docstrings.py
 UNCHECKED := -q --import-mode=importlib --strict-markers --disable-socket --allow-unix-socket -p no:cacheprovider
 
-.PHONY: demo test test-slow lint bench mutants validity zoo docs support ground-truth ground-truth-models scores faults clean install
+.PHONY: demo test test-slow lint bench tuning mutants validity zoo docs support ground-truth ground-truth-models scores faults clean install
 
 install: $(STAMP)
 
@@ -50,6 +50,10 @@ $(BENCH_STAMP): pyproject.toml constraints.txt benchmarks/peers.txt
 # make bench BENCH_ARGS="--quick"; python -m benchmarks.run --help says what else there is.
 bench: $(BENCH_STAMP)
 	$(BENCH)/bin/python -m benchmarks.run $(BENCH_ARGS)
+
+# All arms on all faults: a day on two cores. make tuning TUNING_ARGS="--only trigger"; --memory and --stories are parts.
+tuning: $(STAMP)
+	$(BIN)/python -m benchmarks.tuning $(TUNING_ARGS)
 
 mutants: $(STAMP)
 	$(BIN)/python -m benchmarks.mutants

@@ -221,6 +221,8 @@ if TYPE_CHECKING:
     from causalpatch.results.planning import Power as Power
     from causalpatch.results.race import Race as Race
     from causalpatch.results.selection import SelectionStability as SelectionStability
+    from causalpatch.results.tuning import Margins as Margins
+    from causalpatch.results.tuning import TuningReport as TuningReport
     from causalpatch.sites import (
         Edge as Edge,
     )
@@ -320,6 +322,14 @@ if TYPE_CHECKING:
     from causalpatch.sweeps.localize import plan_localize as plan_localize
     from causalpatch.sweeps.localize import race as race
     from causalpatch.sweeps.stability import selection_stability as selection_stability
+    from causalpatch.tuning.compare import Comparison as Comparison
+    from causalpatch.tuning.compare import compare_tuning as compare_tuning
+    from causalpatch.tuning.compare import plan_tuning as plan_tuning
+    from causalpatch.tuning.data import TuningData as TuningData
+    from causalpatch.tuning.train import Schedule as Schedule
+    from causalpatch.tuning.tune import tune as tune
+    from causalpatch.tuning.tuned import Tuned as Tuned
+    from causalpatch.tuning.tuned import load_change as load_change
     from causalpatch.validation.confirm import Checks as Checks
     from causalpatch.validation.confirm import confirm as confirm
     from causalpatch.validation.dissociation import Dissociation as Dissociation
@@ -371,6 +381,7 @@ _ROOMS = {
     "results.race": ("Race",),
     "results.planning": ("Power",),
     "results.selection": ("SelectionStability",),
+    "results.tuning": ("Margins", "TuningReport"),
     "sites": ("Edge", "Path", "Receiver", "Site", "SiteSet", "parse"),
     "sites.graph": ("Graph",),
     "studies.debug": ("debug",),
@@ -388,6 +399,11 @@ _ROOMS = {
         *("trace", "window"),
     ),
     "sweeps.localize": ("localize", "plan_localize", "race"),
+    "tuning.compare": ("Comparison", "compare_tuning", "plan_tuning"),
+    "tuning.data": ("TuningData",),
+    "tuning.train": ("Schedule",),
+    "tuning.tune": ("tune",),
+    "tuning.tuned": ("Tuned", "load_change"),
     "validation.confirm": ("Checks", "confirm"),
     "validation.dissociation": ("Dissociation", "dissociate"),
     "validation.power": ("power",),

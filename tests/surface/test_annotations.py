@@ -114,6 +114,13 @@ def test_a_wrong_shape_raises_in_subspaces():
         cp.learn_subspace("experiment", "z", PAIRS)
 
 
+def test_a_wrong_type_raises_in_tuning():
+    with pytest.raises(TypeCheckError):
+        cp.tune("model", ["z.0.0"], PAIRS)
+    with pytest.raises(TypeCheckError):
+        cp.Schedule(steps="many")
+
+
 def test_a_whole_number_may_stand_for_any_number():
     assert cp.Constant(2) == cp.Constant(2.0)
     assert cp.Experiment(tiny_world("gpt2", (1, 2, 2, 2))[0], PAIRS, budget_gib=1).budget_gib == 1

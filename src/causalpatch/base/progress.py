@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from causalpatch.base.extras import lazy
 
@@ -15,6 +15,7 @@ else:
     rich_progress = lazy("rich.progress")
 
 
+@runtime_checkable
 class Advance(Protocol):
     """Tells the bar that some units of work are done."""
 

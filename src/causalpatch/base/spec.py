@@ -6,6 +6,7 @@ The hash of a spec names a run: equal content gives an equal hash on every machi
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,19 @@ def to_plain(value: Any) -> Any:
         facts=[("value", repr(value)[:80]), ("known", "dataclasses, arrays, mappings, lists, texts, numbers")],
         fix="give plain data, such as the function's name",
     )
+
+
+def finite(value: Any) -> Any:
+    """Return plain data in which numbers that JSON does not have are null.
+
+    Args:
+        value: What ``to_plain`` returned.
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: finite(item) for name, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list) else value
 
 
 def to_json(value: Any) -> str:

@@ -25,6 +25,7 @@ from causalpatch.cli.making import pairs
 from causalpatch.cli.measure import features, lens, paths, sweep, trace
 from causalpatch.cli.search import localize
 from causalpatch.cli.studies import check, export, init, ls, run, schema, status, verify
+from causalpatch.cli.tuning import tune
 
 app = typer.Typer(
     name="causalpatch",
@@ -37,7 +38,7 @@ app = typer.Typer(
 
 _PATCH = (demo, sweep, localize, trace, paths, features, lens, attribute, discover, evaluate)
 _STUDY = (init, schema, check, run, status, ls, export, verify)
-for _command in (*_PATCH, debug, *_STUDY, confirm, recheck, power, doctor, tasks, pairs, show):
+for _command in (*_PATCH, debug, *_STUDY, confirm, recheck, power, tune, doctor, tasks, pairs, show):
     app.command()(_command)
 
 

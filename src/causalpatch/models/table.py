@@ -242,7 +242,7 @@ class FamilyTable:
                 yield name, why
             elif isinstance(fact, ShareOf):
                 paths = (join(self.layer_path(layer), fact.module) for layer in range(self.numbers.n_layers))
-                if why := next(filter(None, (_why_not_plain(self._modules[path]) for path in paths)), None):
+                if why := next(filter(None, (why_not_plain(self._modules[path]) for path in paths)), None):
                     yield name, f"the output projection {why}; use z"
             elif name in OPTIONAL and (why := self._why_not_there(name, fact)):
                 yield name, why
@@ -296,7 +296,7 @@ def projection_rows(projection: nn.Module) -> Tensor:
 def plain_rows(projection: nn.Module) -> Tensor | None:
     """Return ``projection_rows`` of a module that does nothing but multiply and add a bias, else None."""
     is_plain = type(projection) in (nn.Linear, Conv1D) and "forward" not in vars(projection)
-    return projection_rows(projection) if is_plain and _why_not_plain(projection) is None else None
+    return projection_rows(projection) if is_plain and why_not_plain(projection) is None else None
 
 
 def input_width(projection: nn.Module) -> int | None:
@@ -348,8 +348,8 @@ def _start_of_three(fact: Parted, unit: int, n_heads: int, n_kv_heads: int) -> i
     return unit * (n_group + 2) + n_group + fact.part - 1
 
 
-def _why_not_plain(projection: nn.Module) -> str | None:
-    """Say why a projection's output cannot be had head by head, or None."""
+def why_not_plain(projection: nn.Module) -> str | None:
+    """Say why a projection is not a plain product with weights that can be read, as of quantised ones; else None."""
     if not (isinstance(projection, nn.Linear | Conv1D) and projection.weight.is_floating_point()):
         kind = type(projection)
         name = kind.__name__ if kind.__module__.startswith("torch.nn.") else f"{kind.__module__}.{kind.__name__}"

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -23,7 +22,7 @@ import numpy as np
 
 from causalpatch.base.errors import ResultsNotFound, StoreCorrupt
 from causalpatch.base.extras import lazy
-from causalpatch.base.spec import content_hash, to_plain
+from causalpatch.base.spec import content_hash, finite, to_plain
 from causalpatch.base.suggest import closest
 from causalpatch.results import claim_charts, claim_words
 from causalpatch.results.arrays import replacing
@@ -310,7 +309,7 @@ class Claim:
             "record": self.record,
             "held_out": self.held_out,
         }
-        return dict(_finite(to_plain(plain)))
+        return dict(finite(to_plain(plain)))
 
     @classmethod
     def _of_plain(cls, content: Mapping[str, Any]) -> Claim:
@@ -333,15 +332,6 @@ class Claim:
             record=content["record"],
             held_out=content["held_out"],
         )
-
-
-def _finite(value: Any) -> Any:
-    """Return plain data in which numbers that JSON does not have are null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {name: _finite(item) for name, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list) else value
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -40,7 +40,7 @@ THINGS: Final = _words(
     """
 )
 
-_NAME_COPY = (
+NAME_COPY: Final = (
     "Once upon a time, there was a child named {name}. One day,",
     "Once upon a time, there was a kid named {name}. One day,",
     "There was a child named {name}. One day,",
@@ -60,7 +60,7 @@ _OBJECT_COPY = (
     "Sam and his mom bought a small {thing}. Sam liked the",
     "There was a {thing} on the floor. Amy picked up the",
 )
-_PRONOUN = (
+PRONOUN: Final = (
     "{name} had a red ball.",
     "One day, {name} was very sad.",
     "{name} went to the park.",
@@ -72,9 +72,9 @@ _PRONOUN = (
 )
 _SAID = [{"name": name, "pronoun": "She"} for name in GIRLS] + [{"name": name, "pronoun": "He"} for name in BOYS]
 _BEHAVIOURS: Final[dict[str, tuple[Sequence[str], str, Any]]] = {
-    "name_copy": (_NAME_COPY, " {name}", {"name": (*GIRLS, *BOYS)}),
+    "name_copy": (NAME_COPY, " {name}", {"name": (*GIRLS, *BOYS)}),
     "object_copy": (_OBJECT_COPY, " {thing}", {"thing": THINGS}),
-    "pronoun": (_PRONOUN, " {pronoun}", _SAID),
+    "pronoun": (PRONOUN, " {pronoun}", _SAID),
 }
 BEHAVIOURS: Final = tuple(_BEHAVIOURS)
 

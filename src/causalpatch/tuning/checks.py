@@ -1,0 +1,248 @@
+"""What else changed: endpoints on data that training never saw, each held against a margin that was set beforehand.
+
+==================  ==================================================================================================
+endpoint            is
+==================  ==================================================================================================
+retain KL, mean     KL(base || tuned) per token of the retain set, nats
+retain KL, p95      its 95th percentile over tokens; likewise p99
+perplexity          -log p per token, tuned minus base, nats: the logarithm of how many times the perplexity is
+neighbours, others  share of the prompts that the base model answers right and the tuned one does not
+evaluation          what the user's function gives, base minus tuned
+==================  ==================================================================================================
+
+The unit is the document, or the connected component of pairs. An endpoint is *within* its margin where the upper end of
+the one-sided 95 % interval lies within it, *beyond* where the lower end lies beyond, else *not shown*. A change did not
+disrupt where every endpoint is within; "not significant" is never taken for that.
+
+One-sided 95 % ends are those of two-sided 90 % intervals: of means the cluster-t interval, of percentiles that of
+resampled documents, of shares of lost answers the exact one where prompts are independent.
+
+References:
+    Piaggio et al. 2012, "Reporting of Noninferiority and Equivalence Randomized Trials", JAMA 308(24).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from causalpatch.base.errors import SettingError
+from causalpatch.base.seeds import generator
+from causalpatch.engine.hooks import quiet
+from causalpatch.pairs import Pairs
+from causalpatch.results.tuning import Endpoint, Margins
+from causalpatch.statistics.binomial import share_interval
+from causalpatch.statistics.intervals import MIN_GROUPS, TOO_FEW, mean_interval
+from causalpatch.tuning.data import TuningData
+from causalpatch.tuning.losses import Kept, next_token_losses, said_of
+from causalpatch.tuning.train import in_rows
+from causalpatch.tuning.ways import Way
+
+Floats = NDArray[np.float64]
+_LEVEL: Final = 0.90  # two-sided: each end alone is a one-sided 95 % one
+_DRAWS: Final = 999
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What one changed model does on test data.
+
+    Args:
+        success: Whether each target pair of the test side succeeds, ``(pair,)``.
+        paraphrased: Likewise of paraphrases; empty where there are none.
+        moved: KL(base || tuned) of each retain token, ``(token,)``.
+        document: Independent component of each of these tokens.
+        rise: -log p of each retain token given those before it, tuned minus base, ``(token,)``.
+        risen: Independent component of each of these.
+        lost: By behaviour, 1 where the base model answers right and the changed one does not, 0 where both do or
+            neither, -1 where only the changed one does, ``(pair,)``.
+        evaluation: What the user's function gave, tuned, and of the base; empty where there is none.
+    """
+
+    success: Floats
+    paraphrased: Floats
+    moved: Floats
+    document: NDArray[np.int64]
+    rise: Floats
+    risen: NDArray[np.int64]
+    lost: Mapping[str, Floats]
+    evaluation: tuple[Floats, ...] = ()
+
+    @property
+    def damage(self) -> float:
+        """Mean KL per retain token."""
+        return float(self.moved.mean())
+
+    def per_document(self) -> Floats:
+        """Return sum of KL and number of tokens of each document, ``(document, 2)``."""
+        return np.stack([np.bincount(self.document, self.moved), np.bincount(self.document)], axis=1)
+
+
+class Bench:
+    """Measures changed models on test data; what the base model does is measured once.
+
+    Args:
+        way: For the model.
+        data: The data.
+    """
+
+    def __init__(self, way: Way, data: TuningData) -> None:
+        self.model, self.data = way.model, data
+        self._kept = Kept(way.model, data.retain["test"])
+        self._right: dict[str, Floats] = {}
+        self._rise: list[Floats] = []
+        self._evaluated: Floats | None = None
+
+    def measure(self, way: Way | None, evaluated: Any = None) -> Measured:
+        """Measure a change, or the model as it is.
+
+        Args:
+            way: The change; None for the base.
+            evaluated: What the user's function gave of the changed model, where there is one.
+        """
+        from_model, data = self.model, self.data
+        with quiet(from_model):
+            if not self._rise:
+                self._rise = self._losses(None)
+                self._right = {name: self._answers(None, pairs) for name, pairs in self.behaviours.items()}
+            success = self._answers(way, data.target["test"])
+            said = self._answers(way, data.paraphrases) if data.paraphrases is not None else np.zeros(0)
+            right = {name: self._answers(way, pairs) for name, pairs in self.behaviours.items()}
+            retain = data.retain["test"]
+            moved = np.zeros(int(retain.lengths("clean").sum()))
+            rises = self._losses(way) if way is not None else self._rise
+            if way is not None:
+                parts = [self._kept.distances(way, some) for some in in_rows(len(retain))]
+                moved = torch.cat(parts).double().cpu().numpy()
+        document = np.repeat(retain.components, retain.lengths("clean"))
+        risen = np.repeat(retain.components, [len(each) for each in self._rise])
+        rise = np.concatenate(rises) - np.concatenate(self._rise)
+        lost = {name: self._right[name] - right[name] for name in right}
+        return Measured(success, said, moved, document, rise, risen, lost, self._evaluation(evaluated))
+
+    @property
+    def behaviours(self) -> dict[str, Pairs]:
+        """Neighbours and other behaviours, by name."""
+        near = {} if self.data.neighbours is None else {"neighbours": self.data.neighbours}
+        return {**near, **self.data.others}
+
+    def evaluate_base(self) -> None:
+        """Let the user's function look at the base model, where there is one."""
+        if self.data.evaluate is not None and self._evaluated is None:
+            self._evaluated = as_scores(self.data.evaluate(self.model))
+
+    def _evaluation(self, evaluated: Any) -> tuple[Floats, ...]:
+        if self._evaluated is None or evaluated is None:
+            return ()
+        found = as_scores(evaluated)
+        if found.shape != self._evaluated.shape:
+            raise SettingError(
+                "the user's evaluation does not give as many numbers for every model",
+                facts=[("base", len(self._evaluated)), ("tuned", len(found))],
+                fix="let it give one number, or one for each of its items in the same order",
+            )
+        return found, self._evaluated
+
+    def _answers(self, way: Way | None, pairs: Pairs) -> Floats:
+        found = []
+        for some in in_rows(len(pairs)):
+            with torch.no_grad():
+                if way is None:
+                    said = said_of(self.model, self.model.module, pairs, some)
+                else:
+                    with way.running() as module:
+                        said = said_of(self.model, module, pairs, some)
+            found.append(said.succeeds().double().cpu().numpy())
+        return np.concatenate(found)
+
+    def _losses(self, way: Way | None) -> list[Floats]:
+        pairs, found = self.data.retain["test"], []
+        for some in in_rows(len(pairs)):
+            if way is None:
+                found += next_token_losses(self.model, self.model.module, pairs, some)
+            else:
+                with way.running() as module:
+                    found += next_token_losses(self.model, module, pairs, some)
+        return found
+
+
+def as_scores(given: Any) -> Floats:
+    """Return what a user's evaluation gave as numbers: one, or one for each item.
+
+    Raises:
+        SettingError: It gave something else, or no number.
+    """
+    try:
+        found = np.atleast_1d(np.asarray(given, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise SettingError(
+            f"the user's evaluation gave a {type(given).__name__}",
+            facts=[("needed", "a number, or one for each item")],
+            fix="let it return a float, or a list of floats",
+        ) from error
+    if found.ndim != 1 or not np.isfinite(found).all():
+        raise SettingError("the user's evaluation gave no numbers", fix="let it return a float, or a list of floats")
+    return found
+
+
+def endpoints(measured: Sequence[Measured], data: TuningData, margins: Margins, seed: int = 0) -> list[Endpoint]:
+    """Hold what changed models do, seeds of one arm, against the margins.
+
+    Args:
+        measured: One for each seed; a number of a token or a pair is its mean over seeds.
+        data: The data, for the components of pairs.
+        margins: The margins.
+        seed: Seed of the draws.
+    """
+    first = measured[0]
+    moved = np.mean([each.moved for each in measured], axis=0)
+    rise = np.mean([each.rise for each in measured], axis=0)
+    found = [_mean("retain KL, mean", moved, first.document, margins.kl_mean, "nat per token")]
+    for q, margin in ((95, margins.kl_p95), (99, margins.kl_p99)):
+        found.append(_percentile(f"retain KL, p{q}", moved, first.document, q, margin, seed))
+    found.append(_mean("perplexity, log ratio", rise, first.risen, margins.perplexity, "nat per token"))
+    near = {} if data.neighbours is None else {"neighbours": data.neighbours}
+    for name, pairs in {**near, **data.others}.items():
+        rows = np.stack([each.lost[name] for each in measured])
+        found.append(_lost(f"answers lost, {name}", rows, pairs.components, margins.accuracy))
+    if first.evaluation:
+        drop = np.mean([each.evaluation[1] - each.evaluation[0] for each in measured], axis=0)
+        found.append(_mean("evaluation, drop", drop, np.arange(len(drop)), margins.evaluation, "the user's"))
+    return found
+
+
+def _mean(name: str, values: Floats, group: NDArray[np.int64], margin: float, unit: str) -> Endpoint:
+    interval = mean_interval(values, group, level=_LEVEL)
+    return Endpoint(
+        name, interval.estimate, interval.low, interval.high, margin, unit, interval.n_groups, interval.note
+    )
+
+
+def _percentile(name: str, values: Floats, group: NDArray[np.int64], q: int, margin: float, seed: int) -> Endpoint:
+    """Return a percentile over tokens, with the interval of resampled documents."""
+    groups = [values[group == number] for number in np.unique(group)]
+    estimate = float(np.percentile(values, q))
+    low = high = np.nan
+    note = TOO_FEW
+    if len(groups) >= MIN_GROUPS:
+        draw = generator(seed, "percentile", q)
+        drawn = [
+            np.percentile(np.concatenate([groups[k] for k in draw.integers(len(groups), size=len(groups))]), q)
+            for _ in range(_DRAWS)
+        ]
+        low, high = (float(each) for each in np.quantile(drawn, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]))
+        note = f"{_DRAWS} draws of whole documents"
+    return Endpoint(name, estimate, low, high, margin, "nat per token", len(groups), note)
+
+
+def _lost(name: str, rows: Floats, group: NDArray[np.int64], margin: float) -> Endpoint:
+    """Return the share of answers lost: its upper end counts every loss and no gain."""
+    estimate = float(rows.mean())
+    # A pair counts as lost where it is lost for most seeds: shares of 0 and 1 alone have an exact interval.
+    is_lost = (np.mean(rows > 0, axis=0) >= 0.5).astype(np.float64)
+    upper = share_interval(is_lost, group, level=_LEVEL)
+    low = mean_interval(rows.mean(axis=0), group, level=_LEVEL)
+    return Endpoint(name, estimate, low.low, upper.high, margin, "share", upper.n_groups, upper.note)

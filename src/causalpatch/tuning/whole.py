@@ -1,0 +1,60 @@
+"""Full fine-tuning: every weight is trained, in a set of its own; the model's weights stand aside and come back."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from causalpatch.models import Model
+from causalpatch.tuning.parts import Parts
+from causalpatch.tuning.ways import Way
+
+NOTHING = Parts((), {}, {})
+
+
+class Full(Way):
+    """All floating-point parameters of a model; those that are tied stay tied.
+
+    Args:
+        model: The model; a second set of its weights is made.
+    """
+
+    name = "full"
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(model, NOTHING)
+        named = {name: each for name, each in model.module.named_parameters() if each.is_floating_point()}
+        self._held = {name: nn.Parameter(each.detach().clone()) for name, each in named.items()}
+        self._old = dict(named)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return the weights, by name; of tied ones the first."""
+        return self._held
+
+    def sizes(self) -> dict[str, float]:
+        """Return the usual size of the elements of each weight."""
+        return {name: float(each.detach().double().square().mean().sqrt()) or 1.0 for name, each in self._old.items()}
+
+    @contextmanager
+    def running(self) -> Iterator[nn.Module]:
+        """Run the model with these weights in place of its own."""
+        root = self.model.module
+        new = {id(self._old[name]): each for name, each in self._held.items()}
+        swapped: list[tuple[nn.Module, str, nn.Parameter]] = []
+        try:
+            for module in root.modules():
+                for name, own in module._parameters.items():
+                    if own is not None and id(own) in new:
+                        swapped.append((module, name, own))
+                        module._parameters[name] = new[id(own)]
+            yield root
+        finally:
+            for module, name, own in swapped:
+                module._parameters[name] = own
+
+    def write_into(self, module: nn.Module) -> None:
+        """Copy the weights into a copy of the model."""
+        with torch.no_grad():
+            for name, each in self._held.items():
+                module.get_parameter(name).copy_(each)

@@ -1,0 +1,40 @@
+"""A planted fault is tuned away where it was planted, and a pronoun where it is made, while all else stays."""
+
+import pytest
+import torch
+from benchmarks.tuning import stories, tuning_data
+
+import causalpatch as cp
+from causalpatch.testing.faults import FAULTS, plant
+from causalpatch.tuning.checks import Bench
+from causalpatch.tuning.tuned import digests_outside
+
+
+@pytest.mark.slow
+def test_a_planted_fault_is_repaired_by_its_own_head_alone():
+    planted = plant(FAULTS[0])
+    data = tuning_data(planted)
+    seen = {name for side in ("train", "validation") for pair in data.target[side] for name in pair.entities}
+    assert not seen & {name for pair in data.target["test"] for name in pair.entities}
+    tuned = cp.tune(planted.model, list(planted.place), data, schedule=cp.Schedule(rates=(0.01,)))
+    bench = Bench(tuned.way, data)
+    before, after = bench.measure(None), bench.measure(tuned.way)
+    assert before.success.mean() <= 0.2
+    assert after.success.mean() >= 0.85
+    assert after.damage < 0.1
+    merged = tuned.model()
+    assert digests_outside(tuned.way, merged.module) == digests_outside(tuned.way, planted.model.module)
+    own = planted.model.module.state_dict()
+    moved = {name for name, each in merged.module.state_dict().items() if not torch.equal(each, own[name])}
+    assert moved == {f"model.layers.1.self_attn.{name}_proj.weight" for name in "qkvo"}
+
+
+@pytest.mark.slow
+def test_the_pronoun_is_changed_at_its_own_head_and_names_are_copied_as_before():
+    schedule = cp.Schedule(rates=(0.01,), steps=100)
+    rows = {row["head"]: row for row in stories(cp.Comparison(schedule=schedule))}
+    own = rows["L4H2"]
+    assert len(rows) == 8
+    assert own["success before"] <= 0.2
+    assert own["success"] >= 0.9
+    assert own["copied"] >= own["copied before"] - 0.02

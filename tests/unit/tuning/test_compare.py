@@ -1,0 +1,176 @@
+"""Comparisons on tiny models: all arms are made alike, what is counted is what is trained, and what is said follows."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import causalpatch as cp
+from causalpatch.base.errors import SettingError
+from causalpatch.pairs import Pair, Pairs
+from causalpatch.results.tuning import TuningReport
+from causalpatch.tuning import train as training
+from causalpatch.tuning.arms import KINDS, Request, candidates
+from causalpatch.tuning.checks import Bench
+from causalpatch.tuning.compare import Comparison, compare_tuning, plan_tuning
+from causalpatch.tuning.parts import parts_of, sites_of
+from causalpatch.tuning.train import Schedule
+from causalpatch.tuning.untrained import Prefixed, Steered, prefixes, steering
+from causalpatch.tuning.ways import Slices
+from tunings import prompts, stirred, tiny, tiny_data
+
+QUICK = Schedule(steps=4, every=2, rates=(0.05,), batch=4, retain_batch=2, enough=0.5)
+NEURONS = ["mlp_post.1.3", "mlp_post.1.5"]
+
+
+def experiment(model):
+    rows = prompts(12, 7)
+    pairs = [Pair(row, other, ((4,),), ((3,),)) for row, other in zip(rows, prompts(12, 8), strict=True)]
+    return cp.Experiment(model, Pairs(pairs), cp.log_probability_difference, show_progress=False)
+
+
+def request(model, components, **how):
+    settings = {"way": "slice", "rank": 4, "shared": "leave", "n_random": 19, "kinds": KINDS} | how
+    return Request(experiment(model), sites_of(components, model), tiny_data(), **settings)
+
+
+def test_arms_have_the_size_and_the_place_of_what_was_located():
+    model = tiny("llama")
+    made, notes = candidates(request(model, NEURONS))
+    by_kind = {}
+    for each in made:
+        by_kind.setdefault(each.kind, []).append(each)
+    located = by_kind["located"][0]
+    assert len(by_kind["random"]) == 19
+    for draw in by_kind["random"]:
+        sites = sites_of(list(draw.components), model)
+        assert {(site.name, site.layer) for site in sites} == {("mlp_post", 1)}
+        assert not set(draw.components) & set(NEURONS)
+        assert draw.n_weights == located.n_weights == draw.make(0).n_trained
+    (near,) = by_kind["same layers"]
+    assert {site.layer for site in sites_of(list(near.components), model)} == {1}
+    assert near.n_weights <= 1.05 * located.n_weights
+    (lowest,) = by_kind["lowest effect"]
+    effects = experiment(model).run(["mlp_post.1.3", *lowest.components]).effect()
+    assert np.abs(effects.values[1:]).max() <= np.abs(effects.values[0])
+    assert by_kind["full"][0].make(0).n_trained == sum(p.numel() for p in model.module.parameters())
+    assert any(
+        "19 matched sets, drawn, in the same layers; the smallest attainable p is 0.05" in note for note in notes
+    )
+    heads, notes = candidates(request(model, ["z.0.1"], kinds=("random",)))
+    assert len(heads) == 1 + 7
+    assert any("all 7 matched sets, up to 2 layers off; the smallest attainable p is 0.125" in note for note in notes)
+
+
+def test_a_comparison_makes_what_its_plan_counted(tmp_path):
+    model, data = (
+        tiny("llama"),
+        tiny_data(
+            paraphrases=tiny_data().target["test"],
+            others={"other": Pairs([Pair(row, row, ((k,),), id=str(k)) for k, row in enumerate(prompts(12, 11))])},
+            evaluate=lambda changed: [float(changed.module.lm_head.weight.detach().sum())] * 3,
+        ),
+    )
+    asked = Comparison(schedule=QUICK, n_seeds=2)
+    plan = plan_tuning(experiment(model), ["z.0.1"], data, asked)
+    assert plan.n_trainings == (1 + 7 + 4) * (1 + 1)
+    assert "24 trainings of at most 4 steps: 12 arms" in str(plan)
+    report = compare_tuning(experiment(model), ["z.0.1"], data, asked)
+    assert sum(arm.n_trainings for arm in report.arms) == plan.n_trainings == report.spec["n_trainings"]
+    assert [arm.kind for arm in report.arms] == [
+        "base", "located", *["random"] * 7, *(kind for kind in KINDS if kind != "random")
+    ]  # fmt: skip
+    assert report.is_complete
+    base, located, full = report.arm("base"), report.located, report.arm("full")
+    assert base.moved == (0.0,)
+    assert all(each.estimate == 0 for each in base.endpoints)
+    assert len(located.success) == len(located.paraphrased) == 2
+    assert located.paraphrased == located.success
+    assert full.n_trained > located.n_trained
+    names = [each.name for each in located.endpoints]
+    assert names == [
+        "retain KL, mean", "retain KL, p95", "retain KL, p99", "perplexity, log ratio", "answers lost, other",
+        "evaluation, drop",
+    ]  # fmt: skip
+    assert set(report.mechanism) == {"effects before and after", "carried from the tuned model", "relearning"}
+    rows = report.mechanism["carried from the tuned model"]
+    assert "share" in rows[0] or "not made" in rows[0]
+    text = str(report)
+    assert report.verdict in text
+    assert "located - full" in text
+    again = TuningReport.load(report.save(tmp_path / "report.json"))
+    assert str(again) == text
+    picture = report.plot()
+    held = picture.to_dict()["datasets"]
+    assert {row["arm"] for name in ("hollow", "reached") for row in held.get(name, [])} == {a.name for a in report.arms}
+    assert "target success" in picture.to_svg()
+
+
+def test_a_stop_by_the_user_leaves_the_arms_that_were_made(monkeypatch):
+    model, seen = tiny("llama"), []
+    real = training.look
+
+    def look(*given):
+        seen.append(1)
+        if len(seen) > 14:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(training, "look", look)
+    report = compare_tuning(
+        experiment(model), NEURONS, tiny_data(), Comparison(schedule=QUICK, n_seeds=1, mechanism=False)
+    )
+    assert not report.is_complete
+    assert 2 <= len(report.arms) < 10
+    assert report.verdict == "no evidence of advantage"
+    assert report.reasons[0] == "not all arms were made"
+    assert any("stopped by the user" in note for note in report.notes)
+
+
+def test_a_prefix_changes_the_prompts_as_if_it_were_written_there():
+    model = tiny("gpt2")
+    way = Prefixed(model, [6, 7, 8], "three tokens")
+    ids = torch.as_tensor(prompts(2, 3))
+    batch = Pairs([Pair(row, row) for row in prompts(2, 3)]).batch("clean")
+    with way.running() as module, torch.no_grad():
+        found = model.logits(module(**model.inputs(batch.ids, batch.mask, batch.position_ids)))
+        whole = model.module(torch.cat([torch.tensor([[6, 7, 8]] * 2), ids], 1)).logits
+    torch.testing.assert_close(found, whole[:, 3:])
+    assert [len(each._wrapped._ids) for each in prefixes(model, tiny_data(), None)] == [6, 12, 24]
+
+
+def test_steering_adds_its_vector_behind_a_layer_and_helps_the_wanted_answer():
+    model, data = tiny("llama"), tiny_data()
+    vectors = steering(model, data)
+    assert len(vectors) == 2 * 4
+    vector = Steered(model, 0, torch.ones(model.width), "ones")
+    ids = torch.as_tensor(prompts(1, 3))
+    with torch.no_grad():
+        stream = model.module(ids, output_hidden_states=True).hidden_states[1]
+        with vector.running() as module:
+            moved = module(ids, output_hidden_states=True).hidden_states[1]
+    torch.testing.assert_close(moved, stream + 1)
+    assert steering(model, tiny_data(unwanted=())) == []
+
+
+def test_endpoints_see_what_changed_and_where_nothing_did():
+    model, data = tiny("llama"), tiny_data()
+    way = stirred(Slices(model, parts_of(sites_of(["mlp_out.0"], model), model)), size=0.5)
+    bench = Bench(way, data)
+    base, changed = bench.measure(None), bench.measure(way)
+    assert base.damage == 0
+    assert changed.damage > 0.01
+    assert changed.moved.shape == changed.document.shape
+    lengths = data.retain["test"].lengths("clean")
+    assert len(changed.rise) == int((lengths - 1).sum())
+    sums = changed.per_document()
+    assert sums[:, 0].sum() / sums[:, 1].sum() == pytest.approx(changed.damage)
+
+
+def test_impossible_comparisons_are_refused():
+    with pytest.raises(SettingError, match="no comparison is made with n_random=3"):
+        Comparison(n_random=3)
+    with pytest.raises(SettingError, match="no arm is called 'lucky'"):
+        candidates(request(tiny("llama"), NEURONS, kinds=("lucky",)))
+    assert math.isfinite(Comparison().alpha)
