@@ -259,7 +259,7 @@ def page(held: Mapping[str, Any], command: str) -> str:
     lines = [
         "# Tuning: located parts against all else",
         "",
-        f"Made by `{command}` on {machine['cpu']}, {machine['cores']} cores; "
+        f"Last part made by `{command}` on {machine['cpu']}, {machine['cores']} cores; "
         + ", ".join(f"{name} {version}" for name, version in used.items())
         + ".",
         "",
@@ -412,13 +412,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     comparison = cp.Comparison()
     everything = not (chosen.stories or chosen.memory)
 
+    command = " ".join(["python -m benchmarks.tuning", *map(str, sys.argv[1:] if arguments is None else arguments)])
+
     def known() -> dict[str, Any]:
         return dict(json.loads(kept.read_text(encoding="utf-8"))) if kept.exists() else {}
 
     def keep(**more: Any) -> None:
         held = {**known(), **more}
         kept.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
-        chosen.out.write_text(page(held, "make tuning"), encoding="utf-8")
+        chosen.out.write_text(page(held, command), encoding="utf-8")
 
     if chosen.memory or (everything and not chosen.only):
         keep(memory=memory())

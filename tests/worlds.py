@@ -15,8 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from hypothesis import Phase, given, settings
-from hypothesis import strategies as st
+from hypothesis import Phase, given, settings, strategies as st
 from jaxtyping import config
 
 import causalpatch as cp

@@ -1,8 +1,7 @@
 """Sites through which everything flows, and sites that are two names of one thing."""
 
 import numpy as np
-from hypothesis import assume
-from hypothesis import strategies as st
+from hypothesis import assume, strategies as st
 
 import causalpatch as cp
 from worlds import assert_same, law, projection, run_all

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import Phase, given, settings
-from hypothesis import strategies as st
+from hypothesis import Phase, given, settings, strategies as st
 
 import causalpatch as cp
 from causalpatch.base.errors import ModelUnsupported, SettingError, SiteUnsupported

@@ -157,11 +157,13 @@ def train(
     groups = [{"params": [each], "lr": rate * sizes[name], "size": sizes[name]} for name, each in trained.items()]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98))
     batches = _batches(data, schedule, seed)
-    looks = [look(way, data, schedule, kept, 0)]
-    best, state = looks[0], way.state()
+    looks: list[Look] = []
+    best, state = Look(0, 0.0, 0.0, math.inf), way.state()  # until something was seen
     n_steps, since, ended = 0, 0, f"{schedule.steps} steps were made"
     is_whole = True
     try:
+        looks.append(look(way, data, schedule, kept, 0))
+        best = looks[0]
         while n_steps < schedule.steps:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["size"] * min(1.0, (n_steps + 1) / _WARM)
@@ -192,7 +194,7 @@ def train(
         for each in trained.values():
             each.grad = None
     ended += f"; the best checkpoint, of step {best.step}, was put back"
-    return Training(rate, seed, tuple(looks), best, way.n_trained, n_steps, ended, is_whole)
+    return Training(rate, seed, tuple(looks or [best]), best, way.n_trained, n_steps, ended, is_whole)
 
 
 class KeptSides:

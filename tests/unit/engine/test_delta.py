@@ -4,8 +4,7 @@ import threading
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.nn.functional import gelu, layer_norm, linear
 from torch.overrides import _get_current_function_mode_stack

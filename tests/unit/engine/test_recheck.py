@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from causalpatch.base.errors import SettingError
 from causalpatch.engine.recheck import ScreenNoise, estimate_noise, needs_float32, sample_cells

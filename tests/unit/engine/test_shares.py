@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import causalpatch as cp
-from causalpatch.engine import Cost, Gauge, fit_values, plan_job
-from causalpatch.engine import wavefront as engine
+from causalpatch.engine import Cost, Gauge, fit_values, plan_job, wavefront as engine
 from causalpatch.engine.gauge import Gauge as Measuring
 from causalpatch.engine.planning import numbers_of
 from causalpatch.engine.shares import CAPTURED, CHUNK, Kept, logits_bytes

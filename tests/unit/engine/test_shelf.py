@@ -10,8 +10,7 @@ import torch
 
 import causalpatch as cp
 from causalpatch.base.errors import MemoryExhausted
-from causalpatch.engine import shares
-from causalpatch.engine import shelf as shelves
+from causalpatch.engine import shares, shelf as shelves
 from causalpatch.engine.shelf import NEAR, OnShelf, Shelf, place_for
 from causalpatch.testing.tiny import tiny_model
 from tiers import assert_agree, quickly, run_model, tier_of

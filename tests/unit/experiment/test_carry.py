@@ -11,8 +11,7 @@ from causalpatch.experiment import put_values, read_values
 from causalpatch.pairs import Pairs
 from causalpatch.sites import parse
 from tiers import quickly
-from toys import Chain as ToyChain
-from toys import opened, vectors
+from toys import Chain as ToyChain, opened, vectors
 from worlds import FAMILY_NAMES, FIRST, LACKS, projection, random_pairs, run_all, tiny_world
 
 SHAPE = (2, 4, 2, 0)

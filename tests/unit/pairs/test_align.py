@@ -4,8 +4,7 @@ import difflib
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from causalpatch.base.errors import PairError, SettingError
 from causalpatch.pairs import Pair, Pairs, load_pairs

@@ -5,8 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from causalpatch.pairs import Pair, Pairs, load_pairs
 from causalpatch.pairs.components import connected

@@ -1,8 +1,7 @@
 """Prompts to ids: special tokens once, answers in context, spans of text."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from causalpatch.base.errors import AnswerError, PairError
 from causalpatch.pairs.prompts import Prompts

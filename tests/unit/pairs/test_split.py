@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from hypothesis import assume, given, strategies as st
 
 from causalpatch.base.errors import PairError, SettingError
 from causalpatch.pairs import Pair, Pairs

@@ -5,8 +5,7 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 import xarray as xr
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from causalpatch.base.errors import ResultsNotFound, StoreCorrupt, UnsupportedError

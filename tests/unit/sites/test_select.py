@@ -4,8 +4,7 @@ import doctest
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import causalpatch.sites.select
 import causalpatch.sites.site

@@ -4,8 +4,7 @@ import dataclasses
 import pickle
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from causalpatch.base.axes import AXES
 from causalpatch.base.errors import SiteNotFound, SiteSyntaxError

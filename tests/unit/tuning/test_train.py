@@ -9,6 +9,7 @@ import causalpatch as cp
 from causalpatch.base.errors import PairError, SettingError
 from causalpatch.models import Model
 from causalpatch.pairs import Pair, Pairs
+from causalpatch.pairs.words import NAMES
 from causalpatch.sites import Site
 from causalpatch.tuning import train as training
 from causalpatch.tuning.data import TuningData, require_apart
@@ -80,7 +81,8 @@ def test_answers_of_several_tokens_and_sets_are_what_runs_of_their_own_say():
 def test_a_margin_asks_for_nothing_more_of_what_is_ahead():
     model = tiny("gpt2")
     data = tiny_data()
-    said = said_of(model, model.module, data.target["train"], [0, 1, 2])
+    with torch.no_grad():
+        said = said_of(model, model.module, data.target["train"], [0, 1, 2])
     ahead = said.wanted - said.unwanted
     assert float(target_loss(said, "margin", float(ahead.min()))) == pytest.approx(0, abs=1e-6)
     assert float(target_loss(said, "margin", 2.0)) == pytest.approx(float(torch.relu(2.0 - ahead).mean()))
@@ -101,7 +103,7 @@ def test_the_distance_of_retain_tokens_is_the_divergence_from_the_base_kept_or_n
     again = Kept(model, pairs)
     again._known = None  # as where it would not fit into memory
     torch.testing.assert_close(again.distances(way, [1, 0]).detach(), found)
-    ids = torch.as_tensor(pairs[1].clean)[None]
+    ids = torch.tensor(pairs[1].clean.tolist())[None]
     with torch.no_grad():
         before = model.module(ids).logits[0].log_softmax(-1)
         with way.running() as module:
@@ -154,10 +156,10 @@ def test_training_ends_where_validation_gets_no_better():
 def test_data_are_divided_by_components_and_kept_apart():
     model = cp.open_model("zoo:stories")
     rows = [
-        {"prompt": f"One day {name} saw", "wanted": " a", "unwanted": [" the", " her"], "entities": [name]}
-        for name in ("Tom", "Ben", "Sue", "Mia", "Sam", "Max", "Tim", "Lily", "Anna", "Jack")
+        {"prompt": f"One day {name} saw", "wanted": " a", "unwanted": [" the", " and"], "entities": [name]}
+        for name in NAMES[:10]
     ]
-    texts = [f"The {word} was happy. It ran home." for word in ("dog", "cat", "bird", "frog", "bear", "girl")]
+    texts = [f"{name} was happy and {name} saw" for name in NAMES[10:16]]
     data = TuningData.of(model, rows, texts, others={"more": rows[:3]}, window=4)
     assert [len(data.target[side]) for side in ("train", "validation", "test")] == [4, 2, 4]
     assert len(data.target["train"][0].wrong_answer) == 2
@@ -166,7 +168,7 @@ def test_data_are_divided_by_components_and_kept_apart():
     assert len(data.retain["train"]) > len(groups["train"])  # windows of documents
     assert data.record()["others"]["more"]["n"] == 3
     with pytest.raises(PairError, match="retain and target data overlap"):
-        TuningData.of(model, rows, [*texts, "He was sad. One day Tom saw a dog."])
+        TuningData.of(model, rows, [*texts, f"{NAMES[20]} was happy. One day {NAMES[0]} saw a"])
     with pytest.raises(PairError, match="does not say what is wanted"):
         TuningData.of(model, [{"prompt": "One day"}] * 6, texts)
     with pytest.raises(PairError, match="too few to train, validate and test on"):

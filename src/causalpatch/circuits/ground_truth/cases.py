@@ -25,8 +25,7 @@ from causalpatch.circuits.ground_truth.language import Program, Redundant
 from causalpatch.circuits.ground_truth.programs import all_programs
 from causalpatch.circuits.ground_truth.trained import TRAINED, load
 from causalpatch.experiment import Experiment
-from causalpatch.metrics import Metric, Outputs, logit_difference
-from causalpatch.metrics import metric as wrapped
+from causalpatch.metrics import Metric, Outputs, logit_difference, metric as wrapped
 from causalpatch.models import Model, open_model
 from causalpatch.pairs import Pair, Pairs
 from causalpatch.sites.graph import Graph, ends_of
