@@ -13,6 +13,8 @@ from jaxtyping import TypeCheckError
 import causalpatch
 import causalpatch as cp
 from causalpatch.engine import Means, Run
+from causalpatch.engine.delta import DeltaLinears
+from causalpatch.engine.products import Casts
 from causalpatch.metrics import AnswerTable, Outputs
 from causalpatch.models import Columns, Sum
 from causalpatch.pairs import Pair, Pairs
@@ -80,6 +82,8 @@ def test_a_wrong_shape_raises_in_the_engine():
         Run(torch.zeros(2, 2, 5), batch, torch.arange(3))
     with pytest.raises(TypeCheckError):
         Means({(Site("embed"), cp.Mean()): torch.zeros(3, dtype=torch.long)})
+    with pytest.raises(Exception, match="index"), DeltaLinears(Casts()).replay(torch.zeros(2, 2, dtype=torch.long)):
+        pass
 
 
 def test_a_wrong_type_raises_in_the_experiment():
