@@ -10,8 +10,6 @@ everywhere, and that ``recheck`` measures again in another checkpoint. Its verdi
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -20,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from causalpatch.base.errors import ResultsNotFound, StoreCorrupt
+from causalpatch.base.errors import ResultsNotFound
 from causalpatch.base.extras import lazy
 from causalpatch.base.spec import content_hash, finite, to_plain
 from causalpatch.base.suggest import closest
 from causalpatch.results import claim_charts, claim_words
-from causalpatch.results.arrays import replacing
+from causalpatch.results.json_file import JsonFile
 from causalpatch.statistics.verdicts import ABSENT, INCONCLUSIVE, SUPPORTED
 
 if TYPE_CHECKING:
@@ -35,8 +33,7 @@ if TYPE_CHECKING:
 else:
     pd = lazy("pandas")
 
-FORMAT: Final = "causalpatch claim"
-SCHEMA: Final = "1"
+FILE: Final = JsonFile("claim", "causalpatch claim", "1", fix="confirm it again, on new pairs")
 REUSED: Final = "reused hold-out"
 TOGETHER: Final = "together"
 
@@ -250,12 +247,7 @@ class Claim:
         Args:
             path: The file; folders are made where they are missing.
         """
-        path = Path(path)
-        content = self._plain()
-        head = {"format": FORMAT, "schema": SCHEMA, "sha256": _digest(content), "claim": content}
-        with replacing(path) as partial:
-            partial.write_text(json.dumps(head, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        return path
+        return FILE.save(path, self._plain())
 
     @classmethod
     def load(cls, path: str | Path) -> Claim:
@@ -265,19 +257,7 @@ class Claim:
             ResultsNotFound: There is no such file.
             StoreCorrupt: It is no claim, or was changed since.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise ResultsNotFound(f"no saved claim in '{path}'", fix="name the file that claim.save(path) wrote")
-        try:
-            head = json.loads(path.read_text(encoding="utf-8"))
-            if head["format"] != FORMAT or head["schema"] != SCHEMA:
-                raise _corrupt(path, f"it is '{head['format']}', not '{FORMAT}', schema {SCHEMA}")
-            content = head["claim"]
-            if _digest(content) != head["sha256"]:
-                raise _corrupt(path, "it was changed after it was written")
-            return cls._of_plain(content)
-        except (ValueError, KeyError, TypeError) as error:
-            raise _corrupt(path, f"{type(error).__name__}: {str(error)[:80]}") from error
+        return FILE.load(path, cls._of_plain)
 
     def __str__(self) -> str:
         return "\n".join(claim_words.describe(self))
@@ -332,13 +312,3 @@ class Claim:
             record=content["record"],
             held_out=content["held_out"],
         )
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def _corrupt(path: Path, why: str) -> StoreCorrupt:
-    return StoreCorrupt(
-        f"the claim in '{path}' cannot be read", facts=[("why", why)], fix="confirm it again, on new pairs"
-    )

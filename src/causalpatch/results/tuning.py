@@ -13,7 +13,6 @@ it has infinite damage.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -23,11 +22,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from causalpatch.base.errors import ResultsNotFound, SettingError, StoreCorrupt
+from causalpatch.base.errors import ResultsNotFound, SettingError
 from causalpatch.base.extras import lazy
 from causalpatch.base.spec import finite, to_plain
 from causalpatch.results import tuning_charts, tuning_words
-from causalpatch.results.arrays import replacing
+from causalpatch.results.json_file import JsonFile
 from causalpatch.statistics.intervals import Interval, mean_interval
 
 if TYPE_CHECKING:
@@ -37,8 +36,7 @@ if TYPE_CHECKING:
 else:
     pd = lazy("pandas")
 
-FORMAT: Final = "causalpatch tuning report"
-SCHEMA: Final = "1"
+FILE: Final = JsonFile("report", "causalpatch tuning report", "1", fix="write it again: report.save(path)")
 BETTER: Final = "located better than random"
 NO_EVIDENCE: Final = "no evidence of advantage"
 WORSE: Final = "located worse than random"
@@ -295,12 +293,7 @@ class TuningReport:
         Args:
             path: The file; folders are made where they are missing.
         """
-        path = Path(path)
-        content = json.loads(json.dumps(_plain(self)))
-        head = {"format": FORMAT, "schema": SCHEMA, "sha256": _digest(content), "report": content}
-        with replacing(path) as partial:
-            partial.write_text(json.dumps(head, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        return path
+        return FILE.save(path, json.loads(json.dumps(_plain(self))))
 
     @classmethod
     def load(cls, path: str | Path) -> TuningReport:
@@ -310,16 +303,7 @@ class TuningReport:
             ResultsNotFound: There is no such file.
             StoreCorrupt: It is no report, or was changed since.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise ResultsNotFound(f"no saved report in '{path}'", fix="name the file that report.save(path) wrote")
-        try:
-            head = json.loads(path.read_text(encoding="utf-8"))
-            if head["format"] != FORMAT or head["schema"] != SCHEMA or _digest(head["report"]) != head["sha256"]:
-                raise _corrupt(path, "it is something else, or was changed after it was written")
-            return _of_plain(head["report"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise _corrupt(path, f"{type(error).__name__}: {str(error)[:80]}") from error
+        return FILE.load(path, _of_plain)
 
     def __str__(self) -> str:
         return "\n".join(tuning_words.describe(self))
@@ -376,13 +360,3 @@ def _of_plain(content: Mapping[str, Any]) -> TuningReport:
 def _numbers(held: Mapping[str, Any]) -> dict[str, Any]:
     """Return fields with NaN for what there was not."""
     return {name: math.nan if value is None else value for name, value in held.items()}
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _corrupt(path: Path, why: str) -> StoreCorrupt:
-    return StoreCorrupt(
-        f"the report in '{path}' cannot be read", facts=[("why", why)], fix="write it again: report.save(path)"
-    )
