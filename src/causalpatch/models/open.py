@@ -9,14 +9,6 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
 from transformers.utils import logging as transformers_logging
 
 from causalpatch.base.errors import CausalPatchWarning, ModelNotFound, ModelUnsupported, SettingError
@@ -127,9 +119,9 @@ def _require_own_tokens(module: nn.Module) -> None:
 
 def _load(source: Source, dtype: torch.dtype | None) -> nn.Module:
     """Build the checkpoint's own architecture and fill it, leaving no weight to chance."""
-    config = AutoConfig.from_pretrained(source.place, local_files_only=source.is_local)
+    config = transformers.AutoConfig.from_pretrained(source.place, local_files_only=source.is_local)
     named = getattr(transformers, next(iter(config.architectures or []), ""), None)
-    builders = [named] if named is not None else [AutoModelForCausalLM, AutoModel]
+    builders = [named] if named is not None else [transformers.AutoModelForCausalLM, transformers.AutoModel]
     problems: list[Exception] = []
     for builder in builders:
         try:
@@ -188,7 +180,7 @@ def _read_tokenizer(given: Any) -> Tokenizer | None:
     """Return a given tokenizer in the form that the library uses."""
     if given is None:
         return None
-    if isinstance(given, PreTrainedTokenizerBase):
+    if isinstance(given, transformers.PreTrainedTokenizerBase):
         return WrappedTokenizer(given)
     if isinstance(given, str | Path):
         try:
@@ -208,13 +200,13 @@ def _read_tokenizer(given: Any) -> Tokenizer | None:
     )
 
 
-def _load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+def _load_tokenizer(source: Source) -> transformers.PreTrainedTokenizerBase:
     # Without its configuration transformers would choose a class by the model's type and rebuild the tokenizer's steps
     # (seen in 5.23 with Llama), so that a bare tokenizer.json is read as it stands.
     alone = Path(source.place) / "tokenizer.json"
     if alone.exists() and not alone.with_name("tokenizer_config.json").exists():
-        return PreTrainedTokenizerFast(tokenizer_file=str(alone))
-    return AutoTokenizer.from_pretrained(source.place, local_files_only=source.is_local)
+        return transformers.PreTrainedTokenizerFast(tokenizer_file=str(alone))
+    return transformers.AutoTokenizer.from_pretrained(source.place, local_files_only=source.is_local)
 
 
 def _read_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
