@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
@@ -150,7 +151,7 @@ def test_a_hub_that_answers_is_asked_for_the_model(hub, monkeypatch):
         calls.append((place, options))
         raise OSError("nope is not a valid model identifier")
 
-    monkeypatch.setattr(sources.AutoConfig, "from_pretrained", answer)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", answer)
     with pytest.raises(ModelNotFound, match="hub       nope is not a valid model identifier"):
         open_model("nope")
     assert calls == [("nope", {"local_files_only": False})]
@@ -160,7 +161,7 @@ def test_a_configuration_of_the_hub_that_transformers_cannot_use_is_not_called_m
     def answer(place, **options):
         raise ValueError("Unrecognized model")
 
-    monkeypatch.setattr(sources.AutoConfig, "from_pretrained", answer)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", answer)
     with pytest.raises(ModelUnsupported, match="the configuration in 'odd' cannot be used"):
         open_model("odd")
 
