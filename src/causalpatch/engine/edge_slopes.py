@@ -52,7 +52,7 @@ from causalpatch.sites.graph import KINDS, Graph
 
 AT_ONCE = 8
 """Points whose gradients are gathered before they are multiplied by differences."""
-CPU_TOKENS = 256
+CPU_TOKENS = 128
 """Tokens that go through a forward and a backward together on a CPU: more gain little and take memory for each."""
 BLOCK_NUMBERS = 2**22
 """Numbers of the differences that are held at once on a CPU, so that they stay in its cache."""
@@ -187,7 +187,8 @@ class EdgeSlopes:
             return None
         if chain.way.port not in self._added:
             nothing = torch.zeros(1, chain.width, dtype=self.dtype, device=self.wiring.model.device)
-            self._added[chain.way.port] = chain.forward(nothing)
+            with torch.no_grad():
+                self._added[chain.way.port] = chain.forward(nothing)
         values = probes.values[chain.way.port].flatten(0, 1)
         made = chain.columns(values) - chain.columns(self._added[chain.way.port])
         return made.unflatten(0, (probes.copies, -1))
@@ -236,14 +237,15 @@ class EdgeSlopes:
             tokens = slice(begin, min(n_tokens, begin + size))
             here = None if columns is None else _within(columns, tokens)
             deltas = senders.deltas(tokens)
+            sums, by_token = deltas.sum(-1), here is not None
             for group in gathered.values():
                 receivers = {key: receivers_of(self.wiring.graph, key) for key in group.met}
-                n_senders = max((int(heard[some.start]) for some in receivers.values()), default=0)
-                for key, products in group.products(deltas[:n_senders], tokens, by_token=here is not None).items():
+                most = max((int(heard[some.start]) for some in receivers.values()), default=0)
+                found = group.products(deltas[:most], sums[:most], tokens, by_token=by_token)
+                for key, products in found.items():
                     n_heard = int(heard[receivers[key].start])
                     part = products[..., :n_heard, :] / len(self.points.shares)
-                    part = part[None] if here is None else part
-                    self._sum_tokens(slice(n_heard), receivers[key], part, here)
+                    self._sum_tokens(slice(n_heard), receivers[key], part if by_token else part[None], here)
 
     def _block_of(self, senders: Senders) -> int:
         """Return at how many tokens differences of all senders are held at once."""

@@ -101,32 +101,29 @@ class Gathered(Generic[Key]):
         return [key for key, of in self._of.items() if of.total is not None or of.raw]
 
     def products(
-        self, deltas: Float[Tensor, "S N D"], tokens: slice, *, by_token: bool
+        self, deltas: Float[Tensor, "S N D"], sums: Float[Tensor, "S N"], tokens: slice, *, by_token: bool
     ) -> dict[Key, Float[Tensor, "... S U"]]:
         """Return products with what senders add, summed over points; of keys that were met.
 
         Args:
             deltas: What senders add at some tokens.
-            tokens: Which.
+            sums: Its sums over the width.
+            tokens: Which tokens.
             by_token: Whether tokens are told apart, ``[N, S, U]``, or summed, ``[S, U]``.
         """
         if not self.met:
             return {}
         sizes = [len(self.chains[key].owners) or 1 for key in self.met]
         rows = deltas.new_empty(sum(sizes), *deltas.shape[1:])
-        shifts = {}
-        for key, out in zip(self.met, torch.split(rows, sizes), strict=True):
-            shifts[key] = self._fill(key, tokens, out)
+        shifts = [self._fill(key, tokens, out) for key, out in zip(self.met, torch.split(rows, sizes), strict=True)]
         if by_token:
             every = torch.bmm(deltas.transpose(0, 1), rows.permute(1, 2, 0))
         else:
             every = deltas.flatten(1) @ rows.flatten(1).T
         found = dict(zip(self.met, torch.split(every, sizes, -1), strict=True))
-        if any(shift is not None for shift in shifts.values()):
-            sums = deltas.sum(-1)  # S N
-            for key, shift in shifts.items():
-                if shift is not None:
-                    found[key] -= sums.T[..., None] * shift[:, None] if by_token else sums @ shift
+        for key, shift in zip(self.met, shifts, strict=True):
+            if shift is not None:
+                found[key] = found[key] - (sums.T[..., None] * shift[:, None] if by_token else sums @ shift)
         return found
 
     def _normed(self, norm: Norm, x: Float[Tensor, "P N D"]) -> tuple[Tensor, Tensor]:
