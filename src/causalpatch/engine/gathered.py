@@ -3,7 +3,7 @@
 Behind a norm of known kind the gradient at the stream is a projection's product and multiples of two vectors for each
 token (see ``chains``):
 
-    G_v = gamma (W_v g'_v) - m_v 1 - c_v xhat,    c_v = g'_v . made_v / width,    m_v = g'_v . (gamma W_v) / width
+    G_v = gamma (W_v g'_v) - m_v 1 - c_v xhat,    m_v = mean(gamma (W_v g'_v)),    c_v = g'_v . made_v / width
 
 where made_v is what the norm and the projection make of the stream, without what they add to nothing. The weights are
 those of all points, so that only g' is summed, which is as wide as a head; c and xhat are kept point by point. What a
@@ -36,16 +36,13 @@ class _Of:
         total: g' of all points, ``[N, U, W]``; without units the gradient at the stream, ``[N, 1, D]``.
         parts: c and xhat of some points, ``[P, N, U]`` and ``[P, N, D]``.
         raw: Streams and gradients of each point, where they go through modules by autograd.
-        shift: m, once it was asked for.
     """
 
     total: Tensor | None = None
     parts: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     raw: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    shift: Tensor | None = None
 
     def add(self, part: Float[Tensor, "P N ..."]) -> None:
-        self.shift = None
         if self.total is None:
             self.total = part.sum(0) if len(part) > 1 else part[0]
             return
@@ -123,7 +120,7 @@ class Gathered(Generic[Key]):
         found = dict(zip(self.met, torch.split(every, sizes, -1), strict=True))
         for key, shift in zip(self.met, shifts, strict=True):
             if shift is not None:
-                found[key] = found[key] - (sums.T[..., None] * shift[:, None] if by_token else sums @ shift)
+                found[key] = found[key] - (sums.T[..., None] * shift.T[:, None] if by_token else sums @ shift.T)
         return found
 
     def _normed(self, norm: Norm, x: Float[Tensor, "P N D"]) -> tuple[Tensor, Tensor]:
@@ -133,7 +130,7 @@ class Gathered(Generic[Key]):
             self._last = (norm, x, norm.parts(x.to(self.dtype)))
         return self._last[2]
 
-    def _fill(self, key: Key, tokens: slice, out: Float[Tensor, "U N D"]) -> Float[Tensor, "N U"] | None:
+    def _fill(self, key: Key, tokens: slice, out: Float[Tensor, "U N D"]) -> Float[Tensor, "U N"] | None:
         """Fill in gradients at the stream at some tokens, without m 1; return m, or None where there is none."""
         chain, of = self.chains[key], self._of[key]
         if of.total is None:
@@ -148,10 +145,8 @@ class Gathered(Generic[Key]):
         norm, plain = chain.folds
         torch.bmm(total.transpose(0, 1), plain.permute(1, 2, 0), out=out)
         out *= norm.scale.to(self.dtype)
+        shift = out.mean(-1) if norm.is_centred else None
         for shares, xhat in of.parts:
             for share, one in zip(shares, xhat, strict=True):
                 out.addcmul_(share[tokens].T[..., None].to(out), one[tokens], value=-1)
-        if norm.is_centred and of.shift is None:
-            weights = (norm.scale.to(self.dtype) @ plain.flatten(1)).reshape(plain.shape[1:])  # U W
-            of.shift = (of.total * weights).sum(-1) / chain.width
-        return None if of.shift is None else of.shift[tokens]
+        return shift
