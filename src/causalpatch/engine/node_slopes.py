@@ -36,14 +36,13 @@ from causalpatch.engine.gradient import differentiable
 from causalpatch.engine.hooks import Write
 from causalpatch.engine.job import Cost, Job, batches_of_pairs
 from causalpatch.engine.means import Means
+from causalpatch.engine.meeting import Meeting, columns_of
 from causalpatch.engine.probes import Probes
 from causalpatch.engine.qk_fix import KEYS, QUERIES, QKFix
 from causalpatch.engine.resolve import Placement, Placer, Target
 from causalpatch.engine.slopes import (
-    Meeting,
     Points,
     check_slopes,
-    columns_of,
     forward_with,
     input_port,
     measured_in_batches,

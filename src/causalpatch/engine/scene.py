@@ -18,6 +18,7 @@ from causalpatch.engine.capture import Captured, capture
 from causalpatch.engine.drawn import Donated
 from causalpatch.engine.gauge import Gauge, Run
 from causalpatch.engine.head import Head
+from causalpatch.engine.head_shares import HeadShares
 from causalpatch.engine.job import Job, most_rows
 from causalpatch.engine.means import Means
 from causalpatch.engine.neurons import Neurons
@@ -133,7 +134,7 @@ class Scene:
         ports = _ports_of(job, stack, self.taps)
         self.run: StackRun = stack.run(self.prompts.batch, ports, kept_ports(job), where)
         self.head = Head(stack, self.run.returns_tuple)
-        self.neurons = Neurons(stack, self.run)
+        self.neurons, self.heads = Neurons(stack, self.run), HeadShares(stack, self.run)
         runs = {
             side: Captured(stack.model, self.prompts.batch, None, self.run.kept, slots)
             for side, slots in self.prompts.slots.items()

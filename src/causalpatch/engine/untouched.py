@@ -57,6 +57,12 @@ class Untouched:
         has_compared = any(metric.compares for metric in gauge.metrics)
         return replace(self, known=replace(self.known, **ends), runs=self.runs if has_compared else {})
 
+    def bare(self, gauge: Gauge) -> "Untouched":
+        """Return these without what is kept of the runs, and without the logits that ``lean`` drops."""
+        lean = self.lean(gauge)
+        ends = {name: replace(getattr(lean.known, name), tensors={}) for name in ("source", "base")}
+        return replace(lean, known=replace(lean.known, **ends))
+
     @property
     def n_bytes(self) -> int:
         """Bytes of the tensors that are held."""
