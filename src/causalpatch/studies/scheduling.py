@@ -33,6 +33,7 @@ LONG: Final = 3.0
 twice the work of the average one."""
 LEAST_S: Final = 2.0
 """No shard is measured a second time before that."""
+_LIKE: Final = 999  # of how many shards, the last ones, the time of the like is taken
 
 
 @dataclass(frozen=True)
@@ -153,11 +154,13 @@ class Crewed:
         self.n_workers = crew.n_workers
         self._workers = [_Worker() for _ in range(crew.n_workers)]
         self._free: dict[int, None] = {}  # in the order in which they became so
+        self._away: dict[int, None] = dict.fromkeys(range(crew.n_workers))
         self._n_starting = 0
+        self._behind: dict[int, _Task] = {}  # workers with shards that another one has stored
         self._holders: Counter[str] = Counter()  # how many workers hold the untouched runs of which pairs
         self._taken: dict[_Task, None] = {}
         self._waiting: deque[_Task] = deque()
-        self._pace: list[float] = []  # seconds a run, of the shards of this call
+        self._pace: deque[float] = deque(maxlen=_LIKE)  # seconds a run, of the shards of this call
         self.n_second = 0
         """How many shards were given to a second worker."""
 
@@ -181,25 +184,26 @@ class Crewed:
             if not self._taken:
                 continue
             can_take = has_more and len(self._taken) < TAKEN * self.n_workers
-            for news in self.crew.news(0.0 if can_take else self._patience()):
-                done = self._hear(news)
-                self._assign()  # before anyone looks at what was stored: nobody shall wait for that
-                if done is not None:
-                    yield done
+            heard = [self._hear(news) for news in self.crew.news(0.0 if can_take else self._patience())]
+            self._assign()  # before anyone looks at what was stored: no worker shall wait for that
+            yield from (done for done in heard if done is not None)
 
     def close(self) -> None:
         """Let the workers go; what they are measuring is not waited for."""
         self.crew.close()
         self._workers = [_Worker() for _ in self._workers]
-        self._free, self._n_starting = {}, 0
+        self._free, self._away, self._n_starting = {}, dict.fromkeys(range(self.n_workers)), 0
         self._holders.clear()
+        self._behind.clear()
         self._forget()
 
     def _forget(self) -> None:
         """Leave what an earlier call asked for and did not wait for; whoever measures it is heard and not listened to."""
         for task in self._taken:
-            task.is_open = False
-        self._taken, self._waiting, self._pace = {}, deque(), []
+            self._settle(task)
+        self._taken = {}
+        self._waiting.clear()
+        self._pace.clear()
 
     def _take(self, request: Request) -> None:
         task = _Task(request)
@@ -216,43 +220,48 @@ class Crewed:
         if not self._waiting:
             return
         self._end_the_slower()
-        lacking = len(self._waiting) - self._n_starting
-        for number, worker in enumerate(self._workers if lacking > 0 else ()):
-            if worker.state == "away" and lacking > 0:
-                self._become(number, "starting")
-                self.crew.start(number)
-                lacking -= 1
+        while self._away and self._n_starting < len(self._waiting):
+            worker = min(self._away)
+            self._become(worker, "starting")
+            self.crew.start(worker)
 
     def _next_for(self, worker: int) -> _Task | None:
         """Take the shard out of those that wait that suits a worker best."""
         if not self._waiting:
             return None
-        own = self._workers[worker].group
-        groups = [task.request.group for task in self._waiting]
-        place = next((n for n, group in enumerate(groups) if group == own), None)
-        if place is None:
-            place = next((n for n, group in enumerate(groups) if not self._holders[group]), 0)
+        own, place = self._workers[worker].group, None
+        for number, task in enumerate(self._waiting):
+            if task.request.group == own:
+                place = number
+                break
+            if place is None and not self._holders[task.request.group]:
+                place = number
+        place = place or 0
         task = self._waiting[place]
         del self._waiting[place]
         return task
 
     def _late(self) -> _Task | None:
         """Return a shard that takes much longer than its like and that one worker alone measures."""
-        now = self.clock()
-        late = [task for task in self._taken if len(task.since) == 1 and now >= self._late_at(task)]
-        return min(late, key=lambda task: min(task.since.values()), default=None)
+        first = min(self._late_times(), key=lambda each: each[0], default=None)
+        if first is None or first[0] > self.clock():
+            return None
+        return first[1]
 
-    def _late_at(self, task: _Task) -> float:
-        return min(task.since.values()) + self._limit_s(task)
-
-    def _limit_s(self, task: _Task) -> float:
+    def _late_times(self) -> Iterator[tuple[float, _Task]]:
+        """Yield shards that one worker alone measures, and when each has taken much longer than its like."""
         if not self._pace:
-            return float("inf")
-        return max(LEAST_S, LONG * statistics.median(self._pace) * task.request.n_runs)
+            return
+        typical = statistics.median(self._pace)
+        for task in self._taken:
+            if len(task.since) == 1:
+                (since,) = task.since.values()
+                yield since + max(LEAST_S, LONG * typical * task.request.n_runs), task
 
     def _give(self, worker: int, task: _Task) -> None:
         if task.since:
-            task.limit_s = self._limit_s(task)
+            (since,) = task.since.values()
+            task.limit_s = self.clock() - since
             self.n_second += 1
         task.since[worker] = self.clock()
         held = self._workers[worker]
@@ -265,22 +274,16 @@ class Crewed:
     def _end_the_slower(self) -> None:
         """End workers that are far behind with what another one has stored, since something waits."""
         now = self.clock()
-        for number in [n for n, end in self._ends() if now >= end]:
-            self.crew.end(number)
-            self._leave(number)
-
-    def _ends(self) -> Iterator[tuple[int, float]]:
-        """Yield the workers whose shard another one has stored, and when each is far behind."""
-        for number, worker in enumerate(self._workers):
-            if worker.task is not None and not worker.task.is_open:
-                yield number, worker.task.since[number] + 2 * worker.task.limit_s
+        for worker in [worker for worker, task in self._behind.items() if now >= _end_of(worker, task)]:
+            self.crew.end(worker)
+            self._leave(worker)
 
     def _patience(self) -> float | None:
         """Return how long to wait for news until something is to be done without any."""
         if self._waiting:
-            times = [end for _, end in self._ends()]
+            times = [_end_of(worker, task) for worker, task in self._behind.items()]
         elif self._free:
-            times = [self._late_at(task) for task in self._taken if len(task.since) == 1]
+            times = [late_at for late_at, _ in self._late_times()]
         else:
             times = []
         first = min(times, default=float("inf"))
@@ -297,8 +300,8 @@ class Crewed:
             self._become(news.worker, "free")
             if task is not None and task.is_open:
                 self._pace.append((self.clock() - task.since[news.worker]) / max(1, task.request.n_runs))
-                task.is_open = False
                 del self._taken[task]
+                self._settle(task)
                 return Done(task.request, news.entry)
         else:
             was_starting = worker.state == "starting"
@@ -311,6 +314,11 @@ class Crewed:
             elif task is not None and task.is_open:
                 self._count_death(task, news)
         return None
+
+    def _settle(self, task: _Task) -> None:
+        """Take note that a shard need not be measured any more; whoever still does is behind."""
+        task.is_open = False
+        self._behind |= {worker: task for worker in task.since if self._workers[worker].task is task}
 
     def _count_start(self, news: Gone) -> None:
         """Take note that a worker died before it was ready.
@@ -354,9 +362,16 @@ class Crewed:
     def _become(self, worker: int, state: Literal["away", "starting", "free", "busy"]) -> None:
         held = self._workers[worker]
         self._n_starting += (state == "starting") - (held.state == "starting")
-        self._free.pop(worker, None)
-        if state == "free":
-            self._free[worker] = None
+        for state_of, workers in (("free", self._free), ("away", self._away)):
+            workers.pop(worker, None)
+            if state == state_of:
+                workers[worker] = None
         if state != "busy":
             held.task = None
+            self._behind.pop(worker, None)
         held.state = state
+
+
+def _end_of(worker: int, task: _Task) -> float:
+    """Return when a worker is ended whose shard another one has stored."""
+    return task.since[worker] + 2 * task.limit_s
