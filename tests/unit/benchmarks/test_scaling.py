@@ -1,6 +1,11 @@
 """The simulated cluster goes by the library's own rules, and the page says what was measured."""
 
+import sys
+from pathlib import Path
+
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from benchmarks import scaling
 from benchmarks.scaling import LARGE, SETUPS, Seconds, reproduced

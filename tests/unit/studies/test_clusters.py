@@ -10,7 +10,7 @@ import pytest
 import causalpatch as cp
 from causalpatch.base.errors import ClusterUnreachable, ModelNotFound, WorkerLost
 from causalpatch.studies import clusters, running
-from causalpatch.studies.executors import Post
+from causalpatch.studies.executors import Bench, Post
 from causalpatch.studies.study import ExecutorPart, ModelPart
 from small_studies import measured, same, study_of, the_run
 
@@ -93,6 +93,12 @@ def test_a_shard_that_ends_every_worker_is_an_error(tmp_path, made):
         cp.run_study(study_of(*TWO, "shards.pairs=6"), tmp_path, listeners=(kill,))
 
 
+def test_a_worker_opens_the_model_by_its_device_map(tmp_path):
+    pytest.importorskip("accelerate")
+    bench = Bench.open(Post(str(tmp_path), "run", ModelPart(name="zoo:stories"), ".", "cuda", 1, device_map="cpu"))
+    assert set(map(str, bench.model.module.hf_device_map.values())) == {"cpu"}
+
+
 @pytest.mark.slow
 def test_what_a_worker_meets_with_is_what_the_run_says(tmp_path, cluster):
     post = Post(str(tmp_path), "run", ModelPart(name="zoo:none"), str(tmp_path), "cpu", 1)
@@ -118,6 +124,17 @@ def test_workers_by_default_are_what_the_cluster_holds(cluster):
     post = Post("store", "run", ModelPart(name="zoo:stories"), str(Path.cwd()), "cpu", 1)
     assert clusters.Cluster(ExecutorPart(kind="ray"), post).n_workers == 4
     assert clusters.Cluster(ExecutorPart(kind="ray", cpus_per_worker=1.5), post).n_workers == 2
+
+
+def test_a_worker_with_gpus_is_told_how_to_spread_the_model(cluster, monkeypatch):
+    post = Post("store", "run", ModelPart(name="zoo:stories"), ".", "cpu", 1)
+    monkeypatch.setattr(clusters.ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 8.0})
+    spread = clusters.Cluster(ExecutorPart(kind="ray", gpus_per_worker=4, device_map="auto"), post)
+    assert (spread.n_workers, spread._post.device, spread._post.device_map) == (2, "cuda", "auto")
+    one_each = clusters.Cluster(ExecutorPart(kind="ray"), post)
+    assert (one_each.n_workers, one_each._post.device, one_each._post.device_map) == (8, "cuda", None)
+    on_cpu = clusters.Cluster(ExecutorPart(kind="ray", gpus_per_worker=0, device_map="auto"), post)
+    assert (on_cpu.n_workers, on_cpu._post.device) == (16, "cpu")
 
 
 def test_more_than_the_machine_has_is_refused(cluster):
