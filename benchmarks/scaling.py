@@ -52,8 +52,8 @@ SETUPS = {"1 worker x 1 thread": (1, 1), "2 workers x 1 thread": (2, 1), "1 work
 ONE, TWO, WIDE = SETUPS
 
 # Shards of about a minute (48 measured ones), 120 for each worker: two hours. A model takes two to three minutes to
-# open, as 16 GB from a shared store at 100 MB/s do. Each worker dies once a day, and its successor comes after a minute.
-# One shard in 200 takes five times as long, and one in 10,000 never ends where it was begun.
+# open, as 16 GB from a shared store at 100 MB/s do. Each worker dies once a day, and its successor comes after a
+# minute. One shard in 200 takes five times as long, and one in 10,000 never ends where it was begun.
 LARGE = World(
     n_workers=1000,
     n_shards=120_000,
@@ -217,9 +217,7 @@ def _crew(kind: str, workers: int, threads: int, post: Post) -> Crew:
 
 def reproduced(seconds: Seconds, n_workers: int, n_pairs: int) -> tuple[float, float]:
     """Return the median of the measured runs, and that of their simulations."""
-    seen = [
-        simulate(seconds.measured(), World(n_workers, n_pairs, seed=seed)).seconds for seed in range(N_SEEDS)
-    ]
+    seen = [simulate(seconds.measured(), World(n_workers, n_pairs, seed=seed)).seconds for seed in range(N_SEEDS)]
     return statistics.median(seconds.measuring), statistics.median(seen)
 
 
@@ -250,16 +248,16 @@ def report(found: dict[str, Seconds], n_pairs: int, command: str, outcome: Outco
     lines += [
         "",
         f"Two workers are {ratio:.2f} times as fast as one; target {RATIO_TARGET}: "
-        f"{'kept' if ratio >= RATIO_TARGET else 'missed'}. One worker with two threads is {one / wide:.2f} times as fast "
-        f"as with one.",
+        f"{'kept' if ratio >= RATIO_TARGET else 'missed'}. One worker with two threads is {one / wide:.2f} times as "
+        "fast as with one.",
         "",
-        f"In the study's own process a shard takes {_ms(found[TWO].takes)} to be taken (its lease, a look into the store) "
-        f"and {_ms(found[TWO].settles)} to be settled (read back, checksum, lease given back).",
+        f"In the study's own process a shard takes {_ms(found[TWO].takes)} to be taken (its lease, a look into the "
+        f"store) and {_ms(found[TWO].settles)} to be settled (read back, checksum, lease given back).",
         "",
         "## Simulated",
         "",
-        "The library's own scheduling with these times (`benchmarks/simulated.py`), each shard drawn from those that were "
-        "measured. First the measured runs themselves, without opening the model:",
+        "The library's own scheduling with these times (`benchmarks/simulated.py`), each shard drawn from those that "
+        "were measured. First the measured runs themselves, without opening the model:",
         "",
         "| workers | measured | simulated | apart |",
         "|---|---|---|---|",
@@ -280,8 +278,8 @@ def report(found: dict[str, Seconds], n_pairs: int, command: str, outcome: Outco
         f"efficiency of {outcome.efficiency:.1%}; target {EFFICIENCY_TARGET:.0%}: "
         f"{'kept' if outcome.efficiency >= EFFICIENCY_TARGET else 'missed'}. {outcome.n_deaths} workers died, "
         f"{outcome.n_second} shards were given to a second worker, no shard was lost. The study's own process was busy "
-        f"{outcome.own_s / outcome.seconds:.0%} of the time: that is what bounds how many workers one study can feed, and "
-        "larger shards move it.",
+        f"{outcome.own_s / outcome.seconds:.0%} of the time: that bounds how many workers one study feeds, and larger "
+        "shards let it feed more.",
         "",
     ]
     return "\n".join(lines)

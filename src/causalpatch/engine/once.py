@@ -52,7 +52,8 @@ def run_stack(job: Job, stack: Stack, taps: Taps, batch: Batch, where: Where) ->
     further = _further(job, stack, taps, batch)
 
     def make(asked: Collection[tuple[Port, bool]]) -> StackRun:
-        return stack.run(batch, *([port for port, is_one in asked if is_one is which] for which in (False, True)))
+        kept, if_once = ([port for port, is_one in asked if is_one is which] for which in (False, True))
+        return stack.run(batch, kept, if_once)
 
     wanted = [(port, False) for port in own] + [(port, True) for port in projected]
     found, is_new = memory.run(

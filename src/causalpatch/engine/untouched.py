@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from causalpatch.engine.canonical import canonical
 from causalpatch.engine.capture import Captured, capture
 from causalpatch.engine.drawn import Donated
 from causalpatch.engine.gauge import Gauge, Mode, Run
@@ -74,7 +75,7 @@ class Untouched:
         ]
 
 
-def run_untouched(
+def run_untouched(  # noqa: PLR0913 - what is kept beside what patches read, each with a default
     job: Job,
     gauge: Gauge,
     means: Means,
@@ -105,11 +106,10 @@ def run_untouched(
         "base": [*(t.site for t in targets if t.needs_base), *base_sites],
         "source": [t.site for t in targets if t.needs_source],
     }
-    later = [target for some in (job.remembered.beside if job.remembered else ()) for target in some]
-    beside = {
-        "base": [*(t.site for t in later if t.needs_base), *also],
-        "source": [t.site for t in later if t.needs_source],
-    }
+    others = job.remembered.beside if job.remembered else ()
+    later = [target for some in others for target in (*some, *canonical(some, job.model))]
+    # Of base runs, too: each job's identity patch reads there what its first patch reads of the source.
+    beside = {"base": [*(t.site for t in later), *also], "source": [t.site for t in later if t.needs_source]}
     roles: dict[Literal["base", "source"], Role] = {"base": job.base, "source": job.source}
     # Both are captured before any is spelt out: what runs out of memory should do so early.
     models = {name: job.model_of(name) for name in ("base", "source")}

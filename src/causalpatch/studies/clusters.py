@@ -101,8 +101,8 @@ class Cluster:
         except BaseException:
             self.close()
             raise
-        on_gpu = {"device": "cuda", "device_map": self.part.device_map}
-        self._post = replace(self.post, **on_gpu) if self._gpus else self.post
+        spread = self.part.device_map
+        self._post = replace(self.post, device="cuda", device_map=spread) if self._gpus else self.post
         self._kind = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_restarts=0, max_task_retries=0)(Worker)
 
     @property
@@ -187,7 +187,9 @@ def _join(part: ExecutorPart) -> None:
         raise ClusterUnreachable(
             "Ray does not start on this machine" if is_here else f"no Ray cluster answers at '{part.address}'",
             facts=[("error", f"{type(error).__name__}: {_short(error)}")],
-            fix="--set executor.kind=processes" if is_here else "ray start --head there, or --set executor.address=local",
+            fix="--set executor.kind=processes"
+            if is_here
+            else "ray start --head there, or --set executor.address=local",
         ) from error
 
 

@@ -17,6 +17,27 @@ from causalpatch.studies.store import Run, Store
 from causalpatch.studies.study import ModelPart
 
 
+@runtime_checkable
+class Work(Protocol):
+    """What those who give shards out have to know of one; a ``Request`` is one."""
+
+    @property
+    def key(self) -> str:
+        """What names it."""
+
+    @property
+    def group(self) -> str:
+        """What shards have in common whose untouched runs are the same."""
+
+    @property
+    def n_runs(self) -> int:
+        """Patched runs."""
+
+    @property
+    def words(self) -> str:
+        """How large it is, in words."""
+
+
 @dataclass(frozen=True)
 class Done:
     """A shard that was measured and stored.
@@ -26,7 +47,7 @@ class Done:
         entry: What the store keeps of it.
     """
 
-    request: Request
+    request: Work
     entry: dict[str, Any]
 
 

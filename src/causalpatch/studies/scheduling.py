@@ -22,8 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol, TypeAlias, runtime_checkable
 
 from causalpatch.base.errors import WorkerLost
-from causalpatch.studies.executors import Done
-from causalpatch.studies.shards import Request
+from causalpatch.studies.executors import Done, Work
 
 MOST_DEATHS: Final = 3
 TAKEN: Final = 2
@@ -99,7 +98,7 @@ class Crew(Protocol):
     def start(self, worker: int) -> None:
         """Start a worker that is not there; news of it comes when it has opened the model."""
 
-    def hand(self, worker: int, request: Request) -> None:
+    def hand(self, worker: int, request: Any) -> None:
         """Give a shard to a worker that is free."""
 
     def news(self, timeout_s: float | None) -> Sequence[News]:
@@ -124,7 +123,7 @@ class _Task:
         limit_s: After how long it was given to a second worker.
     """
 
-    request: Request
+    request: Work
     since: dict[int, float] = field(default_factory=dict)
     deaths: int = 0
     is_open: bool = True
@@ -164,7 +163,7 @@ class Crewed:
         self.n_second = 0
         """How many shards were given to a second worker."""
 
-    def measure(self, requests: Iterable[Request]) -> Iterator[Done]:
+    def measure(self, requests: Iterable[Work]) -> Iterator[Done]:
         """Measure shards, and yield each when it is stored, in whatever order.
 
         Raises:
@@ -198,14 +197,14 @@ class Crewed:
         self._forget()
 
     def _forget(self) -> None:
-        """Leave what an earlier call asked for and did not wait for; whoever measures it is heard and not listened to."""
+        """Leave what an earlier call asked for and did not wait for; nobody listens to who still measures it."""
         for task in self._taken:
             self._settle(task)
         self._taken = {}
         self._waiting.clear()
         self._pace.clear()
 
-    def _take(self, request: Request) -> None:
+    def _take(self, request: Work) -> None:
         task = _Task(request)
         self._taken[task] = None
         self._waiting.append(task)

@@ -91,7 +91,8 @@ class ExecutorPart(Part):
         default=None, description="auto spreads a model that is larger than one GPU over those of its worker"
     )
     address: str = Field(
-        default="local", description="of Ray: local starts it on this machine; auto, HOST:PORT or ray://… joins a cluster"
+        default="local",
+        description="of Ray: local starts it on this machine; auto, HOST:PORT or ray://… joins a cluster",
     )
     gpus_per_worker: float | None = Field(
         default=None, ge=0, description="of Ray: GPUs that each worker has; by default one where the cluster has any"

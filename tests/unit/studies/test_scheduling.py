@@ -182,7 +182,7 @@ def test_workers_that_end_before_they_are_ready_are_an_error_the_third_time():
 def test_what_a_worker_met_with_is_raised_unless_the_shard_is_there_by_then():
     with pytest.raises(ModelNotFound):
         list(crewed(Scripted(2, {"1": [ModelNotFound("none")]})).measure(shards(3)))
-    crew = Scripted(2, {"0": [4.5, ModelNotFound("none")], "9": [9.0]})
+    crew = Scripted(2, {"0": [3.5, ModelNotFound("none")], "9": [9.0]})
     executor = crewed(crew)
     assert keys(executor.measure(shards(2))) == keys_of(2)
     assert keys(executor.measure([Shard("9")])) == ["9"]

@@ -10,26 +10,17 @@ CUT = ("shards={pairs: 3, cells: 4}",)
 PROCESS = ("executor={kind: processes, workers: 1, threads: 1, device: cpu}",)
 
 
-def forwards(folder, told):
-    """Return the forwards of each shard in the order in which they were measured."""
-    assert the_run(folder).keys()
-    return [line["cost"]["forwards"] for line in told if line["event"] == "shard"]
-
-
 @pytest.mark.parametrize("executor", [(), pytest.param(PROCESS, marks=pytest.mark.slow)], ids=["local", "processes"])
 def test_the_second_shard_of_the_same_pairs_makes_no_untouched_run(tmp_path, executor):
-    whole, told = run_in(tmp_path, *CUT, *executor)
-    seen = forwards(tmp_path, told)
-    assert len(seen) == 8
-    assert seen[0] > 0
-    assert seen[4] > 0
-    assert [seen[n] for n in (1, 2, 3, 5, 6, 7)] == [0] * 6
+    _, told = run_in(tmp_path, *CUT, *executor)
+    seen = [line["cost"]["forwards"] for line in told if line["event"] == "shard"]
+    assert [each > 0 for each in seen] == [True, False, True, False]
 
 
 def test_shards_are_what_they_would_be_each_by_itself(tmp_path, monkeypatch):
     run_in(tmp_path, *CUT)
-    kept = {key: the_run(tmp_path).read(key)[0] for key in the_run(tmp_path).keys()}
-    alone = {}
+    run, alone = the_run(tmp_path), {}
+    kept = {key: run.read(key)[0] for key in list(run.keys())}
 
     def measure(self, request):
         plain = Request(request.key, request.pairs, request.interventions, request.setting)
