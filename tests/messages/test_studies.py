@@ -64,7 +64,7 @@ def test_an_unknown_key_of_a_part(refuses):
         """
         'a.yaml' line 8: unknown key 'worker'
           in     executor
-          known  kind, workers, threads, device
+          known  kind, workers, threads, device, device_map, address, gpus_per_worker, cpus_per_worker
           fix: did you mean 'workers'?
         """,
     ):
@@ -409,6 +409,12 @@ class _Dying:
     def news(self, timeout_s):
         found, self.coming = self.coming, []
         return found
+
+    def end(self, worker):
+        pass
+
+    def close(self):
+        pass
 
 
 @pytest.fixture
