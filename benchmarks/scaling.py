@@ -203,7 +203,7 @@ def measure(shape: Shape, n_pairs: int, repeats: int, kind: str) -> dict[str, Se
                     bed.measure(setup, pairs)
                     print(f"{repeat + 1}: {setup}: {bed.crews[setup].seconds.whole[-1]:.2f} s", flush=True)
         finally:
-            for clocked in bed.crews.values():
+            for clocked in reversed(bed.crews.values()):  # the first has begun Ray, and ends it
                 clocked.close()
         return {setup: clocked.seconds for setup, clocked in bed.crews.items()}
 

@@ -133,7 +133,9 @@ class Cluster:
 
     def end(self, worker: int) -> None:
         """End a worker."""
-        ray.kill(self._actors.pop(worker).handle)
+        handle = self._actors.pop(worker).handle
+        if ray.is_initialized():  # else it has ended with the cluster, and asking would start another one
+            ray.kill(handle)
 
     def close(self) -> None:
         """End all workers, and leave the cluster, or stop what was started here."""

@@ -158,7 +158,8 @@ class Crewed:
         self._behind: dict[int, _Task] = {}  # workers with shards that another one has stored
         self._holders: Counter[str] = Counter()  # how many workers hold the untouched runs of which pairs
         self._taken: dict[_Task, None] = {}
-        self._waiting: deque[_Task] = deque()
+        self._waiting: dict[str, deque[_Task]] = {}  # by their pairs, those that are next first
+        self._n_waiting = 0
         self._pace: deque[float] = deque(maxlen=_LIKE)  # seconds a run, of the shards of this call
         self.n_second = 0
         """How many shards were given to a second worker."""
@@ -200,14 +201,14 @@ class Crewed:
         """Leave what an earlier call asked for and did not wait for; nobody listens to who still measures it."""
         for task in self._taken:
             self._settle(task)
-        self._taken = {}
-        self._waiting.clear()
+        self._taken, self._waiting, self._n_waiting = {}, {}, 0
         self._pace.clear()
 
     def _take(self, request: Work) -> None:
         task = _Task(request)
         self._taken[task] = None
-        self._waiting.append(task)
+        self._waiting.setdefault(request.group, deque()).append(task)
+        self._n_waiting += 1
 
     def _assign(self) -> None:
         """Give out what there is to give, and start workers for what nobody will take."""
@@ -219,7 +220,7 @@ class Crewed:
         if not self._waiting:
             return
         self._end_the_slower()
-        while self._away and self._n_starting < len(self._waiting):
+        while self._away and self._n_starting < self._n_waiting:
             worker = min(self._away)
             self._become(worker, "starting")
             self.crew.start(worker)
@@ -228,16 +229,15 @@ class Crewed:
         """Take the shard out of those that wait that suits a worker best."""
         if not self._waiting:
             return None
-        own, place = self._workers[worker].group, None
-        for number, task in enumerate(self._waiting):
-            if task.request.group == own:
-                place = number
-                break
-            if place is None and not self._holders[task.request.group]:
-                place = number
-        place = place or 0
-        task = self._waiting[place]
-        del self._waiting[place]
+        group = self._workers[worker].group
+        if group not in self._waiting:
+            of_nobody = (each for each in self._waiting if not self._holders[each])
+            group = next(of_nobody, next(iter(self._waiting)))
+        tasks = self._waiting[group]
+        task = tasks.popleft()
+        self._n_waiting -= 1
+        if not tasks:
+            del self._waiting[group]
         return task
 
     def _late(self) -> _Task | None:
@@ -349,7 +349,9 @@ class Crewed:
                 fix="measure less at once: --set shards.runs=1000, or --set budget.gib=1",
             )
         if not task.since:
-            self._waiting.appendleft(task)
+            group = task.request.group
+            self._waiting = {group: deque([task, *self._waiting.pop(group, ())]), **self._waiting}
+            self._n_waiting += 1
 
     def _leave(self, worker: int) -> None:
         """Take note that a worker is not there any more."""
