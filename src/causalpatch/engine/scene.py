@@ -14,23 +14,23 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from causalpatch.engine.capture import Captured, capture
+from causalpatch.engine.capture import Captured
 from causalpatch.engine.drawn import Donated
 from causalpatch.engine.gauge import Gauge, Run
 from causalpatch.engine.head import Head
 from causalpatch.engine.head_shares import HeadShares
-from causalpatch.engine.job import Job, most_rows
+from causalpatch.engine.job import Cost, Job, most_rows
 from causalpatch.engine.means import Means
 from causalpatch.engine.neurons import Neurons
+from causalpatch.engine.once import capture_once, run_stack
 from causalpatch.engine.reads import Reads, what_matters
 from causalpatch.engine.resolve import Placement, Role, Target
 from causalpatch.engine.segments import Entry, Segments, entry_of, pack, trim
 from causalpatch.engine.shares import logits_rows, n_columns
 from causalpatch.engine.shelf import Where
-from causalpatch.engine.stack import Place, Stack, StackRun, layer_of
-from causalpatch.engine.unchanged_rows import kept_ports
+from causalpatch.engine.stack import Place, Stack, layer_of
 from causalpatch.engine.values import Known, Row, Taps, unchanged
-from causalpatch.models import Model, Port
+from causalpatch.models import Model
 from causalpatch.pairs import Batch
 from causalpatch.patches import Source
 from causalpatch.sites import Site
@@ -113,6 +113,8 @@ class Scene:
         means: Fitted means.
         fork: The side and number of the answer that is spelt out, or None.
         where: Where the tensors of the runs are kept.
+
+    ``is_new`` says whether the prompts were run for it, or remembered.
     """
 
     def __init__(
@@ -131,8 +133,7 @@ class Scene:
         sides: dict[Role | Donated, Batch] = {role: self._batch(role) for role in (job.base, job.source)}
         self.prompts = Prompts.of(sides | {value: self._donors(value) for value in donated_in(job)})
         self.slots = self.prompts.slots[job.base]
-        ports = _ports_of(job, stack, self.taps)
-        self.run: StackRun = stack.run(self.prompts.batch, ports, kept_ports(job), where)
+        self.run, self.is_new = run_stack(job, stack, self.taps, self.prompts.batch, where)
         self.head = Head(stack, self.run.returns_tuple)
         self.neurons, self.heads = Neurons(stack, self.run), HeadShares(stack, self.run)
         runs = {
@@ -353,8 +354,9 @@ def run_other(job: Job, model: Model, prompts: Prompts, sites: Sequence[Site]) -
     chosen, slots = np.unique(prompts.slots[job.source], return_inverse=True)
 
     n_parts = -(-len(chosen) // most_rows(job, prompts.batch.ids.shape[1]))
+    beside = [] if job.remembered is None else [t.site for some in job.remembered.beside for t in some]
     parts = [
-        capture(model, prompts.batch.take(rows), sites, opens_attention=job.opens_attention)
+        capture_once(job, Cost(), model, prompts.batch.take(rows), sites, beside)
         for rows in np.array_split(chosen, n_parts)
     ]
     tensors = {port: torch.cat([part.tensors[port] for part in parts]) for port in parts[0].tensors}
@@ -366,18 +368,3 @@ def donated_in(job: Job) -> list[Donated]:
     """Return the resampled values of a job."""
     values = (target.value for group in job.interventions for target in group)
     return list(dict.fromkeys(value for value in values if isinstance(value, Donated)))
-
-
-def _ports_of(job: Job, stack: Stack, taps: Taps) -> list[Port]:
-    """Return the ports whose base and source values the patches need, or a replay that enters behind attention."""
-    ports: dict[Port, None] = {}
-    for target in (target for group in job.interventions for target in group):
-        tap = taps.kind(target).tap
-        if target.needs_source or target.needs_base or isinstance(target.value, Donated):
-            ports |= dict.fromkeys((tap.port, *tap.companions))
-        layer = target.site.layer
-        if layer is None:
-            continue
-        block = stack.blocks[layer]
-        ports |= dict.fromkeys(stack.kept_for(block, entry_of(target, layer, stack.n_layers).stage))
-    return list(ports)

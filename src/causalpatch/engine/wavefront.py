@@ -130,8 +130,9 @@ def open_sweep(
     for name, code in (("base", BASE), ("source", SOURCE)):
         check_finite(job, gauge, name, indices, sweep.untouched[name])
         blocks.append(Block.of(np.full(len(indices), code), indices, sweep.untouched[name], Status.MEASURED))
-    cost.forwards += len(scenes)
-    cost.rows += sum(len(scene.prompts.batch.lengths) for scene in scenes)
+    made = [scene for scene in scenes if scene.is_new]
+    cost.forwards += len(made)
+    cost.rows += sum(len(scene.prompts.batch.lengths) for scene in made)
     return sweep, blocks
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from causalpatch.base.errors import CausalPatchWarning, ModelNotFound, ModelUnsupported, SettingError
+from causalpatch.base.extras import require
 from causalpatch.base.tokens import Tokenizer
 from causalpatch.models.adapted import adapted, base_of
 from causalpatch.models.adapter import Model
@@ -35,6 +36,7 @@ def open_model(
     tokenizer: Any = None,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    device_map: str | None = None,
 ) -> Model:
     """Open a model, with names for its activations.
 
@@ -48,6 +50,8 @@ def open_model(
         dtype: The model's floating-point type, such as ``"float32"``; by default that of the checkpoint, or the
             module's own.
         device: Where to run; by default a GPU if there is one, or where the module is.
+        device_map: How a checkpoint that is larger than one device is spread over several, as accelerate names it:
+            ``"auto"``, ``"balanced"``, ``"sequential"``, or one device. Instead of ``device``.
 
     Returns:
         The model. A module of unknown kind opens as generic, with ``module(PATH)`` sites only.
@@ -57,7 +61,9 @@ def open_model(
         ModelUnsupported: The checkpoint lacks weights of its model, or cannot be built; the module is compiled, so
             that what runs is not the modules that sites name, or puts virtual tokens before each prompt; or another
             library's model has no weights yet, or other ones than the module inside.
-        SettingError: The dtype or the device does not exist, or the model or the tokenizer is not one.
+        SettingError: The dtype or the device does not exist, or the model or the tokenizer is not one; or a device map
+            is given beside a device, or for a module.
+        MissingExtra: A device map is given, and accelerate is not installed.
 
     Examples:
         >>> from torch import nn
@@ -69,6 +75,8 @@ def open_model(
     taken = taken_from(x)
     if taken is not None:
         x, tokenizer = taken.module, tokenizer if tokenizer is not None else taken.tokenizer
+    if device_map is not None:
+        _require_spreadable(x, device, device_map)
     if isinstance(x, nn.Module):
         _require_eager(x)
         _require_own_tokens(x)
@@ -79,13 +87,14 @@ def open_model(
     wanted_device = _read_device(device)
     below = base_of(source)
     require_config(below or source)
-    module = _load(below or source, wanted_dtype)
+    module = _load(below or source, wanted_dtype, device_map)
     if below is not None:
         module = adapted(module, source)
         module = module if wanted_dtype is None else module.to(wanted_dtype)
         _require_own_tokens(module)
     found = _read_tokenizer(tokenizer) if tokenizer is not None else _tokenizer_beside(below or source)
-    return Model(module.to(wanted_device), name=source.name, tokenizer=found)
+    placed = module.to(wanted_device) if device_map is None else module
+    return Model(placed, name=source.name, tokenizer=found)
 
 
 def _require_eager(module: nn.Module) -> None:
@@ -117,7 +126,18 @@ def _require_own_tokens(module: nn.Module) -> None:
                 )
 
 
-def _load(source: Source, dtype: torch.dtype | None) -> nn.Module:
+def _require_spreadable(x: Any, device: Any, device_map: str) -> None:
+    """Make sure that a device map can be followed."""
+    if device is not None or isinstance(x, nn.Module):
+        raise SettingError(
+            f"device_map={device_map!r} cannot be followed",
+            facts=[("given", f"device={device!r}" if device is not None else "a module, which is where it is")],
+            fix="leave device out" if device is not None else "give the checkpoint's folder or name instead",
+        )
+    require("accelerate")
+
+
+def _load(source: Source, dtype: torch.dtype | None, device_map: str | None = None) -> nn.Module:
     """Build the checkpoint's own architecture and fill it, leaving no weight to chance."""
     config = transformers.AutoConfig.from_pretrained(source.place, local_files_only=source.is_local)
     named = getattr(transformers, next(iter(config.architectures or []), ""), None)
@@ -127,7 +147,11 @@ def _load(source: Source, dtype: torch.dtype | None) -> nn.Module:
         try:
             with _quietly():
                 module, info = builder.from_pretrained(
-                    source.place, dtype=dtype or "auto", output_loading_info=True, local_files_only=source.is_local
+                    source.place,
+                    dtype=dtype or "auto",
+                    output_loading_info=True,
+                    local_files_only=source.is_local,
+                    **({} if device_map is None else {"device_map": device_map}),
                 )
         except (OSError, ValueError, RuntimeError) as error:
             problems.append(error)

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias, get_args
 from causalpatch.attribution.edges import EdgeMethod
 from causalpatch.attribution.nodes import Method
 from causalpatch.base.errors import PairError, SettingError
+from causalpatch.base.extras import require
 from causalpatch.base.suggest import closest
 from causalpatch.engine.memory import GIB, budget_bytes, row_cost
 from causalpatch.engine.wiring import graph_of
@@ -103,6 +104,7 @@ def check(opened: Opened) -> Checked:
         SettingError: The steps plan more runs than the budget allows.
         ModelUnsupported: A step needs parts of the model that are not known.
         MemoryExhausted: Not even one run fits into memory.
+        MissingExtra: The study is to run on Ray, which is not installed.
     """
     study = opened.study
     planned = []
@@ -118,10 +120,13 @@ def check(opened: Opened) -> Checked:
         runs, patched, seconds, text = _PLANS[type(step)](step, experiment, opened)
         planned.append(Planned(name, step.kind, side, len(experiment.pairs), runs, patched, seconds, text))
     part = study.executor
-    n, threads = n_workers(part), threads_of(part)
+    if part.kind == "ray":
+        require("ray")
+    n = n_workers(part) if part.kind != "ray" or part.workers else "as many as the cluster holds"
+    threads = threads_of(part)
     lines = (
         f"pairs: {len(opened.pairs)} of '{study.pairs.name}', {len(set(opened.pairs.components.tolist()))} independent",
-        f"executor: {part.kind}, {n} at once, {threads} CPU threads each, on {opened.model.device}",
+        f"executor: {part.kind}, {n} at once, {threads} CPU threads each, {_where(opened)}",
         f"memory: {_memory(opened)}",
     )
     made = Checked(study.hash, tuple(planned), len(study.seeds), lines)
@@ -132,6 +137,16 @@ def check(opened: Opened) -> Checked:
             fix=f"--set budget.runs={made.runs}, or narrow a step",
         )
     return made
+
+
+def _where(opened: Opened) -> str:
+    """Return where shards are measured."""
+    part = opened.study.executor
+    if part.kind != "ray":
+        return f"on {opened.model.device}"
+    place = "this machine" if part.address == "local" else f"the cluster {part.address}"
+    gpus = "a GPU each where it has any" if part.gpus_per_worker is None else f"{part.gpus_per_worker:g} GPUs each"
+    return f"on {place}, {gpus}"
 
 
 def _memory(opened: Opened) -> str:

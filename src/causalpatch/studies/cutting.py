@@ -11,12 +11,12 @@ zero, constants, directions                   yes        no: a share is one of w
 means, noise, other pairs' values, fits       no         no: they are made of all pairs
 ============================================  =========  =========
 
-How large a shard is follows from the model's size and the prompts' lengths alone, so that it is the same everywhere:
-two trillion operations, and 64 to 20,000 runs.
+How large a shard is follows from the plan of its runs, which is arithmetic on the sizes of model and prompts, so that
+it is the same everywhere: two trillion operations, and 64 to 20,000 runs.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -35,10 +35,12 @@ from causalpatch.patches import (
     Value,
     Zero,
 )
+from causalpatch.studies.shards import Setting
 from causalpatch.studies.study import ShardsPart
 
 _FLOP: Final = 2e12
 _LEAST, _MOST = 64, 20_000
+_SAMPLE: Final = 256  # cells that are planned, on one pair
 _MOVING: Final = (Source, Identity, Interpolate)
 _OF_ONE_PAIR: Final = (*_MOVING, Zero, Constant, Steer, ProjectOut)
 
@@ -71,7 +73,8 @@ def cut(experiment: Experiment, asked: Sequence[Intervention], shards: ShardsPar
     """
     n_cells, n_pairs = len(asked), len(experiment.pairs)
     cuts_pairs, cuts_cells = is_of_one_pair(experiment, asked), _is_by_itself(asked)
-    runs = shards.runs or _fitting_runs(experiment)
+    is_told = shards.runs or (shards.pairs and shards.cells) or not (cuts_pairs or cuts_cells)
+    runs = shards.runs or (1 if is_told else _fitting_runs(experiment, asked))
     pairs = shards.pairs or max(1, runs // n_cells)
     pairs = min(pairs, n_pairs) if cuts_pairs else n_pairs
     cells = shards.cells or max(1, runs // pairs)
@@ -133,12 +136,15 @@ def _has_same_columns(experiment: Experiment) -> bool:
     return all(len(size) == 1 for size in sizes)
 
 
-def _fitting_runs(experiment: Experiment) -> int:
-    """Return how many runs make a shard, from the sizes of model and prompts alone."""
-    n_weights = sum(weight.numel() for weight in experiment.model.module.parameters())
-    is_tokens = experiment.pairs.kind == "tokens"
-    n_tokens = float(experiment.pairs.sizes("clean").mean()) if is_tokens else 1.0
-    return int(np.clip(_FLOP / max(1.0, 2.0 * n_weights * n_tokens), _LEAST, _MOST))
+def _fitting_runs(experiment: Experiment, asked: Sequence[Intervention]) -> int:
+    """Return how many runs make a shard: the plan of some cells on a pair of middling length says what a run takes."""
+    sizes = experiment.pairs.sizes("clean")
+    pair = int(np.argsort(sizes, kind="stable")[len(sizes) // 2])
+    cells = asked[:: -(-len(asked) // _SAMPLE)]
+    setting = replace(Setting.of(experiment), precision=None)  # a screen's plan would time the machine
+    plan = setting.experiment(experiment.model, experiment.pairs.take([pair]), experiment.source_model).plan(cells)
+    flop = plan.flops if plan.tier_flops is None else plan.tier_flops
+    return int(np.clip(_FLOP * len(cells) / max(1.0, flop), _LEAST, _MOST))
 
 
 def _record(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -36,7 +36,9 @@ class Opened:
     @cached_property
     def models(self) -> tuple[Model, Model | None]:
         """The model, and the one of the source runs where this is another."""
-        return open_models(self.study.model, device_of(self.study.executor, 0), str(self.folder))
+        part = self.study.executor
+        spread = part.device_map if part.kind == "local" else None
+        return open_models(self.study.model, device_of(part, 0), str(self.folder), spread)
 
     @property
     def model(self) -> Model:
@@ -101,21 +103,25 @@ class Opened:
         return made
 
 
-def open_models(part: ModelPart, device: str | None, folder: str) -> tuple[Model, Model | None]:
+def open_models(
+    part: ModelPart, device: str | None, folder: str, device_map: str | None = None
+) -> tuple[Model, Model | None]:
     """Return the model of a study, with its dictionaries, and the one of the source runs where this is another.
 
     Args:
         part: What the study says of it.
         device: Where it is to run.
         folder: What paths are seen from.
+        device_map: How it is spread over several devices, instead.
     """
     place = Path(folder)
-    model = open_model(seen_from(place, part.name), dtype=part.dtype, device=device)
+    where: dict[str, Any] = {"device": device} if device_map is None else {"device_map": device_map}
+    model = open_model(seen_from(place, part.name), dtype=part.dtype, **where)
     for name, source in part.dictionaries.items():
         model.add_dictionary(name, seen_from(place, source))
     if part.source_model is None:
         return model, None
-    return model, open_model(seen_from(place, part.source_model), dtype=part.dtype, device=device)
+    return model, open_model(seen_from(place, part.source_model), dtype=part.dtype, **where)
 
 
 def read_pairs(part: PairsPart, model: Model, folder: Path) -> Pairs:
@@ -153,20 +159,29 @@ def n_cores() -> int:
 
 
 def n_workers(part: ExecutorPart) -> int:
-    """Return how many processes measure."""
+    """Return how many workers measure; of Ray how many are asked for."""
     if part.kind == "local":
         return 1
+    if part.kind == "ray":
+        return part.workers or 1
     n_gpus = torch.cuda.device_count() if part.device in (None, "cuda") else 0
     return part.workers or n_gpus or 2
 
 
 def threads_of(part: ExecutorPart) -> int:
-    """Return how many CPU threads each worker has: the cores shared evenly."""
+    """Return how many CPU threads each worker has: the cores shared evenly, of Ray the CPUs that it is given."""
+    if part.kind == "ray":
+        return part.threads or max(1, int(part.cpus_per_worker))
     return part.threads or max(1, n_cores() // n_workers(part))
 
 
 def device_of(part: ExecutorPart, worker: int) -> str | None:
-    """Return where a worker measures: each has a GPU of its own where there are as many."""
+    """Return where a worker measures: each has a GPU of its own where there are as many.
+
+    With Ray GPUs belong to its workers, so that the study's own process stays on the CPU.
+    """
+    if part.kind == "ray":
+        return "cpu"
     n_gpus = torch.cuda.device_count() if part.device in (None, "cuda") else 0
     if part.kind == "processes" and n_gpus:
         return f"cuda:{worker % n_gpus}"

@@ -20,7 +20,7 @@ import numpy as np
 from causalpatch.base.collector import undisturbed
 from causalpatch.base.extras import lazy
 from causalpatch.base.spec import content_hash
-from causalpatch.engine import EngineName, Precision
+from causalpatch.engine import EngineName, Precision, Remembered, targets_of
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.measured import Measured
 from causalpatch.metrics import named_metric
@@ -119,20 +119,38 @@ class Request:
         pairs: The pairs.
         interventions: The cells.
         setting: How runs are made.
+        others: Cells of other shards of the same pairs, one for each place in the model that they patch: what the
+            untouched runs of these pairs had better keep.
     """
 
     key: str
     pairs: Pairs
     interventions: tuple[Intervention, ...]
     setting: Setting
+    others: tuple[Intervention, ...] = ()
 
     @property
     def n_runs(self) -> int:
         """Patched runs."""
         return len(self.pairs) * len(self.interventions)
 
-    def measure(self, model: Model, source_model: Model | None) -> Measured:
+    @property
+    def group(self) -> str:
+        """What shards have in common whose untouched runs are the same."""
+        return self.pairs.content_hash
+
+    @property
+    def words(self) -> str:
+        """How large it is, in words."""
+        return f"{len(self.interventions):,} cells on {len(self.pairs):,} pairs"
+
+    def measure(self, model: Model, source_model: Model | None, remembered: Remembered | None = None) -> Measured:
         """Make the runs.
+
+        Args:
+            model: The model.
+            source_model: The one of the source runs, where this is another.
+            remembered: Untouched runs of the shard before, which are not made again where the pairs are the same.
 
         Raises:
             KeyboardInterrupt: The user stopped them: a part of a shard is none.
@@ -140,6 +158,11 @@ class Request:
         with undisturbed(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="stopped: ")  # says that what was made is kept
             experiment = self.setting.experiment(model, self.pairs, source_model)
+            if remembered is not None:
+                remembered.turn_to(
+                    (self.group, self.setting.direction), [targets_of(experiment.model, each) for each in self.others]
+                )
+                experiment.remembered = remembered
             found = experiment.measured(self.interventions)
         if not found.record["complete"] or len(found.kept) < len(self.pairs):
             raise KeyboardInterrupt

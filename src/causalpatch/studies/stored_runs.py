@@ -24,7 +24,7 @@ from causalpatch.base.spec import content_hash
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.measured import Measured
 from causalpatch.pairs.plain import plain_pairs
-from causalpatch.patches import Intervention
+from causalpatch.patches import Intervention, Patch
 from causalpatch.patches.files import plain_interventions
 from causalpatch.studies.cutting import Piece, cut, join
 from causalpatch.studies.executors import Executor
@@ -37,6 +37,7 @@ from causalpatch.studies.study import ShardsPart
 
 CALL: Final = "causalpatch call"
 _POLL_S: Final = (0.05, 2.0)  # between two looks for what another run measures: at first, and at most
+_MOST_PLACES: Final = 512
 
 
 @dataclass
@@ -95,13 +96,15 @@ class StoredRuns:
         context, texts = context_of(experiment, setting), texts_of(asked)
         parts: dict[tuple[int, int], Any] = {}
         wanted = []
-        for piece in cut(experiment, asked, self.shards):
+        pieces = cut(experiment, asked, self.shards)
+        others = _one_for_each_place(asked) if pieces[0].cells[1] < len(asked) else ()
+        for piece in pieces:
             if piece.pairs not in parts:
                 is_all = piece.pairs == (0, len(experiment.pairs))
                 parts[piece.pairs] = experiment.pairs if is_all else experiment.pairs[slice(*piece.pairs)]
             pairs, cells = parts[piece.pairs], slice(*piece.cells)
             key = key_of(context, pairs, texts[cells])
-            wanted.append(_Wanted(piece, Request(key, pairs, tuple(asked[cells]), setting)))
+            wanted.append(_Wanted(piece, Request(key, pairs, tuple(asked[cells]), setting, others)))
         return wanted
 
     def _read(self, key: str) -> Measured | None:
@@ -198,3 +201,23 @@ class StoredRuns:
                 return None
             self.run.objects.put(place, json.dumps(plain, ensure_ascii=False).encode())
         return name
+
+
+def _one_for_each_place(asked: Sequence[Intervention]) -> tuple[Intervention, ...]:
+    """Return one intervention for each place in the model that is patched: its units are alike, and so are positions.
+
+    Nothing is returned where there are more places than layers and sites of a model.
+    """
+    found: dict[Any, Intervention] = {}
+    for each in asked:
+        place = tuple(_place_of(patch) for patch in each.patches)
+        found.setdefault(place, each)
+        if len(found) > _MOST_PLACES:
+            return ()
+    return tuple(found.values())
+
+
+def _place_of(patch: Patch) -> tuple[Any, ...]:
+    site = patch.site
+    is_whole = patch.column is None and site.position in (None, -1)
+    return site.name, str(site.layer), site.module, site.dictionary, site.stream, is_whole

@@ -75,14 +75,29 @@ class ShardsPart(Part):
 class ExecutorPart(Part):
     """Who measures; it does not change what is measured."""
 
-    kind: Literal["local", "processes"] = Field(
-        default="local", description="in this process, or one process per device"
+    kind: Literal["local", "processes", "ray"] = Field(
+        default="local", description="in this process, one process per device, or on a Ray cluster"
     )
-    workers: int | None = Field(default=None, ge=1, description="processes; by default one per GPU, or 2 on a CPU")
+    workers: int | None = Field(
+        default=None,
+        ge=1,
+        description="processes, by default one per GPU, or 2 on a CPU; of Ray by default what the cluster holds",
+    )
     threads: int | None = Field(
-        default=None, ge=1, description="CPU threads of each; by default the cores shared evenly"
+        default=None, ge=1, description="CPU threads of each; by default the cores shared evenly, of Ray its CPUs"
     )
     device: str | None = Field(default=None, description="cpu, cuda, cuda:1; a GPU where there is one")
+    device_map: str | None = Field(
+        default=None, description="auto spreads a model that is larger than one GPU over those of its worker"
+    )
+    address: str = Field(
+        default="local",
+        description="of Ray: local starts it on this machine; auto, HOST:PORT or ray://… joins a cluster",
+    )
+    gpus_per_worker: float | None = Field(
+        default=None, ge=0, description="of Ray: GPUs that each worker has; by default one where the cluster has any"
+    )
+    cpus_per_worker: float = Field(default=1, gt=0, description="of Ray: CPUs that each worker has")
 
 
 class Step(Part):

@@ -8,6 +8,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
+from transformers import LlamaForCausalLM
 
 from causalpatch.base.errors import CausalPatchWarning, ModelNotFound, ModelUnsupported, SettingError
 from causalpatch.models import open_model, sources, zoo
@@ -283,3 +284,22 @@ def test_what_torch_compile_returns_is_refused_and_what_is_within_it_opens():
         open_model(compiled)
     assert caught.value.fix == "open model._orig_mod"
     assert open_model(compiled._orig_mod).family.name == "gpt2"
+
+
+def test_a_device_map_reaches_the_loading_of_the_checkpoint(folder, monkeypatch):
+    pytest.importorskip("accelerate")
+    seen, load = {}, LlamaForCausalLM.from_pretrained
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", lambda *at, **how: seen.update(how) or load(*at, **how))
+    model = open_model(folder, device_map="cpu")
+    assert seen["device_map"] == "cpu"
+    assert model.device.type == "cpu"
+    with torch.no_grad():
+        ids = torch.arange(1, 6)[None]
+        assert torch.equal(model.module(ids).logits, open_model(folder, device="cpu").module(ids).logits)
+
+
+def test_a_device_map_is_refused_beside_a_device_and_for_a_module(folder):
+    with pytest.raises(SettingError, match="cannot be followed"):
+        open_model(folder, device="cpu", device_map="auto")
+    with pytest.raises(SettingError, match="cannot be followed"):
+        open_model(nn.Linear(2, 2), device_map="auto")
