@@ -175,7 +175,7 @@ class Processes:
             raise WorkerLost(
                 f"shard {request.key} ended {deaths} workers, one after the other",
                 facts=[
-                    ("shard", f"{len(request.interventions):,} cells on {len(request.pairs):,} pairs"),
+                    ("shard", f"{request.work.n_cells:,} cells on {len(request.pairs):,} pairs"),
                     ("last exit", _exit_words(worker.process.exitcode)),
                 ],
                 fix="measure less at once: --set shards.runs=1000, or --set budget.gib=1",

@@ -20,6 +20,7 @@ from causalpatch.studies.opened import Opened, device_of, n_workers, threads_of,
 from causalpatch.studies.openings import StoreLedger
 from causalpatch.studies.processes import Post, Processes
 from causalpatch.studies.results import Result, Results
+from causalpatch.studies.shards import forget
 from causalpatch.studies.steps import Making, make
 from causalpatch.studies.store import Run, Store
 from causalpatch.studies.stored_runs import StoredRuns
@@ -190,3 +191,4 @@ def _let_go(executor: Executor, leases: Leases, journal: Journal) -> None:
             leases.close()
         finally:
             journal.close()
+            forget()
