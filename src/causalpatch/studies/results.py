@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from causalpatch.base.errors import ResultsNotFound, StoreCorrupt
+from causalpatch.base.errors import ResultsNotFound, SettingError, StoreCorrupt
 from causalpatch.circuits.circuit import Circuit
 from causalpatch.experiment.measured import Measured, Work
 from causalpatch.results.claim import Claim
@@ -101,13 +101,7 @@ class Results:
             ResultsNotFound: The step is not finished, or there is none of this name.
             StoreCorrupt: Something that it is made of was changed or is missing.
         """
-        record = self.record(name)
-        if record is None:
-            raise ResultsNotFound(
-                f"no results '{name}' in run {self.run.hash}",
-                facts=[("finished", ", ".join(self.names()) or "none")],
-                fix="causalpatch run goes on where it was stopped",
-            )
+        record = self._record(name)
         if record["kind"] == _SHARDED:
             return self._effects(record)
         kind, ending = _FILES[record["kind"]]
@@ -132,6 +126,25 @@ class Results:
         if said is None:
             raise _damaged(f"calls/{name}.json")
         return said
+
+    def sharded(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the call of a sweep whose numbers are its shards, and how they are labelled.
+
+        Args:
+            name: The sweep's.
+
+        Raises:
+            ResultsNotFound: The step is not finished.
+            SettingError: It is no such sweep.
+        """
+        record = self._record(name)
+        if record["kind"] != _SHARDED:
+            raise SettingError(
+                f"'{name}' is no sweep whose cells can be read one by one",
+                facts=[("kind", record["kind"]), ("such are", "sweeps of one value, without draws")],
+                fix="leave --cells out",
+            )
+        return self.call(record["calls"][0]), dict(record["layout"])
 
     def numbers(self, name: str) -> Measured:
         """Return the numbers of a call out of its shards.
@@ -166,6 +179,16 @@ class Results:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 held = {key: arrays[key] for key in arrays.files}
         return work_of_plain(call["work"], held)
+
+    def _record(self, name: str) -> dict[str, Any]:
+        record = self.record(name)
+        if record is None:
+            raise ResultsNotFound(
+                f"no results '{name}' in run {self.run.hash}",
+                facts=[("finished", ", ".join(self.names()) or "none")],
+                fix="causalpatch run goes on where it was stopped",
+            )
+        return record
 
     def _effects(self, record: Mapping[str, Any]) -> Effects:
         whole, layout = self.numbers(record["calls"][0]), record["layout"]

@@ -15,6 +15,7 @@ from typing import Any
 from causalpatch.studies.checking import Checked, check
 from causalpatch.studies.executors import Executor, Local
 from causalpatch.studies.journal import Journal, Listener, describe_environment
+from causalpatch.studies.kept_arms import KeptArms
 from causalpatch.studies.leases import TIME_S, Leases
 from causalpatch.studies.opened import Opened, device_of, n_workers, threads_of, using_threads
 from causalpatch.studies.openings import StoreLedger
@@ -167,7 +168,8 @@ class _Session:
         if study.made_once(step):
             # Its shards stay in the store: they are seen from the moment that the first is measured.
             self.runs.before_first = lambda: ledger.write(experiment, f"{self.run.hash}/{name}")
-        return make(step, Making(self.opened, experiment, seed, earlier, ledger))
+        kept = KeptArms(self.run, self.journal)
+        return make(step, Making(self.opened, experiment, seed, earlier, ledger, kept))
 
 
 def _executor(opened: Opened, run: Run) -> Executor:

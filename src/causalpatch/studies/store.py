@@ -247,15 +247,16 @@ class Run:
         self.damage.pop(key, None)
         return said
 
-    def keep(self, key: str, data: bytes) -> None:
+    def keep(self, key: str, data: bytes, ending: str = "npz") -> None:
         """Keep how far something has come, in place of what was kept under its name before.
 
         Args:
             key: What names it.
             data: Its bytes.
+            ending: Of the file that they go into.
         """
         before, found = self._state(key), checksum(data)
-        file = f"{key}-{found[:16]}.npz"
+        file = f"{key}-{found[:16]}.{ending}"
         self.objects.put(self.name("states", file), data)
         self.objects.put(self.name("states", f"{key}.json"), seal(STATE, {"key": key, "file": file, "sha256": found}))
         if before is not None and before["file"] != file:
@@ -266,6 +267,11 @@ class Run:
         said = self._state(key)
         data = None if said is None else self.objects.get(self.name("states", said["file"]))
         return data if said is not None and data is not None and checksum(data) == said["sha256"] else None
+
+    def states(self) -> list[str]:
+        """Return the names under which something is kept."""
+        names = self.objects.names(self.name("states"))
+        return [name.removesuffix(".json") for name in names if name.endswith(".json")]
 
     def _state(self, key: str) -> dict[str, Any] | None:
         said = unseal(STATE, self.objects.get(self.name("states", f"{key}.json")))
