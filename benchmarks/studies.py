@@ -248,9 +248,9 @@ def report(costs: Overhead | None, many: Summarised | None, command: str) -> str
         lines += [
             "## What the store costs",
             "",
-            f"GPT-2 small's shape, random weights, {N_PAIRS} pairs of 16 tokens, `{SITE}`: {costs.n_runs:,} patched runs "
-            f"in {costs.n_shards} shards, one thread, {len(costs.whole)} repetitions after one to warm up, in memory and "
-            "in an empty store in turn.",
+            f"GPT-2 small's shape, random weights, {N_PAIRS} pairs of 16 tokens, `{SITE}`: {costs.n_runs:,} patched "
+            f"runs in {costs.n_shards} shards, one thread, {len(costs.whole)} repetitions after one to warm up, in "
+            "memory and in an empty store in turn.",
             "",
             "| | s of each repetition |",
             "|---|---|",

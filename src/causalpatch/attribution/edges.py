@@ -94,7 +94,8 @@ def attribute_edges(
         graph, points = graph_of(made.model), _points(made, method, steps, rule)
         n_columns = made.pairs.aligned().n_columns if positions else 1
         shape = (n_columns, *graph.shape)
-        sums = scored(made, EdgeScoring(method, steps, rule, positions, int(np.prod(shape)), _n_slopes(method, points, made)))
+        work = EdgeScoring(method, steps, rule, positions, int(np.prod(shape)), _n_slopes(method, points, made))
+        sums = scored(made, work, partial(work.measured, made))
         require_steep(sums.steepest, made.metrics[0].name, "input of every component")
         job = job_of_senders(made, Source())
     n_pairs = len(experiment.pairs)

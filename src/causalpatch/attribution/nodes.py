@@ -154,8 +154,10 @@ class _Asked:
         found: list[Scores | None] = [None] * len(asked)
         for kind in sorted(set(kinds)):
             numbers, walked = [n for n, each in enumerate(kinds) if each == kind], kind[0]
-            slopes, places, rules = self._prepared([grids[n] for n in numbers], [asked[n] for n in numbers], walked)
-            sums = scored(experiment, self._work([asked[n] for n in numbers], over, slopes))
+            some = [asked[n] for n in numbers]
+            slopes, places, rules = self._prepared([grids[n] for n in numbers], some, walked=walked)
+            work = self._work(some, over, slopes)
+            sums = scored(experiment, work, partial(_measured, slopes))
             require_steep(sums.steepest, experiment.metrics[0].name, "site that was asked for")
             values = sums.values.reshape(slopes.values.shape)
             seconds = round(time.perf_counter() - started, 3)
@@ -171,14 +173,11 @@ class _Asked:
 
     def measured(self, asked: Sequence[Site | SiteSet], over: str | Sequence[str] | None) -> Measured:
         """Score sets of sites of one kind here, and return the numbers before they are labelled."""
-        started = time.perf_counter()
         grids = [grid_of(self.experiment, each, over) for each in asked]
-        sums = self._prepared(grids, asked, "position" in grids[0].axes)[0].measure()
-        values = sums.values.reshape(-1, sums.values.shape[-1])
-        return measured_of(sums, values, pooled=False, seconds=time.perf_counter() - started)
+        return _measured(self._prepared(grids, asked, walked="position" in grids[0].axes)[0])
 
     def _prepared(
-        self, grids: Sequence[Grid], asked: Sequence[Site | SiteSet], walked: bool
+        self, grids: Sequence[Grid], asked: Sequence[Site | SiteSet], *, walked: bool
     ) -> tuple[NodeSlopes, list[int], Relevance | None]:
         """Return what takes the slopes, where the cells of each grid begin, and by which rules."""
         groups, places = self._groups(grids, asked)
@@ -290,6 +289,13 @@ class _Asked:
                 "circuit": "single sites, the rest of the run intact; a gradient, not a run",
             },
         }
+
+
+def _measured(slopes: NodeSlopes) -> Measured:
+    started = time.perf_counter()
+    sums = slopes.measure()
+    values = sums.values.reshape(-1, sums.values.shape[-1])
+    return measured_of(sums, values, pooled=False, seconds=time.perf_counter() - started)
 
 
 @dataclass(frozen=True)

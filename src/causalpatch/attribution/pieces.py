@@ -4,7 +4,7 @@ A piece holds the scores of some pairs; those of edges are summed over them, sin
 as large as the model's graph. Cells are never cut: gradients score all of them at once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -38,14 +38,15 @@ class Scored:
     steepest: float
 
 
-def scored(experiment: Experiment, work: Work) -> Scored:
+def scored(experiment: Experiment, work: Work, here: Callable[[], Measured]) -> Scored:
     """Measure scores: here, or by the experiment's runner.
 
     Args:
         experiment: With one metric.
         work: The scores.
+        here: Measures them where there is no runner.
     """
-    found = work.measured(experiment) if experiment.runner is None else experiment.runner.measure(experiment, work)
+    found = here() if experiment.runner is None else experiment.runner.measure(experiment, work)
     base, source = (found.baselines[name][0] for name in ("base", "source"))
     return Scored(found.values[0], base, source, found.record["cost"], float(found.record["steepest"]))
 

@@ -116,7 +116,8 @@ def evaluate_circuit(
         "reference": "everything ablated",
         "facts": {**circuits[0][2].facts, "value": fact, "circuit": f"{CIRCUIT}; and complements"},
         "found": [each.record["found"] for _, _, each in circuits],
-        "notes": _notes(experiment, [each for _, _, each in circuits], found_on, fact) + _stopped(kept, len(runs), made),
+        "notes": _notes(experiment, [each for _, _, each in circuits], found_on, fact)
+        + _stopped(kept, len(runs), made),
         "cost": {**kept.provenance["cost"], "seconds": round(time.perf_counter() - started, 3)},
     }
     return Evaluation(made_runs, kept.values, kept.clean, kept.empty, made.pairs.components[kept.pairs], record)

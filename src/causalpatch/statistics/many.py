@@ -1,8 +1,8 @@
 """The ratio of means of very many cells: share, interval and p of each, as fast as memory is read.
 
-The numbers are those of ``intervals.fieller`` and of the cluster t at 0, whose symbols stand in ``clusters``. Where every
-cell has all pairs, the sums of what is below the line and the critical value are the same for all cells, so that a cell
-costs four passes over its groups:
+The numbers are those of ``intervals.fieller`` and of the cluster t at 0, whose symbols stand in ``clusters``. Where
+every cell has all pairs, the sums of what is below the line and the critical value are the same for all cells, so that
+a cell costs a few passes over its groups:
 
 1. Sums of its groups, their mean ``top``, and the jackknife moves ``R`` of that.
 2. ``sum(R ** 2)``, its variance: t = top / sqrt of it.

@@ -172,7 +172,11 @@ def _record(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "engine": {**first["engine"], "interventions": made},
         **_largest(records, "noise_floor"),
         **({"steepest": max(each["steepest"] for each in records)} if "steepest" in first else {}),
-        **({"notes": list(dict.fromkeys(note for each in records for note in each["notes"]))} if "notes" in first else {}),
+        **(
+            {"notes": list(dict.fromkeys(note for each in records for note in each["notes"]))}
+            if "notes" in first
+            else {}
+        ),
         "complete": all(each["complete"] for each in records),
         "cost": {name: round(sum(each["cost"][name] for each in records), 3) for name in first["cost"]},
     }

@@ -98,7 +98,7 @@ def export_cells(results: Results, name: str, path: str | Path) -> Path:
 
 
 def cells_of(results: Results, name: str) -> "pd.DataFrame":
-    """Return a row per cell of a sweep, as ``export_cells`` writes it; ``attrs["notes"]`` say what must be said with it.
+    """Return a row per cell of a sweep, as ``export_cells`` writes it, and notes in ``attrs["notes"]``.
 
     Args:
         results: The results of a run.

@@ -114,7 +114,9 @@ class StoredRuns:
     @staticmethod
     def _state(experiment: Experiment, name: Mapping[str, Any]) -> str:
         context = context_of(experiment, Setting.of(experiment))
-        return content_hash({**context, "pairs": experiment.pairs.content_hash, "seed": experiment.seed, "of": dict(name)})
+        return content_hash(
+            {**context, "pairs": experiment.pairs.content_hash, "seed": experiment.seed, "of": dict(name)}
+        )
 
     def _wanted(self, experiment: Experiment, work: Work) -> list[_Wanted]:
         setting = Setting.of(experiment)
@@ -197,7 +199,12 @@ class StoredRuns:
     def _note(self, experiment: Experiment, work: Work, wanted: Sequence[_Wanted]) -> None:
         """Keep what was asked for, and which shards hold it."""
         shards = [
-            {"key": each.request.key, "cells": list(each.piece.cells), "pairs": list(each.piece.pairs)}
+            {
+                "key": each.request.key,
+                "cells": list(each.piece.cells),
+                "pairs": list(each.piece.pairs),
+                "runs": each.request.n_runs,
+            }
             for each in wanted
         ]
         name = content_hash(shards)

@@ -1,7 +1,7 @@
 """A summary of very many cells, shard by shard: means, cluster intervals and adjusted p without holding the numbers.
 
 1. Shards lie in a grid of cells and pairs. For each range of cells their row groups are read side by side, and become
-   tables of cells and pairs that fit into the processor's cache. Checksums are computed beside that, by a second thread.
+   tables of cells and pairs that fit into the processor's cache. A second thread computes checksums meanwhile.
 2. Effects are summed by independent component (``statistics.clusters``); the share is a ratio of means, with Fieller's
    cluster-t interval, each cell's own (``statistics.many``).
 3. p is that of the same cluster t at 0, in place of random flips of signs, which would take minutes; adjusted over all
@@ -66,7 +66,7 @@ class Summary:
     notes: tuple[str, ...] = ()
 
     def to_dataframe(self) -> "pd.DataFrame":
-        """Return it as a table, cells in the order of the sweep, and in ``attrs["notes"]`` what must be said with it."""
+        """Return it as a table, cells in the order of the sweep, with the notes in ``attrs["notes"]``."""
         frame = pd.DataFrame({name: getattr(self, name) for name in _COLUMNS})
         frame.attrs["notes"] = list(self.notes)
         return frame

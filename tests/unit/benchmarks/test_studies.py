@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from benchmarks import studies
 from benchmarks.shapes import SHAPES, tiny
+
 from causalpatch.studies.study import ShardsPart
 
 

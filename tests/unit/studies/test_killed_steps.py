@@ -1,4 +1,4 @@
-"""Every kind of step, killed in the middle: what was stored is not measured again, and the result is that of a quiet run."""
+"""Every kind of step, killed in the middle: what was stored is not measured again, and the result is the same."""
 
 import json
 import os

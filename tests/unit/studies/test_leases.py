@@ -10,8 +10,7 @@ from datetime import datetime
 import pytest
 
 import causalpatch as cp
-from causalpatch.studies import journal
-from causalpatch.studies import leases as room
+from causalpatch.studies import journal, leases as room
 from causalpatch.studies.leases import Leases
 from causalpatch.studies.objects import Folder
 from small_studies import measured, run_in, same, study_of

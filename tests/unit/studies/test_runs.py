@@ -170,7 +170,7 @@ def test_a_tuning_is_a_step_whose_arms_are_kept(tmp_path):
 
 def test_data_of_a_tuning_that_changed_is_refused(tmp_path):
     texts = tmp_path / "texts.txt"
-    texts.write_text("\n\n".join(f"Once there was a {word}." for word in "dog cat boy girl hat ball".split()))
+    texts.write_text("\n\n".join(f"Once there was a {word}." for word in ("dog", "cat", "boy", "girl", "hat", "ball")))
     study = SMALL_TUNING.replace("induction", "texts.txt")
     run_in(tmp_path, study)
     texts.write_text(texts.read_text().replace("dog", "bird"))
