@@ -155,7 +155,8 @@ class _Checked:
             stored = decode(piece["key"], *self._held(piece["key"]))
         elif work.cuts(setting.experiment(model, pairs, source_model)).pairs:
             chosen = np.sort(random.choice(len(pairs), size=min(_PAIRS, len(pairs)), replace=False))
-        again = work.take(cells).measured(setting.experiment(model, pairs.take(chosen), source_model)).values
+        some = work.take(cells)
+        again = some.measured(setting.experiment(model, pairs.take(chosen), source_model)).values
         again = again if again.shape[1] == len(cells) else again[:, cells]
         kept = chosen if not stored.record.get("pooled") else np.array([0])
         before, status = stored.values[:, cells][:, :, kept], stored.status[cells][:, kept]
@@ -167,7 +168,7 @@ class _Checked:
             share = np.where(has_number(status), np.abs(again - before) / allowed, 0.0)
         share = np.where(np.isnan(share), np.inf, share)
         self.n_cells += len(cells)
-        self.n_runs += len(chosen) * len(cells)
+        self.n_runs += len(chosen) * some.runs_per_pair
         self.largest = max(self.largest, float(share.max(initial=0.0)))
         labels = _labels(work, cells)
         off = np.flatnonzero((share > 1).any((0, 2)))
