@@ -25,7 +25,7 @@ STEPS = {
     "localize": "{kind: localize, budget: 600, units: heads, positions: all}",
     "nodes": "{kind: attribute, site: z, method: ig, steps: 3}",
     "edges": "{kind: attribute, method: eap-ig, steps: 3}",
-    "acdc": "{kind: discover, method: acdc, threshold: 0.5}",
+    "acdc": "{kind: discover, method: acdc, threshold: 4.0}",
     "learn": "{kind: discover, method: hard-concrete, n_edges: 40, steps: 12}",
     "evaluate": f"{SCORES}, {{kind: evaluate, from: scores, n_random: 2}}",
     "confirm": "{kind: confirm, components: [z.3.2@-1, z.3.1@-1]}",
@@ -37,7 +37,10 @@ SIZES = {"sweep": 64, "localize": 64, "nodes": 24, "edges": 24, "acdc": 64, "lea
 
 def study(kind):
     """Return the study of a kind of step."""
-    split = ("split={discovery: 0.5}", "pairs={name: ioi, first: 24}") if kind == "confirm" else ()
+    split = {
+        "confirm": ("split={discovery: 0.5}", "pairs={name: ioi, first: 24}"),
+        "acdc": ("pairs={name: ioi, first: 2}",),
+    }.get(kind, ())
     return study_of(f"steps=[{STEPS[kind]}]", f"shards={{runs: {SIZES.get(kind, 64)}}}", *split)
 
 

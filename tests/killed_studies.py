@@ -26,10 +26,10 @@ LONGEST = 1.2  # before a run is killed, times what an undisturbed one takes on 
 KINDS = {
     "heads": ("shards.pairs=1",),
     "circuit": (
-        "steps=[{kind: attribute, name: scores, method: eap}, {kind: discover, method: acdc, threshold: 2.0},"
+        "steps=[{kind: attribute, name: scores, method: eap}, {kind: discover, method: acdc, threshold: 4.0},"
         " {kind: evaluate, from: scores, n_random: 1}]",
-        "shards={runs: 120}",
-        "pairs={name: ioi, first: 4}",
+        "shards={runs: 60}",
+        "pairs={name: ioi, first: 2}",
     ),
 }
 

@@ -5,6 +5,7 @@ import pytest
 
 import causalpatch as cp
 from causalpatch.base.errors import StoreCorrupt
+from causalpatch.pairs.words import NOUNS
 from causalpatch.results.effects import Effects
 from causalpatch.studies.results import Results
 from small_studies import measured, run_in, same, store_of, study_of, the_run
@@ -128,7 +129,7 @@ def test_every_step_feeds_the_next_and_is_read_again(tmp_path):
 
 def test_a_search_for_a_circuit_that_was_stopped_is_no_result_and_goes_on(tmp_path):
     """By itself it would return what was left by then; a study goes on from the runs that it stored."""
-    search = ("steps=[{kind: discover, method: acdc, threshold: 2.0}]", "shards={runs: 100}")
+    search = ("steps=[{kind: discover, method: acdc, threshold: 4.0}]", "shards={runs: 40}", "pairs.first=2")
     told = []
 
     def stop(line):
@@ -144,7 +145,7 @@ def test_a_search_for_a_circuit_that_was_stopped_is_no_result_and_goes_on(tmp_pa
     assert circuit.record["found"]["complete"]
     assert not set(measured(told)) & set(measured(later))
     model = cp.open_model("zoo:stories", device="cpu")
-    alone = cp.acdc(cp.Experiment(model, cp.load_pairs("ioi", model)[:6], show_progress=False), 2.0)
+    alone = cp.acdc(cp.Experiment(model, cp.load_pairs("ioi", model)[:2], show_progress=False), 4.0)
     assert circuit.edges() == alone.edges()
 
 
@@ -170,10 +171,10 @@ def test_a_tuning_is_a_step_whose_arms_are_kept(tmp_path):
 
 def test_data_of_a_tuning_that_changed_is_refused(tmp_path):
     texts = tmp_path / "texts.txt"
-    texts.write_text("\n\n".join(f"Once there was a {word}." for word in ("dog", "cat", "boy", "girl", "hat", "ball")))
+    texts.write_text("\n\n".join(f"Once the {noun} did not stop." for noun in NOUNS[:12]))
     study = SMALL_TUNING.replace("induction", "texts.txt")
     run_in(tmp_path, study)
-    texts.write_text(texts.read_text().replace("dog", "bird"))
+    texts.write_text(texts.read_text().replace("Once", "Then"))
     with pytest.raises(StoreCorrupt, match="other data of 'tune'"):
         run_in(tmp_path, study)
 
