@@ -174,11 +174,8 @@ if TYPE_CHECKING:
     )
     from causalpatch.sweeps.localize import localize as localize, plan_localize as plan_localize, race as race
     from causalpatch.sweeps.stability import selection_stability as selection_stability
-    from causalpatch.tuning.compare import (
-        Comparison as Comparison,
-        compare_tuning as compare_tuning,
-        plan_tuning as plan_tuning,
-    )
+    from causalpatch.tuning.compare import compare_tuning as compare_tuning, plan_tuning as plan_tuning
+    from causalpatch.tuning.comparison import Comparison as Comparison
     from causalpatch.tuning.data import TuningData as TuningData
     from causalpatch.tuning.train import Schedule as Schedule
     from causalpatch.tuning.tune import tune as tune
@@ -249,7 +246,8 @@ _ROOMS = {
         *("trace", "window"),
     ),
     "sweeps.localize": ("localize", "plan_localize", "race"),
-    "tuning.compare": ("Comparison", "compare_tuning", "plan_tuning"),
+    "tuning.compare": ("compare_tuning", "plan_tuning"),
+    "tuning.comparison": ("Comparison",),
     "tuning.data": ("TuningData",),
     "tuning.train": ("Schedule",),
     "tuning.tune": ("tune",),

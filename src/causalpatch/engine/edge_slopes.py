@@ -70,12 +70,14 @@ class EdgeSums:
         base: The metric of each pair's base run.
         source: The metric of each pair's source run.
         cost: What was spent.
+        steepest: The largest slope; ``require_steep`` refuses scores of a metric that has none.
     """
 
     total: Float[np.ndarray, "position sender receiver"]
     base: Float[np.ndarray, " pair"]
     source: Float[np.ndarray, " pair"]
     cost: Cost
+    steepest: float
 
 
 @dataclass(eq=False)
@@ -113,14 +115,13 @@ class EdgeSlopes:
 
         Raises:
             MetricError: The metric has no gradient.
-            NoGradient: Its slope is 0 everywhere.
+            NoGradient: The metric is smallest where slopes are taken.
             PairError: Prompts of unequal lengths have no alignment.
         """
         require_slope(self.job, self.gauge, self.points)
         self.few = few_of(self.job, self.gauge)
-        where = "input of every component"
-        found = measured_in_batches(self.job, self.gauge, self._batches(), self._measure, where)
-        return EdgeSums(self.total.cpu().numpy(), found["base"], found["source"], self.cost)
+        found, steepest = measured_in_batches(self.job, self._batches(), self._measure)
+        return EdgeSums(self.total.cpu().numpy(), found["base"], found["source"], self.cost, steepest)
 
     def _measure(self, indices: np.ndarray) -> tuple[Untouched, float]:
         """Add the scores of some pairs, or nothing where memory runs out; return their runs and the largest slope."""

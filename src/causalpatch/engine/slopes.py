@@ -113,23 +113,14 @@ def require_slope(job: Job, gauge: Gauge, points: Points) -> None:
 
 
 def measured_in_batches(
-    job: Job,
-    gauge: Gauge,
-    batches: Iterator[np.ndarray],
-    measure: Callable[[np.ndarray], tuple[Untouched, float]],
-    where: str,
-) -> dict[str, Float[np.ndarray, " pair"]]:
-    """Score pairs batch by batch, and return the metric of each pair's base and source run.
+    job: Job, batches: Iterator[np.ndarray], measure: Callable[[np.ndarray], tuple[Untouched, float]]
+) -> tuple[dict[str, Float[np.ndarray, " pair"]], float]:
+    """Score pairs batch by batch; return the metric of each pair's base and source run, and the largest slope.
 
     Args:
         job: The job.
-        gauge: The metric.
         batches: Numbers of the pairs that go together.
         measure: Scores some pairs; gives their untouched runs and the largest slope.
-        where: Where slopes are taken, for the message.
-
-    Raises:
-        NoGradient: The slope of the metric is 0 everywhere.
     """
     found = {name: np.zeros(len(job.pairs)) for name in ("base", "source")}
     steepest = 0.0
@@ -137,9 +128,22 @@ def measured_in_batches(
         steepest = max(steepest, slope)
         for name, values in found.items():
             values[batch.indices] = batch.values[name][0]
+    return found, steepest
+
+
+def require_steep(steepest: float, metric: str, where: str) -> None:
+    """Make sure that a metric has a slope somewhere.
+
+    Args:
+        steepest: The largest slope.
+        metric: What the metric is called.
+        where: Where slopes were taken, for the message.
+
+    Raises:
+        NoGradient: The slope is 0 everywhere.
+    """
     if steepest == 0:
-        raise no_gradient(gauge.metrics[0].name, f"its gradient is 0 at every {where}")
-    return found
+        raise no_gradient(metric, f"its gradient is 0 at every {where}")
 
 
 def no_gradient(name: str, why: str) -> NoGradient:

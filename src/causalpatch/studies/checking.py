@@ -20,6 +20,7 @@ from causalpatch.experiment.cells import grid_of
 from causalpatch.patches.value import as_value
 from causalpatch.sites import parse
 from causalpatch.studies.opened import Opened, n_workers, threads_of
+from causalpatch.studies.steps import comparison_of
 from causalpatch.studies.study import (
     AttributeStep,
     ConfirmStep,
@@ -28,9 +29,11 @@ from causalpatch.studies.study import (
     LocalizeStep,
     Side,
     SweepStep,
+    TuneStep,
 )
 from causalpatch.sweeps import plan_localize, plan_sweep
 from causalpatch.sweeps.localize.budget import Budget
+from causalpatch.tuning.parts import sites_of
 from causalpatch.validation.components import members_of
 from causalpatch.validation.held_out import require_enough
 
@@ -217,6 +220,17 @@ def _plan_confirm(step: ConfirmStep, experiment: Experiment, opened: Opened) -> 
     return None, None, None, f"{asked}, on {n_components} independent components; this opens them in the store's ledger"
 
 
+def _plan_tune(step: TuneStep, experiment: Experiment, opened: Opened) -> _Plan:
+    data, comparison = opened.tuning_data(step), comparison_of(step)
+    if step.components:
+        sites_of(step.components, experiment.model)
+    trained = [arm for arm in comparison.arms if arm not in ("random", "prefix", "steering")]
+    n_arms = 1 + len(trained) + ("random" in comparison.arms) * comparison.n_random
+    what = f"what '{step.found}' finds" if step.found else ", ".join(step.components)
+    text = f"{what}: up to {n_arms} arms x {comparison.n_each} trainings of at most {step.steps} steps; {data}"
+    return None, None, None, text
+
+
 _PLANS: Final[Mapping[type, Callable[[Any, Experiment, Opened], _Plan]]] = {
     SweepStep: _plan_sweep,
     LocalizeStep: _plan_localize,
@@ -224,4 +238,5 @@ _PLANS: Final[Mapping[type, Callable[[Any, Experiment, Opened], _Plan]]] = {
     DiscoverStep: _plan_discover,
     EvaluateStep: _plan_evaluate,
     ConfirmStep: _plan_confirm,
+    TuneStep: _plan_tune,
 }

@@ -18,7 +18,7 @@ from causalpatch.studies.study import ModelPart
 
 
 @runtime_checkable
-class Work(Protocol):
+class Asked(Protocol):
     """What those who give shards out have to know of one; a ``Request`` is one."""
 
     @property
@@ -47,7 +47,7 @@ class Done:
         entry: What the store keeps of it.
     """
 
-    request: Work
+    request: Asked
     entry: dict[str, Any]
 
 

@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 
+from causalpatch.base.errors import StudyError
+from causalpatch.base.spec import content_hash
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.measured import Runner
 from causalpatch.models import Model, open_model
 from causalpatch.pairs import Pairs, load_pairs
 from causalpatch.pairs.tasks import TASKS
-from causalpatch.studies.study import ExecutorPart, ModelPart, PairsPart, Side, Study
+from causalpatch.studies.study import ExecutorPart, ModelPart, PairsPart, Side, Study, TuneStep
+from causalpatch.tuning.data import TuningData
 
 
 @dataclass
@@ -32,6 +35,7 @@ class Opened:
     folder: Path
     runner: Runner | None = None
     _of_others: dict[str, Pairs] = field(default_factory=dict)
+    _of_tuning: dict[str, TuningData] = field(default_factory=dict)
 
     @cached_property
     def models(self) -> tuple[Model, Model | None]:
@@ -79,6 +83,49 @@ class Opened:
             self._of_others[name] = read_pairs(PairsPart(name=name), self.model, self.folder)
         return self._experiment(self._of_others[name], [metric_of(name)], seed)
 
+    def tuning_data(self, step: TuneStep) -> TuningData:
+        """Return what a step trains on and tests, divided by the split's seed.
+
+        Args:
+            step: The step.
+
+        Raises:
+            StudyError: A file is not there.
+            PairError: Retain and target data overlap, or there are too few components for three sides.
+        """
+        name = step.model_dump_json()
+        if name not in self._of_tuning:
+            beside = {key: self._given(value) for key, value in step.others.items()}
+            near, said = (None if each is None else self._given(each) for each in (step.neighbours, step.paraphrases))
+            self._of_tuning[name] = TuningData.of(
+                self.model,
+                self._given(step.target),
+                self._given(step.retain),
+                neighbours=near,
+                others=beside,
+                paraphrases=said,
+                side=step.side,
+                seed=self.study.split.seed if self.study.split else 0,
+            )
+        return self._of_tuning[name]
+
+    def _given(self, name: str) -> Pairs | str:
+        """Return the pairs of a task, or the path of a file.
+
+        Raises:
+            StudyError: It is neither.
+        """
+        path = seen_from(self.folder, name)
+        if Path(path).is_file():
+            return path
+        if name in TASKS:
+            return load_pairs(name, self.model)
+        raise StudyError(
+            f"'{name}' is no file, and no task",
+            facts=[("looked in", self.folder.absolute()), ("tasks", ", ".join(TASKS))],
+            fix="name a file, seen from the study's folder",
+        )
+
     def facts(self) -> dict[str, Any]:
         """Return what numbers depend on beside the study's text."""
         source = self.models[1]
@@ -86,6 +133,11 @@ class Opened:
             "model": self.model.content_hash,
             "pairs": self.pairs.content_hash,
             **({} if source is None else {"source model": source.content_hash}),
+            **{
+                f"data of '{name}'": content_hash(self.tuning_data(step).record())
+                for step, name in zip(self.study.steps, self.study.step_names, strict=True)
+                if isinstance(step, TuneStep)
+            },
         }
 
     def _experiment(self, pairs: Pairs, metrics: list[str], seed: int) -> Experiment:

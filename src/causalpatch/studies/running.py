@@ -16,12 +16,14 @@ from causalpatch.studies.checking import Checked, check
 from causalpatch.studies.clusters import Cluster
 from causalpatch.studies.executors import Bench, Executor, Local, Post
 from causalpatch.studies.journal import Journal, Listener, describe_environment
+from causalpatch.studies.kept_arms import KeptArms
 from causalpatch.studies.leases import TIME_S, Leases
 from causalpatch.studies.opened import Opened, device_of, n_workers, threads_of, using_threads
 from causalpatch.studies.openings import StoreLedger
 from causalpatch.studies.processes import Processes
 from causalpatch.studies.results import Result, Results
 from causalpatch.studies.scheduling import Crewed
+from causalpatch.studies.shards import forget
 from causalpatch.studies.steps import Making, make
 from causalpatch.studies.store import Run, Store
 from causalpatch.studies.stored_runs import StoredRuns
@@ -170,7 +172,8 @@ class _Session:
         if study.made_once(step):
             # Its shards stay in the store: they are seen from the moment that the first is measured.
             self.runs.before_first = lambda: ledger.write(experiment, f"{self.run.hash}/{name}")
-        return make(step, Making(self.opened, experiment, seed, earlier, ledger))
+        kept = KeptArms(self.run, self.journal)
+        return make(step, Making(self.opened, experiment, seed, earlier, ledger, kept))
 
 
 def _executor(opened: Opened, run: Run) -> Executor:
@@ -195,3 +198,4 @@ def _let_go(executor: Executor, leases: Leases, journal: Journal) -> None:
             leases.close()
         finally:
             journal.close()
+            forget()

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol, TypeAlias, runtime_checkable
 
 from causalpatch.base.errors import WorkerLost
-from causalpatch.studies.executors import Done, Work
+from causalpatch.studies.executors import Asked, Done
 
 MOST_DEATHS: Final = 3
 TAKEN: Final = 2
@@ -123,7 +123,7 @@ class _Task:
         limit_s: After how long it was given to a second worker.
     """
 
-    request: Work
+    request: Asked
     since: dict[int, float] = field(default_factory=dict)
     deaths: int = 0
     is_open: bool = True
@@ -164,7 +164,7 @@ class Crewed:
         self.n_second = 0
         """How many shards were given to a second worker."""
 
-    def measure(self, requests: Iterable[Work]) -> Iterator[Done]:
+    def measure(self, requests: Iterable[Asked]) -> Iterator[Done]:
         """Measure shards, and yield each when it is stored, in whatever order.
 
         Raises:
@@ -204,7 +204,7 @@ class Crewed:
         self._taken, self._waiting, self._n_waiting = {}, {}, 0
         self._pace.clear()
 
-    def _take(self, request: Work) -> None:
+    def _take(self, request: Asked) -> None:
         task = _Task(request)
         self._taken[task] = None
         self._waiting.setdefault(request.group, deque()).append(task)

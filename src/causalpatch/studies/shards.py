@@ -22,7 +22,7 @@ from causalpatch.base.extras import lazy
 from causalpatch.base.spec import content_hash
 from causalpatch.engine import EngineName, Precision, Remembered, targets_of
 from causalpatch.experiment import Experiment
-from causalpatch.experiment.measured import Measured
+from causalpatch.experiment.measured import Measured, Work
 from causalpatch.metrics import named_metric
 from causalpatch.models import Model
 from causalpatch.pairs import Pairs
@@ -117,7 +117,7 @@ class Request:
     Args:
         key: What names the shard.
         pairs: The pairs.
-        interventions: The cells.
+        work: What is measured on them.
         setting: How runs are made.
         others: Cells of other shards of the same pairs, one for each place in the model that they patch: what the
             untouched runs of these pairs had better keep.
@@ -125,14 +125,14 @@ class Request:
 
     key: str
     pairs: Pairs
-    interventions: tuple[Intervention, ...]
+    work: Work
     setting: Setting
     others: tuple[Intervention, ...] = ()
 
     @property
     def n_runs(self) -> int:
-        """Patched runs."""
-        return len(self.pairs) * len(self.interventions)
+        """Runs of the model, those without a patch not counted."""
+        return len(self.pairs) * self.work.runs_per_pair
 
     @property
     def group(self) -> str:
@@ -142,7 +142,7 @@ class Request:
     @property
     def words(self) -> str:
         """How large it is, in words."""
-        return f"{len(self.interventions):,} cells on {len(self.pairs):,} pairs"
+        return f"{self.work.n_cells:,} cells on {len(self.pairs):,} pairs"
 
     def measure(self, model: Model, source_model: Model | None, remembered: Remembered | None = None) -> Measured:
         """Make the runs.
@@ -157,16 +157,31 @@ class Request:
         """
         with undisturbed(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="stopped: ")  # says that what was made is kept
-            experiment = self.setting.experiment(model, self.pairs, source_model)
+            experiment = self._experiment(model, source_model)
             if remembered is not None:
-                remembered.turn_to(
-                    (self.group, self.setting.direction), [targets_of(experiment.model, each) for each in self.others]
-                )
-                experiment.remembered = remembered
-            found = experiment.measured(self.interventions)
+                places = [targets_of(experiment.model, each) for each in self.others]
+                remembered.turn_to((self.group, self.setting.direction), places)
+            experiment.remembered = remembered
+            found = self.work.measured(experiment)
         if not found.record["complete"] or len(found.kept) < len(self.pairs):
             raise KeyboardInterrupt
         return found
+
+    def _experiment(self, model: Model, source_model: Model | None) -> Experiment:
+        """Return the experiment, that of the shard before where it is the same: it knows its untouched runs."""
+        name = (id(model), id(source_model), self.pairs.content_hash, self.setting)
+        if not _LAST or _LAST[0][0] != name:
+            _LAST[:] = [(name, self.setting.experiment(model, self.pairs, source_model))]
+        return _LAST[0][1]
+
+
+_LAST: Final[list[tuple[tuple[Any, ...], Experiment]]] = []
+"""The experiment of the shard that was measured last, with what names it."""
+
+
+def forget() -> None:
+    """Let go of the experiment of the shard that was measured last."""
+    _LAST.clear()
 
 
 def texts_of(interventions: Sequence[Intervention]) -> list[str]:

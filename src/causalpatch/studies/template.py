@@ -66,4 +66,6 @@ steps:
     from: heads
     top: 2
     checks: few              # all makes every control
+
+  # - {kind: tune, from: claim, target: wanted.jsonl, retain: texts.txt, steps: 100}   # train what was found, compared
 """

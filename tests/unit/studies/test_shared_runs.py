@@ -3,7 +3,7 @@
 import pytest
 
 from causalpatch.studies.executors import Bench
-from causalpatch.studies.shards import Request, encode
+from causalpatch.studies.shards import Request, encode, forget
 from small_studies import run_in, the_run
 
 CUT = ("shards={pairs: 3, cells: 4}",)
@@ -23,7 +23,8 @@ def test_shards_are_what_they_would_be_each_by_itself(tmp_path, monkeypatch):
     kept = {key: run.read(key)[0] for key in list(run.keys())}
 
     def measure(self, request):
-        plain = Request(request.key, request.pairs, request.interventions, request.setting)
+        forget()
+        plain = Request(request.key, request.pairs, request.work, request.setting)
         found = plain.measure(self.model, self.source_model)
         alone[request.key] = encode(request.key, found, request.setting.metrics)
         return self.run.write(request.key, alone[request.key], {"record": found.record, "runs": request.n_runs})

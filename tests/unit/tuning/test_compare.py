@@ -1,6 +1,9 @@
 """Comparisons on tiny models: all arms are made alike, what is counted is what is trained, and what is said follows."""
 
+import json
 import math
+from collections.abc import MutableMapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +13,11 @@ import causalpatch as cp
 from causalpatch.base.errors import SettingError
 from causalpatch.pairs import Pair, Pairs
 from causalpatch.results.tuning import TuningReport
-from causalpatch.tuning import train as training
+from causalpatch.tuning import runner, train as training
 from causalpatch.tuning.arms import KINDS, Request, candidates
 from causalpatch.tuning.checks import Bench
-from causalpatch.tuning.compare import Comparison, compare_tuning, plan_tuning
+from causalpatch.tuning.compare import compare_tuning, plan_tuning
+from causalpatch.tuning.comparison import Comparison
 from causalpatch.tuning.parts import parts_of, sites_of
 from causalpatch.tuning.train import Schedule
 from causalpatch.tuning.untrained import Prefixed, Steered, prefixes, steering
@@ -174,3 +178,56 @@ def test_impossible_comparisons_are_refused():
     with pytest.raises(SettingError, match="no arm is called 'lucky'"):
         candidates(request(tiny("llama"), NEURONS, kinds=("lucky",)))
     assert math.isfinite(Comparison().alpha)
+
+
+class AsJson(MutableMapping):
+    """Keeps what it is given as text of JSON, as a file would."""
+
+    def __init__(self):
+        self.texts = {}
+
+    def __getitem__(self, key):
+        return json.loads(self.texts[key])
+
+    def __setitem__(self, key, value):
+        self.texts[key] = json.dumps(value, allow_nan=False)
+
+    def __delitem__(self, key):
+        del self.texts[key]
+
+    def __iter__(self):
+        return iter(self.texts)
+
+    def __len__(self):
+        return len(self.texts)
+
+
+def test_a_stopped_comparison_goes_on_where_it_was_and_ends_alike(monkeypatch):
+    model, made = tiny("llama"), []
+    asked = Comparison(schedule=QUICK, n_seeds=2, arms=("random", "full", "prefix", "steering"))
+    real = runner.train
+
+    def train(*given, **named):
+        if len(made) == 5:
+            raise KeyboardInterrupt
+        made.append(1)
+        return real(*given, **named)
+
+    at_once = compare_tuning(experiment(model), ["z.0.1"], tiny_data(), asked)
+    kept = AsJson()
+    monkeypatch.setattr(runner, "train", train)
+    with pytest.raises(KeyboardInterrupt):  # between two steps it is caught in the training itself
+        compare_tuning(experiment(model), ["z.0.1"], tiny_data(), asked, kept=kept)
+    assert [key.rpartition("-")[0] for key in kept] == [f"random-{k}" if k else "located" for k in range(5)]
+    made.clear()
+    monkeypatch.setattr(runner, "train", lambda *given, **named: made.append(1) or real(*given, **named))
+    again = compare_tuning(experiment(model), ["z.0.1"], tiny_data(), asked, kept=kept)
+    assert len(made) == 3 + 1 + 1  # further seeds of three draws and of all weights; the located parts, to look into
+    assert str(again) == str(at_once)
+    assert again.is_complete
+    made.clear()
+    assert str(compare_tuning(experiment(model), ["z.0.1"], tiny_data(), asked, kept=kept)) == str(at_once)
+    assert made == []
+    n_kept = len(kept)
+    compare_tuning(experiment(model), ["z.0.1"], tiny_data(), replace(asked, arms=("full",), n_seeds=1), kept=kept)
+    assert len(kept) == n_kept + 3  # other rules: nothing is taken from there
