@@ -5,7 +5,7 @@ them; ``what_matters`` says which patches can reach these. What cannot, or what 
 already, is left out of a run; a run of which nothing is left is *derived*: the base run's numbers are its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
@@ -25,7 +25,6 @@ from causalpatch.engine.reads import Reads, what_matters
 from causalpatch.engine.resolve import Placement, Role, Target
 from causalpatch.engine.segments import Entry, Segments, entry_of, pack, trim
 from causalpatch.engine.shares import logits_rows, n_columns
-from causalpatch.engine.shelf import Where
 from causalpatch.engine.stack import Place, Stack, StackRun, layer_of
 from causalpatch.engine.unchanged_rows import kept_ports
 from causalpatch.engine.values import Known, Row, Taps, unchanged
@@ -36,6 +35,7 @@ from causalpatch.sites import Site
 
 Side = Literal["answer", "wrong_answer"]
 Fork = tuple[Side, int]
+Runs = Callable[[Batch, Sequence[Port], Sequence[Port]], StackRun]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,26 @@ class Prompts:
 
     batch: Batch
     slots: dict[Role | Donated, Int[np.ndarray, " pair"]]
+
+    @classmethod
+    def of_pairs(cls, job: Job, gauge: Gauge, indices: np.ndarray, fork: Fork | None) -> "Prompts":
+        """Put the prompts of some pairs together, those of the donors of resampled values among them.
+
+        Args:
+            job: What is measured.
+            gauge: The metrics.
+            indices: The pairs.
+            fork: The side and number of the answer that is spelt out behind them, or None.
+        """
+        going_on = None if fork is None else gauge.continuations(*fork, indices)
+        sides: dict[Role | Donated, Batch] = {
+            role: job.pairs.batch(role, indices, padding_side="right", continuations=going_on)
+            for role in (job.base, job.source)
+        }
+        for value in donated_in(job):
+            numbers = [value.donor(job.pairs[number]) for number in indices.tolist()]
+            sides[value] = value.pool.batch(value.value.side, numbers, padding_side="right")
+        return cls.of(sides)
 
     @classmethod
     def of(cls, sides: dict[Role | Donated, Batch]) -> "Prompts":
@@ -111,7 +131,7 @@ class Scene:
         indices: The pairs.
         means: Fitted means.
         fork: The side and number of the answer that is spelt out, or None.
-        where: Where the tensors of the runs are kept.
+        run: Runs the prompts, keeping what stands at some ports and what some modules return; see ``Stack.run``.
     """
 
     def __init__(
@@ -123,15 +143,13 @@ class Scene:
         means: Means,
         *,
         fork: Fork | None = None,
-        where: Where = "device",
+        run: Runs | None = None,
     ) -> None:
         self.job, self.gauge, self.stack, self.indices, self.fork = job, gauge, stack, indices, fork
         self.taps = Taps(stack.model)
-        sides: dict[Role | Donated, Batch] = {role: self._batch(role) for role in (job.base, job.source)}
-        self.prompts = Prompts.of(sides | {value: self._donors(value) for value in donated_in(job)})
+        self.prompts = Prompts.of_pairs(job, gauge, indices, fork)
         self.slots = self.prompts.slots[job.base]
-        ports = _ports_of(job, stack, self.taps)
-        self.run: StackRun = stack.run(self.prompts.batch, ports, kept_ports(job), where)
+        self.run: StackRun = (run or stack.run)(self.prompts.batch, *ports_of_job(job, stack))
         self.head = Head(stack, self.run.returns_tuple)
         self.neurons = Neurons(stack, self.run)
         runs = {
@@ -189,14 +207,6 @@ class Scene:
         tokens = batch.ids[slot, token], batch.position_ids[slot, token]
         with self.stack.running():
             return wanted if self.head.stand_alone(wanted, stream, tokens) else None
-
-    def _batch(self, role: Role) -> Batch:
-        going_on = None if self.fork is None else self.gauge.continuations(*self.fork, self.indices)
-        return self.job.pairs.batch(role, self.indices, padding_side="right", continuations=going_on)
-
-    def _donors(self, value: Donated) -> Batch:
-        numbers = [value.donor(self.job.pairs[number]) for number in self.indices.tolist()]
-        return value.pool.batch(value.value.side, numbers, padding_side="right")
 
     def _tokens(self, role: Role) -> Int[np.ndarray, "pair read"]:
         """Return the tokens that are read of each pair's prompt."""
@@ -367,9 +377,15 @@ def donated_in(job: Job) -> list[Donated]:
     return list(dict.fromkeys(value for value in values if isinstance(value, Donated)))
 
 
-def _ports_of(job: Job, stack: Stack, taps: Taps) -> list[Port]:
-    """Return the ports whose base and source values the patches need, or a replay that enters behind attention."""
+def ports_of_job(job: Job, stack: Stack) -> tuple[list[Port], list[Port]]:
+    """Return what is kept of the untouched runs for a job's patches.
+
+    Returns:
+        The ports whose base and source values the patches need, or a replay that enters behind attention; and modules'
+        outputs in which rows of patched runs are as in the base run.
+    """
     ports: dict[Port, None] = {}
+    taps = Taps(stack.model)
     for target in (target for group in job.interventions for target in group):
         tap = taps.kind(target).tap
         if target.needs_source or target.needs_base or isinstance(target.value, Donated):
@@ -379,4 +395,4 @@ def _ports_of(job: Job, stack: Stack, taps: Taps) -> list[Port]:
             continue
         block = stack.blocks[layer]
         ports |= dict.fromkeys(stack.kept_for(block, entry_of(target, layer, stack.n_layers).stage))
-    return list(ports)
+    return list(ports), kept_ports(job)

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from causalpatch.base.tokens import Tokenizer
 from causalpatch.models.adapted import adapted, base_of
 from causalpatch.models.adapter import Model
 from causalpatch.models.interop import taken_from
+from causalpatch.models.open_streamed import WeightsPlace, check_weights, open_streamed
 from causalpatch.models.sources import Source, find_source, require_config, said
 from causalpatch.models.tokens import WrappedTokenizer
 
@@ -43,6 +45,8 @@ def open_model(
     tokenizer: Any = None,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    weights: WeightsPlace | None = None,
+    memory_gib: float | None = None,
 ) -> Model:
     """Open a model, with names for its activations.
 
@@ -56,6 +60,11 @@ def open_model(
         dtype: The model's floating-point type, such as ``"float32"``; by default that of the checkpoint, or the
             module's own.
         device: Where to run; by default a GPU if there is one, or where the module is.
+        weights: Where a checkpoint's weights lie while the model does not run, if they are to be fetched layer by
+            layer: ``"disk"``, in its safetensors files, or ``"host"``, in CPU memory beside a GPU. Sweeps then go
+            breadth-first, so that each layer is fetched once for many runs. By default all are held, unless
+            ``memory_gib`` is too small for that.
+        memory_gib: Memory of the device for weights and activations together, in GiB.
 
     Returns:
         The model. A module of unknown kind opens as generic, with ``module(PATH)`` sites only.
@@ -64,8 +73,10 @@ def open_model(
         ModelNotFound: The name or folder does not hold a model. Where the hub does not answer, only its cache is read.
         ModelUnsupported: The checkpoint lacks weights of its model, or cannot be built; the module is compiled, so
             that what runs is not the modules that sites name, or puts virtual tokens before each prompt; or another
-            library's model has no weights yet, or other ones than the module inside.
-        SettingError: The dtype or the device does not exist, or the model or the tokenizer is not one.
+            library's model has no weights yet, or other ones than the module inside. Or its weights are to be fetched,
+            but it has no safetensors files, or is no stack of layers.
+        SettingError: The dtype or the device does not exist, or the model or the tokenizer is not one; or the memory
+            does not hold the largest layer.
 
     Examples:
         >>> from torch import nn
@@ -73,11 +84,17 @@ def open_model(
         >>> model.kind, model.shape.module_paths
         ('arrays', ('', '0', '1', '2'))
     """
-    wanted_dtype = _read_dtype(dtype)
+    wanted_dtype, is_fetched = _read_dtype(dtype), check_weights(weights, memory_gib)
     taken = taken_from(x)
     if taken is not None:
         x, tokenizer = taken.module, tokenizer if tokenizer is not None else taken.tokenizer
     if isinstance(x, nn.Module):
+        if is_fetched:
+            raise SettingError(
+                f"the weights of a {type(x).__name__} are there already",
+                facts=[("weights, memory_gib", "are for a folder or a name on the hub, whose weights can stay there")],
+                fix="write it and open that: module.save_pretrained(FOLDER), open_model(FOLDER, …)",
+            )
         _require_eager(x)
         _require_own_tokens(x)
         module = x if wanted_dtype is None else x.to(wanted_dtype)
@@ -87,6 +104,17 @@ def open_model(
     wanted_device = _read_device(device)
     below = base_of(source)
     require_config(below or source)
+    if is_fetched:
+        if below is not None:
+            raise ModelUnsupported(
+                f"the weights of {source.name!r} cannot be read layer by layer",
+                facts=[("problem", f"it is an adapter on {below.name!r}")],
+                fix="merge it first: open_model(…).module.merge_and_unload().save_pretrained(FOLDER)",
+            )
+        found = _read_tokenizer(tokenizer) if tokenizer is not None else _tokenizer_beside(source)
+        load = partial(_load, source, wanted_dtype)
+        how: dict[str, Any] = {"device": wanted_device, "weights": weights, "memory_gib": memory_gib}
+        return open_streamed(source, load, found, dtype=wanted_dtype, **how)
     module = _load(below or source, wanted_dtype)
     if below is not None:
         module = adapted(module, source)

@@ -110,12 +110,14 @@ def open_models(part: ModelPart, device: str | None, folder: str) -> tuple[Model
         folder: What paths are seen from.
     """
     place = Path(folder)
-    model = open_model(seen_from(place, part.name), dtype=part.dtype, device=device)
+    how: dict[str, Any] = {"dtype": part.dtype, "device": device}
+    how |= {"weights": part.weights, "memory_gib": part.memory_gib}
+    model = open_model(seen_from(place, part.name), **how)
     for name, source in part.dictionaries.items():
         model.add_dictionary(name, seen_from(place, source))
     if part.source_model is None:
         return model, None
-    return model, open_model(seen_from(place, part.source_model), dtype=part.dtype, device=device)
+    return model, open_model(seen_from(place, part.source_model), **how)
 
 
 def read_pairs(part: PairsPart, model: Model, folder: Path) -> Pairs:
