@@ -2,9 +2,9 @@
 
     python -m benchmarks.streaming [--pairs N] [--layers N] [--budget-gib X]
 
-Writes ``STREAMING.md``. One sweep (resid_pre, all layers and positions) on GPT-2 small's shape with random weights, each
-way in a process of its own: with all weights in memory; fetched from safetensors as ``open_model(…, weights="disk")``
-does it; and offloaded to disk by accelerate, whose hooks fetch the weights of a module whenever it is called. Tensors
+Writes ``STREAMING.md``. One sweep (resid_pre, all layers and positions) on GPT-2 small's shape with random weights,
+each way in a process of its own: with all weights in memory; fetched from safetensors as ``open_model(…, weights="disk")``
+does; and offloaded to disk by accelerate, whose hooks fetch the weights of a module whenever it is called. Tensors
 that are read, and their bytes, are counted where they are read, and are exact. Seconds are the process's own CPU time.
 """
 
@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils.offload import OffloadedWeightsLoader
+from transformers import AutoModelForCausalLM
 
 import causalpatch as cp
 from benchmarks import machine
@@ -82,9 +84,6 @@ def _streamed(folder: Path) -> tuple[cp.Model, list[tuple[str, int]]]:
 
 
 def _offloaded(folder: Path) -> tuple[cp.Model, list[tuple[str, int]]]:
-    from accelerate.utils.offload import OffloadedWeightsLoader
-    from transformers import AutoModelForCausalLM
-
     places = {"transformer.wte": "cpu", "transformer.wpe": "cpu", "transformer.ln_f": "cpu", "lm_head": "cpu"}
     places |= {"transformer.h": "disk"}
     reads: list[tuple[str, int]] = []
@@ -112,9 +111,9 @@ def report(found: Sequence[dict[str, Any]], arguments: argparse.Namespace, comma
         f"Made by `{command}` on {', '.join(where.values())}; causalpatch {cp.__version__}, torch {torch.__version__}.",
         "",
         f"A sweep of resid_pre over all layers and positions, {arguments.pairs} pairs of 16 tokens, GPT-2 small's shape "
-        f"({arguments.layers} layers of 27 MiB) with random weights in float32, budget {arguments.budget_gib} GiB, "
-        f"{found[0]['cells']:,} cells and pairs. Fetches of a layer and bytes are counted and exact; seconds are CPU time "
-        "of one sweep, on a machine that did other work: provisional.",
+        f"({arguments.layers} layers of 27 MiB) with random weights in float32, a budget of {arguments.budget_gib} "
+        f"GiB, {found[0]['cells']:,} cells and pairs. Fetches of a layer and bytes are counted and exact; seconds are "
+        "CPU time of one sweep, on a machine that did other work: provisional.",
         "",
         "| weights | passes | fetches of each layer | GiB read | CPU seconds |",
         "|---|---|---|---|---|",
@@ -128,8 +127,8 @@ def report(found: Sequence[dict[str, Any]], arguments: argparse.Namespace, comma
         "",
         f"Sums of all absolute metrics differ by {spread / found[0]['digest']:.1e} of their size.",
         "",
-        "Passes are those of the plan. Breadth-first a layer is fetched once per pass, once for the untouched runs and "
-        "once for a plain forward that these are compared with. What accelerate reads around the layers stays in memory "
+        "Passes are those of the plan. Breadth-first a layer is fetched once per pass, once for the untouched runs "
+        "and once for a plain forward that these are compared with. What accelerate reads around the layers stays in memory "
         "and is not counted; breadth-first reads the unembedding once per pass too.",
     ]
     return "\n".join(lines) + "\n"

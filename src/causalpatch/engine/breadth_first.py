@@ -31,7 +31,7 @@ from causalpatch.engine.memory import exhausted, is_out_of_memory, release_memor
 from causalpatch.engine.resolve import Placer
 from causalpatch.engine.scene import Fork, Prompts, Scene, ports_of_job
 from causalpatch.engine.shares import Kept, front_rows, is_full
-from causalpatch.engine.stack import Stack, StackRun
+from causalpatch.engine.stack import Stack
 from causalpatch.engine.unembedding import unembedding_of
 from causalpatch.engine.wave import Wave
 from causalpatch.engine.wavefront import Laid, Sweep

@@ -122,9 +122,7 @@ class Head:
 
 
 @contextmanager
-def passing_layers(
-    stack: Stack, returns_tuple: Mapping[str, bool], last: Callable[[Tensor], Tensor]
-) -> Iterator[None]:
+def passing_layers(stack: Stack, returns_tuple: Mapping[str, bool], last: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Let every layer return its input, and the last one something else.
 
     Args:

@@ -10,22 +10,21 @@ may be a little more than it takes.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
 
 from causalpatch.engine.calibrate import remembered
-from causalpatch.engine.cone import Cone, ModelNumbers, Point, Runs, cone, full_flops
+from causalpatch.engine.cone import ModelNumbers, Point, cone, full_flops
 from causalpatch.engine.gauge import Gauge
-from causalpatch.engine.job import Job, lay_rows, most_rows, portions
-from causalpatch.engine.memory import chunk_bytes, row_cost, state_bytes
-from causalpatch.engine.plan import ModelCost, Plan, Wave, for_tier, make_plan, whole_flops
-from causalpatch.engine.reads import Reads
-from causalpatch.engine.resolve import Placer, Role, Target
+from causalpatch.engine.job import Job, lay_rows, most_rows
+from causalpatch.engine.memory import row_cost
+from causalpatch.engine.plan import ModelCost, Plan, for_tier, make_plan, whole_flops
+from causalpatch.engine.planned_wave import Cells, LaidOut, plan_wave, reads_of
+from causalpatch.engine.resolve import Placer, Target
 from causalpatch.engine.screen_cost import Pass
-from causalpatch.engine.shares import Kept, Limits, logits_bytes, logits_rows, n_columns, waves
 from causalpatch.engine.values import Row
 from causalpatch.models import Model
 from causalpatch.patches import From, Mean, Noise, Resample

@@ -233,18 +233,25 @@ def _no_attention(*_: Any) -> Tensor:
 
 
 class Capture:
-    """Sees one forward go by."""
+    """Sees one forward go by.
+
+    Args:
+        stack: The layers.
+        run: What is seen is kept there.
+        wanted: Ports inside attention.
+    """
 
     def __init__(self, stack: Stack, run: StackRun, wanted: Set[Port]) -> None:
         self.stack = stack
         self.run = run
-        self.wanted = wanted  # ports inside attention
+        self.wanted = wanted
         self.inside: dict[Port, Tensor] = {}
         self.output: Tensor | None = None  # of the layer that ran last
         self.breaks: list[int] = []
         self.visible: dict[int, np.ndarray] = {}  # by mask; the run keeps all masks, so that no number is used twice
 
     def see_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep the arguments of a layer's call."""
         self._compare(args, kwargs)
         named = {name: None if name == "hidden_states" else held for name, held in kwargs.items()}
         self.run.calls.append(((None, *args[1:]) if args else (), named))
@@ -266,6 +273,7 @@ class Capture:
         self.output = None
 
     def see_output(self, path: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        """Return what notes how the module at a path returns its output."""
         layers = {block.path for block in self.stack.blocks}
 
         def see(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -278,6 +286,7 @@ class Capture:
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, more: dict[str, Any]
     ) -> Tensor:
+        """Compute a layer's attention, and keep what it sees."""
         if module not in self.stack.attentions:  # of a vision tower, whose run is over when the layers begin
             return attend_openly(query, key, value, mask, more, lambda _, tensor: tensor)
         unknown = unknown_arguments(more)

@@ -22,7 +22,7 @@ from causalpatch.base.errors import EnoughError
 from causalpatch.engine.bypass import bypassed
 from causalpatch.engine.hooks import Write, hooked
 from causalpatch.engine.job import Cost
-from causalpatch.engine.resolve import Placement, Target
+from causalpatch.engine.resolve import Target
 from causalpatch.engine.row_steps import Steps
 from causalpatch.engine.rows import Own, RowAttention
 from causalpatch.engine.scene import Placed, Scene

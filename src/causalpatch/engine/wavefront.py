@@ -130,9 +130,7 @@ def open_sweep(
     return opened(job, gauge, scenes, cost, kept.longest(indices))
 
 
-def opened(
-    job: Job, gauge: Gauge, scenes: Sequence[Scene], cost: Cost, longest: int
-) -> tuple["Sweep", list[Block]]:
+def opened(job: Job, gauge: Gauge, scenes: Sequence[Scene], cost: Cost, longest: int) -> tuple["Sweep", list[Block]]:
     """Measure untouched runs.
 
     Args:

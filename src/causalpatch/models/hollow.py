@@ -8,6 +8,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +115,8 @@ def _built(source: Source, config: Any, dtype: torch.dtype) -> nn.Module:
     without_data(module)  # what was not made by torch.empty, such as the scales of norms
     can_write = getattr(module, "can_generate", None)
     if can_write and can_write():
-        try:
+        with suppress(OSError):  # without a file the settings of the configuration stay
             module.generation_config = GenerationConfig.from_pretrained(source.place, local_files_only=source.is_local)
-        except OSError:
-            pass  # the settings of the configuration stay
     return module
 
 
@@ -204,7 +203,10 @@ def _fill_buffers(source: Source, module: nn.Module, store: DiskStore) -> None:
                 part._buffers[name] = store.read(full)
             elif buffer is not None and buffer.is_meta:
                 raise _unreadable(
-                    source, "problem", f"its buffer {full} is not in the checkpoint", "open it whole: leave out weights="
+                    source,
+                    "problem",
+                    f"its buffer {full} is not in the checkpoint",
+                    "open it whole: leave out weights=",
                 )
 
 

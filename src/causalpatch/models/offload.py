@@ -98,7 +98,7 @@ def _hash_state(module: nn.Module, state: Mapping[str, Tensor]) -> str:
         for block in elsewhere.blocks(name, tensor):
             for part in _plain_parts(block.detach()):
                 data = part.cpu().contiguous().reshape(-1)
-                digest.update(data.view(torch.uint8).numpy())
+                digest.update(data.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

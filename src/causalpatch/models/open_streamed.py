@@ -15,6 +15,7 @@ from causalpatch.models.hollow import build_hollow, without_data
 from causalpatch.models.sources import Source
 from causalpatch.models.stores import DiskStore, HostStore
 from causalpatch.models.streamed import GIB, StreamedWeights
+from causalpatch.sites.select import ModelShape
 from causalpatch.sites.site import Site
 
 WeightsPlace = Literal["host", "disk"]
@@ -93,7 +94,7 @@ def _layers_of(model: Model) -> list[str]:
     Raises:
         ModelUnsupported: It is no stack of layers that are known by name.
     """
-    parts = [*model.shape.halves.items()] or [(None, model.shape)]
+    parts: list[tuple[str | None, ModelShape]] = [*model.shape.halves.items()] or [(None, model.shape)]
     if model.family is None or any("resid_pre" in part.refused or not part.n_layers for _, part in parts):
         why = model.family_note if model.family is None else "its layers are not given the stream by name"
         raise ModelUnsupported(

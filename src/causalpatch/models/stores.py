@@ -7,7 +7,7 @@ the host's memory. Files are read with ``pread``, not mapped, so that what was r
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from safetensors import safe_open
@@ -17,6 +17,7 @@ BLOCK_BYTES = 16 * 2**20
 """Bytes of a tensor that are read together where it is only looked through."""
 
 
+@runtime_checkable
 class Store(Protocol):
     """Hands out tensors by name."""
 

@@ -195,6 +195,7 @@ class Fetching:
         self.__wrapped__ = forward  # whose signature this has
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module with its weights."""
         with self.weights.holding(self.path):
             return self.forward(*args, **kwargs)
 

@@ -1,7 +1,7 @@
 """What a study is: a model, pairs, a metric and the steps of an investigation, as plain data that names its own run.
 
-Where and how a study is run (``executor``, ``store``, where the model's weights lie) and what it is called do not change
-what is measured, so they are left out of the hash of its content: the same study continues on another machine.
+Where and how a study is run (``executor``, ``store``, where the model's weights lie) and what it is called do not
+change what is measured, so they are left out of the hash of its content: the same study continues on another machine.
 Everything else is in it, and a changed study is another run.
 """
 
@@ -250,7 +250,7 @@ class Study(Part):
 
     def content(self) -> dict[str, Any]:
         """Return what is measured, as plain data with every default filled in."""
-        elsewhere = {"executor": True, "store": True, "name": True, "model": {"weights", "memory_gib"}}
+        elsewhere: Any = {"executor": True, "store": True, "name": True, "model": {"weights", "memory_gib"}}
         plain = self.model_dump(mode="json", by_alias=True, exclude=elsewhere)
         plain["steps"] = [{**step, "name": name} for step, name in zip(plain["steps"], self.step_names, strict=True)]
         return plain

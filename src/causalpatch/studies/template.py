@@ -12,7 +12,7 @@ name: who-copies-the-name
 model:
   name: zoo:stories          # zoo:NAME, a folder, or a name on the hub
   # dtype: float32           # by default the checkpoint's own
-  # weights: disk            # fetch them layer by layer, for a model that memory does not hold (or host, from CPU memory)
+  # weights: disk            # read them layer by layer, for a model that memory does not hold; or host (CPU memory)
   # memory_gib: 8            # for weights and activations together; changes no number but by rounding
   # source_model: FOLDER     # another checkpoint of the same shape, for the source runs
   # dictionaries: {sae: FOLDER}

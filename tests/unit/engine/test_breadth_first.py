@@ -1,4 +1,4 @@
-"""Sweeps of models whose weights are fetched layer by layer: the numbers of the whole model, each layer once per pass."""
+"""Sweeps of models whose weights are fetched: the numbers of the whole model, each layer once per pass."""
 
 import numpy as np
 import pytest
@@ -219,7 +219,7 @@ def test_a_run_that_does_not_fit_by_itself_is_an_error(tmp_path, monkeypatch):
 
 
 def test_a_layered_capture_keeps_what_a_whole_run_keeps(tmp_path):
-    whole, streamed = both(write(tmp_path, "gpt2"))
+    whole = opened(write(tmp_path, "gpt2"), is_streamed=False)
     pairs = pairs_of()
     asked = [cp.Intervention.of(text) for text in ("resid_pre.1", "z.0.1", "mlp_out.2", "final_norm", "embed", "k.1.0")]
     job = experiment(whole, pairs).job(asked)

@@ -5,13 +5,14 @@ import sys
 from pathlib import Path
 from textwrap import dedent
 
+import numpy as np
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 SWEEP = """
     import resource, sys, threading, time
-    import numpy as np
+
     import torch
     torch.set_num_threads(1)
     import causalpatch as cp
@@ -87,7 +88,6 @@ def sweep(folder, out, *, limit_mib, weights):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell how much memory is used")
 def test_a_model_larger_than_memory_is_swept_below_the_limit_with_the_numbers_of_the_whole_model(checkpoint, tmp_path):
-    import numpy as np
 
     limit = 75
     code, said = sweep(checkpoint, tmp_path / "whole.npz", limit_mib=0, weights="whole")

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -150,8 +151,6 @@ def test_memory_decides_whether_weights_are_fetched(tmp_path):
 
 
 def test_the_module_is_collected_with_its_model(tmp_path):
-    import weakref
-
     model = opened(write(tmp_path, "llama"), is_streamed=True)
     logits(model)
     seen = weakref.ref(model.module)
@@ -168,7 +167,6 @@ def test_gradients_are_refused_and_few_bits_too(tmp_path):
         cp.attribute(experiment, "resid_pre")
     with pytest.raises(cp.RequestError, match="needs all weights in memory"):
         cp.Experiment(model, cp.Pairs([pair], name="one"), precision="screen")
-
 
 
 def test_a_checkpoint_without_safetensors_is_told_how_to_be_converted(tmp_path):
