@@ -101,7 +101,7 @@ class Kept:
         runs, logits = self.n_bytes(indices)
         return place_for(runs, self.allowed - logits, device)
 
-    def place_all(self, batches: Sequence[Int[np.ndarray, " pair"]], device: torch.device) -> Where:
+    def place_all(self, batches: Sequence[np.ndarray], device: torch.device) -> Where:
         """Say where the runs of several batches are kept that are all held at once."""
         runs, logits = zip(*map(self.n_bytes, batches), strict=True)
         return place_for(sum(runs), self.allowed - sum(logits), device)
