@@ -50,7 +50,8 @@ class Fetches:
 
     def __str__(self) -> str:
         size = f"{self.n_layers} layers of {self.layer_bytes / 2**20:,.1f} MiB {_FROM[self.place]}"
-        return f"{size}: {self.loads:,} fetches of a layer, {self.n_bytes / GIB:,.2f} GiB with the unembedding"
+        n_bytes = f"{self.n_bytes / GIB:,.2f} GiB" if self.n_bytes >= GIB else f"{self.n_bytes / 2**20:,.1f} MiB"
+        return f"{size}: {self.loads:,} fetches of a layer, {n_bytes} with the unembedding"
 
 
 _FROM = {"host": "from the host's memory", "disk": "from disk", "device": "from the device"}

@@ -274,7 +274,7 @@ def _are_ids(given: Any) -> bool:
 def _too_small(name: str, memory: int, largest: Unit) -> SettingError:
     needed = largest.n_bytes / GIB
     return SettingError(
-        f"memory_gib={memory / GIB:g} does not hold the largest part of '{name}'",
+        f"memory_gib={memory / GIB:.3g} does not hold the largest part of '{name}'",
         facts=[
             ("part", largest.path or "the model itself"),
             ("weights", f"{needed:.3g} GiB"),
