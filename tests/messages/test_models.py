@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from transformers import ResNetConfig, ResNetForImageClassification
 
 import causalpatch as cp
 from causalpatch.base.errors import ModelNotFound, ModelUnsupported, SettingError
@@ -172,3 +173,70 @@ def test_a_compiled_model_is_refused_in_words(refuses):
         """,
     ):
         cp.open_model(module)
+
+
+def test_weights_that_cannot_be_read_layer_by_layer_are_told_how_to_be_written(refuses, tmp_path):
+    tiny_model("llama", dtype=torch.float32).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with refuses(
+        ModelUnsupported,
+        """
+        the weights of 'TMP' cannot be read layer by layer
+          there  pytorch_model.bin, where model.safetensors is needed
+          fix: write it anew, once: open_model(…).module.save_pretrained(FOLDER)
+        """,
+    ):
+        cp.open_model(tmp_path, weights="disk")
+
+
+def test_memory_that_does_not_hold_the_largest_layer_is_told_what_it_takes(refuses, tmp_path):
+    tiny_model("llama", dtype=torch.float32).save_pretrained(tmp_path)
+    with refuses(
+        SettingError,
+        """
+        memory_gib=1e-05 does not hold the largest part of 'TMP'
+          part     model.layers.0
+          weights  4.6e-05 GiB
+          needed   more than that: about 9.2e-05 GiB with activations beside it
+          fix: memory_gib=9.2e-05
+        """,
+    ):
+        cp.open_model(tmp_path, device="cpu", memory_gib=1e-5)
+
+
+def test_a_model_that_is_no_stack_of_layers_is_not_fetched_layer_by_layer(refuses, tmp_path):
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 4], depths=[1, 1])
+    ResNetForImageClassification(config).save_pretrained(tmp_path)
+    with refuses(
+        ModelUnsupported,
+        """
+        'TMP' cannot be run layer by layer: it is no stack of layers that are known by name
+          reason  no known family; 1 of 10 names match gpt_neox
+          fix: open it whole: leave out weights= and memory_gib=
+        """,
+    ):
+        cp.open_model(tmp_path, device="cpu", weights="disk")
+
+
+def test_a_place_of_weights_that_does_not_exist_is_answered_with_those_that_do(refuses, tmp_path):
+    with refuses(
+        SettingError,
+        """
+        weights cannot be 'disc'
+          known  host (CPU memory), disk (safetensors files); leave it out to hold them all
+          fix: weights="disk"
+        """,
+    ):
+        cp.open_model(tmp_path, weights="disc")
+
+
+def test_a_module_has_its_weights_already(refuses):
+    with refuses(
+        SettingError,
+        """
+        the weights of a Linear are there already
+          weights, memory_gib  are for a folder or a name on the hub, whose weights can stay there
+          fix: write it and open that: module.save_pretrained(FOLDER), open_model(FOLDER, …)
+        """,
+    ):
+        cp.open_model(nn.Linear(2, 2), memory_gib=1)

@@ -84,6 +84,13 @@ def sweep(  # noqa: PLR0913 - each argument is an option that a person types
     budget_gib: Annotated[
         float | None, typer.Option("--budget-gib", min=0.0, help="Memory for activations in GiB.")
     ] = None,
+    weights: Annotated[
+        Literal["host", "disk"] | None,
+        typer.Option("--weights", help="Fetch weights layer by layer: from CPU memory (host) or safetensors (disk)."),
+    ] = None,
+    memory_gib: Annotated[
+        float | None, typer.Option("--memory-gib", min=0.0, help="Memory for weights and activations together, in GiB.")
+    ] = None,
     budget: Annotated[int | None, typer.Option("--budget", min=1, help="Refuse more than N runs of the model.")] = None,
     dictionary: Dictionary = None,
     source_model: Annotated[
@@ -95,7 +102,8 @@ def sweep(  # noqa: PLR0913 - each argument is an option that a person types
     as_json: Json = False,
 ) -> None:
     """Patch every cell of a grid and measure what changes."""
-    opened = with_dictionaries(cp.open_model(model, dtype=dtype, device=device), dictionary)
+    how: dict[str, Any] = {"dtype": dtype, "device": device, "weights": weights, "memory_gib": memory_gib}
+    opened = with_dictionaries(cp.open_model(model, **how), dictionary)
     loaded = cp.load_pairs(pairs, opened, first_token=first_token)
     loaded = selected(loaded, where, first)
     loaded = loaded.align(align) if align else loaded
@@ -108,7 +116,7 @@ def sweep(  # noqa: PLR0913 - each argument is an option that a person types
         loaded,
         metric=metrics,
         direction=direction or ("denoise" if moves else "noise"),
-        source_model=None if source_model is None else cp.open_model(source_model, dtype=dtype, device=device),
+        source_model=None if source_model is None else cp.open_model(source_model, **how),
         engine=engine,
         precision=precision,
         budget_gib=budget_gib,

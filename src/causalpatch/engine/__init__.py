@@ -8,6 +8,7 @@ from causalpatch.engine.gauge import Gauge, Run, check_answers
 from causalpatch.engine.job import BASE, SOURCE, Block, Cost, Job
 from causalpatch.engine.joined import joined_site
 from causalpatch.engine.means import Means
+from causalpatch.engine.memory import budget_within
 from causalpatch.engine.plan import ModelCost, Plan, make_plan
 from causalpatch.engine.planning import plan_job
 from causalpatch.engine.prove import Proof, prove, require_proofs
@@ -47,6 +48,7 @@ __all__ = [
     "Run",
     "Screen",
     "Target",
+    "budget_within",
     "capture",
     "check_answers",
     "crosses_positions",

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from causalpatch.base.errors import ModelUnsupported
 from causalpatch.engine.capture import inputs_of
 from causalpatch.engine.fused import fused
 from causalpatch.engine.gauge import Gauge, Run
@@ -33,7 +34,17 @@ from causalpatch.sites import Site
 
 @contextmanager
 def differentiable(model: Model) -> Iterator[None]:
-    """Hold a model as for a run, with gradients on and its parameters frozen; put everything back afterwards."""
+    """Hold a model as for a run, with gradients on and its parameters frozen; put everything back afterwards.
+
+    Raises:
+        ModelUnsupported: Its weights are fetched layer by layer, which a backward would hold all at once.
+    """
+    if model.weights is not None:
+        raise ModelUnsupported(
+            f"gradients of '{model.name}' need the weights of all its layers at once",
+            facts=[("weights", f"fetched from {model.weights.store.place}, layer by layer")],
+            fix="measure exact effects (sweep), or open the model without weights= and memory_gib=",
+        )
     with quiet(model), fused(model):
         trained = [parameter for parameter in model.module.parameters() if parameter.requires_grad]
         try:

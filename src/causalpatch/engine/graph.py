@@ -85,6 +85,8 @@ def why_not(job: Job, gauge: Gauge) -> str | None:
     ]
     if hooked:
         return f"hooks are registered on {hooked[0]}, which an export would lose"
+    if job.model.weights is not None:
+        return "its weights are fetched layer by layer, and an export holds them all"
     mixing = [
         name for name, part in module.named_modules() if isinstance(part, _BatchNorm) and part.running_mean is None
     ]

@@ -5,7 +5,7 @@ logit scales and soft-caps as the model has them; where only answers are read, t
 columns for that call. In front of them it gives the stream into the first layer.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from causalpatch.base.errors import EnoughError
 from causalpatch.engine.bypass import bypassed
+from causalpatch.engine.fetched import holding_part
 from causalpatch.engine.hooks import Write, hooked
 from causalpatch.engine.stack import Stack
 from causalpatch.engine.unembedding import cut_down, unembedding_of
@@ -56,7 +57,9 @@ class Head:
                 fifth of the product.
         """
         model = self.stack.model
-        with self._passed_by(lambda hidden: stream[:, None]), ExitStack() as more:
+        with ExitStack() as more:
+            more.enter_context(passing_layers(self.stack, self.returns_tuple, lambda hidden: stream[:, None]))
+            more.enter_context(holding_part(self.stack, self.unembedding))
             if vocab is not None and self.unembedding is not None:
                 more.enter_context(cut_down(self.unembedding, vocab))
             elif in_passing and self._has_room:
@@ -117,22 +120,29 @@ class Head:
             self._room = flat.new_empty(len(flat), len(weight))
         return torch.mm(flat, weight.t(), out=self._room[: len(flat)]).reshape(*x.shape[:-1], -1)
 
-    @contextmanager
-    def _passed_by(self, last: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """Let every layer return its input, and the last one something else."""
 
-        def passing(path: str, change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                hidden = change(args[0] if args else kwargs["hidden_states"])
-                return (hidden,) if self.returns_tuple[path] else hidden
+@contextmanager
+def passing_layers(stack: Stack, returns_tuple: Mapping[str, bool], last: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let every layer return its input, and the last one something else.
 
-            return forward
+    Args:
+        stack: The layers.
+        returns_tuple: Whether the layer at a path returns a tuple.
+        last: From the stream into the last layer to what it returns.
+    """
 
-        with ExitStack() as layers:
-            for number, block in enumerate(self.stack.blocks):
-                change = last if number == self.stack.n_layers - 1 else _same
-                layers.enter_context(bypassed(block.module, passing(block.path, change)))
-            yield
+    def passing(path: str, change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            hidden = change(args[0] if args else kwargs["hidden_states"])
+            return (hidden,) if returns_tuple[path] else hidden
+
+        return forward
+
+    with ExitStack() as layers:
+        for number, block in enumerate(stack.blocks):
+            change = last if number == stack.n_layers - 1 else _same
+            layers.enter_context(bypassed(block.module, passing(block.path, change)))
+        yield
 
 
 def _same(hidden: Tensor) -> Tensor:

@@ -81,6 +81,17 @@ def budget_bytes(device: torch.device, budget_gib: float | None) -> int:
     return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2 * GIB
 
 
+def budget_within(model: Model, budget_gib: float | None) -> float | None:
+    """Return the memory for activations that a model leaves, where weights and activations share a limit.
+
+    Args:
+        model: The model.
+        budget_gib: What was asked for, in GiB, or None.
+    """
+    room = None if model.weights is None else model.weights.room_bytes
+    return budget_gib if room is None else min(room, budget_bytes(model.device, budget_gib)) / GIB
+
+
 def packed_row_bytes(numbers: ModelNumbers, n_keys: int) -> int:
     """Return the bytes that one packed token needs in a layer at its peak, in the MLP or in attention.
 

@@ -91,6 +91,10 @@ class Neurons:
             return stream.addcmul_(change, columns)
         return stream.index_add_(0, rows, columns.mul_(change))
 
+    def forget(self) -> None:
+        """Let go of the weights that were looked at last; what was found out about layers stays."""
+        self._columns = None
+
     def _columns_of(self, layer: int) -> Float[Tensor, "neuron width"] | None:
         """Return what each neuron adds to the stream, where that is a plain matrix product."""
         if self._columns is None or self._columns[0] != layer:

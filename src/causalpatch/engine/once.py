@@ -30,13 +30,12 @@ from causalpatch.pairs import Batch
 from causalpatch.sites import Site
 
 
-def run_stack(job: Job, stack: Stack, taps: Taps, batch: Batch, where: Where) -> tuple[StackRun, bool]:
+def run_stack(job: Job, stack: Stack, batch: Batch, where: Where = "device") -> tuple[StackRun, bool]:
     """Run prompts up to the final norm, and say whether they were run now.
 
     Args:
         job: What is measured.
         stack: The layers.
-        taps: Where targets are read.
         batch: The prompts, padded on the right.
         where: Where the tensors of the run are kept.
 
@@ -44,12 +43,12 @@ def run_stack(job: Job, stack: Stack, taps: Taps, batch: Batch, where: Where) ->
         MemoryExhausted: They are to be kept on disk, and it is full.
         ModelUnsupported: The model's layers cannot be replayed one by one; the message says why.
     """
-    own, projected = stack_ports(job, stack, taps), kept_ports(job)
+    own, projected = ports_of_job(job, stack)
     memory = job.remembered
     if memory is None or where != "device" or job.few_bits is not None or job.ties is not None:
         return stack.run(batch, own, projected, where), True
     inside = frozenset(port for port in own if port.is_inside)
-    further = _further(job, stack, taps, batch)
+    further = _further(job, stack, batch)
 
     def make(asked: Collection[tuple[Port, bool]]) -> StackRun:
         kept, if_once = ([port for port, is_one in asked if is_one is which] for which in (False, True))
@@ -68,15 +67,19 @@ def run_stack(job: Job, stack: Stack, taps: Taps, batch: Batch, where: Where) ->
     return replace(found, kept=OnShelf(found.shelf, kept)), is_new
 
 
-def stack_ports(job: Job, stack: Stack, taps: Taps) -> list[Port]:
-    """Return the ports whose base and source values the patches need, or a replay that enters behind attention.
+def ports_of_job(job: Job, stack: Stack) -> tuple[list[Port], list[Port]]:
+    """Return what is kept of the untouched runs for a job's patches.
 
     Args:
         job: What is measured.
         stack: The layers.
-        taps: Where targets are read.
+
+    Returns:
+        The ports whose base and source values the patches need, or a replay that enters behind attention; and modules'
+        outputs in which rows of patched runs are as in the base run.
     """
     ports: dict[Port, None] = {}
+    taps = Taps(stack.model)
     for target in (target for group in job.interventions for target in group):
         tap = taps.kind(target).tap
         if target.needs_source or target.needs_base or isinstance(target.value, Donated):
@@ -86,7 +89,7 @@ def stack_ports(job: Job, stack: Stack, taps: Taps) -> list[Port]:
             continue
         block = stack.blocks[layer]
         ports |= dict.fromkeys(stack.kept_for(block, entry_of(target, layer, stack.n_layers).stage))
-    return list(ports)
+    return list(ports), kept_ports(job)
 
 
 def capture_once(
@@ -147,7 +150,7 @@ def content_of(batch: Batch) -> str:
     return seen.hexdigest()
 
 
-def _further(job: Job, stack: Stack, taps: Taps, batch: Batch) -> list[tuple[Port, bool]]:
+def _further(job: Job, stack: Stack, batch: Batch) -> list[tuple[Port, bool]]:
     """Return what other jobs on the same prompts will ask for, if it fits beside the runs."""
     memory, numbers = job.remembered, numbers_of(stack.model)
     if memory is None or not memory.beside or numbers is None:
@@ -157,8 +160,8 @@ def _further(job: Job, stack: Stack, taps: Taps, batch: Batch) -> list[tuple[Por
     longest = batch.ids.shape[1]
     if bytes_per_token(wide, numbers, longest) * batch.ids.size > captured_bytes(job):
         return []
-    ports = [port for port in stack_ports(wide, stack, taps) if not port.is_inside]
-    return [(port, False) for port in ports] + [(port, True) for port in kept_ports(wide)]
+    own, projected = ports_of_job(wide, stack)
+    return [(port, False) for port in own if not port.is_inside] + [(port, True) for port in projected]
 
 
 def _stack_bytes(run: StackRun) -> int:

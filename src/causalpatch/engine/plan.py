@@ -31,6 +31,33 @@ _AWAY = {"host": "in the host's memory", "disk": "on disk"}
 
 
 @dataclass(frozen=True)
+class Fetches:
+    """Weights that are fetched layer by layer, for all passes and the untouched runs.
+
+    Args:
+        place: Where they lie: in the host's memory or on disk.
+        n_layers: Layers of the model.
+        layer_bytes: Bytes of the largest layer.
+        loads: How often a layer is fetched, summed over layers.
+        n_bytes: Bytes that are fetched, with the unembedding once per pass.
+    """
+
+    place: Where
+    n_layers: int
+    layer_bytes: int
+    loads: int
+    n_bytes: int
+
+    def __str__(self) -> str:
+        size = f"{self.n_layers} layers of {self.layer_bytes / 2**20:,.1f} MiB {_FROM[self.place]}"
+        n_bytes = f"{self.n_bytes / GIB:,.2f} GiB" if self.n_bytes >= GIB else f"{self.n_bytes / 2**20:,.1f} MiB"
+        return f"{size}: {self.loads:,} fetches of a layer, {n_bytes} with the unembedding"
+
+
+_FROM = {"host": "from the host's memory", "disk": "from disk", "device": "from the device"}
+
+
+@dataclass(frozen=True)
 class Wave:
     """What the wavefront engine needs for the patched runs of a job.
 
@@ -44,6 +71,7 @@ class Wave:
         logits_bytes: Bytes of the untouched runs' logits, which stay on the device.
         held_bytes: Bytes of the patched streams between two layers that are held at once.
         passes: How often the layers' weights are gone through, such that no more is held than the budget allows.
+        fetches: What is fetched for that, where the weights are not held; None where they are.
     """
 
     token_layers: int
@@ -54,6 +82,7 @@ class Wave:
     logits_bytes: int
     held_bytes: int
     passes: int
+    fetches: Fetches | None = None
 
 
 @dataclass(frozen=True)
@@ -170,11 +199,13 @@ class Plan:
     def _work(self) -> list[tuple[str, str]]:
         """Return the lines that say what is run, how much arithmetic that is and how much memory it takes."""
         rows = f"{self.rows:,} rows"
+        weights: list[tuple[str, str]] = []
         if self.tier == "wavefront" and self.wave is not None:
             wave = self.wave
             again = f", then {self.screen.tokens_again} again" if self.screen else ""
             runs = f"{wave.token_layers:,} tokens through single layers{again}, up to {wave.chunk_rows:,} at once"
             passes = f"{wave.passes:,} passes over the layers" if wave.passes > 1 else "one pass over the layers"
+            passes += " and one for the untouched runs" if wave.fetches else ""
             kept = self.screen.record_bytes if self.screen else 0
             is_here = wave.base_place == "device"
             held = wave.base_bytes * is_here + wave.logits_bytes + wave.held_bytes
@@ -182,6 +213,7 @@ class Plan:
             away = "" if is_here else f" and {wave.base_bytes / GIB:.2f} {_AWAY[wave.base_place]}"
             casts = f" and {self.screen.cast_bytes / GIB:.2f} of weights in few bits" if self.screen else ""
             memory = f"about {gib:.2f} GiB of activations{away}{casts}, in {passes}"
+            weights = [] if wave.fetches is None else [("weights", str(wave.fetches))]
         else:
             runs = f"{rows} in {self.forwards:,} forwards of up to {self.rows_per_forward:,} rows"
             memory = f"about {self.gib:.2f} GiB of activations"
@@ -193,7 +225,7 @@ class Plan:
                 f"{max(0.0, self._saved(flops) or 0.0):.0%}" for flops in (self.most_flops, self.tier_flops)
             )
             arithmetic = f"{own} instead of {whole} (saves {' to '.join(shares)})"
-        return [("runs", runs), ("arithmetic", arithmetic), ("memory", memory)]
+        return [("runs", runs), ("arithmetic", arithmetic), ("memory", memory), *weights]
 
 
 def make_plan(

@@ -10,23 +10,21 @@ may be a little more than it takes.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
 
-from causalpatch.engine import shares
 from causalpatch.engine.calibrate import remembered
-from causalpatch.engine.cone import Cone, ModelNumbers, Point, Runs, cone, full_flops
+from causalpatch.engine.cone import ModelNumbers, Point, cone, full_flops
 from causalpatch.engine.gauge import Gauge
-from causalpatch.engine.job import Job, lay_rows, most_rows, portions
-from causalpatch.engine.memory import chunk_bytes, row_cost, state_bytes
-from causalpatch.engine.plan import ModelCost, Plan, Wave, for_tier, make_plan, whole_flops
-from causalpatch.engine.reads import Reads
-from causalpatch.engine.resolve import Placer, Role, Target
+from causalpatch.engine.job import Job, lay_rows, most_rows
+from causalpatch.engine.memory import row_cost
+from causalpatch.engine.plan import ModelCost, Plan, for_tier, make_plan, whole_flops
+from causalpatch.engine.planned_wave import Cells, LaidOut, plan_wave, reads_of
+from causalpatch.engine.resolve import Placer, Target
 from causalpatch.engine.screen_cost import Pass
-from causalpatch.engine.shares import Kept, Limits, logits_bytes, logits_rows, n_columns, waves
 from causalpatch.engine.values import Row
 from causalpatch.models import Model
 from causalpatch.patches import From, Mean, Noise, Resample
@@ -82,7 +80,7 @@ def plan_job(job: Job, n_forks: int, *, gauge: Gauge | None = None, tier: str = 
     """
     pairs = job.pairs
     numbers = numbers_of(job.model) if pairs.kind == "tokens" else None
-    layout = None if numbers is None or gauge is None else _Layout.of(job, gauge, numbers)
+    layout = None if numbers is None or gauge is None else LaidOut.of(job, gauge, numbers)
     laid = layout.laid if layout else [lay_rows(job, Placer(pairs, job.base), np.arange(len(pairs)))[0]]
     asked = [row.pair for rows in laid for row in rows if row.intervention < job.n_asked]
     # Each mean, each width of noise and each resampled value takes a run of every prompt.
@@ -171,72 +169,7 @@ def _cost_of(job: Job, longest: int) -> ModelCost:
     )
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Runs as the wavefront lays them out: pairs in batches, the runs of a batch in portions.
-
-    Args:
-        kept: What is kept of the untouched runs.
-        batches: The pairs of each batch.
-        batch_of: The batch of each portion.
-        laid: The runs of each portion.
-    """
-
-    kept: Kept
-    batches: Sequence[np.ndarray]
-    batch_of: Sequence[int]
-    laid: Sequence[Sequence[Row]]
-
-    @classmethod
-    def of(cls, job: Job, gauge: Gauge, numbers: ModelNumbers) -> "_Layout":
-        """Lay out all runs of a job."""
-        kept, placer = Kept.of(job, gauge, numbers), Placer(job.pairs, job.base)
-        batches = list(kept.batches())
-        found = [
-            (number, lay_rows(job, placer, batch, some)[0])
-            for number, batch in enumerate(batches)
-            for some in portions(job, len(batch), shares.PORTION)
-        ]
-        return cls(kept, batches, *zip(*found, strict=True))
-
-
-@dataclass(frozen=True)
-class _Cells:
-    """Kinds of cells; every list and array has one entry per kind.
-
-    Args:
-        layer: Where they enter.
-        point: Where in that layer.
-        columns: How many columns they replace, or 0 for all.
-        written: The tokens that they write.
-        pair: Their pair.
-        portion: Where they are laid out.
-        n_asked: How many of them were asked for.
-        count: How many there are, controls included.
-    """
-
-    layer: np.ndarray
-    point: np.ndarray
-    columns: np.ndarray
-    written: Sequence[np.ndarray]
-    pair: np.ndarray
-    portion: np.ndarray
-    n_asked: np.ndarray
-    count: np.ndarray
-
-    def runs(self, reads: np.ndarray) -> Runs:
-        """Return them as runs.
-
-        Args:
-            reads: The tokens that are read in each pair, with -1 to fill up, ``(pair, read)``.
-        """
-        written = np.full((len(self.written), max(map(len, self.written), default=1)), -1)
-        for row, tokens in zip(written, self.written, strict=True):
-            row[: len(tokens)] = tokens
-        return Runs(self.layer, self.point, written, reads[self.pair], self.columns)
-
-
-def _cells_of(job: Job, numbers: ModelNumbers, laid: Sequence[Sequence[Row]]) -> _Cells:
+def _cells_of(job: Job, numbers: ModelNumbers, laid: Sequence[Sequence[Row]]) -> Cells:
     """Find the kinds of cells in rows."""
     layers = _Layers(job.model, numbers)
     entries: dict[int | tuple[Target, ...], tuple[int, int, int]] = {}
@@ -253,7 +186,7 @@ def _cells_of(job: Job, numbers: ModelNumbers, laid: Sequence[Sequence[Row]]) ->
         count[key] += 1
         asked[key] += is_asked
     integers = np.array([key[:5] for key in count], dtype=np.int64).reshape(-1, 5)
-    return _Cells(
+    return Cells(
         layer=integers[:, 0],
         point=integers[:, 1],
         columns=integers[:, 2],
@@ -322,7 +255,7 @@ def _plan_cells(
     job: Job,
     gauge: Gauge,
     plan: Plan,
-    laid: tuple[_Layout, _Cells],
+    laid: tuple[LaidOut, Cells],
     numbers: ModelNumbers,
     given: tuple[str, float, float, float | None],
 ) -> Plan:
@@ -334,7 +267,7 @@ def _plan_cells(
     layout, cells = laid
     lengths = job.pairs.lengths(job.base)
     columns = numbers.vocab if gauge.needs_vocabulary else len(gauge.answer_columns)
-    made = cone(numbers, cells.runs(_reads(gauge, lengths, job.base)), columns)
+    made = cone(numbers, cells.runs(reads_of(gauge, lengths, job.base)), columns)
     # What leads to nothing that is read is not run, and its answers are not spelt out.
     spelt = _spelling_flops(gauge, cells, numbers, lengths, columns) * ~made.is_derived
     whole = full_flops(numbers, lengths[cells.pair], from_layer=cells.layer) * (1 + plan.n_forks)
@@ -351,25 +284,15 @@ def _plan_cells(
             "wavefront": float(((made.flops + spelt) * cells.count).sum()),
             "restart": float((whole * cells.count).sum()),
         },
-        wave=_wave(job, gauge, layout, cells, made, numbers),
+        wave=plan_wave(job, gauge, layout, cells, made, numbers),
         n_derived=int((cells.n_asked * made.is_derived).sum()),
         untouched_flops=untouched_flops,
         rate=rate,
     )
 
 
-def _reads(gauge: Gauge, lengths: np.ndarray, role: Role) -> np.ndarray:
-    """Return the tokens that are read in each pair, each once and -1 to fill up, ``(pair, read)``."""
-    if gauge.reads_all:
-        tokens = np.arange(lengths.max())
-        return np.where(tokens < lengths[:, None], tokens, -1)
-    reads = np.sort(gauge.reads(lengths, np.arange(len(lengths)), role), axis=1)
-    reads[:, 1:][reads[:, 1:] == reads[:, :-1]] = -1
-    return reads
-
-
 def _spelling_flops(
-    gauge: Gauge, cells: _Cells, numbers: ModelNumbers, lengths: np.ndarray, n_columns: int
+    gauge: Gauge, cells: Cells, numbers: ModelNumbers, lengths: np.ndarray, n_columns: int
 ) -> np.ndarray:
     """Return the arithmetic of the answers' tokens behind the prompt, for one cell of each kind."""
     n_pairs = len(lengths)
@@ -380,41 +303,3 @@ def _spelling_flops(
     depth = np.maximum(0, numbers.n_layers - cells.layer)
     found: np.ndarray = 2.0 * tokens[cells.pair] * (depth * per_layer + numbers.width * n_columns)
     return found
-
-
-def _wave(job: Job, gauge: Gauge, layout: _Layout, cells: _Cells, made: Cone, numbers: ModelNumbers) -> Wave:
-    """Return what the wavefront engine needs: the same shares, laid out alike."""
-    kept, device = layout.kept, job.model.device
-    found = remembered(numbers, device, job.model.dtype)
-    limits = [Limits.of(job, numbers, kept.longest(batch), found.rows if found else None) for batch in layout.batches]
-    lengths = np.where(made.held > 0, made.held + kept.further[cells.pair], 0)
-    reads, kinds = _reads(gauge, job.pairs.lengths(job.base), job.base), np.zeros(len(job.pairs), dtype=np.int64)
-    for pairs in layout.batches:
-        kinds[pairs] = Reads.of(reads[pairs]).kinds
-    order = np.lexsort((cells.pair, kinds[cells.pair], made.start))  # as segments are packed
-    held: list[int] = []
-    called: list[int] = []
-    for portion, batch in enumerate(layout.batch_of):
-        here = order[(cells.portion[order] == portion) & (lengths[order] > 0)]
-        counts = np.concatenate([cells.n_asked[here], (cells.count - cells.n_asked)[here]])
-        rows = np.repeat(np.tile(lengths[here], 2), counts)
-        is_control = np.repeat(np.arange(len(counts)) >= len(here), counts)
-        together = [int(rows[part].sum()) for part in waves(rows, is_control, limits[batch].wave_rows)]
-        held += together
-        called += [min(limits[batch].chunk_rows, most) for most in together]
-    chunk = max(called, default=1)
-    runs, logits = zip(*(kept.n_bytes(batch) for batch in layout.batches), strict=True)
-    largest = layout.batches[int(np.argmax(runs))]
-    n_read = int((cells.count * made.reads).sum())
-    columns = n_columns(job, gauge, is_fork=bool(gauge.forks))
-    block = logits_bytes(job, gauge, min(n_read, logits_rows(job, gauge, columns)), columns)
-    return Wave(
-        token_layers=int((made.rows * cells.count).sum()),
-        chunk_rows=chunk,
-        chunk_bytes=max(block, chunk_bytes(numbers, chunk, int(kept.widths.max()))),
-        base_bytes=max(runs),
-        base_place=kept.place(largest, device),
-        logits_bytes=max(logits),
-        held_bytes=state_bytes(numbers, max(held, default=0)),
-        passes=len(held) * (1 + len(gauge.forks)),
-    )

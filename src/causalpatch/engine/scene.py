@@ -5,8 +5,9 @@ them; ``what_matters`` says which patches can reach these. What cannot, or what 
 already, is left out of a run; a run of which nothing is left is *derived*: the base run's numbers are its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, cast
 
 import numpy as np
@@ -27,8 +28,7 @@ from causalpatch.engine.reads import Reads, what_matters
 from causalpatch.engine.resolve import Placement, Role, Target
 from causalpatch.engine.segments import Entry, Segments, entry_of, pack, trim
 from causalpatch.engine.shares import logits_rows, n_columns
-from causalpatch.engine.shelf import Where
-from causalpatch.engine.stack import Place, Stack, layer_of
+from causalpatch.engine.stack import Place, Stack, StackRun, layer_of
 from causalpatch.engine.values import Known, Row, Taps, unchanged
 from causalpatch.models import Model
 from causalpatch.pairs import Batch
@@ -37,6 +37,7 @@ from causalpatch.sites import Site
 
 Side = Literal["answer", "wrong_answer"]
 Fork = tuple[Side, int]
+Runs = Callable[[Batch], tuple[StackRun, bool]]
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,26 @@ class Prompts:
 
     batch: Batch
     slots: dict[Role | Donated, Int[np.ndarray, " pair"]]
+
+    @classmethod
+    def of_pairs(cls, job: Job, gauge: Gauge, indices: np.ndarray, fork: Fork | None) -> "Prompts":
+        """Put the prompts of some pairs together, those of the donors of resampled values among them.
+
+        Args:
+            job: What is measured.
+            gauge: The metrics.
+            indices: The pairs.
+            fork: The side and number of the answer that is spelt out behind them, or None.
+        """
+        going_on = None if fork is None else gauge.continuations(*fork, indices)
+        sides: dict[Role | Donated, Batch] = {
+            role: job.pairs.batch(role, indices, padding_side="right", continuations=going_on)
+            for role in (job.base, job.source)
+        }
+        for value in donated_in(job):
+            numbers = [value.donor(job.pairs[number]) for number in indices.tolist()]
+            sides[value] = value.pool.batch(value.value.side, numbers, padding_side="right")
+        return cls.of(sides)
 
     @classmethod
     def of(cls, sides: dict[Role | Donated, Batch]) -> "Prompts":
@@ -112,9 +133,10 @@ class Scene:
         indices: The pairs.
         means: Fitted means.
         fork: The side and number of the answer that is spelt out, or None.
-        where: Where the tensors of the runs are kept.
+        run: Runs the prompts and says whether they were run now, and not remembered; see ``once.run_stack``, which does
+            so by default.
 
-    ``is_new`` says whether the prompts were run for it, or remembered.
+    ``is_new`` is what that said.
     """
 
     def __init__(
@@ -126,14 +148,13 @@ class Scene:
         means: Means,
         *,
         fork: Fork | None = None,
-        where: Where = "device",
+        run: Runs | None = None,
     ) -> None:
         self.job, self.gauge, self.stack, self.indices, self.fork = job, gauge, stack, indices, fork
         self.taps = Taps(stack.model)
-        sides: dict[Role | Donated, Batch] = {role: self._batch(role) for role in (job.base, job.source)}
-        self.prompts = Prompts.of(sides | {value: self._donors(value) for value in donated_in(job)})
+        self.prompts = Prompts.of_pairs(job, gauge, indices, fork)
         self.slots = self.prompts.slots[job.base]
-        self.run, self.is_new = run_stack(job, stack, self.taps, self.prompts.batch, where)
+        self.run, self.is_new = (run or partial(run_stack, job, stack))(self.prompts.batch)
         self.head = Head(stack, self.run.returns_tuple)
         self.neurons, self.heads = Neurons(stack, self.run), HeadShares(stack, self.run)
         runs = {
@@ -191,14 +212,6 @@ class Scene:
         tokens = batch.ids[slot, token], batch.position_ids[slot, token]
         with self.stack.running():
             return wanted if self.head.stand_alone(wanted, stream, tokens) else None
-
-    def _batch(self, role: Role) -> Batch:
-        going_on = None if self.fork is None else self.gauge.continuations(*self.fork, self.indices)
-        return self.job.pairs.batch(role, self.indices, padding_side="right", continuations=going_on)
-
-    def _donors(self, value: Donated) -> Batch:
-        numbers = [value.donor(self.job.pairs[number]) for number in self.indices.tolist()]
-        return value.pool.batch(value.value.side, numbers, padding_side="right")
 
     def _tokens(self, role: Role) -> Int[np.ndarray, "pair read"]:
         """Return the tokens that are read of each pair's prompt."""

@@ -106,8 +106,11 @@ def _compare(measure: Measure, job: Job, chosen: Sequence[int], *, with_patches:
         source_model=None,
     )
     gauge = Gauge(_metrics(check), check.pairs, job.model, keeps_nothing=True)
+    # Where each forward fetches all weights anew, the plain forwards are stacked; that this changes nothing is checked
+    # by single ones (``why_batches_differ``).
+    plainly = measure_rows if with_patches and job.model.weights is not None else measure_reference
     try:
-        wanted = _numbers(measure_reference, check, gauge)
+        wanted = _numbers(plainly, check, gauge)
         noise = _rounding(check, gauge, wanted)
     except NotFinite as error:
         return error.what

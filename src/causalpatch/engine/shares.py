@@ -11,7 +11,7 @@
 Prompts of a batch are as wide as the longest of them, so that sizes are counted in padded tokens.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,6 +101,11 @@ class Kept:
         runs, logits = self.n_bytes(indices)
         return place_for(runs, self.allowed - logits, device)
 
+    def place_all(self, batches: Sequence[np.ndarray], device: torch.device) -> Where:
+        """Say where the runs of several batches are kept that are all held at once."""
+        runs, logits = zip(*map(self.n_bytes, batches), strict=True)
+        return place_for(sum(runs), self.allowed - sum(logits), device)
+
     def batches(self) -> Iterator[Int[np.ndarray, " pair"]]:
         """Yield pairs of like length in batches that take what is allowed at most, or of one pair."""
         order = np.argsort(self.widths.max(0), kind="stable")
@@ -183,6 +188,27 @@ class Limits:
         if job.max_rows is not None:
             rows = min(rows, job.max_rows * longest)
         return cls(rows, max(longest, int(STREAM * budget) // state_bytes(numbers, 1)))
+
+
+def front_rows(job: Job, kept: Kept) -> int:
+    """Return how many rows go through the layers together where these are fetched layer by layer.
+
+    Their streams take the share of the budget that is meant for streams, and that of the untouched runs, where these
+    are kept elsewhere.
+
+    Args:
+        job: The job.
+        kept: What is kept of the untouched runs.
+    """
+    device, numbers = job.model.device, max(1, job.model.width * (torch.finfo(job.model.dtype).bits // 8))
+    is_away = kept.place_all(list(kept.batches()), device) != "device"
+    share = STREAM + CAPTURED * is_away
+    return max(1, int(share * budget_bytes(device, job.budget_gib)) // numbers)
+
+
+def is_full(n_rows: int, more: int, most: int) -> bool:
+    """Say whether so many rows leave no room for more in a pass; run and plan both ask here."""
+    return n_rows + more > most
 
 
 def waves(

@@ -13,7 +13,7 @@ lost.
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -127,6 +127,7 @@ class Stack:
                 f"'{model.name}' has no layers that are known by name", fix='run it by full forwards: engine="rows"'
             )
         self.model = model
+        self.weights = model.weights
         self.few_bits = few_bits
         self.n_layers = model.shape.n_layers
         self.blocks = [self._block(layer) for layer in range(self.n_layers)]
@@ -183,7 +184,7 @@ class Stack:
         deltas = self.few_bits.deltas(self.n_layers) if self.few_bits else []
         recorded = {block.module: delta for block, delta in zip(self.blocks, deltas, strict=False)}
         shelf = Shelf(self.model.device, where)
-        state = _Capture(self, StackRun(batch, shelf, deltas=deltas), {port for port in keep if port.is_inside})
+        state = Capture(self, StackRun(batch, shelf, deltas=deltas), {port for port in keep if port.is_inside})
         keep = [port for port in keep if not port.is_inside]
         ports = [*(Port(block.path, "input") for block in self.blocks), self.final_norm]
         model = self.model
@@ -197,7 +198,7 @@ class Stack:
                     part = model.module.get_submodule(path)
                     hooks.callback(part.register_forward_hook(in_this_thread(state.see_output(path))).remove)
             norm = model.module.get_submodule(self.final_norm.path)
-            see_end = in_this_thread(state.see_end(stops=not self._behind(keep)))
+            see_end = in_this_thread(state.see_end(stops=not self.behind & set(keep)))
             hooks.callback(norm.register_forward_pre_hook(see_end, with_kwargs=True).remove)
             with recording(recorded, batch.ids.size), suppress(EnoughError):
                 model.module(**inputs_of(model, batch))
@@ -206,10 +207,10 @@ class Stack:
         state.check()
         return state.run
 
-    def _behind(self, ports: Sequence[Port]) -> bool:
-        """Say whether a port is behind the last layer."""
-        behind = {self.model.tap(Site(name)).port for name in ("final_norm", "logits") if self._has(name)}
-        return bool(behind & set(ports))
+    @cached_property
+    def behind(self) -> set[Port]:
+        """Ports behind the last layer."""
+        return {self.model.tap(Site(name)).port for name in ("final_norm", "logits") if self._has(name)}
 
     def _has(self, name: str) -> bool:
         return name not in self.model.shape.refused
@@ -232,19 +233,26 @@ def _no_attention(*_: Any) -> Tensor:
     raise EnoughError  # nothing but the layers attends, and these are passed by
 
 
-class _Capture:
-    """Sees one forward go by."""
+class Capture:
+    """Sees one forward go by.
+
+    Args:
+        stack: The layers.
+        run: What is seen is kept there.
+        wanted: Ports inside attention.
+    """
 
     def __init__(self, stack: Stack, run: StackRun, wanted: Set[Port]) -> None:
         self.stack = stack
         self.run = run
-        self.wanted = wanted  # ports inside attention
+        self.wanted = wanted
         self.inside: dict[Port, Tensor] = {}
         self.output: Tensor | None = None  # of the layer that ran last
         self.breaks: list[int] = []
         self.visible: dict[int, np.ndarray] = {}  # by mask; the run keeps all masks, so that no number is used twice
 
     def see_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep the arguments of a layer's call."""
         self._compare(args, kwargs)
         named = {name: None if name == "hidden_states" else held for name, held in kwargs.items()}
         self.run.calls.append(((None, *args[1:]) if args else (), named))
@@ -266,6 +274,7 @@ class _Capture:
         self.output = None
 
     def see_output(self, path: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        """Return what notes how the module at a path returns its output."""
         layers = {block.path for block in self.stack.blocks}
 
         def see(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -278,6 +287,7 @@ class _Capture:
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, more: dict[str, Any]
     ) -> Tensor:
+        """Compute a layer's attention, and keep what it sees."""
         if module not in self.stack.attentions:  # of a vision tower, whose run is over when the layers begin
             return attend_openly(query, key, value, mask, more, lambda _, tensor: tensor)
         unknown = unknown_arguments(more)

@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from causalpatch.base.errors import ModelUnsupported, SettingError
-from causalpatch.engine import graph, reference, restart, wavefront
+from causalpatch.engine import breadth_first, graph, reference, restart, wavefront
 from causalpatch.engine.gap import gap_of
 from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.job import BASE, Block, Cost, Job
@@ -83,7 +83,7 @@ TIERS = (
         "wavefront",
         "rows of tokens that can have changed",
         wavefront.why_not,
-        wavefront.measure,
+        breadth_first.measure,
         wavefront.why_not_targets,
         check=why_drifts,
     ),

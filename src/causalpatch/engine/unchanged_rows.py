@@ -31,7 +31,7 @@ from causalpatch.engine.job import Job
 from causalpatch.engine.resolve import Target
 from causalpatch.engine.segments import Entry, Layout, Segments, entry_of
 from causalpatch.engine.stack import Place, Stack, StackRun, layer_of
-from causalpatch.models import Model, Port, plain_rows
+from causalpatch.models import Model, Port, plain_widths
 from causalpatch.sites import Site
 from causalpatch.sites.names import ATTENTION_SITES
 
@@ -59,8 +59,8 @@ def kept_ports(job: Job) -> list[Port]:
 
 def numbers_per_token(job: Job) -> int:
     """Return how many numbers ``kept_ports`` holds for each token of the untouched runs."""
-    weights = (plain_rows(job.model.module.get_submodule(port.path)) for port in kept_ports(job))
-    return sum(job.model.width if weight is None else int(weight.shape[1]) for weight in weights)
+    found = (plain_widths(job.model.module.get_submodule(port.path)) for port in kept_ports(job))
+    return sum(job.model.width if widths is None else widths[1] for widths in found)
 
 
 def _entered_in_part(model: Model, targets: Sequence[Target]) -> int | None:
@@ -86,7 +86,7 @@ def _ports(model: Model, layer: int) -> tuple[Port, ...]:
 def _is_plain(model: Model, port: Port) -> bool:
     """Say whether a port is all that a plain linear module gives."""
     is_output = port.side == "output" and not port.items
-    return is_output and plain_rows(model.module.get_submodule(port.path)) is not None
+    return is_output and plain_widths(model.module.get_submodule(port.path)) is not None
 
 
 def _mlp(model: Model, layer: int) -> str:

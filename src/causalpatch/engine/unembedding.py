@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from causalpatch.engine.bypass import bypassed
+from causalpatch.models import runs_own_forward
 
 
 def unembedding_of(module: nn.Module) -> nn.Linear | None:
     """Return the model's last linear map, where it has a plain one."""
     get = getattr(module, "get_output_embeddings", None)
     found = get() if callable(get) else None
-    is_plain = type(found) is nn.Linear and type(found.weight) is nn.Parameter and "forward" not in vars(found)
+    is_plain = type(found) is nn.Linear and type(found.weight) is nn.Parameter and runs_own_forward(found)
     return cast(nn.Linear, found) if is_plain else None
 
 

@@ -10,7 +10,6 @@ Symbols: R rows (a token of a segment each), L layers.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +22,7 @@ from causalpatch.base.errors import EnoughError
 from causalpatch.engine.bypass import bypassed
 from causalpatch.engine.hooks import Write, hooked
 from causalpatch.engine.job import Cost
-from causalpatch.engine.resolve import Placement, Target
+from causalpatch.engine.resolve import Target
 from causalpatch.engine.row_steps import Steps
 from causalpatch.engine.rows import Own, RowAttention
 from causalpatch.engine.scene import Placed, Scene
@@ -31,7 +30,8 @@ from causalpatch.engine.segments import DOWN, INPUT, PROJECTION, STAGES, UP, Gro
 from causalpatch.engine.stack import Place, call_layer
 from causalpatch.engine.unchanged_rows import UnchangedRows
 from causalpatch.engine.unread_queries import without_queries
-from causalpatch.engine.values import Row, writes_at
+from causalpatch.engine.values import writes_at
+from causalpatch.engine.written import TargetsByLayer
 from causalpatch.models import Port
 
 
@@ -51,29 +51,49 @@ class Wave:
         self.chunk_rows = chunk_rows
         self.cost = cost
         self.device = self.stack.model.device
-        self.targets = _Targets(placed, self.stack.n_layers)
+        self.targets = TargetsByLayer(placed, self.stack.n_layers)
         self.unchanged = UnchangedRows(self.stack, self.run, self.segments, placed.entries)
         self.all = Layout.of(self.segments, np.arange(len(self.segments)))
         self.offset = np.cumsum(self.segments.lengths) - self.segments.lengths
         self.reads = self.all.where(self._is_read(self.all))
         self._attend: Callable[..., Tensor] = _unreachable
+        self._next = 0  # layer
+        inputs = self.run.inputs
+        self._stream = inputs[0].new_empty(len(self.all), inputs[0].shape[-1])
 
     def stream(self) -> Float[Tensor, "row width"]:
-        """Return the stream behind the last layer, for the rows of ``reads``."""
-        segments, inputs, last = self.segments, self.run.inputs, self.stack.n_layers - 1
-        stream = inputs[0].new_empty(len(self.all), inputs[0].shape[-1])
+        """Return the stream behind the last layer, for the rows of ``reads``, running what has not run yet."""
         with self.stack.running(self._dispatch):
-            for layer in range(last):
-                here = segments.entry == layer
-                self._enter(stream, layer, np.flatnonzero(here & (segments.stage == INPUT)))
-                for moving in self._moving(layer):
-                    rows = self._rows(moving)
-                    stream[rows] = self._whole_layer(layer, Layout.of(segments, moving), stream[rows])
-                for stage in STAGES[1:]:
-                    chosen = np.flatnonzero(here & (segments.stage == stage))
-                    self._enter(stream, layer + 1, chosen)
-                    self._behind(stream, layer, stage, chosen, self.all)
-            return self._last_layer(stream, last)
+            while self._next < self.stack.n_layers:
+                self._step()
+        return self._stream
+
+    def step(self, layer: int) -> None:
+        """Go through a layer, and through those before it that have not run yet."""
+        with self.stack.running(self._dispatch):
+            while self._next <= layer:
+                self._step()
+
+    @property
+    def entry(self) -> int:
+        """The first layer that a segment enters, or the last one."""
+        return int(min(self.segments.entry.min(initial=self.stack.n_layers), self.stack.n_layers - 1))
+
+    def _step(self) -> None:
+        segments, layer = self.segments, self._next
+        self._next += 1
+        if layer == self.stack.n_layers - 1:
+            self._stream = self._last_layer(self._stream, layer)
+            return
+        here = segments.entry == layer
+        self._enter(self._stream, layer, np.flatnonzero(here & (segments.stage == INPUT)))
+        for moving in self._moving(layer):
+            rows = self._rows(moving)
+            self._stream[rows] = self._whole_layer(layer, Layout.of(segments, moving), self._stream[rows])
+        for stage in STAGES[1:]:
+            chosen = np.flatnonzero(here & (segments.stage == stage))
+            self._enter(self._stream, layer + 1, chosen)
+            self._behind(self._stream, layer, stage, chosen, self.all)
 
     def _moving(self, layer: int) -> Iterator[Int[np.ndarray, " segment"]]:
         """Yield the segments that go through the whole of a layer, those of one call together."""
@@ -363,50 +383,3 @@ def _are_over_keys(writes: Sequence[Write]) -> bool:
 
 def _unreachable(*_: Any) -> Tensor:
     raise AssertionError("attention ran although its module was passed by")
-
-
-class _Targets:
-    """The targets of segments by the layer whose call they are written in.
-
-    Args:
-        placed: The segments.
-        n_layers: Number of layers, which also stands for what is behind them; -1 is what is in front.
-    """
-
-    def __init__(self, placed: Placed, n_layers: int) -> None:
-        found: dict[int, dict[int, list[tuple[Target, Placement | None, int]]]] = {}
-        for number, (row, entries) in enumerate(zip(placed.segments.rows, placed.entries, strict=True)):
-            for (target, place), entry in zip(row.targets, entries, strict=True):
-                layer = -1 if target.site.name in ("embed", "pos_embed") else entry.layer
-                found.setdefault(layer, {}).setdefault(number, []).append((target, place, entry.stage))
-        self.rows = placed.segments.rows
-        self.by_layer = {layer: (np.array(list(segments)), [*segments.values()]) for layer, segments in found.items()}
-
-    @property
-    def embedded(self) -> Int[np.ndarray, " segment"]:
-        """Segments that are patched in front of the layers."""
-        return self.by_layer[-1][0] if -1 in self.by_layer else np.zeros(0, dtype=np.int64)
-
-    def rows_at(
-        self, layer: int, chosen: Int[np.ndarray, " segment"], stages: tuple[int, ...]
-    ) -> tuple[Int[np.ndarray, " row"], list[Row]]:
-        """Return the targets of chosen segments in a layer as rows, and for each row the index of its segment."""
-        if layer not in self.by_layer or not len(chosen):
-            return np.zeros(0, dtype=np.int64), []
-        numbers, targets = self.by_layer[layer]
-        place = np.minimum(np.searchsorted(chosen, numbers), len(chosen) - 1)
-        is_here = np.flatnonzero(chosen[place] == numbers)
-        owners, rows = [], []
-        for index, owner in zip(is_here.tolist(), place[is_here].tolist(), strict=True):
-            row = self.rows[int(numbers[index])]
-            some = [each for each in targets[index] if each[2] in stages]
-            if len(some) < len(row.targets):
-                row = replace(row, targets=tuple((target, where) for target, where, _ in some))
-            if some:
-                owners.append(owner)
-                rows.append(row)
-        return np.array(owners, dtype=np.int64), rows
-
-    def any_at(self, layer: int, chosen: Int[np.ndarray, " segment"], stages: tuple[int, ...]) -> bool:
-        """Say whether one of the chosen segments has a target at some stages of a layer."""
-        return bool(self.rows_at(layer, chosen, stages)[1])

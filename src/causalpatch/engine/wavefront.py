@@ -14,14 +14,16 @@ Cost: rows x layers after the entry, instead of prompts x layers x interventions
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from causalpatch.base.errors import MemoryExhausted
 from causalpatch.engine import shares
 from causalpatch.engine.batches import in_batches
 from causalpatch.engine.calibrate import preferred_rows
@@ -32,6 +34,7 @@ from causalpatch.engine.hooks import users_hooks
 from causalpatch.engine.job import BASE, SOURCE, Block, Cost, Job, check_finite, lay_rows, portions
 from causalpatch.engine.means import Means
 from causalpatch.engine.memory import chunk_bytes, exhausted, is_out_of_memory, release_memory
+from causalpatch.engine.once import run_stack
 from causalpatch.engine.planning import numbers_of
 from causalpatch.engine.resolve import Placer, Role, Target
 from causalpatch.engine.scene import Placed, Scene
@@ -123,9 +126,28 @@ def open_sweep(
     Raises:
         NotFinite: A run gives NaN or infinity.
     """
-    where = kept.place(indices, job.model.device)
-    scenes = [Scene(job, gauge, stack, indices, means, fork=fork, where=where) for fork in (None, *gauge.forks)]
-    sweep = Sweep(job, gauge, scenes, cost, kept.longest(indices))
+    run = partial(run_stack, job, stack, where=kept.place(indices, job.model.device))
+    scenes = [Scene(job, gauge, stack, indices, means, fork=fork, run=run) for fork in (None, *gauge.forks)]
+    return opened(job, gauge, scenes, cost, kept.longest(indices))
+
+
+def opened(job: Job, gauge: Gauge, scenes: Sequence[Scene], cost: Cost, longest: int) -> tuple["Sweep", list[Block]]:
+    """Measure untouched runs.
+
+    Args:
+        job: What is measured.
+        gauge: The metrics.
+        scenes: The prompts of some pairs, run, then those with an answer behind them.
+        cost: Counts what is spent.
+        longest: Tokens of the longest prompt, with the answer that follows it.
+
+    Returns:
+        What measures interventions on them, and the cells of the untouched runs.
+
+    Raises:
+        NotFinite: A run gives NaN or infinity.
+    """
+    sweep, indices = Sweep(job, gauge, scenes, cost, longest), scenes[0].indices
     blocks = []
     for name, code in (("base", BASE), ("source", SOURCE)):
         check_finite(job, gauge, name, indices, sweep.untouched[name])
@@ -139,6 +161,25 @@ def open_sweep(
 def numbers_of_layers(model: Model) -> ModelNumbers:
     """Return the numbers of a model that a stack was made of."""
     return cast(ModelNumbers, numbers_of(model))  # the stack has refused models without layers
+
+
+@dataclass(frozen=True)
+class Laid:
+    """Runs of a batch of pairs, laid out.
+
+    Args:
+        rows: The runs.
+        placed: What of them differs from the base run in each scene.
+        lengths: Rows of each run, in the scene where it has most.
+        parts: Numbers of the runs that move on together.
+        derived: The cells that are known already, if any.
+    """
+
+    rows: Sequence[Row]
+    placed: Sequence[Placed]
+    lengths: Int[np.ndarray, " run"]
+    parts: Sequence[Int[np.ndarray, " some"]]
+    derived: Block | None
 
 
 class Sweep:
@@ -186,6 +227,30 @@ class Sweep:
 
     def blocks(self, rows: Sequence[Row]) -> Iterator[Block]:
         """Measure runs."""
+        laid = self.lay(rows)
+        if laid.derived is not None:
+            yield laid.derived
+        waiting = list(laid.parts)
+        while waiting:
+            part = waiting.pop(0)
+            block = None
+            try:
+                block = self.measure(laid, part)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._shrink(laid, part, error, waiting)
+            if block is None:
+                release_memory()  # out here, where the error no longer holds the tensors of its frames
+                continue
+            yield block
+
+    def lay(self, rows: Sequence[Row]) -> Laid:
+        """Lay runs out: find what is known already, and what moves on together.
+
+        Raises:
+            MemoryExhausted: Not even that fits into memory.
+        """
         try:
             placed = [scene.place(rows) for scene in self.scenes]
         except Exception as error:
@@ -195,69 +260,72 @@ class Sweep:
         lengths = np.zeros(len(rows), dtype=np.int64)
         for some in placed:
             lengths[some.numbers] = np.maximum(lengths[some.numbers], some.segments.lengths)
-        derived = np.flatnonzero(lengths == 0)
-        if len(derived):
-            same = [rows[i] for i in derived.tolist()]
+        known, derived = np.flatnonzero(lengths == 0), None
+        if len(known):
+            same = [rows[i] for i in known.tolist()]
             numbers, pairs, local = np.array([(row.intervention, row.pair, row.local) for row in same]).T
-            yield Block.of(numbers, pairs, self.untouched["base"][:, local], Status.DERIVED)
+            derived = Block.of(numbers, pairs, self.untouched["base"][:, local], Status.DERIVED)
         # In packed order, so that what shares base keys stays together; runs that matter to forks alone come last.
         order = np.concatenate([placed[0].numbers, np.setdiff1d(np.flatnonzero(lengths), placed[0].numbers)])
         is_control = np.array([rows[i].intervention >= self.job.n_asked for i in order.tolist()], dtype=bool)
-        waiting = [order[part] for part in waves(lengths[order], is_control, self.limits.wave_rows)]
-        while waiting:
-            part = waiting.pop(0)
-            values = None
-            try:
-                values = self._measure(rows, placed, part)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._shrink(rows, placed[0], part, error, waiting)
-            if values is None:
-                release_memory()  # out here, where the error no longer holds the tensors of its frames
-                continue
-            numbers, pairs = np.array([(rows[i].intervention, rows[i].pair) for i in part.tolist()]).T
-            yield Block.of(numbers, pairs, values, self.status)
+        parts = [order[part] for part in waves(lengths[order], is_control, self.limits.wave_rows)]
+        return Laid(rows, placed, lengths, parts, derived)
 
-    def _shrink(
-        self, rows: Sequence[Row], placed: Placed, part: np.ndarray, error: Exception, waiting: list[np.ndarray]
-    ) -> None:
-        """Make what does not fit into memory smaller: the chunk of rows, then the part."""
-        longest = int(placed.segments.lengths.max(initial=1))
-        if self.chunk_rows > longest:
-            self.chunk_rows = max(longest, self.chunk_rows // 2)
-            waiting.insert(0, part)
-        elif len(part) > 1:
-            waiting[:0] = np.array_split(part, 2)
-        else:
-            pair = rows[int(part[0])].pair
-            n_keys = int(self.job.pairs.lengths(self.job.base)[pair])
-            numbers = numbers_of_layers(self.job.model)
-            raise exhausted(
-                self.job.model, self.job.pairs, pair, chunk_bytes(numbers, int(placed.segments.lengths.max()), n_keys)
-            ) from error
+    def waves(self, laid: Laid, part: np.ndarray) -> list[Wave | None]:
+        """Return the segments of some runs in each scene, none of which has moved yet; None where nothing differs."""
+        return [self._wave(scene, some, part) for scene, some in zip(self.scenes, laid.placed, strict=True)]
 
-    def _measure(
-        self, rows: Sequence[Row], placed: Sequence[Placed], part: np.ndarray
-    ) -> Float[np.ndarray, "metric run"]:
-        """Measure some runs, in the order of ``part``."""
+    def measure(self, laid: Laid, part: np.ndarray, moved: Sequence[Wave | None] | None = None) -> Block:
+        """Measure some runs.
+
+        Args:
+            laid: Where they are laid out.
+            part: Their numbers.
+            moved: Their segments in each scene, where these have gone through the layers already.
+        """
         token_layers = self.cost.token_layers
         try:
-            values = self._values_of(rows, placed, part)
+            values = self._values_of(laid, part, moved)
         except Exception:
             self.cost.token_layers = token_layers  # what did not come to an end is not counted as spent
             raise
         self.cost.rows += len(part)
-        return values
+        numbers, pairs = np.array([(laid.rows[i].intervention, laid.rows[i].pair) for i in part.tolist()]).T
+        return Block.of(numbers, pairs, values, self.status)
+
+    def _shrink(self, laid: Laid, part: np.ndarray, error: Exception, waiting: list[np.ndarray]) -> None:
+        """Make what does not fit into memory smaller: the chunk of rows, then the part."""
+        if self.shrink_chunk(laid):
+            waiting.insert(0, part)
+        elif len(part) > 1:
+            waiting[:0] = np.array_split(part, 2)
+        else:
+            raise self.too_large(laid, part) from error
+
+    def shrink_chunk(self, laid: Laid) -> bool:
+        """Halve the rows of a call; say whether that was possible."""
+        longest = int(laid.placed[0].segments.lengths.max(initial=1))
+        is_large = self.chunk_rows > longest
+        self.chunk_rows = max(longest, self.chunk_rows // 2) if is_large else self.chunk_rows
+        return is_large
+
+    def too_large(self, laid: Laid, part: np.ndarray) -> MemoryExhausted:
+        """Return the error for a run that does not fit into memory by itself."""
+        pair = laid.rows[int(part[0])].pair
+        n_keys = int(self.job.pairs.lengths(self.job.base)[pair])
+        longest = int(laid.placed[0].segments.lengths.max(initial=1))
+        needed = chunk_bytes(numbers_of_layers(self.job.model), longest, n_keys)
+        return exhausted(self.job.model, self.job.pairs, pair, needed)
 
     def _values_of(
-        self, rows: Sequence[Row], placed: Sequence[Placed], part: np.ndarray
+        self, laid: Laid, part: np.ndarray, moved: Sequence[Wave | None] | None
     ) -> Float[np.ndarray, "metric run"]:
+        """Measure some runs, in the order of ``part``."""
         forks: dict[str, list[Tensor]] = {}
-        for scene, some in zip(self.scenes[1:], placed[1:], strict=True):
+        for number, scene in enumerate(self.scenes[1:], start=1):
             columns = [
                 (where, scene.spelt(self.job.base, logits, local))
-                for where, local, logits in self._logits(scene, rows, some, part)
+                for where, local, logits in self._logits(number, laid, part, moved)
             ]
             where = np.concatenate([where for where, _ in columns])
             column = torch.cat([spelt for _, spelt in columns])
@@ -265,30 +333,35 @@ class Sweep:
         spelt = {side: torch.stack(columns, 1) for side, columns in forks.items()}
         values = np.empty((len(self.gauge.metrics), len(part)))
         scene = self.scenes[0]
-        for where, local, logits in self._logits(scene, rows, placed[0], part):
+        for where, local, logits in self._logits(0, laid, part, moved):
             index = torch.as_tensor(where, device=logits.device)
             run = scene.as_run(self.job.base, logits, local, {side: table[index] for side, table in spelt.items()})
             values[:, where] = self.gauge.values(run, self.runs, torch.as_tensor(local, device=logits.device))
         return values
 
-    def _logits(
-        self, scene: Scene, rows: Sequence[Row], placed: Placed, part: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, Float[Tensor, "run read column"]]]:
-        """Yield logits of runs where they are read, in blocks: places in ``part``, local pairs, logits."""
-        place_of = {number: place for place, number in enumerate(part.tolist())}
+    def _wave(self, scene: Scene, placed: Placed, part: np.ndarray) -> Wave | None:
         here = np.flatnonzero(np.isin(placed.numbers, part))
-        local_of = np.array([rows[i].local for i in part.tolist()])
+        return Wave(scene, placed.take(here), self.chunk_rows, self.cost) if len(here) else None
+
+    def _logits(
+        self, number: int, laid: Laid, part: np.ndarray, moved: Sequence[Wave | None] | None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, Float[Tensor, "run read column"]]]:
+        """Yield logits of runs where a scene reads them, in blocks: places in ``part``, local pairs, logits."""
+        scene = self.scenes[number]
+        wave = self._wave(scene, laid.placed[number], part) if moved is None else moved[number]
+        place_of = {number: place for place, number in enumerate(part.tolist())}
+        local_of = np.array([laid.rows[i].local for i in part.tolist()])
         base, at_once = scene.untouched(self.job.base), scene.runs_at_once
-        if len(here):
-            wave = Wave(scene, placed.take(here), self.chunk_rows, self.cost)
+        where = np.zeros(0, dtype=np.int64)
+        if wave is not None:
             stream = wave.stream()
-            where = np.array([place_of[number] for number in placed.numbers[here].tolist()])
-            for begin in range(0, len(here), at_once):
-                some = np.arange(begin, min(begin + at_once, len(here)))
+            where = np.array([place_of[number] for number in wave.placed.numbers.tolist()])
+            for begin in range(0, len(where), at_once):
+                some = np.arange(begin, min(begin + at_once, len(where)))
                 local = local_of[where[some]]
                 yield where[some], local, wave.logits(stream, some, local, base)
         # What matters to another scene alone is the base run in this one.
-        idle = np.setdiff1d(np.arange(len(part)), [place_of[n] for n in placed.numbers[here].tolist()])
+        idle = np.setdiff1d(np.arange(len(part)), where)
         for begin in range(0, len(idle), at_once):
             some = idle[begin : begin + at_once]
             yield some, local_of[some], base[torch.as_tensor(local_of[some], device=base.device)]

@@ -34,6 +34,7 @@ from causalpatch.engine import (
     Route,
     Screen,
     Target,
+    budget_within,
     check_answers,
     fit_patches,
     fit_values,
@@ -100,7 +101,8 @@ class Experiment:
             says how far the others may be off. For models in float32 on the wavefront. By default as the model is.
         recheck_top: How many of the largest mean effects of a screen must be those that float32 gives.
         padding_side: Where short prompts are padded. It changes nothing but rounding.
-        budget_gib: Memory for activations in GiB; by default 2 on a CPU, half of what is free on a GPU.
+        budget_gib: Memory for activations in GiB; by default 2 on a CPU, half of what is free on a GPU. Of a model that
+            was opened with ``memory_gib`` at most what its weights leave of that.
         max_rows: Most rows in one forward; by default what the budget allows. 1 gives each run a forward of its own.
         seed: Seed of the statistics.
         show_progress: Whether to show a bar; by default where the error stream is a terminal.
@@ -151,7 +153,7 @@ class Experiment:
         self.precision: Precision | None = precision
         self.recheck_top = recheck_top
         self.padding_side: PaddingSide = padding_side
-        self.budget_gib = budget_gib
+        self.budget_gib = budget_within(model, budget_gib)
         self.max_rows = max_rows
         self.seed = seed
         self.show_progress = show_progress

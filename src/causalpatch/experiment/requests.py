@@ -161,6 +161,12 @@ def check_precision(precision: str | None, engine: EngineName, model: Model, rec
             facts=[("model", f"'{model.name}' in {str(model.dtype).removeprefix('torch.')}")],
             fix='open it so: open_model(…, dtype="float32"), or leave out precision=',
         )
+    if precision == "screen" and model.weights is not None:
+        raise SettingError(
+            'precision="screen" needs all weights in memory',
+            facts=[("model", f"'{model.name}' fetches its weights from {model.weights.store.place}, layer by layer")],
+            fix="leave out precision=, or open the model without weights= and memory_gib=",
+        )
     if precision == "screen" and engine not in ("auto", "wavefront"):
         raise SettingError(
             'precision="screen" needs the wavefront engine', facts=[("engine", engine)], fix='engine="auto"'

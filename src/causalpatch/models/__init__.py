@@ -12,7 +12,15 @@ from causalpatch.models.dictionaries import (
 from causalpatch.models.families import FAMILIES, Family
 from causalpatch.models.open import open_model
 from causalpatch.models.readers import Reader, named_reader, reader_of
-from causalpatch.models.table import input_width, output_width, plain_rows, projection_rows, why_not_plain
+from causalpatch.models.streamed import StreamedWeights, runs_own_forward
+from causalpatch.models.table import (
+    input_width,
+    output_width,
+    plain_rows,
+    plain_widths,
+    projection_rows,
+    why_not_plain,
+)
 from causalpatch.models.taps import Port, Tap
 from causalpatch.models.towers import PIXELS
 from causalpatch.models.views import (
@@ -49,6 +57,7 @@ __all__ = [
     "PositionAt",
     "Reader",
     "SiteRow",
+    "StreamedWeights",
     "Sum",
     "Tap",
     "View",
@@ -58,7 +67,9 @@ __all__ = [
     "open_model",
     "output_width",
     "plain_rows",
+    "plain_widths",
     "projection_rows",
     "reader_of",
+    "runs_own_forward",
     "why_not_plain",
 ]

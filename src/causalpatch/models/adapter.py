@@ -26,6 +26,7 @@ from causalpatch.models.generic import module_tap
 from causalpatch.models.offload import Content, execution_device
 from causalpatch.models.seeing import Seeing
 from causalpatch.models.site_rows import SiteRow, shape_by, site_rows
+from causalpatch.models.streamed import StreamedWeights, weights_of
 from causalpatch.models.streams import Sound, Stream, Streams
 from causalpatch.models.table import FamilyTable
 from causalpatch.models.taps import Port, Tap
@@ -94,6 +95,11 @@ class Model(Seeing):
     def device(self) -> torch.device:
         """Where the model is, or its first part; where it runs, if its weights are elsewhere between runs."""
         return (execution_device(self.module) if self._first.is_meta else None) or self._first.device
+
+    @property
+    def weights(self) -> StreamedWeights | None:
+        """The weights of a model that fetches them when it runs; None where they are in the module."""
+        return weights_of(self.module)
 
     @property
     def dtype(self) -> torch.dtype:

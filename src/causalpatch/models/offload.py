@@ -2,7 +2,8 @@
 
 ``device_map`` leaves weights in CPU memory or on disk. Such a module holds tensors without data (on the device
 ``meta``) and a hook of accelerate's that fetches them when it runs. That library is not needed here: its hooks are
-known by what they hold.
+known by what they hold. Weights that ``streamed`` fetches are read from their store, in blocks, so that no more than
+one block is in memory.
 """
 
 import hashlib
@@ -11,6 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from causalpatch.models.stores import blocks_of
+from causalpatch.models.streamed import weights_of
 
 
 class _Elsewhere:
@@ -21,6 +25,7 @@ class _Elsewhere:
     """
 
     def __init__(self, module: nn.Module) -> None:
+        self._streamed = weights_of(module)
         self._maps: dict[str, tuple[Mapping[str, Tensor], str]] = {}
         for path, part in module.named_modules():
             for hook in _hooks(part):
@@ -29,21 +34,27 @@ class _Elsewhere:
                     for name, _ in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
                         self._maps[f"{path}.{name}" if path else name] = weights, name
 
-    def read(self, name: str, tensor: Tensor) -> Tensor:
-        """Return a tensor of the model's state with its data.
+    def blocks(self, name: str, tensor: Tensor) -> Iterator[Tensor]:
+        """Yield a tensor of the model's state with its data, whole or in blocks of rows.
 
         Args:
             name: Its name in the state.
             tensor: What stands there.
         """
-        if not tensor.is_meta or name not in self._maps:
-            return tensor
-        weights, key = self._maps[name]
-        return torch.as_tensor(weights[key])
+        if tensor.is_meta and self._streamed is not None and name in self._streamed.store:
+            yield from blocks_of(self._streamed.store, name, tensor)
+        elif tensor.is_meta and name in self._maps:
+            weights, key = self._maps[name]
+            yield torch.as_tensor(weights[key])
+        else:
+            yield tensor
 
 
 def execution_device(module: nn.Module) -> torch.device | None:
-    """Return where the first part of a model runs whose weights are elsewhere, or None where no hook says so."""
+    """Return where the first part of a model runs whose weights are elsewhere, or None where nothing says so."""
+    streamed = weights_of(module)
+    if streamed is not None:
+        return streamed.device
     devices = (getattr(hook, "execution_device", None) for part in module.modules() for hook in _hooks(part))
     return next((torch.device(device) for device in devices if device is not None), None)
 
@@ -84,9 +95,10 @@ def _hash_state(module: nn.Module, state: Mapping[str, Tensor]) -> str:
     digest, elsewhere = hashlib.sha256(), _Elsewhere(module)
     for name, tensor in state.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        for part in _plain_parts(elsewhere.read(name, tensor).detach()):
-            data = part.cpu().contiguous().reshape(-1)
-            digest.update(data.view(torch.uint8).numpy().tobytes())
+        for block in elsewhere.blocks(name, tensor):
+            for part in _plain_parts(block.detach()):
+                data = part.cpu().contiguous().reshape(-1)
+                digest.update(data.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

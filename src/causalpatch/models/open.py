@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from causalpatch.base.tokens import Tokenizer
 from causalpatch.models.adapted import adapted, base_of
 from causalpatch.models.adapter import Model
 from causalpatch.models.interop import taken_from
+from causalpatch.models.open_streamed import WeightsPlace, check_weights, open_streamed
 from causalpatch.models.sources import Source, find_source, require_config, said
 from causalpatch.models.tokens import WrappedTokenizer
 
@@ -37,6 +39,8 @@ def open_model(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     device_map: str | None = None,
+    weights: WeightsPlace | None = None,
+    memory_gib: float | None = None,
 ) -> Model:
     """Open a model, with names for its activations.
 
@@ -52,6 +56,11 @@ def open_model(
         device: Where to run; by default a GPU if there is one, or where the module is.
         device_map: How a checkpoint that is larger than one device is spread over several, as accelerate names it:
             ``"auto"``, ``"balanced"``, ``"sequential"``, or one device. Instead of ``device``.
+        weights: Where a checkpoint's weights lie while the model does not run, if they are to be fetched layer by
+            layer: ``"disk"``, in its safetensors files, or ``"host"``, in CPU memory beside a GPU. Sweeps then go
+            breadth-first, so that each layer is fetched once for many runs. By default all are held, unless
+            ``memory_gib`` is too small for that.
+        memory_gib: Memory of the device for weights and activations together, in GiB.
 
     Returns:
         The model. A module of unknown kind opens as generic, with ``module(PATH)`` sites only.
@@ -60,9 +69,11 @@ def open_model(
         ModelNotFound: The name or folder does not hold a model. Where the hub does not answer, only its cache is read.
         ModelUnsupported: The checkpoint lacks weights of its model, or cannot be built; the module is compiled, so
             that what runs is not the modules that sites name, or puts virtual tokens before each prompt; or another
-            library's model has no weights yet, or other ones than the module inside.
+            library's model has no weights yet, or other ones than the module inside. Or its weights are to be fetched,
+            but it has no safetensors files, or is no stack of layers.
         SettingError: The dtype or the device does not exist, or the model or the tokenizer is not one; or a device map
-            is given beside a device, or for a module.
+            is given beside a device, beside weights that are fetched, or for a module; or the memory does not hold the
+            largest layer.
         MissingExtra: A device map is given, and accelerate is not installed.
 
     Examples:
@@ -71,13 +82,19 @@ def open_model(
         >>> model.kind, model.shape.module_paths
         ('arrays', ('', '0', '1', '2'))
     """
-    wanted_dtype = _read_dtype(dtype)
+    wanted_dtype, is_fetched = _read_dtype(dtype), check_weights(weights, memory_gib)
     taken = taken_from(x)
     if taken is not None:
         x, tokenizer = taken.module, tokenizer if tokenizer is not None else taken.tokenizer
     if device_map is not None:
-        _require_spreadable(x, device, device_map)
+        _require_spreadable(x, device, device_map, is_fetched=is_fetched)
     if isinstance(x, nn.Module):
+        if is_fetched:
+            raise SettingError(
+                f"the weights of a {type(x).__name__} are there already",
+                facts=[("weights, memory_gib", "are for a folder or a name on the hub, whose weights can stay there")],
+                fix="write it and open that: module.save_pretrained(FOLDER), open_model(FOLDER, …)",
+            )
         _require_eager(x)
         _require_own_tokens(x)
         module = x if wanted_dtype is None else x.to(wanted_dtype)
@@ -87,6 +104,17 @@ def open_model(
     wanted_device = _read_device(device)
     below = base_of(source)
     require_config(below or source)
+    if is_fetched:
+        if below is not None:
+            raise ModelUnsupported(
+                f"the weights of {source.name!r} cannot be read layer by layer",
+                facts=[("problem", f"it is an adapter on {below.name!r}")],
+                fix="merge it first: open_model(…).module.merge_and_unload().save_pretrained(FOLDER)",
+            )
+        found = _read_tokenizer(tokenizer) if tokenizer is not None else _tokenizer_beside(source)
+        load = partial(_load, source, wanted_dtype)
+        how: dict[str, Any] = {"device": wanted_device, "weights": weights, "memory_gib": memory_gib}
+        return open_streamed(source, load, found, dtype=wanted_dtype, **how)
     module = _load(below or source, wanted_dtype, device_map)
     if below is not None:
         module = adapted(module, source)
@@ -126,8 +154,14 @@ def _require_own_tokens(module: nn.Module) -> None:
                 )
 
 
-def _require_spreadable(x: Any, device: Any, device_map: str) -> None:
+def _require_spreadable(x: Any, device: Any, device_map: str, *, is_fetched: bool) -> None:
     """Make sure that a device map can be followed."""
+    if is_fetched:
+        raise SettingError(
+            f"device_map={device_map!r} cannot be followed",
+            facts=[("given", "weights or memory_gib, by which one device fetches one layer after the other")],
+            fix="leave either out",
+        )
     if device is not None or isinstance(x, nn.Module):
         raise SettingError(
             f"device_map={device_map!r} cannot be followed",

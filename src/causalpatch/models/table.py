@@ -299,6 +299,18 @@ def plain_rows(projection: nn.Module) -> Tensor | None:
     return projection_rows(projection) if is_plain and why_not_plain(projection) is None else None
 
 
+def plain_widths(projection: nn.Module) -> tuple[int, int] | None:
+    """Return the widths of what a module takes and gives that does nothing but multiply and add a bias, else None.
+
+    Unlike for ``plain_rows``, its weights need not be there just now.
+    """
+    is_plain = type(projection) in (nn.Linear, Conv1D) and "forward" not in vars(projection)
+    if not is_plain or why_not_plain(projection, may_be_away=True) is not None:
+        return None
+    rows, columns = projection_rows(projection).shape
+    return rows, columns
+
+
 def input_width(projection: nn.Module) -> int | None:
     """Return the width of a projection's input, or None where its kind is not known."""
     if isinstance(projection, Conv1D):
@@ -348,12 +360,18 @@ def _start_of_three(fact: Parted, unit: int, n_heads: int, n_kv_heads: int) -> i
     return unit * (n_group + 2) + n_group + fact.part - 1
 
 
-def why_not_plain(projection: nn.Module) -> str | None:
-    """Say why a projection is not a plain product with weights that can be read, as of quantised ones; else None."""
+def why_not_plain(projection: nn.Module, *, may_be_away: bool = False) -> str | None:
+    """Say why a projection is not a plain product with weights that can be read, as of quantised ones; else None.
+
+    Args:
+        projection: The module.
+        may_be_away: Whether its weights may be elsewhere between runs.
+    """
     if not (isinstance(projection, nn.Linear | Conv1D) and projection.weight.is_floating_point()):
         kind = type(projection)
         name = kind.__name__ if kind.__module__.startswith("torch.nn.") else f"{kind.__module__}.{kind.__name__}"
         return f"is {name}, not a plain linear map"
     if type(projection.weight) not in (nn.Parameter, Tensor):
         return f"has weights of a kind of their own, {type(projection.weight).__name__}"
-    return "has its weights elsewhere between runs" if projection.weight.is_meta else None
+    is_away = projection.weight.is_meta and not may_be_away
+    return "has its weights elsewhere between runs" if is_away else None

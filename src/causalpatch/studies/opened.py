@@ -167,13 +167,14 @@ def open_models(
         device_map: How it is spread over several devices, instead.
     """
     place = Path(folder)
-    where: dict[str, Any] = {"device": device} if device_map is None else {"device_map": device_map}
-    model = open_model(seen_from(place, part.name), dtype=part.dtype, **where)
+    how: dict[str, Any] = {"device": device} if device_map is None else {"device_map": device_map}
+    how |= {"dtype": part.dtype, "weights": part.weights, "memory_gib": part.memory_gib}
+    model = open_model(seen_from(place, part.name), **how)
     for name, source in part.dictionaries.items():
         model.add_dictionary(name, seen_from(place, source))
     if part.source_model is None:
         return model, None
-    return model, open_model(seen_from(place, part.source_model), dtype=part.dtype, **where)
+    return model, open_model(seen_from(place, part.source_model), **how)
 
 
 def read_pairs(part: PairsPart, model: Model, folder: Path) -> Pairs:

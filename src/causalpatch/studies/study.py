@@ -1,8 +1,8 @@
 """What a study is: a model, pairs, a metric and the steps of an investigation, as plain data that names its own run.
 
-Where and how a study is run (``executor``, ``store``) and what it is called do not change what is measured, so they are
-left out of the hash of its content: the same study continues on another machine. Everything else is in it, and a
-changed study is another run.
+Where and how a study is run (``executor``, ``store``, where the model's weights lie) and what it is called do not
+change what is measured, so they are left out of the hash of its content: the same study continues on another machine.
+Everything else is in it, and a changed study is another run.
 """
 
 from typing import Annotated, Any, Final, Literal, TypeAlias
@@ -30,6 +30,12 @@ class ModelPart(Part):
     dtype: str | None = Field(default=None, description="float32, bfloat16, …; by default the checkpoint's own")
     source_model: str | None = Field(
         default=None, description="another checkpoint of the same shape, for the source runs"
+    )
+    weights: Literal["host", "disk"] | None = Field(
+        default=None, description="where weights lie that are fetched layer by layer; by default all are held"
+    )
+    memory_gib: float | None = Field(
+        default=None, gt=0, description="memory of the device for weights and activations together, in GiB"
     )
     dictionaries: dict[str, str] = Field(
         default={}, description="folders of SAEs or transcoders by the name that sites use"
@@ -304,7 +310,8 @@ class Study(Part):
 
     def content(self) -> dict[str, Any]:
         """Return what is measured, as plain data with every default filled in."""
-        plain = self.model_dump(mode="json", by_alias=True, exclude={"executor", "store", "name"})
+        elsewhere: Any = {"executor": True, "store": True, "name": True, "model": {"weights", "memory_gib"}}
+        plain = self.model_dump(mode="json", by_alias=True, exclude=elsewhere)
         plain["steps"] = [{**step, "name": name} for step, name in zip(plain["steps"], self.step_names, strict=True)]
         return plain
 

@@ -4,7 +4,7 @@ from typing import Final
 
 TEMPLATE: Final = """\
 # A study: what is measured, where, and in which steps.    causalpatch run THIS_FILE
-# Running it again goes on where it was stopped. A change to anything but name, executor and store is another run.
+# Running it again goes on where it was stopped. A change to what is measured is another run.
 # causalpatch check THIS_FILE says what it would cost;  causalpatch schema  says what every key may be.
 schema: 1
 name: who-copies-the-name
@@ -12,6 +12,8 @@ name: who-copies-the-name
 model:
   name: zoo:stories          # zoo:NAME, a folder, or a name on the hub
   # dtype: float32           # by default the checkpoint's own
+  # weights: disk            # read them layer by layer, for a model that memory does not hold; or host (CPU memory)
+  # memory_gib: 8            # for weights and activations together; changes no number but by rounding
   # source_model: FOLDER     # another checkpoint of the same shape, for the source runs
   # dictionaries: {sae: FOLDER}
 
