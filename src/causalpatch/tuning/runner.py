@@ -20,7 +20,7 @@ from causalpatch.tuning.arms import Candidate, Request, candidates
 from causalpatch.tuning.checks import Bench, Measured, endpoints
 from causalpatch.tuning.comparison import Comparison
 from causalpatch.tuning.mechanism import Rows, look_inside
-from causalpatch.tuning.train import KeptSides, Look, Training, look, train
+from causalpatch.tuning.train import KeptSides, Look, Training, Trial, look, train, train_all
 from causalpatch.tuning.tune import search
 from causalpatch.tuning.tuned import Tuned, merged_module
 from causalpatch.tuning.untrained import STRENGTHS, prefixes, steering
@@ -47,8 +47,8 @@ class Runner:
         self.request, self.asked, self.seed = request, asked, seed
         self._finished = {} if kept is None else kept
         anyone = candidates(replace(request, kinds=()))[0][0].make(seed)  # a change that does nothing yet
-        self._kept = KeptSides(anyone, request.data)
-        self._bench = Bench(anyone, request.data)
+        self._kept = KeptSides(request.model, request.data)
+        self._bench = Bench(request.model, request.data)
         self._anyone = anyone
         self._arms: dict[str, tuple[Candidate, Arm]] = {}
         self._tuned: dict[str, Tuned] = {}
@@ -58,7 +58,7 @@ class Runner:
     def base(self) -> Arm:
         """Return the model as it is."""
         self._bench.evaluate_base()
-        seen = look(self._anyone, self.request.data, self.asked.schedule, self._kept, 0)
+        seen = look(self._anyone, self.asked.schedule, self._kept, 0)
         return self._arm("base", "base", (), 0, 0, np.nan, [seen], [self._bench.measure(None)])
 
     def trained(self, candidate: Candidate, advance: Advance) -> Arm:
@@ -125,15 +125,14 @@ class Runner:
         schedule, data = self.asked.schedule, self.request.data
         searched, way = search(candidate.make, data, schedule, seed=self.seed, kept=self._kept)
         advance(len(searched))
-        done: list[tuple[Training, Way]] = [(searched[0], way)]
-        every = list(searched)
-        for seed in range(self.seed + 1, self.seed + self.asked.n_seeds):
-            if any(_STOPPED in each.ended for each in every):
-                break
-            fresh = candidate.make(seed)
-            done.append((train(fresh, data, schedule, rate=searched[0].rate, seed=seed, kept=self._kept), fresh))
-            every.append(done[-1][0])
-            advance(1)
+        done, every = [(searched[0], way)], list(searched)
+        if not any(_STOPPED in each.ended for each in every):
+            seeds = range(self.seed + 1, self.seed + self.asked.n_seeds)
+            fresh = [Trial(candidate.make(seed), searched[0].rate, seed) for seed in seeds]
+            more = train_all(fresh, data, schedule, kept=self._kept) if fresh else []
+            done += [(training, trial.way) for training, trial in zip(more, fresh, strict=False)]
+            every += more
+            advance(len(more))
         self.is_stopped = any(_STOPPED in each.ended for each in every)
         if candidate.kind in _LOOKED_INTO:
             self._tuned[candidate.kind] = self._as_tuned(way, searched)
@@ -170,7 +169,7 @@ class Runner:
         if not tried:
             self.notes.append(f"{kind}: not made, it needs unwanted answers and a stream that is known by name")
             return None
-        looks = [look(way, data, self.asked.schedule, self._kept, 0) for way in tried]
+        looks = [look(way, self.asked.schedule, self._kept, 0) for way in tried]
         best = min(range(len(tried)), key=lambda k: looks[k].rank(self.asked.schedule.enough))
         told = getattr(tried[best], "told", kind)
         n = str(len(tried)) if kind == "prefix" else f"{len(tried)} layers and strengths ({len(STRENGTHS)} each)"

@@ -21,7 +21,7 @@ from causalpatch.models import Model, Port
 from causalpatch.tuning.data import TuningData
 from causalpatch.tuning.low_rank import LowRank
 from causalpatch.tuning.parts import Parts, parts_of, sites_of
-from causalpatch.tuning.train import KeptSides, Schedule, Training, train
+from causalpatch.tuning.train import KeptSides, Schedule, Training, Trial, train_all
 from causalpatch.tuning.tuned import Tuned
 from causalpatch.tuning.ways import Offsets, Slices, Way
 from causalpatch.validation.components import Asked
@@ -121,15 +121,12 @@ def search(
         data: The data.
         schedule: How, with the rates.
         seed: Seed of the batches.
-        kept: What the base model says, where it is known.
+        kept: The prompts laid out, where they are from other trainings on the same data.
     """
-    made: list[tuple[Training, Way]] = []
-    for rate in schedule.rates:
-        way = make(seed)
-        kept = kept or KeptSides(way, data)
-        made.append((train(way, data, schedule, rate=rate, seed=seed, kept=kept), way))
-        if "by the user" in made[-1][0].ended:
-            break
+    ways = [make(seed) for _ in schedule.rates]
+    trials = [Trial(way, rate, seed) for way, rate in zip(ways, schedule.rates, strict=True)]
+    trainings = train_all(trials, data, schedule, kept=kept)
+    made = list(zip(trainings, ways, strict=False))  # after Ctrl-C those that had begun
     made.sort(key=lambda each: each[0].best.rank(schedule.enough))
     return [training for training, _ in made], made[0][1]
 

@@ -113,15 +113,15 @@ def test_a_comparison_makes_what_its_plan_counted(tmp_path):
 
 def test_a_stop_by_the_user_leaves_the_arms_that_were_made(monkeypatch):
     model, seen = tiny("llama"), []
-    real = training.look
+    real = training.looks
 
-    def look(*given):
+    def looks(*given):
         seen.append(1)
         if len(seen) > 14:
             raise KeyboardInterrupt
         return real(*given)
 
-    monkeypatch.setattr(training, "look", look)
+    monkeypatch.setattr(training, "looks", looks)
     report = compare_tuning(
         experiment(model), NEURONS, tiny_data(), Comparison(schedule=QUICK, n_seeds=1, mechanism=False)
     )
@@ -161,7 +161,7 @@ def test_steering_adds_its_vector_behind_a_layer_and_helps_the_wanted_answer():
 def test_endpoints_see_what_changed_and_where_nothing_did():
     model, data = tiny("llama"), tiny_data()
     way = stirred(Slices(model, parts_of(sites_of(["mlp_out.0"], model), model)), size=0.5)
-    bench = Bench(way, data)
+    bench = Bench(model, data)
     base, changed = bench.measure(None), bench.measure(way)
     assert base.damage == 0
     assert changed.damage > 0.01
@@ -205,9 +205,9 @@ class AsJson(MutableMapping):
 def test_a_stopped_comparison_goes_on_where_it_was_and_ends_alike(monkeypatch):
     model, made = tiny("llama"), []
     asked = Comparison(schedule=QUICK, n_seeds=2, arms=("random", "full", "prefix", "steering"))
-    real = runner.train
+    real = runner.train_all
 
-    def train(*given, **named):
+    def train_all(*given, **named):
         if len(made) == 5:
             raise KeyboardInterrupt
         made.append(1)
@@ -215,14 +215,14 @@ def test_a_stopped_comparison_goes_on_where_it_was_and_ends_alike(monkeypatch):
 
     at_once = compare_tuning(experiment(model), ["z.0.1"], tiny_data(), asked)
     kept = AsJson()
-    monkeypatch.setattr(runner, "train", train)
+    monkeypatch.setattr(runner, "train_all", train_all)
     with pytest.raises(KeyboardInterrupt):  # between two steps it is caught in the training itself
         compare_tuning(experiment(model), ["z.0.1"], tiny_data(), asked, kept=kept)
     assert [key.rpartition("-")[0] for key in kept] == [f"random-{k}" if k else "located" for k in range(5)]
     made.clear()
-    monkeypatch.setattr(runner, "train", lambda *given, **named: made.append(1) or real(*given, **named))
+    monkeypatch.setattr(runner, "train_all", lambda *given, **named: made.append(1) or real(*given, **named))
     again = compare_tuning(experiment(model), ["z.0.1"], tiny_data(), asked, kept=kept)
-    assert len(made) == 3 + 1 + 1  # further seeds of three draws and of all weights; the located parts, to look into
+    assert len(made) == 3 + 1  # further seeds of three draws, and of all weights
     assert str(again) == str(at_once)
     assert again.is_complete
     made.clear()
