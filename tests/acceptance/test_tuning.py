@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from benchmarks.tuning import stories, tuning_data
+from benchmarks.tuning_faults import SCHEDULE, tuning_data
+from benchmarks.tuning_stories import stories
 
 import causalpatch as cp
 from causalpatch.testing.faults import FAULTS, plant

@@ -7,7 +7,7 @@ retain KL, mean     KL(base || tuned) per token of the retain set, nats
 retain KL, p95      its 95th percentile over tokens; likewise p99
 perplexity          -log p per token, tuned minus base, nats: the logarithm of how many times the perplexity is
 neighbours, others  share of the prompts that the base model answers right and the tuned one does not
-evaluation          what the user's function gives, base minus tuned
+evaluation          what the user's functions give, base minus tuned
 ==================  ==================================================================================================
 
 The unit is the document, or the connected component of pairs. An endpoint is *within* its margin where the upper end of
@@ -22,7 +22,7 @@ References:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
@@ -59,7 +59,7 @@ class Measured:
         risen: Independent component of each of these.
         lost: By behaviour, 1 where the base model answers right and the changed one does not, 0 where both do or
             neither, -1 where only the changed one does, ``(pair,)``.
-        evaluation: What the user's function gave, tuned, and of the base; empty where there is none.
+        evaluation: By name, what a user's function gave, tuned, and of the base; empty where there is none.
     """
 
     success: Floats
@@ -69,7 +69,7 @@ class Measured:
     rise: Floats
     risen: NDArray[np.int64]
     lost: Mapping[str, Floats]
-    evaluation: tuple[Floats, ...] = ()
+    evaluation: Mapping[str, tuple[Floats, Floats]] = field(default_factory=dict)
 
     @property
     def damage(self) -> float:
@@ -96,14 +96,14 @@ class Bench:
         self._paraphrases = None if data.paraphrases is None else Answers(model, data.paraphrases)
         self._behaviours = {name: Answers(model, pairs) for name, pairs in {**near, **data.others}.items()}
         self._retain = Kept(model, data.retain["test"])
-        self._evaluated: Floats | None = None
+        self._evaluated: dict[str, Floats] = {}
 
-    def measure(self, way: Way | None, evaluated: Any = None) -> Measured:
+    def measure(self, way: Way | None, evaluated: Mapping[str, Any] | None = None) -> Measured:
         """Measure a change, or the model as it is.
 
         Args:
             way: The change; None for the base.
-            evaluated: What the user's function gave of the changed model, where there is one.
+            evaluated: What the user's functions gave of the changed model, by name.
         """
         retain = self.data.retain["test"]
         lengths = retain.lengths("clean")
@@ -120,7 +120,7 @@ class Bench:
             rise,
             np.repeat(retain.components, lengths - 1),
             lost,
-            self._evaluation(evaluated),
+            {name: self._evaluation(name, given) for name, given in (evaluated or {}).items()},
         )
 
     @cached_property
@@ -129,21 +129,19 @@ class Bench:
         return {name: _numbers(one.succeed(None)) for name, one in self._behaviours.items()}
 
     def evaluate_base(self) -> None:
-        """Let the user's function look at the base model, where there is one."""
-        if self.data.evaluate is not None and self._evaluated is None:
-            self._evaluated = as_scores(self.data.evaluate(self.model))
+        """Let the user's functions look at the base model, where there are some."""
+        for name, evaluate in self.data.evaluations.items():
+            self._evaluated.setdefault(name, as_scores(evaluate(self.model)))
 
-    def _evaluation(self, evaluated: Any) -> tuple[Floats, ...]:
-        if self._evaluated is None or evaluated is None:
-            return ()
-        found = as_scores(evaluated)
-        if found.shape != self._evaluated.shape:
+    def _evaluation(self, name: str, given: Any) -> tuple[Floats, Floats]:
+        found, base = as_scores(given), self._evaluated[name]
+        if found.shape != base.shape:
             raise SettingError(
                 "the user's evaluation does not give as many numbers for every model",
-                facts=[("base", len(self._evaluated)), ("tuned", len(found))],
+                facts=[("base", len(base)), ("tuned", len(found))],
                 fix="let it give one number, or one for each of its items in the same order",
             )
-        return found, self._evaluated
+        return found, base
 
 
 def _numbers(is_so: Bool[Tensor, " pair"]) -> Floats:
@@ -189,9 +187,10 @@ def endpoints(measured: Sequence[Measured], data: TuningData, margins: Margins, 
     for name, pairs in {**near, **data.others}.items():
         rows = np.stack([each.lost[name] for each in measured])
         found.append(_lost(f"answers lost, {name}", rows, pairs.components, margins.accuracy))
-    if first.evaluation:
-        drop = np.mean([each.evaluation[1] - each.evaluation[0] for each in measured], axis=0)
-        found.append(_mean("evaluation, drop", drop, np.arange(len(drop)), margins.evaluation, "the user's"))
+    for name in first.evaluation:
+        both = [each.evaluation[name] for each in measured]
+        drop = np.mean([base - tuned for tuned, base in both], axis=0)
+        found.append(_mean(f"{name}, drop", drop, np.arange(len(drop)), margins.evaluation, "the user's"))
     return found
 
 

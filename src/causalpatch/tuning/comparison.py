@@ -97,5 +97,3 @@ class ComparisonPlan:
             f"{self.n_seeds - 1} more seeds at the chosen one)"
         ]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
-
-

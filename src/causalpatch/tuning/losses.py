@@ -25,7 +25,7 @@ from causalpatch.tuning.prompts import HELD_BYTES, MOST_LAID, Laid, Prompts
 from causalpatch.tuning.ways import Way
 
 OBJECTIVES: Final = ("cross_entropy", "margin")
-_Table: TypeAlias = tuple[Int[Tensor, "pair slot"], Bool[Tensor, "pair slot"]]
+_Table: TypeAlias = tuple[Int[Tensor, "pair _"], Bool[Tensor, "pair _"]]
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def _block(own: slice, n: int, x: Float[Tensor, "row *axes"]) -> slice:
 
 
 def _joined(
-    whole: Float[Tensor, "row *axes"], changed: Sequence[tuple[slice, Float[Tensor, "some *axes"]]]
+    whole: Float[Tensor, "row *axes"], changed: Sequence[tuple[slice, Float[Tensor, "_ *axes"]]]
 ) -> Float[Tensor, "row *axes"]:
     """Return a tensor with some blocks of its rows replaced, in their order."""
     parts: list[Tensor] = []

@@ -188,17 +188,17 @@ def train_all(
         kept: The prompts laid out, where they are from other trainings on the same data.
 
     Returns:
-        How they went, in order. Each goes as it would alone. After Ctrl-C those that had begun.
+        How they went, in order. Each goes as it would alone. After Ctrl-C the rest have made no step.
     """
     kept = kept or KeptSides(trials[0].way.model, data)
-    made: list[_Course] = []
-    for group in _groups(trials, schedule, kept):
-        courses = [_Course(trial, data, schedule) for trial in group]
-        made += courses
-        _make(courses, schedule, kept)
-        if any(_STOPPED in each.ended for each in courses):
-            break
-    return [each.told() for each in made]
+    courses = [_Course(trial, data, schedule) for trial in trials]
+    is_stopped = False
+    for group in _groups(courses, kept.at_once(schedule)):
+        _make([] if is_stopped else group, schedule, kept)
+        is_stopped = is_stopped or any(_STOPPED in each.ended for each in group)
+        for each in group:
+            each.end(f"{_STOPPED} at step 0", is_whole=False)
+    return [each.told() for each in courses]
 
 
 class KeptSides:
@@ -219,10 +219,11 @@ class KeptSides:
         for held in (*self.target.values(), *self.retain.values()):
             held.prompts.ready(way)
 
-    def per_step(self, schedule: Schedule) -> int:
-        """Return about how many numbers the stream of one training's step has."""
+    def at_once(self, schedule: Schedule) -> int:
+        """Return how many trainings are worth making side by side."""
         sizes = (self.target["train"], schedule.batch), (self.retain["train"], schedule.retain_batch)
-        return sum(min(n, len(held.pairs)) * held.prompts.longest * held.prompts.model.width for held, n in sizes)
+        per_step = sum(min(n, len(held.pairs)) * held.prompts.longest * held.prompts.model.width for held, n in sizes)
+        return max(1, _MOST_NUMBERS // max(1, per_step))
 
 
 def look(way: Way, schedule: Schedule, kept: KeptSides, step: int) -> Look:
@@ -315,25 +316,24 @@ class _Course:
         """Return how it went."""
         ended = f"{self.ended}; the best checkpoint, of step {self._best.step}, was put back"
         seen, n = tuple(self.looks or [self._best]), self.way.n_trained
-        return Training(
-            self.trial.rate, self.trial.seed, seen, self._best, n, self.n_steps, ended, self.is_whole
-        )
+        return Training(self.trial.rate, self.trial.seed, seen, self._best, n, self.n_steps, ended, self.is_whole)
 
 
-def _groups(trials: Sequence[Trial], schedule: Schedule, kept: KeptSides) -> Iterator[list[Trial]]:
-    """Yield trainings that are made side by side: changes that can run so, and no more than a model gains by."""
-    most = max(1, _MOST_NUMBERS // max(1, kept.per_step(schedule)))
-    group: list[Trial] = []
-    for trial in trials:
-        if group and (len(group) >= most or not may_be_together([group[0].way, trial.way])):
+def _groups(courses: Sequence[_Course], most: int) -> Iterator[list[_Course]]:
+    """Yield trainings that are made side by side: of changes that can run so, and at most so many."""
+    group: list[_Course] = []
+    for each in sorted(courses, key=lambda one: one.way.entry):
+        if group and (len(group) >= most or not may_be_together([group[0].way, each.way])):
             yield group
             group = []
-        group.append(trial)
+        group.append(each)
     yield group
 
 
 def _make(courses: Sequence[_Course], schedule: Schedule, kept: KeptSides) -> None:
     """Make trainings side by side, until each has ended."""
+    if not courses:
+        return
     try:
         with differentiable(courses[0].way.model):
             _see(courses, schedule, kept)

@@ -8,7 +8,7 @@
 Cost: one training for each rate; memory for the optimizer's state of what is trained alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
@@ -123,12 +123,27 @@ def search(
         seed: Seed of the batches.
         kept: The prompts laid out, where they are from other trainings on the same data.
     """
-    ways = [make(seed) for _ in schedule.rates]
-    trials = [Trial(way, rate, seed) for way, rate in zip(ways, schedule.rates, strict=True)]
-    trainings = train_all(trials, data, schedule, kept=kept)
-    made = list(zip(trainings, ways, strict=False))  # after Ctrl-C those that had begun
-    made.sort(key=lambda each: each[0].best.rank(schedule.enough))
-    return [training for training, _ in made], made[0][1]
+    (found,) = search_all([make], data, schedule, seed=seed, kept=kept)
+    return found
+
+
+def search_all(
+    makes: Sequence[Callable[[int], Way]],
+    data: TuningData,
+    schedule: Schedule,
+    *,
+    seed: int,
+    kept: KeptSides | None = None,
+) -> list[tuple[list[Training], Way]]:
+    """Make several searches, of a small model side by side; see ``search``."""
+    trials = [Trial(make(seed), rate, seed) for make in makes for rate in schedule.rates]
+    made = list(zip(train_all(trials, data, schedule, kept=kept), trials, strict=True))
+    found = []
+    n = len(schedule.rates)
+    for first in range(0, len(made), n):
+        own = sorted(made[first : first + n], key=lambda each: each[0].best.rank(schedule.enough))
+        found.append(([training for training, _ in own], own[0][1].way))
+    return found
 
 
 def sizes_behind(model: Model, parts: Parts, data: TuningData) -> dict[str, float]:

@@ -97,7 +97,10 @@ def test_a_comparison_makes_what_its_plan_counted(tmp_path):
         "retain KL, mean", "retain KL, p95", "retain KL, p99", "perplexity, log ratio", "answers lost, other",
         "evaluation, drop",
     ]  # fmt: skip
-    assert set(report.mechanism) == {"effects before and after", "carried from the tuned model", "relearning"}
+    assert set(report.mechanism) == {
+        "weights outside", "effects before and after", "carried from the tuned model", "relearning"
+    }  # fmt: skip
+    assert report.mechanism["weights outside"][0]["changed"] == 0
     rows = report.mechanism["carried from the tuned model"]
     assert "share" in rows[0] or "not made" in rows[0]
     text = str(report)
