@@ -1,7 +1,7 @@
 """Located parts tuned against all else, on planted faults and on children's stories: ``python -m benchmarks.tuning``.
 
 ``tuning_faults`` tunes the faults, ``tuning_stories`` the pronoun of stories260k, ``tuning_memory`` the GPT-2-small
-shape. What was measured is kept in ``tuning.json``; faults that stand there, made by the same rules, are not made again.
+shape. What was measured is kept in ``tuning.json``: faults that stand there, made by the same rules, are not made anew.
 """
 
 import argparse

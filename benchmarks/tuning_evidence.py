@@ -2,8 +2,8 @@
 
 For each kind of arm and each fault d = damage of located - damage of the other one (of random draws the mean of those
 that reached the target), in nats of KL(base || tuned) per retain token. Over the faults in which both reached it: the
-mean of d and the mean ratio (of logarithms) with 95 % intervals, the fault as the cluster. An arm that did not reach the
-target has infinite damage; the sign test counts these faults too.
+mean of d and the mean ratio (of logarithms) with 95 % intervals, the fault as the cluster. An arm that did not reach
+the target has infinite damage; the sign test counts these faults too.
 
 The *rank test* takes of each fault the rank p of located among its random draws. Were what was located a draw like the
 others, p would be any of 1/(R + 1), …, 1 with equal chance; the probability of a mean so small is exact. It can show

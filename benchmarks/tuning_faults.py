@@ -1,7 +1,7 @@
 """Planted faults, each located and tuned against all else: the data of a fault, and one comparison.
 
-1. A fault of ``causalpatch.testing.faults`` is planted, and looked for against the model as it was, with the defaults of
-   ``debug``. What was confirmed is tuned, or where nothing was, the component that restores most.
+1. A fault of ``causalpatch.testing.faults`` is planted, and looked for against the model as it was, with the defaults
+   of ``debug``. What was confirmed is tuned, or where nothing was, the component that restores most.
 2. Target: the failing prompts, with their right answers wanted. Those of the test side share no entity with any that is
    trained or validated on. Retain: prompts of the same behaviour that work, and of the other tasks; no prompt stands on
    two sides.

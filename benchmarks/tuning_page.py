@@ -56,11 +56,12 @@ def _told(case: Case) -> str:
     rules, schedule = case.rules, case.rules["schedule"]
     rates = ", ".join(f"{rate:g}" for rate in schedule["rates"])
     return (
-        f"rates {rates}, each tried once, then {rules['n_seeds'] - 1} more seeds at the one that validation chose; at most "
-        f"{schedule['steps']} steps of {schedule['batch']} target pairs and {schedule['retain_batch']} retain prompts; "
-        f"validation looked at every {schedule['every']} steps, the end after {schedule['patience']} looks without gain; "
-        f"the target is reached where {schedule['enough']:.0%} of the validation pairs succeed; {rules['n_random']} random "
-        "draws, or all matched sets where these are fewer; the same for every arm."
+        f"rates {rates}, each tried once, then {rules['n_seeds'] - 1} more seeds at the one that validation chose; at "
+        f"most {schedule['steps']} steps of {schedule['batch']} target pairs and {schedule['retain_batch']} retain "
+        "prompts; "
+        f"validation looked at every {schedule['every']} steps, an end after {schedule['patience']} without gain; "
+        f"the target is reached where {schedule['enough']:.0%} of the validation pairs succeed; {rules['n_random']} "
+        "random draws, or all matched sets where these are fewer; the same for every arm."
     )
 
 
@@ -72,18 +73,12 @@ def _in_short(cases: Sequence[Case]) -> Iterator[str]:
     made = [case for case in cases if case.report]
     if not made:
         return
+    misses = [f"{case.fault} {_success(located_of(case)):.1%}" for case in made if _success(located_of(case)) < GOAL]
     n_good = sum(_success(located_of(case)) >= GOAL for case in made)
     yield ""
     yield (
         f"*Repaired* on at least {GOAL:.0%} of the held-out pairs, mean of seeds: {n_good} of {len(cases)} faults "
-        f"({n_good / len(cases):.0%}; goal {GOAL:.0%}). Misses: "
-        + (
-            "; ".join(
-                f"{case.fault} {_success(located_of(case)):.1%}" for case in made if _success(located_of(case)) < GOAL
-            )
-            or "none"
-        )
-        + "."
+        f"({n_good / len(cases):.0%}; goal {GOAL:.0%}). Misses: " + ("; ".join(misses) or "none") + "."
     )
     yield ""
     verdicts = Counter(case.report["verdict"] for case in made)
@@ -101,7 +96,7 @@ def _in_short(cases: Sequence[Case]) -> Iterator[str]:
     yield ""
     yield from (evidence.__doc__ or "").partition("\n\n")[2].splitlines()
     yield ""
-    yield "| located against | faults | it reached the target | d, nat per token | ratio | less, more damage | sign test p |"
+    yield "| located against | faults | it got there | d, nat per token | ratio | less, more damage | sign test p |"
     yield "|---|---|---|---|---|---|---|"
     for kind in KINDS:
         yield _contrast_row(contrast(made, kind))
@@ -206,8 +201,9 @@ def _arm_row(arm: Mapping[str, Any]) -> str:
 def _draws_row(draws: Sequence[Mapping[str, Any]]) -> str:
     success, moved = [_success(arm) for arm in draws], [float(np.mean(arm["moved"])) for arm in draws]
     n_reached = sum(all(arm["reached"]) for arm in draws)
+    n_trained = int(np.median([arm["n_trained"] for arm in draws]))
     return (
-        f"| {len(draws)} random draws | median (least to most) | {int(np.median([arm['n_trained'] for arm in draws])):,} | - | "
+        f"| {len(draws)} random draws | median (least to most) | {n_trained:,} | - | "
         f"{np.median(success):.0%} ({min(success):.0%} to {max(success):.0%}) | {n_reached} draws of {len(draws)} | "
         f"{np.median(moved):.4f} ({min(moved):.4f} to {max(moved):.4f}) | "
         f"{sum(arm['verdict'] == 'not disrupted' for arm in draws)} not disrupted |"
@@ -222,11 +218,11 @@ def _stories(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield "Not run."
         return
     yield (
-        "Pronouns exchanged in stories260k by slices of one head; name copying must stay. All heads of the layer are tuned "
-        f"alike. Of {rows[0]['names']} names, *lost* are those that were copied before and are not afterwards."
+        "Pronouns exchanged in stories260k by slices of one head; name copying must stay. All heads of the layer are "
+        f"tuned alike. Of {rows[0]['names']} names, *lost* are those that were copied before and are not afterwards."
     )
     yield ""
-    yield "| head | wanted pronoun before | after | KL per retain token | names copied before | after | lost, at most (95 %) | s |"
+    yield "| head | wanted pronoun before | after | KL per retain token | copied before | after | lost, at most | s |"
     yield "|---|---|---|---|---|---|---|---|"
     for row in rows:
         yield (

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from benchmarks.tuning_faults import SCHEDULE, tuning_data
+from benchmarks.tuning_faults import tuning_data
 from benchmarks.tuning_stories import stories
 
 import causalpatch as cp

@@ -239,7 +239,7 @@ class Kept:
         return list(torch.split(_divergence(before, self._after(ways, tokens)), tokens.sizes))
 
     def compared(self, way: Way) -> tuple[Float[Tensor, " token"], Float[Tensor, " followed"]]:
-        """Return, for all prompts, KL(base || tuned) at every token, and the rise of -log p of every token but the first.
+        """Return, for all prompts, KL(base || tuned) at every token, and the rise of -log p of every one but the first.
 
         Args:
             way: What was changed.

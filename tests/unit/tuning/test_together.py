@@ -10,7 +10,7 @@ from causalpatch.tuning import train as training
 from causalpatch.tuning.low_rank import LowRank
 from causalpatch.tuning.parts import parts_of
 from causalpatch.tuning.together import may_be_together, side_by_side
-from causalpatch.tuning.train import KeptSides, Schedule, Trial, train, train_all
+from causalpatch.tuning.train import Schedule, Trial, train, train_all
 from causalpatch.tuning.untrained import Steered
 from causalpatch.tuning.ways import Offsets, Slices
 from causalpatch.tuning.whole import Full
@@ -82,7 +82,7 @@ def test_what_cannot_share_a_run_is_trained_by_itself(monkeypatch):
     found = train_all([Trial(way, 0.01, 0) for way in (*ways, early)], data, schedule)
     assert len(found) == 6
     assert seen == [*[1] * 8, 2, 2]  # at the beginning and at the end of each group; what begins early comes first
-    monkeypatch.setattr(training, "_MOST_NUMBERS", KeptSides(model, data).per_step(schedule))
+    monkeypatch.setattr(training, "_MOST_NUMBERS", 1)
     seen.clear()
     train_all([Trial(Slices(model, parts), 0.01, 0) for _ in range(2)], data, schedule)
     assert seen == [1, 1, 1, 1]  # where a run is more arithmetic than calls
