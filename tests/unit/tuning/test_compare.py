@@ -120,7 +120,7 @@ def test_a_stop_by_the_user_leaves_the_arms_that_were_made(monkeypatch):
 
     def looks(*given):
         seen.append(1)
-        if len(seen) > 14:
+        if len(seen) > 5:
             raise KeyboardInterrupt
         return real(*given)
 
@@ -129,7 +129,7 @@ def test_a_stop_by_the_user_leaves_the_arms_that_were_made(monkeypatch):
         experiment(model), NEURONS, tiny_data(), Comparison(schedule=QUICK, n_seeds=1, mechanism=False)
     )
     assert not report.is_complete
-    assert 2 <= len(report.arms) < 10
+    assert len(report.arms) == 1 + 8 + 8  # what is trained side by side had made two steps
     assert report.verdict == "no evidence of advantage"
     assert report.reasons[0] == "not all arms were made"
     assert any("stopped by the user" in note for note in report.notes)
@@ -211,7 +211,7 @@ def test_a_stopped_comparison_goes_on_where_it_was_and_ends_alike(monkeypatch):
     real = runner.train_all
 
     def train_all(*given, **named):
-        if len(made) == 5:
+        if len(made) == 1:
             raise KeyboardInterrupt
         made.append(1)
         return real(*given, **named)
@@ -219,13 +219,13 @@ def test_a_stopped_comparison_goes_on_where_it_was_and_ends_alike(monkeypatch):
     at_once = compare_tuning(experiment(model), ["z.0.1"], tiny_data(), asked)
     kept = AsJson()
     monkeypatch.setattr(runner, "train_all", train_all)
-    with pytest.raises(KeyboardInterrupt):  # between two steps it is caught in the training itself
+    with pytest.raises(KeyboardInterrupt):  # within a training it is caught there
         compare_tuning(experiment(model), ["z.0.1"], tiny_data(), asked, kept=kept)
-    assert [key.rpartition("-")[0] for key in kept] == [f"random-{k}" if k else "located" for k in range(5)]
+    assert [key.rpartition("-")[0] for key in kept] == ["located", *(f"random-{k}" for k in range(1, 8))]
     made.clear()
     monkeypatch.setattr(runner, "train_all", lambda *given, **named: made.append(1) or real(*given, **named))
     again = compare_tuning(experiment(model), ["z.0.1"], tiny_data(), asked, kept=kept)
-    assert len(made) == 3 + 1  # further seeds of three draws, and of all weights
+    assert len(made) == 1  # further seeds of the one arm that was lacking: all weights
     assert str(again) == str(at_once)
     assert again.is_complete
     made.clear()
