@@ -158,7 +158,7 @@ class Experiment:
         self.seed = seed
         self.show_progress = show_progress
         self.runner: Runner | None = None
-        self.remembered: Remembered | None = None  # untouched runs of pieces of one work on the same pairs
+        self.remembered: Remembered | None = None  # untouched runs of pieces on the same pairs
         if model.vocab_size and model.kind == "tokens":
             check_answers(pairs, model.vocab_size, model.name)
         if source_model is not None:

@@ -87,10 +87,7 @@ def compare_tuning(
     runner = Runner(request, asked, seed, kept)
     arms = [runner.base()]
     with bar("tuning", len(made) * asked.n_each, is_shown=show_progress) as advance:
-        for candidate in made:
-            arms.append(runner.trained(candidate, advance))
-            if runner.is_stopped:
-                break
+        arms += runner.trained(made, advance)
     if not runner.is_stopped:
         arms += runner.untrained()
     arms.sort(key=lambda each: ("base", "located", *KINDS).index(each.kind))
