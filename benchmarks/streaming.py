@@ -5,7 +5,8 @@
 Writes ``STREAMING.md``. One sweep (resid_pre, all layers and positions) on GPT-2 small's shape with random weights,
 each way in a process of its own: with all weights in memory; fetched from safetensors, as by
 ``open_model(…, weights="disk")``; and offloaded to disk by accelerate, whose hooks fetch the weights of a module
-whenever it is called. Tensors that are read, and their bytes, are counted where they are read, and are exact. Seconds are the process's own CPU time.
+whenever it is called. Tensors that are read, and their bytes, are counted where they are read, and are exact. Seconds
+are the process's own CPU time.
 """
 
 import argparse
@@ -112,8 +113,8 @@ def report(found: Sequence[dict[str, Any]], arguments: argparse.Namespace, comma
         "",
         f"A sweep of resid_pre over all layers and positions, {arguments.pairs} pairs of 16 tokens, GPT-2 small's "
         f"shape ({arguments.layers} layers of 27 MiB) with random weights in float32, a budget of "
-        f"{arguments.budget_gib} GiB, {found[0]['cells']:,} cells and pairs. Fetches of a layer and bytes are counted and exact; seconds are "
-        "CPU time of one sweep, on a machine that did other work: provisional.",
+        f"{arguments.budget_gib} GiB, {found[0]['cells']:,} cells and pairs. Fetches of a layer and bytes are "
+        "counted and exact; seconds are CPU time of one sweep, on a machine that did other work: provisional.",
         "",
         "| weights | passes | fetches of each layer | GiB read | CPU seconds |",
         "|---|---|---|---|---|",
