@@ -25,7 +25,6 @@ References:
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import torch
@@ -137,8 +136,8 @@ class EdgeSlopes:
             senders = Senders(self.wiring, self.dtype, batch, meeting)
             batch = batch.bare(self.gauge)
             columns = columns_of(self.job, batch) if self.by_position else None
-            add = self._add_own if self.own else partial(self._add, first)
-            slope = add(batch, senders, columns)
+            own = self.own
+            slope = self._add_own(batch, senders, columns) if own else self._add(first, batch, senders, columns)
         except Exception:
             self.total = before
             raise
