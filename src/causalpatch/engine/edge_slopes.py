@@ -25,7 +25,6 @@ References:
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import torch
@@ -138,8 +137,8 @@ class EdgeSlopes:
             senders = Senders(self.wiring, self.dtype, batch, meeting)
             batch = batch.bare(self.gauge)
             columns = columns_of(self.job, batch) if self.by_position else None
-            add = self._add_own if self.own else partial(self._add, first)
-            slope = add(batch, senders, columns)
+            own = self.own
+            slope = self._add_own(batch, senders, columns) if own else self._add(first, batch, senders, columns)
         except Exception:
             self.total = before
             raise
@@ -165,7 +164,7 @@ class EdgeSlopes:
                 probes = self._run(batch, {start: moved} if any(some) else {}, copies=len(some))
             steepest, n_met = max(steepest, probes.steepest), n_met + probes.copies
             for key, x, g in self._met(probes):
-                points = [each.unflatten(0, (probes.copies, -1)) for each in (x, g)]
+                points = [each.reshape(probes.copies, -1, *each.shape[1:]) for each in (x, g)]
                 gathered[self._group(key)].add(key, points[0], points[1], self._made(key, probes))
             del probes
             if not waiting or n_met + self._at_once(batch) > AT_ONCE:
@@ -179,7 +178,7 @@ class EdgeSlopes:
         most = self._budget // (n_pairs * self._bytes_per_run(n_tokens))
         if self.wiring.model.device.type == "cpu":
             most = min(most, CPU_TOKENS // (n_pairs * n_tokens))
-        return max(1, min(most, AT_ONCE, most_rows(self.job, n_tokens) // n_pairs))
+        return max(1, int(min(most, AT_ONCE, most_rows(self.job, n_tokens) // n_pairs)))
 
     def _made(self, key: Key, probes: Probes) -> Float[Tensor, "P N U W"] | None:
         """Return what a projection made of the normed stream, without what it adds to nothing; None if not known."""
@@ -192,7 +191,7 @@ class EdgeSlopes:
                 self._added[chain.way.port] = chain.forward(nothing)
         values = probes.values[chain.way.port].flatten(0, 1)
         made = chain.columns(values) - chain.columns(self._added[chain.way.port])
-        return made.unflatten(0, (probes.copies, -1))
+        return made.reshape(probes.copies, -1, *made.shape[1:])
 
     def _group(self, key: Key) -> int:
         """Return the number of the group in which a receiver's gradients are gathered: those that hear about the same.

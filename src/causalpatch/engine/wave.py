@@ -250,7 +250,8 @@ class Wave:
         self, layer: int, stage: int, layout: Layout, writes: Sequence[Write]
     ) -> Float[Tensor, "row width"]:
         """Call a layer on rows of the base run, with the modules in front of a stage passed by."""
-        place, attends = self._place(layout), None
+        place = self._place(layout)
+        attends: Tensor | None = None
         if stage == PROJECTION and self.scene.heads.takes(layer, writes):
             attends, writes = self.scene.heads.given(layer, writes, place), ()
         with ExitStack() as modules:

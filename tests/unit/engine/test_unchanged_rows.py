@@ -132,7 +132,6 @@ def queries_of(model, layer):
         ("resid_pre.1", 1, LENGTH),
         ("resid_pre.1@-1", 1, 1),
         (["resid_pre.1@-1", "resid_pre.2@0"], 1, 1),
-        ("resid_pre.2@0", 2, 1),
     ],
 )
 def test_only_written_rows_are_projected_in_the_first_layer_that_a_run_passes_whole(
@@ -140,6 +139,14 @@ def test_only_written_rows_are_projected_in_the_first_layer_that_a_run_passes_wh
 ):
     model, _ = tiny_world(family, SHAPE)
     assert rows_of(model, ONE, [patch])[queries_of(model, layer)] == wanted
+
+
+@pytest.mark.parametrize(("family", "wanted"), [("gpt2", 0), ("llama", 0), ("gpt_neox", 1)])
+def test_in_the_last_layer_rows_that_nothing_reads_get_queries_only_where_these_stand_between_keys(
+    rows_of, family, wanted
+):
+    model, _ = tiny_world(family, SHAPE)
+    assert rows_of(model, ONE, ["resid_pre.2@0"])[queries_of(model, 2)] == wanted
 
 
 def test_projections_of_queries_keys_and_values_all_run_on_the_written_rows_and_nothing_else_does(rows_of):
@@ -161,8 +168,11 @@ def test_layers_multiply_what_the_cone_counts(rows_of, family, layer, token):
     multiplied = 2 * sum(count * module.weight.numel() for module, count in found.items())
     model_numbers = numbers_of(model)
     counted = cone(model_numbers, Runs.at(layer, Point.STREAM, token, LENGTH - 1), 2).linear[0]
-    # The last layer's own modules give queries to rows that only feed keys and values, too.
-    assert multiplied == counted + 2 * (LENGTH - 1 - token) * model_numbers.query
+    # The last layer's own module gives queries to rows that only feed keys and values where these do not stand in front;
+    # else the module gives none, and a product without them is not its own.
+    query, rest = model_numbers.query, LENGTH - 1 - token
+    unseen = {"gpt_neox": query, "llama": 0, "gpt2": query - queries_of(model, LAYERS - 1).weight.numel()}[family]
+    assert multiplied == counted + 2 * rest * unseen
 
 
 @pytest.mark.parametrize(
