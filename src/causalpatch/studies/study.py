@@ -73,7 +73,7 @@ class ShardsPart(Part):
     """How much is measured and stored in one piece; shapes are part of what names a shard."""
 
     runs: int | None = Field(
-        default=None, ge=1, description="runs of the model in a shard; by default what its size suggests"
+        default=None, ge=1, description="runs of the model in a shard; by default what their plan suggests"
     )
     pairs: int | None = Field(default=None, ge=1, description="pairs in a shard, instead")
     cells: int | None = Field(default=None, ge=1, description="cells in a shard, at most")

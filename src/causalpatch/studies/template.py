@@ -37,7 +37,7 @@ budget:
   runs: 200000               # refuse to start when the steps plan more runs of the model
   # gib: 2                   # memory for activations
 
-# shards: {runs: 5000}       # what is measured and stored in one piece; by default what the model's size suggests
+# shards: {runs: 5000}       # what is measured and stored in one piece; by default what their plan suggests
 
 executor:                    # who measures; it changes no number
   kind: local                # or processes: one per GPU, or several that share the CPU's cores; or ray: a cluster
