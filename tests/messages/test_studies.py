@@ -9,14 +9,17 @@ import causalpatch as cp
 from causalpatch.base import errors
 from causalpatch.studies import objects
 from causalpatch.studies.checking import check
+from causalpatch.studies.exporting import export_cells
 from causalpatch.studies.objects import Folder, Remote, open_objects
 from causalpatch.studies.opened import Opened
 from causalpatch.studies.processes import Post, Processes, _Worker
 from causalpatch.studies.reading import parse_study, read_study
+from causalpatch.studies.results import RESULT, Results
 from causalpatch.studies.sealed import seal
 from causalpatch.studies.shards import Request, Setting
 from causalpatch.studies.store import Store
 from causalpatch.studies.study import ModelPart
+from causalpatch.studies.works import Patched
 
 PLAIN = """\
 schema: 1
@@ -114,7 +117,7 @@ def test_an_unknown_kind_of_step(refuses):
         """
         'a.yaml' line 5: steps.0 is no known kind of step
           kind   'swep'
-          known  sweep, localize, attribute, discover, evaluate, confirm
+          known  sweep, localize, attribute, discover, evaluate, confirm, tune
           fix: kind: sweep
         """,
     ):
@@ -390,6 +393,44 @@ def test_an_address_whose_package_is_missing(refuses, monkeypatch):
         open_objects("s3://bucket/place")
 
 
+TUNE = """\
+schema: 1
+model: zoo:stories
+pairs: agreement
+split: null
+steps:
+  - {kind: tune, components: [mlp_out.3], target: wanted.jsonl, retain: induction}
+"""
+
+
+def test_data_of_a_tuning_that_are_not_there(refuses, tmp_path):
+    with refuses(
+        errors.StudyError,
+        """
+        'wanted.jsonl' is no file, and no task
+          looked in  TMP
+          fix: name a file, seen from the study's folder, or a task that causalpatch tasks lists
+        """,
+    ):
+        check(Opened(parse_study(TUNE, "a.yaml"), tmp_path))
+
+
+def test_cells_of_what_is_no_sweep(refuses, tmp_path):
+    run = Store(str(tmp_path / "store")).run_of_hash("0" * 16)
+    record = {"kind": "scores", "calls": [], "files": {}, "about": {}}
+    run.objects.put(run.name("results", "nodes.json"), seal(RESULT, record))
+    with refuses(
+        errors.SettingError,
+        """
+        'nodes' is no sweep whose cells can be read one by one
+          kind      scores
+          such are  sweeps of one value, without draws
+          fix: leave --cells out
+        """,
+    ):
+        export_cells(Results(run), "nodes", tmp_path / "nodes.csv")
+
+
 class _Dead:
     """A process that was killed."""
 
@@ -401,7 +442,8 @@ class _Dead:
 
 def test_a_shard_that_ends_one_worker_after_the_other(refuses, experiment, pairs):
     executor = Processes([Post("store", "run", ModelPart(name="zoo:stories"), ".", "cpu", 1)])
-    request = Request("0123456789abcdef", pairs, (cp.Intervention((cp.Patch("z.0.0"),)),), Setting.of(experiment))
+    work = Patched((cp.Intervention((cp.Patch("z.0.0"),)),))
+    request = Request("0123456789abcdef", pairs, work, Setting.of(experiment))
     with refuses(
         errors.WorkerLost,
         """
