@@ -32,7 +32,7 @@ STEPS = {
     "tune": "{kind: tune, components: [mlp_out.3], target: agreement, retain: induction, side: corrupt, steps: 5,"
     " rates: [0.03], arms: [random, prefix], n_seeds: 1}",
 }
-SIZES = {"sweep": 64, "localize": 64, "nodes": 24, "edges": 24, "acdc": 64, "learn": 36, "evaluate": 64, "confirm": 64}
+SIZES = {"sweep": 32, "localize": 64, "nodes": 24, "edges": 24, "acdc": 64, "learn": 36, "evaluate": 64, "confirm": 64}
 
 
 def study(kind):

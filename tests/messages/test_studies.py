@@ -11,14 +11,17 @@ from causalpatch.studies import clusters, objects
 from causalpatch.studies.checking import check
 from causalpatch.studies.clusters import Cluster
 from causalpatch.studies.executors import Post
+from causalpatch.studies.exporting import export_cells
 from causalpatch.studies.objects import Folder, Remote, open_objects
 from causalpatch.studies.opened import Opened
 from causalpatch.studies.reading import parse_study, read_study
+from causalpatch.studies.results import RESULT, Results
 from causalpatch.studies.scheduling import Crewed, Gone, Ready
 from causalpatch.studies.sealed import seal
 from causalpatch.studies.shards import Request, Setting
 from causalpatch.studies.store import Store
 from causalpatch.studies.study import ExecutorPart, ModelPart
+from causalpatch.studies.works import Patched
 
 PLAIN = """\
 schema: 1
@@ -116,7 +119,7 @@ def test_an_unknown_kind_of_step(refuses):
         """
         'a.yaml' line 5: steps.0 is no known kind of step
           kind   'swep'
-          known  sweep, localize, attribute, discover, evaluate, confirm
+          known  sweep, localize, attribute, discover, evaluate, confirm, tune
           fix: kind: sweep
         """,
     ):
@@ -392,6 +395,44 @@ def test_an_address_whose_package_is_missing(refuses, monkeypatch):
         open_objects("s3://bucket/place")
 
 
+TUNE = """\
+schema: 1
+model: zoo:stories
+pairs: agreement
+split: null
+steps:
+  - {kind: tune, components: [mlp_out.3], target: wanted.jsonl, retain: induction}
+"""
+
+
+def test_data_of_a_tuning_that_are_not_there(refuses, tmp_path):
+    with refuses(
+        errors.StudyError,
+        """
+        'wanted.jsonl' is no file, and no task
+          looked in  TMP
+          fix: name a file, seen from the study's folder, or a task that causalpatch tasks lists
+        """,
+    ):
+        check(Opened(parse_study(TUNE, "a.yaml"), tmp_path))
+
+
+def test_cells_of_what_is_no_sweep(refuses, tmp_path):
+    run = Store(str(tmp_path / "store")).run_of_hash("0" * 16)
+    record = {"kind": "scores", "calls": [], "files": {}, "about": {}}
+    run.objects.put(run.name("results", "nodes.json"), seal(RESULT, record))
+    with refuses(
+        errors.SettingError,
+        """
+        'nodes' is no sweep whose cells can be read one by one
+          kind      scores
+          such are  sweeps of one value, without draws
+          fix: leave --cells out
+        """,
+    ):
+        export_cells(Results(run), "nodes", tmp_path / "nodes.csv")
+
+
 class _Dying:
     """Workers that die of whatever they are given, or before that."""
 
@@ -419,7 +460,7 @@ class _Dying:
 
 @pytest.fixture
 def request_of_one(experiment, pairs):
-    return Request("0123456789abcdef", pairs, (cp.Intervention((cp.Patch("z.0.0"),)),), Setting.of(experiment))
+    return Request("0123456789abcdef", pairs, Patched((cp.Intervention((cp.Patch("z.0.0"),)),)), Setting.of(experiment))
 
 
 def test_a_shard_that_ends_one_worker_after_the_other(refuses, request_of_one):

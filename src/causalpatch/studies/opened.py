@@ -122,8 +122,8 @@ class Opened:
             return load_pairs(name, self.model)
         raise StudyError(
             f"'{name}' is no file, and no task",
-            facts=[("looked in", self.folder.absolute()), ("tasks", ", ".join(TASKS))],
-            fix="name a file, seen from the study's folder",
+            facts=[("looked in", self.folder.absolute())],
+            fix="name a file, seen from the study's folder, or a task that causalpatch tasks lists",
         )
 
     def facts(self) -> dict[str, Any]:

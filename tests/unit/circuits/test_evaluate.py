@@ -9,6 +9,7 @@ import torch
 import causalpatch as cp
 from causalpatch import Circuit, Evaluation
 from causalpatch.base.errors import CausalPatchWarning
+from causalpatch.circuits import keep
 from causalpatch.circuits.ground_truth import cases
 from causalpatch.engine.exact_edges import ExactEdges
 from causalpatch.testing.tiny import tiny_model
@@ -125,7 +126,7 @@ def by_name(found):
     return {(run["kind"], run["order"], run["n_edges"], run["draw"]): n for n, run in enumerate(found.runs)}
 
 
-@pytest.mark.parametrize(("max_rows", "n_forwards"), [(16, 3), (2, 30)])
+@pytest.mark.parametrize(("max_rows", "n_forwards"), [(16, 3), (1, 12)])
 def test_what_was_measured_before_ctrl_c_is_kept(monkeypatch, max_rows, n_forwards):
     experiment, scores, whole = evaluated()
     small = cp.Experiment(experiment.model, experiment.pairs, max_rows=max_rows, show_progress=False)
@@ -141,6 +142,15 @@ def test_what_was_measured_before_ctrl_c_is_kept(monkeypatch, max_rows, n_forwar
         np.testing.assert_allclose(found.values[number], whole.values[by_name(whole)[name]][pairs], atol=1e-9)
     assert f"stopped by the user: {len(found.runs)} of {len(whole.runs)} runs" in " ".join(found.notes)
     assert np.isfinite(found.f()).all()
+
+
+def test_what_is_whole_of_a_table_are_its_whole_rows_or_else_its_whole_columns():
+    there = np.array([[1, 1, 1], [1, 1, 0], [1, 1, 1]], dtype=bool)
+    rows, columns = keep._whole(there)
+    assert (rows.tolist(), columns.tolist()) == ([0, 2], [0, 1, 2])
+    there[2, 2] = False
+    rows, columns = keep._whole(there)
+    assert (rows.tolist(), columns.tolist()) == ([0, 1, 2], [0, 1])
 
 
 def test_ctrl_c_before_anything_was_measured_goes_on(monkeypatch):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from causalpatch.results.effects import Effects
@@ -42,7 +43,7 @@ def hold(folder, told):
             elif hasattr(one, "edges") and hasattr(one, "mask"):
                 assert np.array_equal(one.mask, other.mask), kind
             else:
-                np.testing.assert_array_equal(one.to_dataframe().values, other.to_dataframe().values, err_msg=kind)
+                pd.testing.assert_frame_equal(one.to_dataframe(), other.to_dataframe())
 
 
 def test_scores_and_circuits_that_were_killed_go_on(tmp_path):
