@@ -10,7 +10,7 @@ WHOLE := tests/laws tests/acceptance tests/examples tests/unit/engine tests/unit
 	tests/surface/test_examples_in_docstrings.py
 UNCHECKED := -q --import-mode=importlib --strict-markers --disable-socket --allow-unix-socket -p no:cacheprovider
 
-.PHONY: demo test test-slow lint bench tuning mutants validity zoo docs support ground-truth ground-truth-models scores faults clean install
+.PHONY: demo test test-slow lint bench scaling tuning mutants validity zoo docs support ground-truth ground-truth-models scores faults clean install
 
 install: $(STAMP)
 
@@ -61,6 +61,10 @@ mutants: $(STAMP)
 # 4,000 simulated studies in each of 30 cells: ten minutes on one core.
 validity: $(STAMP)
 	$(BIN)/python -m benchmarks.validity
+
+# One and two workers of Ray on this machine, which should do nothing else; a thousand that are simulated.
+scaling: $(STAMP)
+	$(BIN)/python -m benchmarks.scaling $(SCALING_ARGS)
 
 docs: $(STAMP)
 	$(BIN)/python -m pdoc --docformat google --output-directory docs/build causalpatch

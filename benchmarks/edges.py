@@ -11,7 +11,8 @@ Scores: time and added memory of EAP and EAP-IG in 5 steps, beside a plain forwa
 beside the same scores with an input for every head (``split``).
 
 What is done by hand is leaner than the programs whose way it is. Their own seconds were measured once, on a machine of
-this kind that multiplied matrices at a known rate (``PUBLISHED``), and are scaled by the rate of the run.
+this kind (``PUBLISHED``). They are scaled in two ways: by the rate of matrix products, then and in this run; and by the
+seconds of a prototype that was timed beside them then and is timed in turn with ours now (``prototypes``).
 """
 
 import gc
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 import causalpatch as cp
-from benchmarks import split
+from benchmarks import prototypes, split
 from benchmarks.machine import forget_peak, gemm_rate, peak_mib, release_freed, resident_mib
 from benchmarks.shapes import SHAPES, build, tiny
 from benchmarks.tasks import Task, random_pairs
@@ -49,6 +50,8 @@ MOST_OFF: Final = 0.20  # deviation from proportionality that is allowed
 # GPT-2 small's shape on two cores: the least that was seen, all at this rate in GFLOP/s.
 PUBLISHED: Final = {"eap": 7.6, "eap-ig": 25.0, "edge": 0.784}
 PUBLISHED_RATE: Final = 335.0
+BY_GEMM: Final = "measured once, scaled by sgemm"
+BY_PROTOTYPE: Final = "measured once, scaled by the prototype"
 PEERS: Final = {
     "EAP-IG": "not on PyPI, where 'eap' is another project's name (asset pricing); its way is done by hand",
     "auto-circuit": "asks for packages of its own (tracr, kaleido 0.2.1), not installed; its way is done by hand",
@@ -96,9 +99,11 @@ def measure_exact(repeats: int, *, is_tiny: bool) -> dict[str, Any]:
     times = [{name: _Timed() for name in (FIXED, OURS, *by_hand)} for _ in strata]
     growing = [(len(names), names, _Timed()) for names in _growing(world)]
     first, rates, difference, largest = _Timed(), [], 0.0, 0.0
+    why, prototype = prototypes.why_not(prototypes.EDGES, is_tiny=is_tiny), []
     first.run(lambda: cp.patch_edges(experiment, one))
     for _ in range(repeats):
         rates.append(gemm_rate())
+        prototype += [] if why else [prototypes.one_edge()]
         for edges, timed in zip(strata, times, strict=True):
             names = list(graph.names(edges))
             timed[FIXED].run(lambda: cp.patch_edges(experiment, one))
@@ -127,6 +132,7 @@ def measure_exact(repeats: int, *, is_tiny: bool) -> dict[str, Any]:
             for layer, (edges, timed) in enumerate(zip(strata, times, strict=True))
         ],
         "growth": [{"edges": size, "seconds": timed.seconds} for size, _, timed in growing],
+        "prototype": {"skipped": why} if why else {"edge": prototype},
         "added_mib": max(max(timed[OURS].added_mib) for timed in times),
         "difference": difference,
         "largest": largest,
@@ -145,10 +151,13 @@ def measure_scores(repeats: int, *, is_tiny: bool) -> dict[str, Any]:
     times = {name: {OURS: _Timed(), SPLIT: _Timed()} for name in asked} | {"plain": {PLAIN: _Timed()}}
     differences = dict.fromkeys(asked, 0.0)
     first, rates = {name: _Timed() for name in asked}, []
+    why, prototype = prototypes.why_not(prototypes.SCORES, is_tiny=is_tiny), {name: [] for name in asked}
     for name, timed in first.items():
         timed.run(asked[name])  # what a first call does once
     for _ in range(repeats):
         rates.append(gemm_rate())
+        for name, seconds in ({} if why else prototypes.scores(len(world.pairs), task.n_tokens, STEPS)).items():
+            prototype[name].append(seconds)
         times["plain"][PLAIN].run(lambda: _forward_and_backward(world))
         for name, make in asked.items():
             ours = times[name][OURS].run(make)
@@ -164,6 +173,7 @@ def measure_scores(repeats: int, *, is_tiny: bool) -> dict[str, Any]:
         "gemm": rates,
         "first": {name: timed.seconds[0] for name, timed in first.items()},
         "differences": differences,
+        "prototype": {"skipped": why} if why else prototype,
         "times": {
             name: {who: {"seconds": t.seconds, "added_mib": t.added_mib} for who, t in some.items()}
             for name, some in times.items()
@@ -261,9 +271,15 @@ def times_as_fast(part: Mapping[str, Any], name: str) -> float:
     return _mean_of_minima(part, name) * part["edges"] / implied(part)
 
 
-def beside_published(part: Mapping[str, Any], name: str, seconds: float) -> float:
-    """Return how many times as long a program's own code took as ours, scaled by the rate of matrix products."""
-    return PUBLISHED[name] * PUBLISHED_RATE / max(part["gemm"]) / seconds
+def by_gemm(part: Mapping[str, Any], name: str) -> float:
+    """Return the seconds of a program's own code, scaled by the rate of matrix products."""
+    return PUBLISHED[name] * PUBLISHED_RATE / max(part["gemm"])
+
+
+def by_prototype(part: Mapping[str, Any], name: str) -> float | None:
+    """Return the seconds of a program's own code, scaled by a prototype's; None where that was not run."""
+    seconds = part.get("prototype", {}).get(name)
+    return PUBLISHED[name] * min(seconds) / prototypes.THEN[name] if seconds else None
 
 
 def off_proportion(part: Mapping[str, Any]) -> float:
@@ -310,13 +326,14 @@ def lines_exact(part: Mapping[str, Any]) -> list[str]:
     for name in (SPLIT, HOOKED):
         one = _mean_of_minima(part, name)
         lines.append(f"| {name} | {one * 1e3:.0f} | {one * part['edges']:,.0f} | {times_as_fast(part, name):.1f} |")
-    one = PUBLISHED["edge"] * PUBLISHED_RATE / max(part["gemm"])
-    times = beside_published(part, "edge", total / part["edges"])
-    lines.append(
-        f"| auto-circuit's own code, measured once, scaled by sgemm | {one * 1e3:.0f} | {one * part['edges']:,.0f} "
-        f"| {times:.1f} |"
-    )
-    return lines
+    scaled = {BY_GEMM: by_gemm(part, "edge"), BY_PROTOTYPE: by_prototype(part, "edge")}
+    for how, one in scaled.items():
+        if one is not None:
+            lines.append(
+                f"| auto-circuit's own code, {how} | {one * 1e3:.0f} | {one * part['edges']:,.0f} "
+                f"| {one * part['edges'] / total:.1f} |"
+            )
+    return [*lines, *_on_prototype(part, {"edge": ("one edge", total / part["edges"])})]
 
 
 def lines_scores(part: Mapping[str, Any]) -> list[str]:
@@ -339,8 +356,24 @@ def lines_scores(part: Mapping[str, Any]) -> list[str]:
             lines.append(f"| {what} | {low:.2f} ({middle:.2f}) | {added:,.0f} |")
     if "gemm" in part:
         for name in ("eap", "eap-ig"):
-            seconds = PUBLISHED[name] * PUBLISHED_RATE / max(part["gemm"])
-            lines.append(f"| {name}, EAP-IG's own code, measured once, scaled by sgemm | {seconds:.2f} | |")
+            for how, seconds in {BY_GEMM: by_gemm(part, name), BY_PROTOTYPE: by_prototype(part, name)}.items():
+                if seconds is not None:
+                    lines.append(f"| {name}, EAP-IG's own code, {how} | {seconds:.2f} | |")
         told = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in part["first"].items())
         lines += ["", f"First calls, in this order: {told}; the first of all proves sites and hashes the weights."]
-    return lines
+    ours = {name: (name, min(some[OURS]["seconds"])) for name, some in part["times"].items() if name != "plain"}
+    return [*lines, *_on_prototype(part, ours)]
+
+
+def _on_prototype(part: Mapping[str, Any], ours: Mapping[str, tuple[str, float]]) -> list[str]:
+    """Return what is said of the prototype beside our own seconds."""
+    known = part.get("prototype", {})
+    if "skipped" in known:
+        return ["", f"Skipped: the design's prototype: {known['skipped']}."]
+    told = [
+        f"{title} {min(known[name]):.3g} s now, {prototypes.THEN[name]:g} s when the others were timed, ours "
+        f"{seconds / min(known[name]):.2f} x that"
+        for name, (title, seconds) in ours.items()
+        if known.get(name)
+    ]
+    return ["", f"The design's prototype, timed in turn with ours: {'; '.join(told)}."] if told else []

@@ -1,6 +1,6 @@
 """Runs of the small study that are killed at random moments, in a process that has loaded everything beforehand.
 
-    python tests/killed_studies.py FOLDER N_KILLS SEED        # -1 kills: two runs on one store at once instead
+    python tests/killed_studies.py FOLDER N_KILLS SEED [KIND]   # -1 kills: two runs on one store at once instead
 
 Each run is a fork of this process, so that it begins at once; it is killed (SIGKILL) after a random time, and begun
 again. A study that has come to its end is left as it is, and another one is begun, until there were so many kills.
@@ -23,42 +23,51 @@ from causalpatch.studies.journal import Journal
 from small_studies import study_of, the_run
 
 LONGEST = 1.2  # before a run is killed, times what an undisturbed one takes on this machine just now
-SHARDS = ("shards.pairs=1",)
+KINDS = {
+    "heads": ("shards.pairs=1",),
+    "circuit": (
+        "steps=[{kind: attribute, name: scores, method: eap}, {kind: discover, method: acdc, threshold: 4.0},"
+        " {kind: evaluate, from: scores, n_random: 1}]",
+        "shards={runs: 60}",
+        "pairs={name: ioi, first: 2}",
+    ),
+}
 
 
-def main(folder, n_kills, seed):
+def main(folder, n_kills, seed, kind="heads"):
+    changes = KINDS[kind]
     torch.set_num_threads(1)
     cp.open_model("zoo:stories", device="cpu")  # loads what opening loads
     assert Journal
     if n_kills < 0:
-        children = [begin(folder) for _ in range(2)]
+        children = [begin(folder, changes) for _ in range(2)]
         if any(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children):
             raise SystemExit("a run ended with an error")
         sys.stdout.write(json.dumps({"measured": [n_measured(folder)]}))
         return
     draw, kills, finished = random.Random(seed), 0, [folder / "0"]
     started = time.monotonic()
-    if not is_finished_before_it_is_killed(finished[0], 3600.0):
+    if not is_finished_before_it_is_killed(finished[0], changes, 3600.0):
         raise SystemExit("an undisturbed run does not end")
     longest = LONGEST * (time.monotonic() - started)
     while kills < n_kills:
         place = folder / str(len(finished))
-        if is_finished_before_it_is_killed(place, draw.uniform(0.02, longest)):
+        if is_finished_before_it_is_killed(place, changes, draw.uniform(0.02, longest)):
             finished.append(place)
         else:
             kills += 1
-    while not is_finished_before_it_is_killed(place := folder / str(len(finished)), 3600.0):
+    while not is_finished_before_it_is_killed(place := folder / str(len(finished)), changes, 3600.0):
         continue
     finished.append(place)
     sys.stdout.write(json.dumps({"kills": kills, "measured": [n_measured(place) for place in finished]}))
 
 
-def begin(folder):
+def begin(folder, changes):
     """Begin a run, and return its process."""
     child = os.fork()
     if child == 0:
         try:
-            cp.run_study(study_of(*SHARDS), folder)
+            cp.run_study(study_of(*changes), folder)
             os._exit(0)
         finally:
             traceback.print_exc()
@@ -66,9 +75,9 @@ def begin(folder):
     return child
 
 
-def is_finished_before_it_is_killed(folder, seconds):
+def is_finished_before_it_is_killed(folder, changes, seconds):
     folder.mkdir(exist_ok=True)
-    child = begin(folder)
+    child = begin(folder, changes)
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -92,4 +101,4 @@ def n_measured(folder):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])

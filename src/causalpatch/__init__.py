@@ -174,12 +174,10 @@ if TYPE_CHECKING:
     )
     from causalpatch.sweeps.localize import localize as localize, plan_localize as plan_localize, race as race
     from causalpatch.sweeps.stability import selection_stability as selection_stability
-    from causalpatch.tuning.compare import (
-        Comparison as Comparison,
-        compare_tuning as compare_tuning,
-        plan_tuning as plan_tuning,
-    )
+    from causalpatch.tuning.compare import compare_tuning as compare_tuning, plan_tuning as plan_tuning
+    from causalpatch.tuning.comparison import Comparison as Comparison
     from causalpatch.tuning.data import TuningData as TuningData
+    from causalpatch.tuning.lm_eval_tasks import lm_eval_task as lm_eval_task
     from causalpatch.tuning.train import Schedule as Schedule
     from causalpatch.tuning.tune import tune as tune
     from causalpatch.tuning.tuned import Tuned as Tuned, load_change as load_change
@@ -249,8 +247,10 @@ _ROOMS = {
         *("trace", "window"),
     ),
     "sweeps.localize": ("localize", "plan_localize", "race"),
-    "tuning.compare": ("Comparison", "compare_tuning", "plan_tuning"),
+    "tuning.compare": ("compare_tuning", "plan_tuning"),
+    "tuning.comparison": ("Comparison",),
     "tuning.data": ("TuningData",),
+    "tuning.lm_eval_tasks": ("lm_eval_task",),
     "tuning.train": ("Schedule",),
     "tuning.tune": ("tune",),
     "tuning.tuned": ("Tuned", "load_change"),

@@ -1,5 +1,6 @@
 """The studies among the examples run on the embedded model, and running them again measures nothing."""
 
+import importlib.util
 import shutil
 from pathlib import Path
 
@@ -32,3 +33,12 @@ def test_the_heads_of_the_example_are_confirmed(tmp_path):
 def test_the_example_with_processes_runs_as_it_stands(tmp_path):
     (file,) = [each for each in STUDIES if each.stem == "ablations"]
     assert cp.run_study(cp.read_study(file), tmp_path).results["attention"].is_complete
+
+
+@pytest.mark.slow
+@pytest.mark.enable_socket
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="not installed: ray")
+def test_the_example_with_ray_runs_as_it_stands(tmp_path):
+    (file,) = [each for each in STUDIES if each.stem == "on_ray"]
+    shutil.copy(file, tmp_path)
+    assert cp.run_study(cp.read_study(tmp_path / file.name), tmp_path).results["neurons"].is_complete

@@ -1,22 +1,24 @@
 """What studies refuse, in the house's form."""
 
-import multiprocessing
 import os
+import sys
 
 import pytest
 
 import causalpatch as cp
 from causalpatch.base import errors
-from causalpatch.studies import objects
+from causalpatch.studies import clusters, objects
 from causalpatch.studies.checking import check
+from causalpatch.studies.clusters import Cluster
+from causalpatch.studies.executors import Post
 from causalpatch.studies.objects import Folder, Remote, open_objects
 from causalpatch.studies.opened import Opened
-from causalpatch.studies.processes import Post, Processes, _Worker
 from causalpatch.studies.reading import parse_study, read_study
+from causalpatch.studies.scheduling import Crewed, Gone, Ready
 from causalpatch.studies.sealed import seal
 from causalpatch.studies.shards import Request, Setting
 from causalpatch.studies.store import Store
-from causalpatch.studies.study import ModelPart
+from causalpatch.studies.study import ExecutorPart, ModelPart
 
 PLAIN = """\
 schema: 1
@@ -62,7 +64,7 @@ def test_an_unknown_key_of_a_part(refuses):
         """
         'a.yaml' line 8: unknown key 'worker'
           in     executor
-          known  kind, workers, threads, device
+          known  kind, workers, threads, device, device_map, address, gpus_per_worker, cpus_per_worker
           fix: did you mean 'workers'?
         """,
     ):
@@ -390,18 +392,37 @@ def test_an_address_whose_package_is_missing(refuses, monkeypatch):
         open_objects("s3://bucket/place")
 
 
-class _Dead:
-    """A process that was killed."""
+class _Dying:
+    """Workers that die of whatever they are given, or before that."""
 
-    exitcode = -9
+    n_workers = 1
 
-    def join(self):
+    def __init__(self, opens):
+        self.opens, self.coming = opens, []
+
+    def start(self, worker):
+        self.coming.append(Ready(worker) if self.opens else Gone(worker, "1"))
+
+    def hand(self, worker, request):
+        self.coming.append(Gone(worker, "signal SIGKILL (memory?)"))
+
+    def news(self, timeout_s):
+        found, self.coming = self.coming, []
+        return found
+
+    def end(self, worker):
+        pass
+
+    def close(self):
         pass
 
 
-def test_a_shard_that_ends_one_worker_after_the_other(refuses, experiment, pairs):
-    executor = Processes([Post("store", "run", ModelPart(name="zoo:stories"), ".", "cpu", 1)])
-    request = Request("0123456789abcdef", pairs, (cp.Intervention((cp.Patch("z.0.0"),)),), Setting.of(experiment))
+@pytest.fixture
+def request_of_one(experiment, pairs):
+    return Request("0123456789abcdef", pairs, (cp.Intervention((cp.Patch("z.0.0"),)),), Setting.of(experiment))
+
+
+def test_a_shard_that_ends_one_worker_after_the_other(refuses, request_of_one):
     with refuses(
         errors.WorkerLost,
         """
@@ -411,6 +432,77 @@ def test_a_shard_that_ends_one_worker_after_the_other(refuses, experiment, pairs
           fix: measure less at once: --set shards.runs=1000, or --set budget.gib=1
         """,
     ):
-        for _ in range(3):
-            executor._workers[0] = worker = _Worker(_Dead(), multiprocessing.Pipe()[0])
-            executor._buried(worker, request)
+        list(Crewed(_Dying(opens=True)).measure([request_of_one]))
+
+
+def test_a_worker_that_does_not_come_to_open_the_model(refuses, request_of_one):
+    with refuses(
+        errors.WorkerLost,
+        """
+        worker 0 ended 3 times before it had opened the model
+          last exit  1
+          fix: see whether the model opens here: --set executor.kind=local
+        """,
+    ):
+        list(Crewed(_Dying(opens=False)).measure([request_of_one]))
+
+
+class _NoRay:
+    """Ray where no cluster answers, or one that has nothing to give."""
+
+    def __init__(self, there=None):
+        self.there = there
+
+    def is_initialized(self):
+        return self.there is not None
+
+    def init(self, **how):
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    def cluster_resources(self):
+        return self.there
+
+
+POST = Post("store", "run", ModelPart(name="zoo:stories"), ".", "cpu", 1)
+
+
+def test_a_cluster_that_does_not_answer(refuses, monkeypatch):
+    monkeypatch.setattr(clusters, "ray", _NoRay())
+    monkeypatch.setattr(clusters, "require", lambda package: None)
+    with refuses(
+        errors.ClusterUnreachable,
+        """
+        no Ray cluster answers at 'auto'
+          error  ConnectionError: Could not find any running Ray instance.
+          fix: ray start --head there, or --set executor.address=local
+        """,
+    ):
+        Cluster(ExecutorPart(kind="ray", address="auto"), POST)
+
+
+def test_a_machine_without_room_for_a_worker(refuses, monkeypatch):
+    monkeypatch.setattr(clusters, "ray", _NoRay({"CPU": 2.0}))
+    monkeypatch.setattr(clusters, "require", lambda package: None)
+    with refuses(
+        errors.ClusterUnreachable,
+        """
+        this machine has no room for a worker
+          a worker   1 CPUs, 2 GPUs
+          there are  2 CPUs, 0 GPUs
+          fix: ask for less: --set executor.gpus_per_worker=0, or --set executor.cpus_per_worker=1
+        """,
+    ):
+        Cluster(ExecutorPart(kind="ray", gpus_per_worker=2), POST)
+
+
+def test_a_study_for_ray_where_it_is_not_installed(refuses, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    study = parse_study(PLAIN, "a.yaml", ["executor.kind=ray"])
+    with refuses(
+        errors.MissingExtra,
+        """
+        the package 'ray' is not installed
+          fix: pip install "causalpatch[ray]"
+        """,
+    ):
+        check(Opened(study, tmp_path))

@@ -16,7 +16,8 @@ from causalpatch.base.errors import NotFinite, SettingError
 from causalpatch.base.seeds import generator
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.cells import grid_of
-from causalpatch.experiment.edges import EdgeSets, run_edges
+from causalpatch.experiment.edge_sets import EdgeSets
+from causalpatch.experiment.edges import run_edges
 from causalpatch.experiment.provenance import require_same_model
 from causalpatch.results.confirmation import Confirmation
 from causalpatch.results.edge_scores import EdgeScores

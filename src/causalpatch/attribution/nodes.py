@@ -19,22 +19,25 @@ References:
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal, get_args, overload
 
 import numpy as np
 
 from causalpatch.attribution.confirm import confirm_scores
+from causalpatch.attribution.pieces import SLOPE_RUNS, Scored, measured_of, scored, texts_of
 from causalpatch.base.collector import undisturbed
 from causalpatch.base.errors import SettingError
 from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.node_slopes import Group, NodeSlopes, no_rules
 from causalpatch.engine.relevance import Relevance
 from causalpatch.engine.resolve import targets_of
-from causalpatch.engine.slopes import Points, Rule
+from causalpatch.engine.slopes import Points, Rule, require_steep
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.cells import Grid, grid_of
+from causalpatch.experiment.measured import Cuts, Measured, has_same_columns
 from causalpatch.experiment.provenance import describe_setup, describe_source, notes_on
 from causalpatch.patches import Intervention, Patch
 from causalpatch.results.provenance import describe_program
@@ -134,7 +137,8 @@ class _Asked:
     """
 
     def __init__(self, experiment: Experiment, method: Method, steps: int, rule: Rule) -> None:
-        self.experiment, self.method = experiment, method
+        one = experiment if len(experiment.metrics) == 1 else experiment.measuring(experiment.metrics[:1])
+        self.experiment, self.method, self.steps, self.rule = one, method, steps, rule
         if method in ("ig", "ig-activations"):
             self.points = Points.along(steps, rule, experiment.base)
         else:
@@ -150,20 +154,47 @@ class _Asked:
         found: list[Scores | None] = [None] * len(asked)
         for kind in sorted(set(kinds)):
             numbers, walked = [n for n, each in enumerate(kinds) if each == kind], kind[0]
-            groups, places = self._groups([grids[n] for n in numbers], [asked[n] for n in numbers])
-            rules = Relevance(experiment.model) if self.method == "relp" else None
-            slopes = self._slopes(groups, places[-1], by_position=walked, rules=rules)
-            sums = slopes.measure()
+            some = [asked[n] for n in numbers]
+            slopes, places, rules = self._prepared([grids[n] for n in numbers], some, walked=walked)
+            work = self._work(some, over, slopes)
+            sums = scored(experiment, work, partial(_measured, slopes))
+            require_steep(sums.steepest, experiment.metrics[0].name, "site that was asked for")
+            values = sums.values.reshape(slopes.values.shape)
             seconds = round(time.perf_counter() - started, 3)
             for n, begin, end in zip(numbers, places[:-1], places[1:], strict=True):
                 record = {
-                    **self._record(asked[n], grids[n], sums.base, sums.source),
+                    **self._record(asked[n], grids[n], sums),
                     "notes": notes_on(experiment.pairs, experiment.base, slopes.job.interventions),
                     **({"rules": rules.describe()} if rules else {}),
-                    "cost": {**vars(sums.cost), "seconds": seconds},
+                    "cost": {**sums.cost, "seconds": seconds},
                 }
-                found[n] = self._made(grids[n], sums.values[begin:end], record, walked=walked)
+                found[n] = self._made(grids[n], values[begin:end], record, walked=walked)
         return [each for each in found if each is not None]
+
+    def measured(self, asked: Sequence[Site | SiteSet], over: str | Sequence[str] | None) -> Measured:
+        """Score sets of sites of one kind here, and return the numbers before they are labelled."""
+        grids = [grid_of(self.experiment, each, over) for each in asked]
+        return _measured(self._prepared(grids, asked, walked="position" in grids[0].axes)[0])
+
+    def _prepared(
+        self, grids: Sequence[Grid], asked: Sequence[Site | SiteSet], *, walked: bool
+    ) -> tuple[NodeSlopes, list[int], Relevance | None]:
+        """Return what takes the slopes, where the cells of each grid begin, and by which rules."""
+        groups, places = self._groups(grids, asked)
+        rules = Relevance(self.experiment.model) if self.method == "relp" else None
+        return self._slopes(groups, places[-1], by_position=walked, rules=rules), places, rules
+
+    def _work(
+        self, asked: Sequence[Site | SiteSet], over: str | Sequence[str] | None, slopes: NodeSlopes
+    ) -> "NodeScoring":
+        n_cells, n_columns = slopes.values.shape[:2]
+        each = n_cells * n_columns if self.method == "ig-activations" else 1
+        n_slopes = self.experiment.model.shape.n_layers if self.method == "atp*" else len(self.points.shares) * each
+        axes = over if over is None or isinstance(over, str) else tuple(over)
+        sites = tuple(map(str, asked))
+        return NodeScoring(
+            sites, axes, self.method, self.steps, self.rule, slopes.by_position, n_cells * n_columns, n_slopes
+        )
 
     def _slopes(self, groups: list[Group], n_cells: int, *, by_position: bool, rules: Relevance | None) -> NodeSlopes:
         experiment = self.experiment
@@ -234,7 +265,7 @@ class _Asked:
         scores = Scores(table, axes, [pair.id for pair in pairs], record, dict(grid.labels))
         return scores.confirmed_by(partial(confirm_scores, self.experiment))
 
-    def _record(self, wanted: Site | SiteSet, grid: Grid, base: np.ndarray, source: np.ndarray) -> dict[str, Any]:
+    def _record(self, wanted: Site | SiteSet, grid: Grid, sums: Scored) -> dict[str, Any]:
         experiment = self.experiment
         where = f"@{wanted.position}" if wanted.position is not None else "all aligned"
         return {
@@ -246,8 +277,8 @@ class _Asked:
             "site": str(wanted),
             "method": self.method,
             "points": self.points.rule,
-            "mean_base": float(base.mean()),
-            "mean_source": float(source.mean()),
+            "mean_base": float(sums.base.mean()),
+            "mean_source": float(sums.source.mean()),
             **({UNSIGNED: True} if self.method == "atp*" else {}),
             "facts": {
                 "granularity": wanted.info.unit_axis or wanted.name,
@@ -258,6 +289,75 @@ class _Asked:
                 "circuit": "single sites, the rest of the run intact; a gradient, not a run",
             },
         }
+
+
+def _measured(slopes: NodeSlopes) -> Measured:
+    started = time.perf_counter()
+    sums = slopes.measure()
+    values = sums.values.reshape(-1, sums.values.shape[-1])
+    return measured_of(sums, values, pooled=False, seconds=time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class NodeScoring:
+    """Scores of nodes as a work: what a runner is asked for.
+
+    Args:
+        sites: Sets of sites of one kind, by name.
+        over: Axes of the grid.
+        method: How.
+        steps: Points of a way.
+        rule: Which points.
+        positions: Whether positions are walked along.
+        n_cells: Cells times columns.
+        n_slopes: Forwards with a backward that a pair takes.
+    """
+
+    sites: tuple[str, ...]
+    over: str | tuple[str, ...] | None
+    method: Method
+    steps: int
+    rule: Rule
+    positions: bool
+    n_cells: int
+    n_slopes: int
+
+    @property
+    def runs_per_pair(self) -> int:
+        """The two ends, and slopes."""
+        return 2 + SLOPE_RUNS * self.n_slopes
+
+    def texts(self) -> list[str]:
+        """Return what names the scores."""
+        return texts_of(self)
+
+    def take(self, cells: np.ndarray) -> "NodeScoring":
+        """Return all of them: they are not cut."""
+        del cells
+        return self
+
+    def cuts(self, experiment: Experiment) -> Cuts:
+        """Return how they may be cut: by pairs."""
+        return Cuts(pairs=not self.positions or has_same_columns(experiment), cells=False)
+
+    def measured(self, experiment: Experiment) -> Measured:
+        """Score nodes here."""
+        with undisturbed():
+            asked = _Asked(experiment, self.method, self.steps, self.rule)
+            return asked.measured([parse(each) for each in self.sites], self.over)
+
+    def plain(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Return it as plain data."""
+        return {"kind": "scores of nodes", **asdict(self)}, {}
+
+    @classmethod
+    def of_plain(cls, told: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> "NodeScoring":
+        """Return what ``plain`` wrote."""
+        del arrays
+        held = {name: value for name, value in told.items() if name != "kind"}
+        for name in ("sites", "over"):
+            held[name] = tuple(held[name]) if isinstance(held[name], list) else held[name]
+        return cls(**held)
 
 
 _FIXED = ("q", "q_rot", "k", "k_rot")

@@ -150,6 +150,10 @@ class StoreUnreachable(UnsupportedError):
     """A store does not answer, or may not be read or written."""
 
 
+class ClusterUnreachable(UnsupportedError):
+    """A cluster does not answer, or has no room for a worker."""
+
+
 class WorkerLost(UnsupportedError):
     """A piece of work ends every process that takes it up."""
 

@@ -15,7 +15,14 @@ from typing import Any
 
 from causalpatch.base.errors import MissingExtra
 
-_EXTRA_OF = {"ray": "ray", "captum": "captum", "peft": "peft", "s3fs": "s3"}
+_EXTRA_OF = {
+    "accelerate": "ray",
+    "captum": "captum",
+    "lm_eval": "lm-eval",
+    "peft": "peft",
+    "ray": "ray",
+    "s3fs": "s3",
+}
 
 
 class _LazyModule(ModuleType):

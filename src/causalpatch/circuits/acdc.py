@@ -77,7 +77,7 @@ def acdc(experiment: Experiment, threshold: float, *, value: Value | str = "sour
     try:
         mask, is_complete = search.result(), True
     except KeyboardInterrupt:
-        if not search.n_runs:
+        if not search.n_runs or experiment.runner is not None:  # a runner has kept the runs: the search goes on
             raise
         mask, is_complete = search.mask, False
         left = f"{int(mask.sum()):,} of {graph.n_edges:,} edges are left, those among them that were not tried"

@@ -25,7 +25,7 @@ from causalpatch.base.seeds import generator
 from causalpatch.circuits.circuit import CIRCUIT, Circuit, record_of
 from causalpatch.circuits.discover import By, Search, describe_scores, ranking, share_of
 from causalpatch.circuits.exact import graph_of
-from causalpatch.circuits.keep import first_metric, run_kept
+from causalpatch.circuits.keep import Kept, first_metric, run_while_wanted
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.edges import carried_of
 from causalpatch.pairs import Pairs
@@ -64,7 +64,8 @@ def evaluate_circuit(
             found with: another ablation gives other numbers.
 
     Returns:
-        The runs, with f, areas and a chart.
+        The runs, with f, areas and a chart. Stopped by Ctrl-C, those that were made on all pairs (or all of them, on
+        the pairs on which all were made), with a warning and a note; a study keeps them and goes on with the others.
 
     Raises:
         ModelUnsupported: The circuit or the scores are of another model.
@@ -104,7 +105,10 @@ def evaluate_circuit(
             fraction = size / graph.n_edges
             runs.append({"kind": evaluation.RANDOM, "order": "", "fraction": fraction, "n_edges": size, "draw": draw})
             masks.append(mask_of(graph, order_of_edges[:size]))
-    kept = run_kept(made, np.stack(masks), value)
+    kept = run_while_wanted(made, np.stack(masks), value)
+    made_runs = [runs[int(number)] for number in kept.sets]
+    if not any(run["kind"] == evaluation.CIRCUIT for run in made_runs):
+        raise KeyboardInterrupt
     fact = record_of({}, {}, str(carried_of(value)))["facts"]["value"]
     record = {
         **kept.provenance,
@@ -112,10 +116,19 @@ def evaluate_circuit(
         "reference": "everything ablated",
         "facts": {**circuits[0][2].facts, "value": fact, "circuit": f"{CIRCUIT}; and complements"},
         "found": [each.record["found"] for _, _, each in circuits],
-        "notes": _notes(experiment, [each for _, _, each in circuits], found_on, fact),
+        "notes": _notes(experiment, [each for _, _, each in circuits], found_on, fact)
+        + _stopped(kept, len(runs), made),
         "cost": {**kept.provenance["cost"], "seconds": round(time.perf_counter() - started, 3)},
     }
-    return Evaluation(runs, kept.values, kept.clean, kept.empty, experiment.pairs.components, record)
+    return Evaluation(made_runs, kept.values, kept.clean, kept.empty, made.pairs.components[kept.pairs], record)
+
+
+def _stopped(kept: Kept, n_runs: int, experiment: Experiment) -> list[str]:
+    """Say what was measured where the user stopped the runs."""
+    if kept.is_complete:
+        return []
+    of = f"{len(kept.sets)} of {n_runs} runs on {len(kept.pairs)} of {len(experiment.pairs)} pairs"
+    return [f"stopped by the user: {of} were made, and are all that is counted"]
 
 
 def mask_of(graph: Graph, numbers: np.ndarray) -> np.ndarray:

@@ -31,7 +31,8 @@ import numpy as np
 from causalpatch.base.errors import PathError
 from causalpatch.engine.wiring import graph_of as _graph_of
 from causalpatch.experiment import Experiment
-from causalpatch.experiment.edges import EdgeSets, require_no_source_model, run_edges
+from causalpatch.experiment.edge_sets import EdgeSets
+from causalpatch.experiment.edges import require_no_source_model, run_edges
 from causalpatch.models import Model
 from causalpatch.patches import Value
 from causalpatch.results.effects import Effects

@@ -14,6 +14,7 @@ import numpy as np
 from causalpatch.circuits.exact import graph_of, patch_edges
 from causalpatch.experiment import Experiment
 from causalpatch.patches import Value
+from causalpatch.results.status import has_number
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,12 +26,21 @@ class Kept:
         clean: Nothing ablated, (pair,).
         empty: Everything ablated, (pair,).
         provenance: The record of the runs.
+        sets: Numbers of the sets that these are, (set,).
+        pairs: Numbers of the pairs that these are, (pair,).
     """
 
     values: np.ndarray
     clean: np.ndarray
     empty: np.ndarray
     provenance: dict[str, Any]
+    sets: np.ndarray
+    pairs: np.ndarray
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether these are all runs that were asked for."""
+        return bool(self.provenance["complete"])
 
     @property
     def f(self) -> np.ndarray:
@@ -56,14 +66,53 @@ def run_kept(experiment: Experiment, kept: np.ndarray, value: Value | str = "sou
     Raises:
         KeyboardInterrupt: The user stopped the runs: of a set there is an f on all pairs or none.
     """
+    found = run_while_wanted(experiment, kept, value)
+    if not found.is_complete:
+        raise KeyboardInterrupt
+    return found
+
+
+def run_while_wanted(experiment: Experiment, kept: np.ndarray, value: Value | str = "source") -> Kept:
+    """Run sets of edges; where the user stops that, return what has a value of every set on every pair.
+
+    These are the sets that were run on all pairs, if there are any; else all sets, on the pairs on which all were run.
+
+    Args:
+        experiment: As for ``run_kept``.
+        kept: Likewise.
+        value: Likewise.
+
+    Raises:
+        KeyboardInterrupt: The user stopped the runs before there was anything to return.
+    """
     graph = graph_of(experiment)
     bits = np.packbits(kept[:, graph.exists], axis=1)
     _, first, place = np.unique(bits, axis=0, return_index=True, return_inverse=True)
     ablated = np.concatenate([graph.exists[None], graph.exists & ~kept[first]])
     effects = patch_edges(experiment, ablated, value=value)
-    if not effects.is_complete:
-        raise KeyboardInterrupt
     data = effects.to_xarray()
     values = data["metric"].values.reshape(len(ablated), -1)
     clean: np.ndarray = data["baseline_clean"].values.reshape(-1)
-    return Kept(values[1:][place.reshape(-1)], clean, values[0], dict(effects.provenance))
+    there = has_number(data["status"].values) if not effects.is_complete else np.ones(values.shape, dtype=bool)
+    runs, pairs = _whole(there)
+    ids = {pair.id: number for number, pair in enumerate(experiment.pairs)}
+    numbers = np.array([ids[name] for name in effects.pair_ids], dtype=np.int64)[pairs]
+    place = place.reshape(-1) + 1  # the first run is the one with everything ablated
+    sets = np.flatnonzero(np.isin(place, runs))
+    if not len(sets) or not len(pairs):
+        raise KeyboardInterrupt
+    return Kept(
+        values[np.ix_(place[sets], pairs)], clean[pairs], values[0, pairs], dict(effects.provenance), sets, numbers
+    )
+
+
+def _whole(there: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the runs and pairs of a part of a table that has no gaps.
+
+    Args:
+        there: What was run, (run, pair). The first run has to be in it.
+    """
+    on_all = there.all(1)
+    if on_all[0] and on_all[1:].any():
+        return np.flatnonzero(on_all), np.arange(there.shape[1])
+    return np.arange(len(there)), np.flatnonzero(there.all(0))

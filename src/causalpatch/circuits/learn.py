@@ -42,6 +42,7 @@ from causalpatch.circuits.discover import discover_circuit, size_of
 from causalpatch.circuits.exact import graph_of
 from causalpatch.circuits.gates import Gates, HardConcrete, TopK, Uniform
 from causalpatch.circuits.keep import first_metric
+from causalpatch.circuits.learning import RUNS_PER_ROW, Kept, State
 from causalpatch.engine.soft_edges import Loss, SoftEdges
 from causalpatch.engine.wiring import wiring_of
 from causalpatch.experiment import Experiment
@@ -171,7 +172,8 @@ def learn_edges(
         job, means = job_of_edges(measured, carried)
         soft = SoftEdges(job, measured.gauge, wiring_of(made.model, made.pairs), means)
         descent = _Descent(measured, soft, loss, _GATES[method](soft.wiring.graph.n_edges, made.model.device))
-        losses = descent.run(steps, rate, n_edges)
+        name = {"learn": method, "objective": objective, "steps": steps, "rate": rate, "value": str(carried)}
+        losses = descent.run(steps, rate, n_edges, Kept.of(made, {**name, "n_edges": n_edges}))
     tenth = max(1, steps // 10)
     learnt = {
         "method": method,
@@ -222,8 +224,8 @@ class _Descent:
         self.graph = soft.wiring.graph
         self.exists = torch.as_tensor(self.graph.exists, device=gates.logits.device)
 
-    def run(self, steps: int, rate: float, n_edges: int | None) -> list[float]:
-        """Learn; return the mean loss of every step, without the price of edges."""
+    def run(self, steps: int, rate: float, n_edges: int | None, kept: Kept) -> list[float]:
+        """Learn, or go on with it; return the mean loss of every step, without the price of edges."""
         seed = generator(self.experiment.seed, "learnt gates")
         draws = torch.Generator().manual_seed(int(seed.integers(2**62)))
         order = seed.permutation(len(self.experiment.pairs))
@@ -231,9 +233,15 @@ class _Descent:
         descent = torch.optim.Adam([self.gates.logits], lr=rate)
         prices = torch.zeros(2, device=self.gates.logits.device, requires_grad=True)
         ascent = torch.optim.Adam([prices], lr=_PRICE_RATE, maximize=True)
-        losses: list[float] = []
+        state = State({"logits": self.gates.logits, "prices": prices}, (descent, ascent), draws)
+        losses = kept.recall(state)
+        every = kept.every(RUNS_PER_ROW * len(batches[0]))
         with bar("learning", steps, is_shown=self.experiment.show_progress) as advance, torch.enable_grad():
-            for step in range(steps):
+            advance(len(losses))
+            begun = len(losses)
+            for step in range(begun, steps):
+                if step > begun and step % every == 0:
+                    kept.keep(state, losses)
                 descent.zero_grad()
                 ascent.zero_grad()
                 losses.append(self._slope(batches[step % len(batches)], draws))

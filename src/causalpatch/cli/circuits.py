@@ -191,9 +191,11 @@ def evaluate(  # noqa: PLR0913 - each argument is an option that a person types
     if as_json:
         rows = found.summary().assign(verdict=verdicts["verdict"]).to_dict("records")
         view.json_object({"circuits": rows, "notes": found.notes, "files": list(map(str, files))})
-        return
-    view.text(str(found))
-    for row in verdicts.to_dict("records"):
-        view.text(f"f within 1 ± {delta:g}, {row['n_edges']} edges by {row['order']}: {row['verdict']}")
-    if files:
-        view.text(f"\nwrote {', '.join(path.name for path in files)} into {out}/")
+    else:
+        view.text(str(found))
+        for row in verdicts.to_dict("records"):
+            view.text(f"f within 1 ± {delta:g}, {row['n_edges']} edges by {row['order']}: {row['verdict']}")
+        if files:
+            view.text(f"\nwrote {', '.join(path.name for path in files)} into {out}/")
+    if not found.is_complete:
+        raise typer.Exit(130)

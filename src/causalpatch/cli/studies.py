@@ -118,6 +118,9 @@ def export(
     file: StudyFile,
     out: Annotated[Path, typer.Option("--out", help="A file that ends in .parquet, .csv or .nc (NetCDF).")],
     step: Annotated[str | None, typer.Option("--step", help="Which step; needed where there are several.")] = None,
+    cells: Annotated[
+        bool, typer.Option("--cells", help="Of a sweep of any size, a row per cell: mean, share, interval, p.")
+    ] = False,
     changes: Set = None,
 ) -> None:
     """Write what a step found for other tools; in Python, effects.to_xarray() gives the labelled array."""
@@ -127,7 +130,9 @@ def export(
         raise SettingError(
             "which step is to be exported?", facts=[("steps", ", ".join(names))], fix=f"--step {names[0]}"
         )
-    view.text(f"wrote {exporting.export(results.Results(made).load(names[0]), out)}")
+    kept = results.Results(made)
+    wrote = exporting.export_cells(kept, names[0], out) if cells else exporting.export(kept.load(names[0]), out)
+    view.text(f"wrote {wrote}")
 
 
 def verify(

@@ -47,6 +47,9 @@ def tune(  # noqa: PLR0913 - each argument is an option that a person types
     paraphrases: Annotated[
         Path | None, typer.Option("--paraphrases", help="The target behaviour in other words; only tested.")
     ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option("--lm-eval", help="Of the comparison, a task of lm-eval that must stay; repeat.")
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -85,13 +88,14 @@ def tune(  # noqa: PLR0913 - each argument is an option that a person types
         neighbours=neighbours,
         others={path.stem: path for path in other or []},
         paraphrases=paraphrases,
+        evaluate={name: cp.lm_eval_task(name) for name in task or []},
         seed=seed,
     )
     rates: dict[str, Any] = {"rates": tuple(rate)} if rate else {}
     schedule = cp.Schedule(objective=objective, keep=keep, steps=steps, **rates)
     if against is None:
-        if arm or plan:
-            raise SettingError("--arm and --plan are of a comparison", fix="--compare PAIRS")
+        if arm or plan or task:
+            raise SettingError("--arm, --lm-eval and --plan are of a comparison", fix="--compare PAIRS")
         _alone(opened, located, data, schedule, way=way, seed=seed, out=out, as_json=as_json)
         return
     arms: dict[str, Any] = {"arms": tuple(arm)} if arm else {}

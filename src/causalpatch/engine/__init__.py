@@ -14,6 +14,7 @@ from causalpatch.engine.planning import plan_job
 from causalpatch.engine.prove import Proof, prove, require_proofs
 from causalpatch.engine.readers import moves_of, paths_that_read
 from causalpatch.engine.reading import read_patched
+from causalpatch.engine.remembered import Remembered
 from causalpatch.engine.resolve import Placer, Role, Target, crosses_positions, targets_of
 from causalpatch.engine.rotate import Epoch, Rotation, RotationSearch, learn_rotation
 from causalpatch.engine.screen import Precision, Screen, measure_screened, plan_screen
@@ -39,6 +40,7 @@ __all__ = [
     "Plan",
     "Precision",
     "Proof",
+    "Remembered",
     "Role",
     "Rotation",
     "RotationSearch",

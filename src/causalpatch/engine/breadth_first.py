@@ -28,8 +28,9 @@ from causalpatch.engine.job import Block, Cost, Job, lay_rows, portions
 from causalpatch.engine.layered import LayeredCapture
 from causalpatch.engine.means import Means
 from causalpatch.engine.memory import exhausted, is_out_of_memory, release_memory
+from causalpatch.engine.once import ports_of_job
 from causalpatch.engine.resolve import Placer
-from causalpatch.engine.scene import Fork, Prompts, Scene, ports_of_job
+from causalpatch.engine.scene import Fork, Prompts, Scene
 from causalpatch.engine.shares import Kept, front_rows, is_full
 from causalpatch.engine.stack import Stack
 from causalpatch.engine.unembedding import unembedding_of
@@ -103,7 +104,7 @@ def _open(
         for indices, some in captures:
             runs = [each.end() for each in some]
             scenes = [
-                Scene(job, gauge, stack, indices, means, fork=fork, run=lambda *_, run=run: run)
+                Scene(job, gauge, stack, indices, means, fork=fork, run=lambda _, run=run: (run, True))
                 for fork, run in zip(forks, runs, strict=True)
             ]
             found.append(wavefront.opened(job, gauge, scenes, cost, kept.longest(indices)))

@@ -48,7 +48,7 @@ def without_repeats(job: Job, means: Means) -> tuple[Job, Means, Copies]:
     """
     has_attn_out = any(target.site.name == "attn_out" for targets in job.interventions for target in targets)
     asked = [
-        _canonical(_as_attn_out(targets, job.model) if has_attn_out else targets, job.model)
+        canonical(_as_attn_out(targets, job.model) if has_attn_out else targets, job.model)
         for targets in job.interventions
     ]
     known: dict[object, int] = {}
@@ -67,8 +67,13 @@ def without_repeats(job: Job, means: Means) -> tuple[Job, Means, Copies]:
     return replace(job, interventions=kept, reference=reference), replace(means, of=fitted), copies
 
 
-def _canonical(targets: tuple[Target, ...], model: Model) -> tuple[Target, ...]:
-    """Return targets under the names by which they run, in the order in which they are written."""
+def canonical(targets: tuple[Target, ...], model: Model) -> tuple[Target, ...]:
+    """Return targets under the names by which they run, in the order in which they are written.
+
+    Args:
+        targets: The targets of one intervention.
+        model: The model.
+    """
     if all(target.site.name != "resid_post" for target in targets):
         return targets
     shared = shared_outputs(model, targets)

@@ -47,7 +47,7 @@ class Norm:
     scale: Float[Tensor, " D"]
     eps: float
 
-    def parts(self, x: Float[Tensor, "N D"]) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N 1"]]:
+    def parts(self, x: Float[Tensor, "*lead D"]) -> tuple[Float[Tensor, "*lead D"], Float[Tensor, "*lead 1"]]:
         """Return what each token is scaled to, and 1 / sigma."""
         centred = x - x.mean(-1, keepdim=True) if self.is_centred else x
         inverse = torch.rsqrt(centred.square().mean(-1, keepdim=True) + self.eps)
@@ -204,18 +204,6 @@ class Chain:
         """The norm and the projection's weight by receivers, where there is nothing else; a copy is not kept."""
         plain = None if self._norm is None else self._plain()
         return None if self._norm is None or plain is None else (self._norm, plain)
-
-    def folded(self) -> Float[Tensor, "U W D"]:
-        """Return the projection with the norm's scale and centring in it; made anew, since kept they take much room."""
-        if self.folds is None:
-            raise LookupError(self.way.port)
-        norm, plain = self.folds
-        flat, scale = plain.flatten(1), norm.scale.to(self.dtype)
-        if norm.is_centred:
-            weight = torch.addcmul(-(scale @ flat) / self.width, flat, scale[:, None])
-        else:
-            weight = flat * scale[:, None]
-        return weight.reshape(plain.shape).permute(1, 2, 0)
 
     def pull(self, x: Float[Tensor, "N D"], g: Float[Tensor, "..."]) -> Float[Tensor, "U N D"]:
         """Return the gradients at the stream.

@@ -25,10 +25,11 @@ References:
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from causalpatch.base.errors import ModelUnsupported, SiteUnsupported
@@ -36,21 +37,14 @@ from causalpatch.engine.chains import Chain, Norm
 from causalpatch.engine.few_logits import few_of
 from causalpatch.engine.gathered import Gathered
 from causalpatch.engine.gauge import Gauge
-from causalpatch.engine.job import Cost, Job, batches_of_pairs
-from causalpatch.engine.memory import budget_bytes
+from causalpatch.engine.job import Cost, Job, batches_of_pairs, most_rows
+from causalpatch.engine.meeting import Meeting, columns_of
+from causalpatch.engine.memory import budget_bytes, row_cost
 from causalpatch.engine.probes import Probes
+from causalpatch.engine.recorders import own_hooks
 from causalpatch.engine.resolve import Placer
 from causalpatch.engine.senders import Senders
-from causalpatch.engine.slopes import (
-    Meeting,
-    Points,
-    columns_of,
-    measured_in_batches,
-    moved_to,
-    require_slope,
-    run_ends,
-    take_slopes,
-)
+from causalpatch.engine.slopes import Points, measured_in_batches, require_slope, run_ends, take_slopes
 from causalpatch.engine.untouched import Untouched
 from causalpatch.engine.wiring import Wired, Wiring
 from causalpatch.models import Port
@@ -58,6 +52,10 @@ from causalpatch.sites.graph import KINDS, Graph
 
 AT_ONCE = 8
 """Points whose gradients are gathered before they are multiplied by differences."""
+CPU_TOKENS = 128
+"""Tokens that go through a forward and a backward together on a CPU: more gain little and take memory for each."""
+BLOCK_NUMBERS = 2**22
+"""Numbers of the differences that are held at once on a CPU, so that they stay in its cache."""
 
 Key = tuple[int, str]
 """A layer and ``"q"``, ``"k"``, ``"v"`` or ``"mlp"``; behind the last layer ``"logits"``."""
@@ -72,12 +70,14 @@ class EdgeSums:
         base: The metric of each pair's base run.
         source: The metric of each pair's source run.
         cost: What was spent.
+        steepest: The largest slope; ``require_steep`` refuses scores of a metric that has none.
     """
 
     total: Float[np.ndarray, "position sender receiver"]
     base: Float[np.ndarray, " pair"]
     source: Float[np.ndarray, " pair"]
     cost: Cost
+    steepest: float
 
 
 @dataclass(eq=False)
@@ -105,24 +105,23 @@ class EdgeSlopes:
         graph, model = self.wiring.graph, self.wiring.model
         self.dtype = torch.promote_types(model.dtype, torch.float32)
         self.chains = chains_of(self.wiring, self.dtype)
-        self.senders = Senders(self.wiring, self.dtype)
         self.placer = Placer(self.job.pairs, self.job.base)
         self.n_columns = self.job.pairs.aligned().n_columns if self.by_position else 1
         self.total = torch.zeros(self.n_columns, *graph.shape, dtype=torch.float64, device=model.device)
+        self._added: dict[Port, Tensor] = {}
 
     def measure(self) -> EdgeSums:
         """Return the sums of scores over all pairs.
 
         Raises:
             MetricError: The metric has no gradient.
-            NoGradient: Its slope is 0 everywhere.
+            NoGradient: The metric is smallest where slopes are taken.
             PairError: Prompts of unequal lengths have no alignment.
         """
         require_slope(self.job, self.gauge, self.points)
         self.few = few_of(self.job, self.gauge)
-        where = "input of every component"
-        found = measured_in_batches(self.job, self.gauge, self._batches(), self._measure, where)
-        return EdgeSums(self.total.cpu().numpy(), found["base"], found["source"], self.cost)
+        found, steepest = measured_in_batches(self.job, self._batches(), self._measure)
+        return EdgeSums(self.total.cpu().numpy(), found["base"], found["source"], self.cost, steepest)
 
     def _measure(self, indices: np.ndarray) -> tuple[Untouched, float]:
         """Add the scores of some pairs, or nothing where memory runs out; return their runs and the largest slope."""
@@ -130,39 +129,70 @@ class EdgeSlopes:
         before = self.total.clone()
         # Where heads share keys slopes are taken in a run whose attention is computed step by step.
         begins = self.points.shares[0] == 0 and not self.own and self.wiring.n_shared == 1
-        first = self._probes({}) if begins else None
+        first = [self._probes({})] if begins else []
         try:
-            batch = run_ends(self.job, self.gauge, self.cost, indices, sites, probes=first, few=self.few)
-            slope = self._add(batch.lean(self.gauge), first)
+            batch = run_ends(
+                self.job, self.gauge, self.cost, indices, sites, probes=first[0] if first else None, few=self.few
+            )
+            meeting = Meeting.of(self.job, batch, self.job.interventions[0][0], self.placer)
+            senders = Senders(self.wiring, self.dtype, batch, meeting)
+            batch = batch.bare(self.gauge)
+            columns = columns_of(self.job, batch) if self.by_position else None
+            add = self._add_own if self.own else partial(self._add, first)
+            slope = add(batch, senders, columns)
         except Exception:
             self.total = before
             raise
         return batch, slope
 
-    def _add(self, batch: Untouched, first: Probes | None) -> float:
+    def _add(self, first: list[Probes], batch: Untouched, senders: Senders, columns: Tensor | None) -> float:
         """Add the scores of some pairs; return the largest slope.
 
         Args:
+            first: Slopes at the first point, where they have been taken already; handed over, so that they can go.
             batch: The pairs.
-            first: Slopes at the first point, where they have been taken already.
+            senders: What senders add more.
+            columns: The places of aligned columns, where positions are told apart.
         """
-        meeting = Meeting.of(self.job, batch, self.job.interventions[0][0], self.placer)
-        columns = columns_of(self.job, batch) if self.by_position else None
-        if self.own:
-            return self._add_own(batch, meeting, columns)
-        start, difference = self.wiring.layers[0].stream, self.senders.embedded(batch, meeting)
-        steepest, n_points = 0.0, len(self.points.shares)
-        gathered = self._gathered()
-        for number, share in enumerate(self.points.shares):
-            probes, first = first or self._run(batch, moved_to(share, start, difference)), None
-            steepest = max(steepest, _steepest(probes))
+        start, steepest, gathered, n_met = self.wiring.layers[0].stream, 0.0, self._gathered(), 0
+        waiting = list(self.points.shares[len(first) :])
+        while first or waiting:
+            if first:
+                probes = first.pop()
+            else:
+                some, waiting = waiting[: self._at_once(batch)], waiting[self._at_once(batch) :]
+                moved = torch.cat([share * senders.embedded for share in some])
+                probes = self._run(batch, {start: moved} if any(some) else {}, copies=len(some))
+            steepest, n_met = max(steepest, probes.steepest), n_met + probes.copies
             for key, x, g in self._met(probes):
-                gathered[self._group(key)].add(key, x, g)
+                points = [each.unflatten(0, (probes.copies, -1)) for each in (x, g)]
+                gathered[self._group(key)].add(key, points[0], points[1], self._made(key, probes))
             del probes
-            if number == n_points - 1 or number % AT_ONCE == AT_ONCE - 1:
-                self._contract(gathered, self.senders.deltas(batch, meeting), columns)
-                gathered = self._gathered()
+            if not waiting or n_met + self._at_once(batch) > AT_ONCE:
+                self._contract(gathered, senders, columns)
+                gathered, n_met = self._gathered(), 0
         return steepest
+
+    def _at_once(self, batch: Untouched) -> int:
+        """Return at how many points slopes are taken in one forward."""
+        n_pairs, n_tokens = batch.known.base.batch.mask.shape
+        most = self._budget // (n_pairs * self._bytes_per_run(n_tokens))
+        if self.wiring.model.device.type == "cpu":
+            most = min(most, CPU_TOKENS // (n_pairs * n_tokens))
+        return max(1, min(most, AT_ONCE, most_rows(self.job, n_tokens) // n_pairs))
+
+    def _made(self, key: Key, probes: Probes) -> Float[Tensor, "P N U W"] | None:
+        """Return what a projection made of the normed stream, without what it adds to nothing; None if not known."""
+        chain = self.chains[key]
+        if chain.way.starts is None or chain.way.port not in probes.values or chain.folds is None:
+            return None
+        if chain.way.port not in self._added:
+            nothing = torch.zeros(1, chain.width, dtype=self.dtype, device=self.wiring.model.device)
+            with torch.no_grad():
+                self._added[chain.way.port] = chain.forward(nothing)
+        values = probes.values[chain.way.port].flatten(0, 1)
+        made = chain.columns(values) - chain.columns(self._added[chain.way.port])
+        return made.unflatten(0, (probes.copies, -1))
 
     def _group(self, key: Key) -> int:
         """Return the number of the group in which a receiver's gradients are gathered: those that hear about the same.
@@ -177,15 +207,15 @@ class EdgeSlopes:
             groups.setdefault(self._group(key), {})[key] = chain
         return {number: Gathered(chains, self.dtype) for number, chains in groups.items()}
 
-    def _add_own(self, batch: Untouched, meeting: Meeting, columns: Tensor | None) -> float:
-        """Add scores with each sender's output moved by itself."""
-        steepest, deltas = 0.0, self.senders.deltas(batch, meeting)
-        for sender, (port, moved) in enumerate(self.senders.moves(batch, meeting, deltas)):
+    def _add_own(self, batch: Untouched, senders: Senders, columns: Tensor | None) -> float:
+        """Add scores with each sender's output moved by itself; return the largest slope."""
+        steepest, deltas = 0.0, senders.deltas(slice(None))
+        for sender, (port, moved) in enumerate(senders.moves(deltas)):
             first = int(np.flatnonzero(self.wiring.graph.exists[sender])[0])
-            delta = deltas[sender].flatten(0, 1)
+            delta = deltas[sender]
             for share in self.points.shares:
                 probes = self._run(batch, {port: share * moved}, first)
-                steepest = max(steepest, _steepest(probes))
+                steepest = max(steepest, probes.steepest)
                 for key, x, g in self._met(probes):
                     receivers = receivers_of(self.wiring.graph, key)
                     if receivers.start < first:
@@ -201,17 +231,28 @@ class EdgeSlopes:
                     self._sum_tokens(sender, receivers, of_token / len(self.points.shares), columns)
         return steepest
 
-    def _contract(self, gathered: Mapping[int, Gathered[Key]], deltas: Tensor, columns: Tensor | None) -> None:
-        """Add the products of differences and gradients."""
-        heard, rows = self.wiring.graph.heard, deltas.flatten(1, 2)
-        for group in gathered.values():
-            receivers = {key: receivers_of(self.wiring.graph, key) for key in group.chains}
-            n_senders = max(int(heard[some.start]) for some in receivers.values())
-            for key, products in group.products(rows[:n_senders]).items():
-                some = receivers[key]
-                n_heard = int(heard[some.start])
-                of_token = products[:, :n_heard] / len(self.points.shares)
-                self._sum_tokens(slice(n_heard), some, of_token, columns)
+    def _contract(self, gathered: Mapping[int, Gathered[Key]], senders: Senders, columns: Tensor | None) -> None:
+        """Add the products of differences and gradients, some tokens at a time."""
+        heard, n_tokens, size = self.wiring.graph.heard, senders.n_tokens, self._block_of(senders)
+        for begin in range(0, n_tokens, size):
+            tokens = slice(begin, min(n_tokens, begin + size))
+            here = None if columns is None else _within(columns, tokens)
+            deltas = senders.deltas(tokens)
+            sums, by_token = deltas.sum(-1), here is not None
+            for group in gathered.values():
+                receivers = {key: receivers_of(self.wiring.graph, key) for key in group.met}
+                most = max((int(heard[some.start]) for some in receivers.values()), default=0)
+                found = group.products(deltas[:most], sums[:most], tokens, by_token=by_token)
+                for key, products in found.items():
+                    n_heard = int(heard[receivers[key].start])
+                    part = products[..., :n_heard, :] / len(self.points.shares)
+                    self._sum_tokens(slice(n_heard), receivers[key], part if by_token else part[None], here)
+
+    def _block_of(self, senders: Senders) -> int:
+        """Return at how many tokens differences of all senders are held at once."""
+        most = BLOCK_NUMBERS if self.wiring.model.device.type == "cpu" else 16 * BLOCK_NUMBERS
+        most = max(1, most // (self.wiring.graph.n_senders * self.wiring.model.width))
+        return -(-senders.n_tokens // -(-senders.n_tokens // most))
 
     def _sum_tokens(
         self, senders: int | slice, receivers: slice, of_token: Float[Tensor, "N *edges"], columns: Tensor | None
@@ -224,9 +265,10 @@ class EdgeSlopes:
         padded = torch.cat([of_token, of_token.new_zeros(1, *of_token.shape[1:])]).double()
         into += padded[columns].sum(0).reshape(into.shape)
 
-    def _run(self, batch: Untouched, moved: Mapping[Port, Tensor], first: int = 0) -> Probes:
-        """Take slopes with some outputs moved, from a receiver on."""
+    def _run(self, batch: Untouched, moved: Mapping[Port, Tensor], first: int = 0, copies: int = 1) -> Probes:
+        """Take slopes with some outputs moved, from a receiver on; of each pair in several runs side by side."""
         opens, probes = self.wiring.n_shared > 1, self._probes(moved, first)
+        probes.copies = copies
         try:
             take_slopes(self.job, self.gauge, batch, probes, opens=opens, keeps_graph=opens, few=self.few)
         except SiteUnsupported as error:
@@ -235,7 +277,7 @@ class EdgeSlopes:
                 facts=[("why", "heads share keys, and its attention does not let each head's own be seen")],
                 fix="take scores of nodes: attribute(experiment, 'z'), or measure edges: patch_edges(experiment, …)",
             ) from error
-        self.cost.forwards, self.cost.rows = self.cost.forwards + 1, self.cost.rows + len(batch.indices)
+        self.cost.forwards, self.cost.rows = self.cost.forwards + 1, self.cost.rows + copies * len(batch.indices)
         return probes
 
     def _probes(self, moved: Mapping[Port, Tensor], first: int = 0) -> Probes:
@@ -252,8 +294,16 @@ class EdgeSlopes:
                         linked += [way.port, shared]
         streams = [wired.stream for wired in self.wiring.layers]
         probes = Probes.at([*streams, *ports, self.wiring.last], moved)
-        probes.read, probes.linked, probes.sloped = {*streams, self.wiring.last}, linked, {*ports, self.wiring.last}
+        probes.linked, probes.sloped = linked, {*ports, self.wiring.last}
+        probes.read = {*streams, self.wiring.last, *self._projected()} & set(probes.ports)
         return probes
+
+    def _projected(self) -> set[Port]:
+        """Return where what a projection made is read too, and need not be made again."""
+        ways = [way for wired in self.wiring.layers for way in wired.heads.values()]
+        # In few bits it was rounded; and a reader's hook may have added to it.
+        is_wide = self.wiring.model.dtype == self.dtype and not self.own
+        return {way.port for way in ways if is_wide and not own_hooks(way.chain[0])}
 
     def _met(self, probes: Probes) -> Iterator[tuple[Key, Tensor, Tensor]]:
         """Yield for each group of receivers the stream and the gradients, from the last to the first."""
@@ -287,20 +337,21 @@ class EdgeSlopes:
         return torch.stack(found, 2).flatten(1, 2)
 
     def _batches(self) -> Iterator[np.ndarray]:
-        """Yield the pairs whose differences fit into the budget together."""
+        """Yield the pairs whose runs fit into the budget together."""
         lengths = np.maximum(self.job.pairs.lengths("clean"), self.job.pairs.lengths("corrupt"))
         for indices in batches_of_pairs(self.job):
-            most = self._budget // max(1, self._bytes_per_token() * int(lengths[indices].max()))
+            most = self._budget // self._bytes_per_run(int(lengths[indices].max()))
             yield from np.array_split(indices, -(-len(indices) // max(1, int(most))))
 
     @property
     def _budget(self) -> int:
         return budget_bytes(self.wiring.model.device, self.job.budget_gib)
 
-    def _bytes_per_token(self) -> int:
-        """Bytes of the differences of all senders, and of the gradients of a layer's receivers, at one token."""
-        graph, size = self.wiring.graph, torch.finfo(self.dtype).bits // 8
-        return (graph.n_senders + 3 * graph.n_heads + AT_ONCE) * self.wiring.model.width * size
+    def _bytes_per_run(self, n_tokens: int) -> int:
+        """Bytes of what all layers keep for a backward; with each sender by itself, of all differences too."""
+        model, size = self.wiring.model, torch.finfo(self.dtype).bits // 8
+        differences = self.wiring.graph.n_senders * model.width * size * n_tokens if self.own else 0
+        return max(1, row_cost(model, n_tokens).activations * model.shape.n_layers + differences)
 
 
 def chains_of(wiring: Wiring, dtype: torch.dtype) -> dict[Key, Chain]:
@@ -339,5 +390,7 @@ def _shared(wired: Wired, kind: str) -> tuple[Port, Port]:
     return Port(wired.attends, "value"), Port(wired.attends, "head_value")
 
 
-def _steepest(probes: Probes) -> float:
-    return max((float(slope.abs().amax()) for slope in probes.slopes.values()), default=0.0)
+def _within(columns: Int[Tensor, "pair column"], tokens: slice) -> Int[Tensor, "pair column"]:
+    """Return the places of columns among some tokens; their number where a column is not among them."""
+    is_here = (columns >= tokens.start) & (columns < tokens.stop)
+    return torch.where(is_here, columns - tokens.start, tokens.stop - tokens.start)

@@ -17,12 +17,11 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils._pytree import tree_unflatten
 
 from causalpatch.base.errors import ModelUnsupported
@@ -41,7 +40,8 @@ torch.library.register_fake(
     "causalpatch::port", lambda x, number: x.new_empty_strided(x.shape, x.stride()), lib=_LIBRARY
 )
 MARK = torch.ops.causalpatch.port.default
-_WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+# Kinds of inputs by name: to import them from where they are defined takes a second.
+_WEIGHTS = ("PARAMETER", "BUFFER", "CONSTANT_TENSOR")
 _Symbol = Any  # of sympy, which torch brings along
 
 
@@ -171,14 +171,17 @@ def refusal(model: Model, reason: str, *details: object) -> ModelUnsupported:
     )
 
 
-_ROWS = torch.export.Dim("rows")
+@cache
+def _rows() -> Any:
+    """Return the size that all inputs share; not made sooner, since that takes torch a second."""
+    return torch.export.Dim("rows")
 
 
 def _dynamic(model: Model, value: Any) -> dict[int, Any] | None:
     """Say which axes of an input may change: the first is rows; of prompts the second is positions."""
     if not isinstance(value, Tensor):
         return None
-    axes: dict[int, Any] = {0: _ROWS}
+    axes: dict[int, Any] = {0: _rows()}
     if model.kind == "tokens" and value.ndim == 2 and not value.is_floating_point():
         axes[1] = torch.export.Dim.AUTO
     return axes
@@ -251,14 +254,14 @@ def _read(
     by_name = {node.name: node for node in nodes}
     holes = [node for node in nodes if node.op == "placeholder"]
     kinds = list(zip(holes, signature.input_specs, strict=True))
-    weights = {node: str(spec.target) for node, spec in kinds if spec.kind in _WEIGHTS}
-    inputs = {node.name: node for node, spec in kinds if spec.kind is InputKind.USER_INPUT}
+    weights = {node: str(spec.target) for node, spec in kinds if spec.kind.name in _WEIGHTS}
+    inputs = {node.name: node for node, spec in kinds if spec.kind.name == "USER_INPUT"}
     if len(weights) + len(inputs) < len(kinds):
         raise refusal(model, "its graph takes inputs that are not tensors")
     if program.call_spec.in_spec is not None:
         # Nodes may bear other names than the arguments that they stand for.
         _, inputs = tree_unflatten(list(inputs.values()), program.call_spec.in_spec)
-    shown = [spec for spec in signature.output_specs if spec.kind is OutputKind.USER_OUTPUT]
+    shown = [spec for spec in signature.output_specs if spec.kind.name == "USER_OUTPUT"]
     outputs = [by_name.get(str(getattr(spec.arg, "name", None))) for spec in shown]
     answer = _answer(model, program, outputs)
     symbol = _rows_symbol(model, inputs, answer)

@@ -12,6 +12,7 @@ from causalpatch.base.errors import NotFinite
 from causalpatch.engine.few_bits import FewBits
 from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.memory import rows_per_forward
+from causalpatch.engine.remembered import Remembered
 from causalpatch.engine.resolve import Placer, Role, Target
 from causalpatch.engine.routes import Ties
 from causalpatch.engine.values import Row
@@ -44,6 +45,7 @@ class Job:
         few_bits: How the wavefront multiplies the linear maps of patched rows, or None for what the layers do.
         source_model: The model that makes the source runs, or None for the same one.
         ties: Takes note of runs whose experts rounding may have chosen; they are left out. None where all are kept.
+        remembered: Untouched runs of earlier jobs on the same pairs; None makes them all.
     """
 
     model: Model
@@ -58,6 +60,7 @@ class Job:
     few_bits: FewBits | None = None
     source_model: Model | None = None
     ties: Ties | None = None
+    remembered: Remembered | None = None
 
     def model_of(self, run: Literal["base", "source"]) -> Model:
         """Return the model that makes the base or the source runs."""

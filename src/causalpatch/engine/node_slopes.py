@@ -36,14 +36,13 @@ from causalpatch.engine.gradient import differentiable
 from causalpatch.engine.hooks import Write
 from causalpatch.engine.job import Cost, Job, batches_of_pairs
 from causalpatch.engine.means import Means
+from causalpatch.engine.meeting import Meeting, columns_of
 from causalpatch.engine.probes import Probes
 from causalpatch.engine.qk_fix import KEYS, QUERIES, QKFix
 from causalpatch.engine.resolve import Placement, Placer, Target
 from causalpatch.engine.slopes import (
-    Meeting,
     Points,
     check_slopes,
-    columns_of,
     forward_with,
     input_port,
     measured_in_batches,
@@ -97,12 +96,14 @@ class NodeSums:
         base: The metric of each pair's base run.
         source: The metric of each pair's source run.
         cost: What was spent.
+        steepest: The largest slope; ``require_steep`` refuses scores of a metric that has none.
     """
 
     values: Float[np.ndarray, "cell column pair"]
     base: Float[np.ndarray, " pair"]
     source: Float[np.ndarray, " pair"]
     cost: Cost
+    steepest: float
 
 
 @dataclass(eq=False)
@@ -147,15 +148,14 @@ class NodeSlopes:
 
         Raises:
             MetricError: The metric has no gradient.
-            NoGradient: Its slope is 0 everywhere.
+            NoGradient: The metric is smallest where slopes are taken.
             SiteUnsupported: What stands at a site has no gradient, such as whole numbers.
             PairError: Prompts of unequal lengths have no alignment.
         """
         require_slope(self.job, self.gauge, self.points)
         self._require_doors()
-        where = "site that was asked for"
-        found = measured_in_batches(self.job, self.gauge, batches_of_pairs(self.job), self._measure, where)
-        return NodeSums(self.values, found["base"], found["source"], self.cost)
+        found, steepest = measured_in_batches(self.job, batches_of_pairs(self.job), self._measure)
+        return NodeSums(self.values, found["base"], found["source"], self.cost, steepest)
 
     def _measure(self, indices: np.ndarray) -> tuple[Untouched, float]:
         """Fill in the scores of some pairs; return their runs and the largest slope."""

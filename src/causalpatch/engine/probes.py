@@ -3,7 +3,7 @@
 A probe is a write that puts back what it finds, perhaps moved a little, and remembers it: its value, the tensor that
 goes on, and in the backward the gradient that arrives; or of these what is asked for. At the input of a module it meets
 the gradient by way of this module alone, since only the call of the module is handed the tensor that goes on. Where
-nothing before it has a gradient, the graph begins at the probe.
+nothing before it has a gradient, the graph begins at the first probe that asks for one.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -36,6 +36,8 @@ class Probes:
         nodes: Those kept with their graph, as they go on.
         slopes: The gradient at each port, filled by the backward.
         dropped: Ports through which no gradient goes back.
+        copies: Runs of each pair, those of all pairs in a row; what is moved has as many rows.
+        steepest: The largest |gradient| that was met, as far as they were looked through.
     """
 
     ports: tuple[Port, ...]
@@ -48,6 +50,8 @@ class Probes:
     nodes: dict[Port, Tensor] = field(default_factory=dict)
     slopes: dict[Port, Tensor] = field(default_factory=dict)
     dropped: set[Port] = field(default_factory=set)
+    copies: int = 1
+    steepest: float = 0.0
 
     @classmethod
     def at(
@@ -86,9 +90,12 @@ class Probes:
             self.values[port] = found.detach().clone()
         if not torch.is_grad_enabled():
             return found
+        is_sloped = self.sloped is None or port in self.sloped
+        if not (found.requires_grad or is_sloped or port in self.linked):
+            return found  # no graph need begin here
         # What was taken out of the model's tensor is a tensor of our own, so that it may begin a graph.
         going = found if found.requires_grad else found.detach().requires_grad_()
-        if self.sloped is None or port in self.sloped:
+        if is_sloped:
             going.register_hook(_Arrived(self, port))  # type: ignore[no-untyped-call]
         if port not in self.linked and not going.is_leaf:
             return going

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from causalpatch.engine.job import Job
+from causalpatch.engine.meeting import Meeting
 from causalpatch.engine.resolve import Placement, Placer
-from causalpatch.engine.slopes import Meeting
 from causalpatch.engine.untouched import Untouched
 from causalpatch.engine.wiring import Wiring
 from causalpatch.models import Port

@@ -30,8 +30,8 @@ from causalpatch.base.errors import PairError
 from causalpatch.engine.capture import inputs_of
 from causalpatch.engine.hooks import Write, run_with_hooks
 from causalpatch.engine.job import Job
+from causalpatch.engine.meeting import Meeting
 from causalpatch.engine.resolve import Placer, Target
-from causalpatch.engine.slopes import Meeting
 from causalpatch.engine.untouched import Untouched
 from causalpatch.models import Port, Tap
 from causalpatch.models.views import Whole

@@ -116,9 +116,9 @@ def measure(job: Job, gauge: Gauge, means: Means, cost: Cost) -> Iterator[Block]
     setup = _Setup(job, gauge, cost, layers, entries, keeps)
     placer, taps = Placer(job.pairs, job.base), Taps(job.model)
     sources = [target.site for group in job.interventions[: job.n_asked] if _may_derive(group) for target in group]
-    make = partial(
-        run_untouched, job, gauge, means, cost, base_sites=[*stream, *dict.fromkeys(sources)], fork_sites=stream
-    )
+    base_sites = [*stream, *dict.fromkeys(sources)]
+    also = _asked_later(job, layers)
+    make = partial(run_untouched, job, gauge, means, cost, base_sites=base_sites, fork_sites=stream, also=also)
     for batch in in_batches(job, _batches(job, len(stream) * (1 + len(gauge.forks))), make):
         yield from batch.blocks()
         rows, lost = lay_rows(job, placer, batch.indices)
@@ -239,6 +239,17 @@ def _from_first_change(layers: Layers, targets: tuple[Target, ...]) -> tuple[Tar
         return not isinstance(target.value, Identity) or layer is None or layer >= first
 
     return tuple(filter(counts, targets))
+
+
+def _asked_later(job: Job, layers: Layers) -> list[Site]:
+    """Return what later jobs on the same pairs will ask for in the base runs: their sites, and streams to begin at."""
+    found: dict[Site, None] = {}
+    for target in (target for some in (job.remembered.beside if job.remembered else ()) for target in some):
+        entry = _entry(layers, target)
+        for layer in {entry, min(entry + 1, len(layers) - 1)} - {0}:  # what leaves a layer may enter at the next
+            found |= dict.fromkeys(layers.kept_for(layer))
+        found[target.site] = None
+    return list(found)
 
 
 def _entry(layers: Layers, target: Target) -> int:
@@ -369,7 +380,7 @@ def _look(
     kept = look_at(layers, inputs, stream)
     wanted = job.model.logits(kept.output)
     # What a model has put aside is now that of other prompts: the base run must come out without it.
-    run_role(job, job.source, indices, (), cost)
+    run_role(replace(job, remembered=None), job.source, indices, (), cost)
     n_runs = 1 + len(entries)
     cost.forwards, cost.rows = cost.forwards + n_runs, cost.rows + len(indices) * n_runs
     local = torch.arange(len(indices))

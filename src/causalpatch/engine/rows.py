@@ -25,6 +25,8 @@ LONG = 64
 """Own tokens of a segment from which the fused kernel is faster than products, a mask and a softmax."""
 MANY = 64
 """Segments of one token on a prompt from which they are worth products of their own."""
+MANY_NUMBERS = 2**18
+"""Numbers of one factor from which a copy of it costs more than a product for each head."""
 
 Step = Callable[[Side, Tensor], None]
 
@@ -110,7 +112,7 @@ class RowAttention:
             if steps is None and _is_single(own, group, self.seen, self.visible):
                 _attend_single(query[0, :, rows], own, group, self.seen, out[0, rows])
             else:
-                out[0, rows] = _attend_group(query[0, :, rows], own, group, self.seen, self.visible, steps)
+                _attend_group(query[0, :, rows], own, group, (self.seen, self.visible), steps, out[0, rows])
         return out
 
 
@@ -209,24 +211,26 @@ def _attend_group(
     query: Float[Tensor, "head row head_width"],
     own: Own,
     group: Group,
-    seen: KeysValues,
-    visible: np.ndarray,
-    steps: GroupSteps | None = None,
-) -> Float[Tensor, "row head value_width"]:
+    known: tuple[KeysValues, np.ndarray],
+    steps: GroupSteps | None,
+    out: Float[Tensor, "row head value_width"],
+) -> None:
+    seen, visible = known
     part = _visible(own.tokens, group, visible)
     if steps is None and _is_long(own, group, seen, part):
-        return _attend_long(query, own, group, seen)
+        out.copy_(_attend_long(query, own, group, seen))
+        return
     n_kv, n_segments, n_own, width = own.keys.shape
     n_heads, n_base, n_each = len(query), group.start, len(group.tokens)
     n_group = n_heads // n_kv
     # [K, P*N, G*Q, W]: the queries of all heads that share keys stand together.
     query = query.reshape(n_kv, n_group, n_segments, n_each, width).transpose(1, 2)
     query = query.reshape(n_kv, n_segments, n_group * n_each, width)
-    scores = (query * own.keys).sum(-1, keepdim=True) if n_own == 1 else query @ own.keys.transpose(-1, -2)
+    scores = (query * own.keys).sum(-1, keepdim=True) if n_own == 1 else _by_head(query, own.keys.transpose(-1, -2))
     slots = torch.as_tensor(group.slots, device=query.device)
     if n_base:
         keys = seen.keys[slots, :, :n_base].transpose(0, 1)
-        base = query.reshape(n_kv, len(slots), -1, width) @ keys.transpose(-1, -2)
+        base = _by_head(query.reshape(n_kv, len(slots), -1, width), keys.transpose(-1, -2))
         scores = torch.cat([base.reshape(n_kv, n_segments, -1, n_base), scores], -1)
     mask = _mask(part, group, seen)
     # [K, P*N, G, Q, B+S], as a mask and the heads' sinks need it.
@@ -238,13 +242,23 @@ def _attend_group(
         pattern = _pattern(by_head, None if mask is None else mask[0], seen, None if steps is None else steps.put)
         pattern = pattern.reshape(n_segments, n_kv, n_group, n_each, -1).transpose(0, 1)
     pattern = pattern.reshape(n_kv, n_segments, n_group * n_each, -1)
-    mixed = pattern[..., n_base:] * own.values if n_own == 1 else pattern[..., n_base:] @ own.values
+    mixed = pattern[..., n_base:] * own.values if n_own == 1 else _by_head(pattern[..., n_base:], own.values)
     if n_base:
         values = seen.values[slots, :, :n_base].transpose(0, 1)
-        shared = pattern[..., :n_base].reshape(n_kv, len(slots), -1, n_base) @ values
+        shared = _by_head(pattern[..., :n_base].reshape(n_kv, len(slots), -1, n_base), values)
         mixed = mixed.add_(shared.reshape(mixed.shape))
     mixed = mixed.reshape(n_kv, n_segments, n_group, n_each, -1).permute(1, 3, 0, 2, 4)
-    return mixed.reshape(n_segments * n_each, n_heads, -1)
+    out.view(n_segments, n_each, n_kv, n_group, -1).copy_(mixed)
+
+
+def _by_head(left: Float[Tensor, "K B M W"], right: Float[Tensor, "K B W N"]) -> Float[Tensor, "K B M N"]:
+    """Multiply matrices; on a CPU head by head: where heads lie side by side all of them would be copied first."""
+    if left.is_cuda or left.numel() < MANY_NUMBERS:
+        return left @ right
+    out = left.new_empty(*left.shape[:3], right.shape[-1])
+    for one, other, made in zip(left, right, out, strict=True):
+        torch.bmm(one, other, out=made)
+    return out
 
 
 def _is_long(own: Own, group: Group, seen: KeysValues, part: np.ndarray) -> bool:

@@ -7,6 +7,7 @@ already, is left out of a run; a run of which nothing is left is *derived*: the 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, cast
 
 import numpy as np
@@ -14,28 +15,29 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from causalpatch.engine.capture import Captured, capture
+from causalpatch.engine.capture import Captured
 from causalpatch.engine.drawn import Donated
 from causalpatch.engine.gauge import Gauge, Run
 from causalpatch.engine.head import Head
-from causalpatch.engine.job import Job, most_rows
+from causalpatch.engine.head_shares import HeadShares
+from causalpatch.engine.job import Cost, Job, most_rows
 from causalpatch.engine.means import Means
 from causalpatch.engine.neurons import Neurons
+from causalpatch.engine.once import capture_once, run_stack
 from causalpatch.engine.reads import Reads, what_matters
 from causalpatch.engine.resolve import Placement, Role, Target
 from causalpatch.engine.segments import Entry, Segments, entry_of, pack, trim
 from causalpatch.engine.shares import logits_rows, n_columns
 from causalpatch.engine.stack import Place, Stack, StackRun, layer_of
-from causalpatch.engine.unchanged_rows import kept_ports
 from causalpatch.engine.values import Known, Row, Taps, unchanged
-from causalpatch.models import Model, Port
+from causalpatch.models import Model
 from causalpatch.pairs import Batch
 from causalpatch.patches import Source
 from causalpatch.sites import Site
 
 Side = Literal["answer", "wrong_answer"]
 Fork = tuple[Side, int]
-Runs = Callable[[Batch, Sequence[Port], Sequence[Port]], StackRun]
+Runs = Callable[[Batch], tuple[StackRun, bool]]
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,10 @@ class Scene:
         indices: The pairs.
         means: Fitted means.
         fork: The side and number of the answer that is spelt out, or None.
-        run: Runs the prompts, keeping what stands at some ports and what some modules return; see ``Stack.run``.
+        run: Runs the prompts and says whether they were run now, and not remembered; see ``once.run_stack``, which does
+            so by default.
+
+    ``is_new`` is what that said.
     """
 
     def __init__(
@@ -149,9 +154,9 @@ class Scene:
         self.taps = Taps(stack.model)
         self.prompts = Prompts.of_pairs(job, gauge, indices, fork)
         self.slots = self.prompts.slots[job.base]
-        self.run: StackRun = (run or stack.run)(self.prompts.batch, *ports_of_job(job, stack))
+        self.run, self.is_new = (run or partial(run_stack, job, stack))(self.prompts.batch)
         self.head = Head(stack, self.run.returns_tuple)
-        self.neurons = Neurons(stack, self.run)
+        self.neurons, self.heads = Neurons(stack, self.run), HeadShares(stack, self.run)
         runs = {
             side: Captured(stack.model, self.prompts.batch, None, self.run.kept, slots)
             for side, slots in self.prompts.slots.items()
@@ -362,8 +367,9 @@ def run_other(job: Job, model: Model, prompts: Prompts, sites: Sequence[Site]) -
     chosen, slots = np.unique(prompts.slots[job.source], return_inverse=True)
 
     n_parts = -(-len(chosen) // most_rows(job, prompts.batch.ids.shape[1]))
+    beside = [] if job.remembered is None else [t.site for some in job.remembered.beside for t in some]
     parts = [
-        capture(model, prompts.batch.take(rows), sites, opens_attention=job.opens_attention)
+        capture_once(job, Cost(), model, prompts.batch.take(rows), sites, beside)
         for rows in np.array_split(chosen, n_parts)
     ]
     tensors = {port: torch.cat([part.tensors[port] for part in parts]) for port in parts[0].tensors}
@@ -375,24 +381,3 @@ def donated_in(job: Job) -> list[Donated]:
     """Return the resampled values of a job."""
     values = (target.value for group in job.interventions for target in group)
     return list(dict.fromkeys(value for value in values if isinstance(value, Donated)))
-
-
-def ports_of_job(job: Job, stack: Stack) -> tuple[list[Port], list[Port]]:
-    """Return what is kept of the untouched runs for a job's patches.
-
-    Returns:
-        The ports whose base and source values the patches need, or a replay that enters behind attention; and modules'
-        outputs in which rows of patched runs are as in the base run.
-    """
-    ports: dict[Port, None] = {}
-    taps = Taps(stack.model)
-    for target in (target for group in job.interventions for target in group):
-        tap = taps.kind(target).tap
-        if target.needs_source or target.needs_base or isinstance(target.value, Donated):
-            ports |= dict.fromkeys((tap.port, *tap.companions))
-        layer = target.site.layer
-        if layer is None:
-            continue
-        block = stack.blocks[layer]
-        ports |= dict.fromkeys(stack.kept_for(block, entry_of(target, layer, stack.n_layers).stage))
-    return list(ports), kept_ports(job)

@@ -3,7 +3,7 @@
 Of a head that is its difference of z times its rows of the output projection. Behind a post-norm the sum of all heads
 is scaled together: to first order, the base run's Jacobian times each head's term.
 
-Symbols: B pairs, T tokens, D width.
+Symbols: B pairs, T tokens, N = B T, D width.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from causalpatch.engine.slopes import Meeting
+from causalpatch.engine.meeting import Meeting
 from causalpatch.engine.untouched import Untouched
 from causalpatch.engine.wiring import Wired, Wiring
 from causalpatch.models import Port, plain_rows
@@ -20,41 +20,57 @@ from causalpatch.models.views import Scaled
 
 
 class Senders:
-    """The senders of a model.
+    """What the senders of a model add more, on some pairs.
 
     Args:
         wiring: How the model is wired.
         dtype: In which differences are computed, float32 at least.
+        batch: The pairs with their untouched runs, in which the ports of senders are kept.
+        meeting: Which tokens meet.
     """
 
-    def __init__(self, wiring: Wiring, dtype: torch.dtype) -> None:
+    def __init__(self, wiring: Wiring, dtype: torch.dtype, batch: Untouched, meeting: Meeting) -> None:
         self.wiring, self.dtype = wiring, dtype
+        base, source = batch.known.base.tensors, batch.known.source.tensors
+        first = wiring.layers[0].stream
+        self.embedded = meeting.difference(base[first], source[first]).to(dtype)
+        """What the embedding adds more, at the base's tokens."""
+        self._dz = [meeting.difference(base[wired.z], source[wired.z]).to(dtype) for wired in wiring.layers]
+        # Where heads are not simply multiplied and added, a head's share depends on what all of them hand on.
+        self._z = [None if _is_plain(wired) else base[wired.z] for wired in wiring.layers]
+        self._mlps = [
+            meeting.difference(*(wired.mlp_out.view.read(run[wired.mlp_out.port], ()) for run in (base, source)))
+            for wired in wiring.layers
+        ]
 
-    def embedded(self, batch: Untouched, meeting: Meeting) -> Float[Tensor, "B T D"]:
-        """Return what the embedding would add more, at the base's tokens."""
-        first = self.wiring.layers[0].stream
-        return meeting.difference(batch.known.base.tensors[first], batch.known.source.tensors[first])
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all pairs, pads included."""
+        return self.embedded.shape[0] * self.embedded.shape[1]
 
-    def deltas(self, batch: Untouched, meeting: Meeting) -> Float[Tensor, "sender B T D"]:
-        """Return what every sender would add more, at the base's tokens."""
-        wiring, graph = self.wiring, self.wiring.graph
-        embedded = self.embedded(batch, meeting)
-        found = embedded.new_empty(graph.n_senders, *embedded.shape, dtype=self.dtype)
+    def deltas(self, tokens: slice) -> Float[Tensor, "sender N D"]:
+        """Return what every sender adds more.
+
+        Args:
+            tokens: At which tokens, counted pair by pair.
+        """
+        graph, embedded = self.wiring.graph, self.embedded.flatten(0, 1)[tokens]
+        found = embedded.new_empty(graph.n_senders, *embedded.shape)
         found[0] = embedded
-        for layer, wired in enumerate(wiring.layers):
-            self._heads(layer, batch, meeting, found[graph.heads_from(layer)])
-            tap = wired.mlp_out
-            here, there = (tap.view.read(run.tensors[tap.port], ()) for run in (batch.known.base, batch.known.source))
-            found[graph.mlp_from(layer)] = meeting.difference(here, there)
+        for layer, mlp in enumerate(self._mlps):
+            self._heads(layer, tokens, found[graph.heads_from(layer)])
+            found[graph.mlp_from(layer)] = mlp.flatten(0, 1)[tokens]
         return found
 
-    def moves(
-        self, batch: Untouched, meeting: Meeting, deltas: Float[Tensor, "sender B T D"]
-    ) -> Iterator[tuple[Port, Tensor]]:
-        """Yield for each sender where its output stands, and what moves it from the base's to the source's."""
-        yield self.wiring.layers[0].stream, deltas[0]
+    def moves(self, deltas: Float[Tensor, "sender N D"]) -> Iterator[tuple[Port, Float[Tensor, "B T _"]]]:
+        """Yield for each sender where its output stands, and what moves it from the base's to the source's.
+
+        Args:
+            deltas: What every sender adds more, at all tokens.
+        """
+        yield self.wiring.layers[0].stream, self.embedded
         for layer, wired in enumerate(self.wiring.layers):
-            dz = self._of_heads(wired, batch, meeting)
+            dz = self._dz[layer]
             for start in wired.starts:
                 moved = torch.zeros_like(dz)
                 columns = slice(start, start + self.wiring.model.head_width)
@@ -62,29 +78,34 @@ class Senders:
                 yield wired.z, moved
             view = wired.mlp_out.view
             factor = view.factor if isinstance(view, Scaled) else 1.0
-            yield wired.mlp_out.port, deltas[self.wiring.graph.mlp_from(layer)] / factor
+            yield wired.mlp_out.port, deltas[self.wiring.graph.mlp_from(layer)].reshape_as(self.embedded) / factor
 
-    def _of_heads(self, wired: Wired, batch: Untouched, meeting: Meeting) -> Float[Tensor, "B T C"]:
-        """Return by how much differs what the heads of a layer hand on."""
-        return meeting.difference(batch.known.base.tensors[wired.z], batch.known.source.tensors[wired.z])
-
-    def _heads(self, layer: int, batch: Untouched, meeting: Meeting, out: Float[Tensor, "head B T D"]) -> None:
-        """Fill in what the heads of a layer would add more."""
+    def _heads(self, layer: int, tokens: slice, out: Float[Tensor, "head N D"]) -> None:
+        """Fill in what the heads of a layer add more."""
         wired, width = self.wiring.layers[layer], self.wiring.model.head_width
-        base, dz = batch.known.base.tensors[wired.z], self._of_heads(wired, batch, meeting).to(self.dtype)
-        weight = plain_rows(wired.project)
-        for head, start in enumerate(wired.starts):
-            columns = slice(start, start + width)
-            if weight is not None:
-                torch.matmul(dz[..., columns], weight.detach()[columns].to(self.dtype), out=out[head])
-            else:
-                out[head] = _term(wired.project, base, columns, dz[..., columns])
-        if wired.after is not None:
+        dz, z = self._dz[layer].flatten(0, 1)[tokens], self._z[layer]
+        weight, base = plain_rows(wired.project), None if z is None else z.flatten(0, 1)[tokens]
+        places = [slice(start, start + width) for start in wired.starts]
+        if weight is not None and [place.start for place in places] == list(range(0, dz.shape[-1], width)):
+            rows = weight.detach().to(self.dtype).reshape(len(places), width, -1)
+            torch.bmm(dz.reshape(len(dz), len(places), width).transpose(0, 1), rows, out=out)
+        else:
+            for head, columns in enumerate(places):
+                if weight is not None:
+                    torch.matmul(dz[:, columns], weight.detach()[columns].to(self.dtype), out=out[head])
+                elif base is not None:
+                    out[head] = _term(wired.project, base, columns, dz[:, columns])
+        if wired.after is not None and base is not None:
             given = wired.project.forward(base)
-            for head in range(len(wired.starts)):
+            for head in range(len(places)):
                 out[head] = _pushed(wired.after, given, out[head].to(given.dtype))
         if wired.times != 1.0:
             out *= wired.times
+
+
+def _is_plain(wired: Wired) -> bool:
+    """Say whether what a layer's heads hand on is multiplied by a matrix and added, and no more."""
+    return wired.after is None and plain_rows(wired.project) is not None
 
 
 def change_of_term(

@@ -11,8 +11,9 @@ For an edge u -> v, delta_u being what the sender u adds more in the source run 
 4. From there on an edge is a patch with known values of one head's z, of the MLP's output or of the last stream, and
    the wavefront makes its run: the tokens and layers that can change.
 
-Changed are the tokens at which delta_u is not 0; by way of keys and values also all later ones. Where there are none,
-the metric is the base run's.
+Changed are the tokens at which delta_u is not 0, by way of keys and values also all later ones, and of these where the
+head hands on something else at all: what the first token sees is itself, whatever its queries and keys. Where there are
+none, the metric is the base run's.
 
 Symbols: S senders, P pairs, T tokens, N = P T, H heads, D width.
 Cost: for each sender and layer behind it a norm, the projections to q, k, v, three times attention, an MLP; then rows
@@ -184,15 +185,30 @@ class _Batch:
         receivers = [receiver for some in wanted.values() for _, receiver in some]
         kinds = {self._kind(receiver) for receiver in receivers}
         computed = self._computed(layer, deltas, kinds)
+        changed = {kind: self._changed(layer, computed[kind]) for kind in kinds & set(KINDS)}
         for place, some in enumerate(wanted.values()):
             for number, receiver in some:
-                kind = self._kind(receiver)
-                spread = (
-                    np.maximum.accumulate(differs[place], 1) & self.is_real if kind in ("k", "v") else differs[place]
-                )
-                target = Target(self._site(layer, receiver), None, None, computed[kind][place], None, has_position=True)
+                kind, site = self._kind(receiver), self._site(layer, receiver)
+                tokens = differs[place]
+                if kind in ("k", "v"):
+                    tokens = np.maximum.accumulate(tokens, 1) & self.is_real
+                if kind in changed:
+                    tokens = tokens & changed[kind][place, site.unit or 0]
+                target = Target(site, None, None, computed[kind][place], None, has_position=True)
                 for local, pair in enumerate(self.scene.indices.tolist()):
-                    yield Row(number, pair, local, ((target, self._placement(spread[local])),))
+                    yield Row(number, pair, local, ((target, self._placement(tokens[local])),))
+
+    def _changed(self, layer: int, computed: Sequence[Computed]) -> Bool[np.ndarray, "sender head pair token"]:
+        """Return at which tokens each head hands on something else at all.
+
+        What the first token of a prompt sees is itself, whatever its queries and keys are.
+        """
+        wired, width = self.wiring.layers[layer], self.model.head_width
+        base = self._base(wired.z).reshape(self.n_pairs, self.n_tokens, -1)
+        found = torch.stack([one.run.tensors[wired.z] != base for one in computed])
+        of_heads = [found[..., start : start + width].any(-1) for start in wired.starts]
+        table: np.ndarray = torch.stack(of_heads, 1).cpu().numpy()
+        return table
 
     def _computed(self, layer: int, deltas: Float[Tensor, "S N D"], kinds: set[str]) -> dict[str, list[Computed]]:
         """Return for each kind of input, by sender, what stands behind it if that sender's part of it is changed."""

@@ -8,6 +8,7 @@ whatever kind of weights there is.
 the first layer, or an array itself, is moved there; one point at 0 is the base run. Slopes are averaged over points.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -28,7 +29,6 @@ from causalpatch.engine.hooks import quiet, run_with_hooks
 from causalpatch.engine.job import Cost, Job, check_finite
 from causalpatch.engine.means import Means
 from causalpatch.engine.probes import Probes
-from causalpatch.engine.resolve import Placer, Target
 from causalpatch.engine.untouched import Untouched
 from causalpatch.engine.values import Known
 from causalpatch.models import Model, Port
@@ -88,67 +88,6 @@ class Points:
         return cls(tuple(shares), f"{steps} points from the corrupted end")
 
 
-@dataclass(frozen=True, eq=False)
-class Meeting:
-    """Which tokens of the source's prompts stand for which of the base's, over the columns of both batches.
-
-    Args:
-        row: The pair of each element in the batch.
-        base: Its column in the base's batch.
-        source: Its column in the source's batch.
-    """
-
-    row: Tensor
-    base: Tensor
-    source: Tensor
-
-    @classmethod
-    def of(cls, job: Job, batch: Untouched, target: Target, placer: Placer) -> "Meeting":
-        """Return where a target takes its value from; pairs that lack its column have no elements.
-
-        Raises:
-            PairError: Prompts of unequal lengths have no alignment, or a position is outside a prompt.
-        """
-        places = placer.places(target, batch.indices.tolist())
-        known = [(local, place) for local, place in enumerate(places) if place is not None]
-        row = np.concatenate([np.zeros(0, dtype=np.int64), *(np.full(len(place.base), n) for n, place in known)])
-        base, source = (
-            np.concatenate([np.zeros(0, dtype=np.int64), *(getattr(place, name) for _, place in known)])
-            for name in ("base", "start")
-        )
-        starts = [run.batch.of(target.stream).start for run in (batch.known.base, batch.known.source)]
-        device = job.model.device
-        return cls(
-            *(torch.as_tensor(at, device=device) for at in (row, starts[0][row] + base, starts[1][row] + source))
-        )
-
-    def difference(
-        self, base: Float[Tensor, "row position *axes"], source: Float[Tensor, "row place *axes"]
-    ) -> Float[Tensor, "row position *axes"]:
-        """Return source less base where they meet, 0 elsewhere; float32 at least."""
-        wide = torch.promote_types(base.dtype, torch.float32)
-        found = torch.zeros(base.shape, dtype=wide, device=base.device)
-        here = (self.row, self.base)
-        found[here] = source[self.row, self.source].to(wide) - base[here].to(wide)
-        return found
-
-
-def columns_of(job: Job, batch: Untouched, stream: str | None = None) -> Int[Tensor, "pair column"]:
-    """Return the place of each aligned column of each pair among all tokens of a batch; their number where it has none.
-
-    Args:
-        job: The job.
-        batch: The pairs.
-        stream: The stream whose tokens are counted.
-    """
-    tokens = job.pairs.of(stream).aligned().columns[batch.indices, :, 0 if job.base == "clean" else 1]
-    prompts = batch.known.base.batch.of(stream)
-    width = prompts.mask.shape[1]
-    first = np.arange(len(tokens))[:, None] * width + prompts.start[:, None]
-    places = np.where(tokens < 0, len(tokens) * width, first + tokens)
-    return torch.as_tensor(places, device=job.model.device)
-
-
 def require_slope(job: Job, gauge: Gauge, points: Points) -> None:
     """Make sure that the metric can have a slope at some points.
 
@@ -174,23 +113,14 @@ def require_slope(job: Job, gauge: Gauge, points: Points) -> None:
 
 
 def measured_in_batches(
-    job: Job,
-    gauge: Gauge,
-    batches: Iterator[np.ndarray],
-    measure: Callable[[np.ndarray], tuple[Untouched, float]],
-    where: str,
-) -> dict[str, Float[np.ndarray, " pair"]]:
-    """Score pairs batch by batch, and return the metric of each pair's base and source run.
+    job: Job, batches: Iterator[np.ndarray], measure: Callable[[np.ndarray], tuple[Untouched, float]]
+) -> tuple[dict[str, Float[np.ndarray, " pair"]], float]:
+    """Score pairs batch by batch; return the metric of each pair's base and source run, and the largest slope.
 
     Args:
         job: The job.
-        gauge: The metric.
         batches: Numbers of the pairs that go together.
         measure: Scores some pairs; gives their untouched runs and the largest slope.
-        where: Where slopes are taken, for the message.
-
-    Raises:
-        NoGradient: The slope of the metric is 0 everywhere.
     """
     found = {name: np.zeros(len(job.pairs)) for name in ("base", "source")}
     steepest = 0.0
@@ -198,9 +128,22 @@ def measured_in_batches(
         steepest = max(steepest, slope)
         for name, values in found.items():
             values[batch.indices] = batch.values[name][0]
+    return found, steepest
+
+
+def require_steep(steepest: float, metric: str, where: str) -> None:
+    """Make sure that a metric has a slope somewhere.
+
+    Args:
+        steepest: The largest slope.
+        metric: What the metric is called.
+        where: Where slopes were taken, for the message.
+
+    Raises:
+        NoGradient: The slope is 0 everywhere.
+    """
     if steepest == 0:
-        raise no_gradient(gauge.metrics[0].name, f"its gradient is 0 at every {where}")
-    return found
+        raise no_gradient(metric, f"its gradient is 0 at every {where}")
 
 
 def no_gradient(name: str, why: str) -> NoGradient:
@@ -306,14 +249,16 @@ def take_slopes(
 def forward_with(
     job: Job, gauge: Gauge, batch: Untouched, probes: Probes, *, opens: bool = False, few: Few = WHOLE
 ) -> Float[Tensor, " pair"]:
-    """Return the metric of each pair of a run with probes; to be called inside ``differentiable``.
+    """Return the metric of each run of each pair with probes; to be called inside ``differentiable``.
 
     Raises:
         MetricError: The metric has no gradient.
     """
-    inputs = job.pairs.batch(job.base, batch.indices, padding_side=job.padding_side)
-    run, _ = _run_with(job, gauge, (batch.indices, inputs), probes, few, opens=opens)
-    values = gauge.tensors(run, batch.runs, torch.arange(len(batch.indices), device=job.model.device))[0]
+    indices, device = np.tile(batch.indices, probes.copies), job.model.device
+    inputs = job.pairs.batch(job.base, indices, padding_side=job.padding_side)
+    run, _ = _run_with(job, gauge, (indices, inputs), probes, few, opens=opens)
+    local = torch.arange(len(batch.indices), device=device).repeat(probes.copies)
+    values = gauge.tensors(run, batch.runs, local)[0]
     require_graph(values, gauge)
     return values
 
@@ -359,18 +304,20 @@ def require_graph(values: Tensor, gauge: Gauge) -> None:
 
 
 def check_slopes(job: Job, gauge: Gauge, probes: Probes) -> None:
-    """Make sure that slopes are numbers.
+    """Make sure that slopes are numbers, and note the steepest.
 
     Raises:
         NotFinite: One is NaN or infinite.
     """
     for port, slope in probes.slopes.items():
-        if not bool(torch.isfinite(slope).all()):
+        low, high = (float(end) for end in torch.aminmax(slope))  # NaN where there is one
+        if not (math.isfinite(low) and math.isfinite(high)):
             raise NotFinite(
                 f"the slope of '{gauge.metrics[0].name}' is not a number at the {port.side} of '{port.path}'",
                 facts=[("model", f"'{job.model.name}' in {job.model.dtype}")],
                 fix="open the model in float32",
             )
+        probes.steepest = max(probes.steepest, -low, high)
 
 
 def input_port(model: Model) -> Port:

@@ -146,7 +146,8 @@ class Stack:
     def kept_for(self, block: Block, stage: int) -> list[Port]:
         """Return what a replay needs of the base run that enters a layer at a stage."""
         if stage == PROJECTION:
-            return [block.z, *([Port(block.mlp, "output")] if self.is_parallel else [])]
+            more = [Port(block.mlp, "output")] if self.is_parallel else []
+            return [block.z, Port(block.attention, "output"), *more]
         if stage == UP:
             return [*block.up, Port(block.attention, "output")]
         return [block.mlp_post, Port(block.attention, "output")] if stage == DOWN else []

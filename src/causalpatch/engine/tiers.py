@@ -199,7 +199,7 @@ def _takes(
     """Return which runs a tier takes (None: it is not used), and why it does not take all."""
     why = _why_not(tier, job, gauge, is_auto=is_auto)
     if why is None and tier.check is not None:
-        why = tier.check(tier.name, tier.measure, job)
+        why = tier.check(tier.name, tier.measure, replace(job, remembered=None))
     if why is not None:
         return None, why
     reasons = {number: tier.why_not_targets(job.model, job.interventions[number]) for number in pending}
@@ -221,7 +221,7 @@ def _look(tier: Tier, job: Job, gauge: Gauge, first: Block | None, route: Route)
     route.gap = {name: max(size, route.gap.get(name, 0.0)) for name, size in found.items()}
     if tier.name != "wavefront":
         return None  # the proof of the site has held its kernel against the model's own
-    return why_drifts(tier.name, tier.measure, job, anew=True) if is_wide else None
+    return why_drifts(tier.name, tier.measure, replace(job, remembered=None), anew=True) if is_wide else None
 
 
 def _without(ties: Ties | None, blocks: Iterator[Block]) -> Iterator[Block]:

@@ -5,7 +5,7 @@
 3. Metrics read both; a run that gives NaN is refused here, before anything is compared with it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, TypeAlias
@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from causalpatch.engine.canonical import canonical
 from causalpatch.engine.capture import Captured, capture
 from causalpatch.engine.drawn import Donated
 from causalpatch.engine.gauge import Gauge, Mode, Run
 from causalpatch.engine.generate import generate
 from causalpatch.engine.job import BASE, SOURCE, Block, Cost, Job, check_finite
 from causalpatch.engine.means import Means
+from causalpatch.engine.once import capture_once
 from causalpatch.engine.resolve import Role
 from causalpatch.engine.routes import watching
 from causalpatch.engine.values import Known, Row
@@ -57,6 +59,12 @@ class Untouched:
         has_compared = any(metric.compares for metric in gauge.metrics)
         return replace(self, known=replace(self.known, **ends), runs=self.runs if has_compared else {})
 
+    def bare(self, gauge: Gauge) -> "Untouched":
+        """Return these without what is kept of the runs, and without the logits that ``lean`` drops."""
+        lean = self.lean(gauge)
+        ends = {name: replace(getattr(lean.known, name), tensors={}) for name in ("source", "base")}
+        return replace(lean, known=replace(lean.known, **ends))
+
     @property
     def n_bytes(self) -> int:
         """Bytes of the tensors that are held."""
@@ -73,7 +81,7 @@ class Untouched:
         ]
 
 
-def run_untouched(
+def run_untouched(  # noqa: PLR0913 - what is kept beside what patches read, each with a default
     job: Job,
     gauge: Gauge,
     means: Means,
@@ -82,6 +90,7 @@ def run_untouched(
     *,
     base_sites: Sequence[Site] = (),
     fork_sites: Sequence[Site] = (),
+    also: Sequence[Site] = (),
 ) -> Untouched:
     """Make the base and source runs of some pairs, and keep there what the patches read.
 
@@ -93,6 +102,7 @@ def run_untouched(
         indices: The pairs.
         base_sites: Sites to keep in the base runs besides those that patches read.
         fork_sites: Sites to keep in the base runs that go on through an answer.
+        also: Sites that later jobs on the same pairs will ask for in both kinds of base runs.
 
     Raises:
         NotFinite: A run gives NaN or infinity.
@@ -102,11 +112,15 @@ def run_untouched(
         "base": [*(t.site for t in targets if t.needs_base), *base_sites],
         "source": [t.site for t in targets if t.needs_source],
     }
+    others = job.remembered.beside if job.remembered else ()
+    later = [target for some in others for target in (*some, *canonical(some, job.model))]
+    # Of base runs, too: each job's identity patch reads there what its first patch reads of the source.
+    beside = {"base": [*(t.site for t in later), *also], "source": [t.site for t in later if t.needs_source]}
     roles: dict[Literal["base", "source"], Role] = {"base": job.base, "source": job.source}
     # Both are captured before any is spelt out: what runs out of memory should do so early.
     models = {name: job.model_of(name) for name in ("base", "source")}
     kept = {
-        name: run_role(job, role, indices, list(dict.fromkeys(sites[name])), cost, models[name])
+        name: run_role(job, role, indices, list(dict.fromkeys(sites[name])), cost, models[name], beside[name])
         for name, role in roles.items()
     }
     donors = run_donors(job, indices, cost)
@@ -117,8 +131,7 @@ def run_untouched(
     def go_on(name: str, fork: Fork, inputs: Batch) -> Run:
         sites = fork_sites if name == "base" else ()
         with watching(job.ties, models[name], _rows(indices), inputs):
-            found = capture(models[name], inputs, sites, opens_attention=job.opens_attention)
-        cost.forwards, cost.rows = cost.forwards + 1, cost.rows + len(indices)
+            found = capture_once(job, cost, models[name], inputs, sites, also if name == "base" else ())
         if name == "base" and fork_sites:
             forks[fork] = replace(found, output=None)
         return Run(models[name].logits(found.output), inputs, pair)
@@ -143,6 +156,7 @@ def run_role(
     sites: Sequence[Site],
     cost: Cost,
     model: Model | None = None,
+    beside: Iterable[Site] = (),
 ) -> Captured:
     """Run one side of some pairs as it is, and keep what the sites need.
 
@@ -153,12 +167,11 @@ def run_role(
         sites: The sites.
         cost: Counts what is spent.
         model: The model that runs, by default the one that is patched.
+        beside: Sites that later jobs on the same pairs will ask for.
     """
     inputs = job.pairs.batch(role, indices, padding_side=job.padding_side)
     with watching(job.ties, model or job.model, _rows(indices), inputs):
-        captured = capture(model or job.model, inputs, sites, opens_attention=job.opens_attention)
-    cost.forwards, cost.rows = cost.forwards + 1, cost.rows + len(indices)
-    return captured
+        return capture_once(job, cost, model or job.model, inputs, sites, beside)
 
 
 def _rows(indices: Int[np.ndarray, " pair"]) -> list[Row]:

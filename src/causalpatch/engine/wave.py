@@ -27,8 +27,9 @@ from causalpatch.engine.row_steps import Steps
 from causalpatch.engine.rows import Own, RowAttention
 from causalpatch.engine.scene import Placed, Scene
 from causalpatch.engine.segments import DOWN, INPUT, PROJECTION, STAGES, UP, Group, Layout, cut
-from causalpatch.engine.stack import Block, Place, call_layer
+from causalpatch.engine.stack import Place, call_layer
 from causalpatch.engine.unchanged_rows import UnchangedRows
+from causalpatch.engine.unread_queries import without_queries
 from causalpatch.engine.values import writes_at
 from causalpatch.engine.written import TargetsByLayer
 from causalpatch.models import Port
@@ -179,7 +180,7 @@ class Wave:
             found.extend(attention.keys_and_values(key, value))
             raise EnoughError
 
-        with suppress(EnoughError):
+        with suppress(EnoughError), without_queries(self.stack.model, self.run, layer, writes):
             self._call(layer, layout, hidden, stop, writes)
         numbers = [number for number, group in enumerate(layout.groups()) if len(group.tokens)]
         return dict(zip(numbers, found, strict=True))
@@ -249,14 +250,19 @@ class Wave:
         self, layer: int, stage: int, layout: Layout, writes: Sequence[Write]
     ) -> Float[Tensor, "row width"]:
         """Call a layer on rows of the base run, with the modules in front of a stage passed by."""
-        place = self._place(layout)
+        place, attends = self._place(layout), None
+        if stage == PROJECTION and self.scene.heads.takes(layer, writes):
+            attends, writes = self.scene.heads.given(layer, writes, place), ()
         with ExitStack() as modules:
-            self._pass_by(modules, self.stack.blocks[layer], stage, place, layout, layer)
+            self._pass_by(modules, stage, place, layout, layer, attends)
             return self._call(layer, layout, place.rows_of(self.run.inputs[layer]), _unreachable, writes)
 
-    def _pass_by(self, modules: ExitStack, block: Block, stage: int, place: Place, layout: Layout, layer: int) -> None:
-        """Replace the modules in front of a stage by what they gave in the base run."""
-        model, kept, returns_tuple = self.stack.model.module, self.run.kept, self.run.returns_tuple
+    def _pass_by(
+        self, modules: ExitStack, stage: int, place: Place, layout: Layout, layer: int, attends: Tensor | None
+    ) -> None:
+        """Replace the modules in front of a stage by what they gave in the base run, attention by what it gives now."""
+        block, model = self.stack.blocks[layer], self.stack.model.module
+        kept, returns_tuple = self.run.kept, self.run.returns_tuple
 
         def giving(path: str, make: Callable[[], Tensor]) -> None:
             def forward(*args: Any, **kwargs: Any) -> Any:
@@ -271,7 +277,7 @@ class Wave:
             return lambda: model.get_submodule(port.path)(known(port))
 
         if stage == PROJECTION:
-            giving(block.attention, projected(block.z))
+            giving(block.attention, projected(block.z) if attends is None else partial(torch.unsqueeze, attends, 0))
             # In parallel blocks the MLP does not see what attention adds.
             is_apart = self.stack.is_parallel and block.mlp != block.path
             if is_apart and not self.targets.any_at(layer, layout.chosen, (UP, DOWN)):

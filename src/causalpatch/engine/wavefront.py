@@ -34,6 +34,7 @@ from causalpatch.engine.hooks import users_hooks
 from causalpatch.engine.job import BASE, SOURCE, Block, Cost, Job, check_finite, lay_rows, portions
 from causalpatch.engine.means import Means
 from causalpatch.engine.memory import chunk_bytes, exhausted, is_out_of_memory, release_memory
+from causalpatch.engine.once import run_stack
 from causalpatch.engine.planning import numbers_of
 from causalpatch.engine.resolve import Placer, Role, Target
 from causalpatch.engine.scene import Placed, Scene
@@ -125,7 +126,7 @@ def open_sweep(
     Raises:
         NotFinite: A run gives NaN or infinity.
     """
-    run = partial(stack.run, where=kept.place(indices, job.model.device))
+    run = partial(run_stack, job, stack, where=kept.place(indices, job.model.device))
     scenes = [Scene(job, gauge, stack, indices, means, fork=fork, run=run) for fork in (None, *gauge.forks)]
     return opened(job, gauge, scenes, cost, kept.longest(indices))
 
@@ -151,8 +152,9 @@ def opened(job: Job, gauge: Gauge, scenes: Sequence[Scene], cost: Cost, longest:
     for name, code in (("base", BASE), ("source", SOURCE)):
         check_finite(job, gauge, name, indices, sweep.untouched[name])
         blocks.append(Block.of(np.full(len(indices), code), indices, sweep.untouched[name], Status.MEASURED))
-    cost.forwards += len(scenes)
-    cost.rows += sum(len(scene.prompts.batch.lengths) for scene in scenes)
+    made = [scene for scene in scenes if scene.is_new]
+    cost.forwards += len(made)
+    cost.rows += sum(len(scene.prompts.batch.lengths) for scene in made)
     return sweep, blocks
 
 

@@ -5,10 +5,11 @@ is the base run, and what stands behind it is computed where it can change. All 
 cannot, are forwards in which inputs are put together. The record says which, and why.
 """
 
+import json
 import time
 import warnings
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +24,13 @@ from causalpatch.engine.put_in import patches_of_senders
 from causalpatch.engine.single_edges import SingleEdges
 from causalpatch.engine.structure import Findings
 from causalpatch.engine.wiring import Wiring, graph_of, wiring_of
+from causalpatch.experiment.edge_sets import EdgeSets
 from causalpatch.experiment.experiment import Experiment
+from causalpatch.experiment.measured import Cuts, Measured
 from causalpatch.experiment.provenance import describe_precision, describe_setup, notes_on
 from causalpatch.experiment.tally import Tally
 from causalpatch.patches import Intervention, Mean, Source, Value, Zero
+from causalpatch.patches.files import plain_value, value_of_plain
 from causalpatch.patches.value import as_value
 from causalpatch.results.effects import Effects
 from causalpatch.results.provenance import describe_program
@@ -42,44 +46,6 @@ Carried = Source | Zero | Mean
 """What edges can carry instead of what their senders give."""
 
 
-@dataclass(frozen=True, eq=False)
-class EdgeSets:
-    """Sets of edges that are run, those of one edge as its numbers alone.
-
-    Args:
-        labels: What results call the runs.
-        single: Numbers of the runs of one edge.
-        edges: The sender and the receiver of each of them, ``(edge, 2)``.
-        masks: The edges of all other runs in order, booleans ``(mask, sender, receiver)``.
-    """
-
-    labels: Sequence[str]
-    single: np.ndarray
-    edges: np.ndarray
-    masks: np.ndarray
-
-    @classmethod
-    def of_edges(cls, edges: np.ndarray, labels: Sequence[str]) -> "EdgeSets":
-        """Return single edges, given as ``(edge, 2)``, each in a run of its own."""
-        return cls(labels, np.arange(len(edges)), edges, np.zeros((0, 0, 0), dtype=bool))
-
-    @classmethod
-    def of_masks(cls, masks: np.ndarray, labels: Sequence[str]) -> "EdgeSets":
-        """Return sets given as masks ``(mask, sender, receiver)``."""
-        is_single = masks.sum((1, 2)) == 1
-        return cls(labels, np.flatnonzero(is_single), np.argwhere(masks[is_single])[:, 1:], masks[~is_single])
-
-    @property
-    def several(self) -> np.ndarray:
-        """Numbers of all runs but those of one edge."""
-        return np.setdiff1d(np.arange(len(self.labels)), self.single)
-
-    def with_run_of(self, mask: np.ndarray) -> "EdgeSets":
-        """Return these and one more set behind them, given as ``(sender, receiver)``."""
-        masks = mask[None] if not len(self.masks) else np.concatenate([self.masks, mask[None]])
-        return EdgeSets([*self.labels, "reference"], self.single, self.edges, masks)
-
-
 def run_edges(experiment: Experiment, asked: EdgeSets, value: Value | str = "source") -> Effects:
     """Measure sets of edges, each in a run of its own, on every pair.
 
@@ -90,7 +56,8 @@ def run_edges(experiment: Experiment, asked: EdgeSets, value: Value | str = "sou
             and means have a reference: a run with all edges replaced.
 
     Returns:
-        Effects with the axis ``intervention``, then ``pair``. Stopped by Ctrl-C, they hold what was measured.
+        Effects with the axis ``intervention``, then ``pair``. Stopped by Ctrl-C, they hold what was measured; those
+        that a runner makes are kept by it instead, and the interrupt goes on.
 
     Raises:
         ModelUnsupported: The model's components are not known by name, or wired in a way that is not known.
@@ -99,33 +66,112 @@ def run_edges(experiment: Experiment, asked: EdgeSets, value: Value | str = "sou
         SettingError: Edges cannot carry such a value.
     """
     carried = carried_of(value)
-    is_ablation = not isinstance(carried, Source)
-    has_reference = is_ablation and experiment.direction == "noise"
     with undisturbed():
-        started = time.perf_counter()
-        job, means = job_of_edges(experiment, carried)
-        wiring = wiring_of(experiment.model, experiment.pairs)
-        every = asked.with_run_of(wiring.graph.exists) if has_reference else asked
-        runs = _Runs(experiment, (job, means), wiring, every)
-        is_complete = runs.measure(len(asked.labels))
-    place = len(asked.labels) if has_reference else None
-    kept = runs.tally.pairs_with_baselines(place)
+        if experiment.runner is None:
+            fitted = job_of_edges(experiment, carried)
+            found, job = _measured(experiment, asked, carried, fitted), fitted[0]
+        else:
+            found = experiment.runner.measure(experiment, EdgeRuns(asked, carried))
+            job = job_of_senders(experiment, carried)
     reference = "corrupted run"
-    if is_ablation:
-        reference = f"{carried} at all edges together" if has_reference else "none"
+    if not isinstance(carried, Source):
+        reference = f"{carried} at all edges together" if _has_reference(experiment, carried) else "none"
     return Effects.build(
         axes={"intervention": list(asked.labels)},
-        pair_ids=[experiment.pairs[int(pair)].id for pair in kept],
-        groups=experiment.pairs.components[kept],
+        pair_ids=[experiment.pairs[int(pair)].id for pair in found.kept],
+        groups=experiment.pairs.components[found.kept],
         metrics=[metric.name for metric in experiment.metrics],
-        values=runs.tally.values[:, : len(asked.labels), kept],
-        status=runs.tally.status[: len(asked.labels), kept],
-        baselines=runs.tally.baselines(kept, experiment.base, place),
+        values=found.values,
+        status=found.status,
+        baselines=found.baselines,
         provenance={
-            **_record(experiment, runs, carried, reference, time.perf_counter() - started),
-            "complete": is_complete,
+            **_record(experiment, carried, reference),
+            "notes": notes_on(experiment.pairs, experiment.base, job.interventions),
+            **found.record,
         },
     )
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeRuns:
+    """Sets of edges as a work: what a runner is asked for.
+
+    Args:
+        asked: The edges that are interchanged in each run.
+        value: What they carry instead.
+    """
+
+    asked: EdgeSets
+    value: Carried
+
+    @property
+    def n_cells(self) -> int:
+        """How many sets there are."""
+        return len(self.asked.labels)
+
+    @property
+    def runs_per_pair(self) -> int:
+        """A run for each set."""
+        return self.n_cells
+
+    def texts(self) -> list[str]:
+        """Return what names each set: its edges, and what these carry."""
+        plain, _ = plain_value(self.value)
+        carried = json.dumps(plain, sort_keys=True)
+        return [f"edges {name} {carried}" for name in self.asked.names()]
+
+    def take(self, cells: np.ndarray) -> "EdgeRuns":
+        """Return some of the sets."""
+        return EdgeRuns(self.asked.take(cells), self.value)
+
+    def cuts(self, experiment: Experiment) -> Cuts:
+        """Return how they may be cut: means are made of all pairs."""
+        del experiment
+        return Cuts(pairs=not isinstance(self.value, Mean), cells=True, cells_first=True)
+
+    def measured(self, experiment: Experiment) -> Measured:
+        """Run the sets here."""
+        with undisturbed():
+            return _measured(experiment, self.asked, self.value, job_of_edges(experiment, self.value))
+
+    def plain(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Return the sets as plain data, with arrays by their names."""
+        value, arrays = plain_value(self.value)
+        asked, shape = self.asked, self.asked.masks.shape
+        told = {"kind": "edges", "value": value, "labels": list(asked.labels), "shape": list(shape)}
+        bits = np.packbits(asked.masks.reshape(shape[0], int(np.prod(shape[1:]))), axis=1)
+        return told, {**arrays, "single": asked.single, "edges": asked.edges, "masks": bits}
+
+    @classmethod
+    def of_plain(cls, told: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> "EdgeRuns":
+        """Return what ``plain`` wrote."""
+        shape = tuple(told["shape"])
+        bits = np.unpackbits(arrays["masks"], axis=1, count=int(np.prod(shape[1:]))) if shape[0] else np.zeros(shape)
+        asked = EdgeSets(told["labels"], arrays["single"], arrays["edges"], bits.reshape(shape).astype(bool))
+        return cls(asked, carried_of(value_of_plain(told["value"], arrays)))
+
+
+def _has_reference(experiment: Experiment, carried: Carried) -> bool:
+    return not isinstance(carried, Source) and experiment.direction == "noise"
+
+
+def _measured(experiment: Experiment, asked: EdgeSets, carried: Carried, fitted: tuple[Job, Means]) -> Measured:
+    """Run sets of edges here; stopped by Ctrl-C, return what was measured."""
+    started = time.perf_counter()
+    wiring = wiring_of(experiment.model, experiment.pairs)
+    has_reference, n_asked = _has_reference(experiment, carried), len(asked.labels)
+    runs = _Runs(experiment, fitted, wiring, asked.with_run_of(wiring.graph.exists) if has_reference else asked)
+    is_complete = runs.measure(n_asked)
+    place = n_asked if has_reference else None
+    kept = runs.tally.pairs_with_baselines(place)
+    record = {
+        "engine": _engine(runs),
+        "precision": describe_precision(experiment.model, None),
+        "complete": is_complete,
+        "cost": {**vars(runs.tally.cost), "seconds": round(time.perf_counter() - started, 3)},
+    }
+    values, status = runs.tally.values[:, :n_asked, kept], runs.tally.status[:n_asked, kept]
+    return Measured(values, status, runs.tally.baselines(kept, experiment.base, place), kept, record)
 
 
 def carried_of(value: Value | str) -> Carried:
@@ -296,7 +342,7 @@ def _engine(runs: _Runs) -> dict[str, Any]:
     return found | ({"without_wavefront": runs.why} if runs.why else {})
 
 
-def _record(experiment: Experiment, runs: _Runs, carried: Carried, reference: str, seconds: float) -> dict[str, Any]:
+def _record(experiment: Experiment, carried: Carried, reference: str) -> dict[str, Any]:
     no_share = f"{carried} takes a run apart and cannot restore one" if reference == "none" else ""
     return {
         **describe_program(),
@@ -313,8 +359,4 @@ def _record(experiment: Experiment, runs: _Runs, carried: Carried, reference: st
             "direction": experiment.direction,
             "circuit": "sets of edges, the rest of the run intact",
         },
-        "engine": _engine(runs),
-        "precision": describe_precision(experiment.model, None),
-        "notes": notes_on(experiment.pairs, experiment.base, runs.job.interventions),
-        "cost": {**vars(runs.tally.cost), "seconds": round(seconds, 3)},
     }

@@ -29,6 +29,7 @@ from causalpatch.engine import (
     Means,
     Plan,
     Precision,
+    Remembered,
     Role,
     Route,
     Screen,
@@ -157,6 +158,7 @@ class Experiment:
         self.seed = seed
         self.show_progress = show_progress
         self.runner: Runner | None = None
+        self.remembered: Remembered | None = None  # untouched runs of pieces on the same pairs
         if model.vocab_size and model.kind == "tokens":
             check_answers(pairs, model.vocab_size, model.name)
         if source_model is not None:
@@ -411,6 +413,7 @@ class Experiment:
             place,
             len(controls),
             source_model=self.source_model,
+            remembered=self.remembered,
         )
 
     def _aligned_positions(self, kept: np.ndarray, targets: Sequence[tuple[Target, ...]]) -> np.ndarray:

@@ -4,6 +4,9 @@ Models that use the attention interface of transformers look their kernel up by 
 part. Ours hands queries, keys, values and mask to whoever stands in the context, so that an engine sees attention as it
 happens. A configuration may be shared by models and by threads: the first to enter notes the kernel, the last to leave
 puts it back, and whoever calls the model from outside of a context gets the kernel that was noted.
+
+Ours is registered when the first model is switched: transformers takes seconds to load what it needs for models, and a
+module of another kind needs none of that.
 """
 
 import sys
@@ -13,13 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
+import transformers
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from causalpatch.base.errors import ModelUnsupported
 
@@ -50,7 +51,17 @@ _GUARD = threading.RLock()  # what forgets a configuration may be called at any 
 
 def kernels_of(name: str) -> tuple[object, object]:
     """Return the functions that are registered for a kernel and for its mask; None where there is none."""
-    return ALL_ATTENTION_FUNCTIONS.get(name), ALL_MASK_ATTENTION_FUNCTIONS.get(name)
+    return _kernels().get(name), _masks().get(name)
+
+
+def _kernels() -> Any:
+    """Return the attention kernels of transformers by name."""
+    return transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS
+
+
+def _masks() -> Any:
+    """Return what makes masks for attention kernels, by their name."""
+    return transformers.masking_utils.ALL_MASK_ATTENTION_FUNCTIONS
 
 
 def _dispatch(
@@ -65,7 +76,9 @@ def _dispatch(
 
 def _mask(*given: Any, config: Any = None, **named: Any) -> Any:
     before = _before(config)
-    make = eager_mask if _ATTEND.get() is not None or before is None else ALL_MASK_ATTENTION_FUNCTIONS.get(before)
+    make = transformers.masking_utils.eager_mask
+    if _ATTEND.get() is None and before is not None:
+        make = _masks().get(before)
     return None if make is None else make(*given, config=config, **named)
 
 
@@ -83,7 +96,7 @@ def _kernel_before(module: nn.Module) -> Callable[..., Any]:
         # The plain kernel is not registered: each family of transformers has its own beside its attention.
         files = [sys.modules.get(kind.__module__) for kind in type(module).__mro__]
         plain = [getattr(file, "eager_attention_forward", None) for file in files]
-        kernels: list[Callable[..., Any] | None] = [ALL_ATTENTION_FUNCTIONS.get(before), *plain]
+        kernels: list[Callable[..., Any] | None] = [_kernels().get(before), *plain]
         for kernel in kernels:
             if kernel is not None:
                 return kernel
@@ -134,6 +147,7 @@ def _enter(config: Any) -> bool:
         name = getattr(config, "_attn_implementation", None)
         if not name:
             return False
+        _register()
         switched = _SWITCHED.get(id(config))
         if switched is None or not (switched.n_inside or name == OURS):
             switched = _SWITCHED[id(config)] = _Switched(config, name)
@@ -169,8 +183,10 @@ def _forget(place: int, reference: "weakref.ref[Any]") -> None:
             del _SWITCHED[place]
 
 
-AttentionInterface.register(OURS, _dispatch)
-AttentionMaskInterface.register(OURS, _mask)
+@cache
+def _register() -> None:
+    transformers.AttentionInterface.register(OURS, _dispatch)
+    transformers.AttentionMaskInterface.register(OURS, _mask)
 
 
 def kernel_of(module: nn.Module) -> str:

@@ -10,17 +10,10 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
 from transformers.utils import logging as transformers_logging
 
 from causalpatch.base.errors import CausalPatchWarning, ModelNotFound, ModelUnsupported, SettingError
+from causalpatch.base.extras import require
 from causalpatch.base.tokens import Tokenizer
 from causalpatch.models.adapted import adapted, base_of
 from causalpatch.models.adapter import Model
@@ -45,6 +38,7 @@ def open_model(
     tokenizer: Any = None,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    device_map: str | None = None,
     weights: WeightsPlace | None = None,
     memory_gib: float | None = None,
 ) -> Model:
@@ -60,6 +54,8 @@ def open_model(
         dtype: The model's floating-point type, such as ``"float32"``; by default that of the checkpoint, or the
             module's own.
         device: Where to run; by default a GPU if there is one, or where the module is.
+        device_map: How a checkpoint that is larger than one device is spread over several, as accelerate names it:
+            ``"auto"``, ``"balanced"``, ``"sequential"``, or one device. Instead of ``device``.
         weights: Where a checkpoint's weights lie while the model does not run, if they are to be fetched layer by
             layer: ``"disk"``, in its safetensors files, or ``"host"``, in CPU memory beside a GPU. Sweeps then go
             breadth-first, so that each layer is fetched once for many runs. By default all are held, unless
@@ -75,8 +71,10 @@ def open_model(
             that what runs is not the modules that sites name, or puts virtual tokens before each prompt; or another
             library's model has no weights yet, or other ones than the module inside. Or its weights are to be fetched,
             but it has no safetensors files, or is no stack of layers.
-        SettingError: The dtype or the device does not exist, or the model or the tokenizer is not one; or the memory
-            does not hold the largest layer.
+        SettingError: The dtype or the device does not exist, or the model or the tokenizer is not one; or a device map
+            is given beside a device, beside weights that are fetched, or for a module; or the memory does not hold the
+            largest layer.
+        MissingExtra: A device map is given, and accelerate is not installed.
 
     Examples:
         >>> from torch import nn
@@ -88,6 +86,8 @@ def open_model(
     taken = taken_from(x)
     if taken is not None:
         x, tokenizer = taken.module, tokenizer if tokenizer is not None else taken.tokenizer
+    if device_map is not None:
+        _require_spreadable(x, device, device_map, is_fetched=is_fetched)
     if isinstance(x, nn.Module):
         if is_fetched:
             raise SettingError(
@@ -115,13 +115,14 @@ def open_model(
         load = partial(_load, source, wanted_dtype)
         how: dict[str, Any] = {"device": wanted_device, "weights": weights, "memory_gib": memory_gib}
         return open_streamed(source, load, found, dtype=wanted_dtype, **how)
-    module = _load(below or source, wanted_dtype)
+    module = _load(below or source, wanted_dtype, device_map)
     if below is not None:
         module = adapted(module, source)
         module = module if wanted_dtype is None else module.to(wanted_dtype)
         _require_own_tokens(module)
     found = _read_tokenizer(tokenizer) if tokenizer is not None else _tokenizer_beside(below or source)
-    return Model(module.to(wanted_device), name=source.name, tokenizer=found)
+    placed = module.to(wanted_device) if device_map is None else module
+    return Model(placed, name=source.name, tokenizer=found)
 
 
 def _require_eager(module: nn.Module) -> None:
@@ -153,17 +154,38 @@ def _require_own_tokens(module: nn.Module) -> None:
                 )
 
 
-def _load(source: Source, dtype: torch.dtype | None) -> nn.Module:
+def _require_spreadable(x: Any, device: Any, device_map: str, *, is_fetched: bool) -> None:
+    """Make sure that a device map can be followed."""
+    if is_fetched:
+        raise SettingError(
+            f"device_map={device_map!r} cannot be followed",
+            facts=[("given", "weights or memory_gib, by which one device fetches one layer after the other")],
+            fix="leave either out",
+        )
+    if device is not None or isinstance(x, nn.Module):
+        raise SettingError(
+            f"device_map={device_map!r} cannot be followed",
+            facts=[("given", f"device={device!r}" if device is not None else "a module, which is where it is")],
+            fix="leave device out" if device is not None else "give the checkpoint's folder or name instead",
+        )
+    require("accelerate")
+
+
+def _load(source: Source, dtype: torch.dtype | None, device_map: str | None = None) -> nn.Module:
     """Build the checkpoint's own architecture and fill it, leaving no weight to chance."""
-    config = AutoConfig.from_pretrained(source.place, local_files_only=source.is_local)
+    config = transformers.AutoConfig.from_pretrained(source.place, local_files_only=source.is_local)
     named = getattr(transformers, next(iter(config.architectures or []), ""), None)
-    builders = [named] if named is not None else [AutoModelForCausalLM, AutoModel]
+    builders = [named] if named is not None else [transformers.AutoModelForCausalLM, transformers.AutoModel]
     problems: list[Exception] = []
     for builder in builders:
         try:
             with _quietly():
                 module, info = builder.from_pretrained(
-                    source.place, dtype=dtype or "auto", output_loading_info=True, local_files_only=source.is_local
+                    source.place,
+                    dtype=dtype or "auto",
+                    output_loading_info=True,
+                    local_files_only=source.is_local,
+                    **({} if device_map is None else {"device_map": device_map}),
                 )
         except (OSError, ValueError, RuntimeError) as error:
             problems.append(error)
@@ -216,7 +238,7 @@ def _read_tokenizer(given: Any) -> Tokenizer | None:
     """Return a given tokenizer in the form that the library uses."""
     if given is None:
         return None
-    if isinstance(given, PreTrainedTokenizerBase):
+    if isinstance(given, transformers.PreTrainedTokenizerBase):
         return WrappedTokenizer(given)
     if isinstance(given, str | Path):
         try:
@@ -236,13 +258,13 @@ def _read_tokenizer(given: Any) -> Tokenizer | None:
     )
 
 
-def _load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+def _load_tokenizer(source: Source) -> transformers.PreTrainedTokenizerBase:
     # Without its configuration transformers would choose a class by the model's type and rebuild the tokenizer's steps
     # (seen in 5.23 with Llama), so that a bare tokenizer.json is read as it stands.
     alone = Path(source.place) / "tokenizer.json"
     if alone.exists() and not alone.with_name("tokenizer_config.json").exists():
-        return PreTrainedTokenizerFast(tokenizer_file=str(alone))
-    return AutoTokenizer.from_pretrained(source.place, local_files_only=source.is_local)
+        return transformers.PreTrainedTokenizerFast(tokenizer_file=str(alone))
+    return transformers.AutoTokenizer.from_pretrained(source.place, local_files_only=source.is_local)
 
 
 def _read_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -7,7 +7,6 @@ from typing import Literal, NoReturn
 
 import transformers
 from huggingface_hub import constants, get_session
-from transformers import AutoConfig
 
 from causalpatch.base.errors import ModelNotFound, ModelUnsupported, SettingError
 from causalpatch.models.zoo import zoo_folder, zoo_names
@@ -99,7 +98,7 @@ def require_config(source: Source) -> None:
                 fix="give a folder written by save_pretrained, or build the module yourself and open_model(module)",
             )
     try:
-        AutoConfig.from_pretrained(source.place, local_files_only=source.is_local)
+        transformers.AutoConfig.from_pretrained(source.place, local_files_only=source.is_local)
     except (OSError, ValueError, KeyError) as error:
         _refuse(source, error)
 

@@ -89,6 +89,22 @@ def interventions_of_plain(
     return [Intervention(tuple(_read_patch(patch, arrays) for patch in one["patches"]), one["label"]) for one in plain]
 
 
+def plain_value(value: Value) -> tuple[Any, dict[str, np.ndarray]]:
+    """Return a value by itself as plain data, and its arrays by the hash that stands for them.
+
+    Raises:
+        PatchError: It is a function.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    return _plain(value, arrays), arrays
+
+
+def value_of_plain(plain: Any, arrays: Mapping[str, np.ndarray]) -> Value:
+    """Return the value that ``plain_value`` wrote."""
+    found: Value = _read(plain, lambda name: arrays[name])
+    return found
+
+
 def load_interventions(path: str | Path) -> list[Intervention]:
     """Read interventions that ``save_interventions`` wrote.
 

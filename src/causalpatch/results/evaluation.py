@@ -79,6 +79,11 @@ class Evaluation(arrays.Saved):
         """What must be said with the numbers."""
         return [str(note) for note in self.provenance.get("notes", [])]
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all runs were made; those that the user stopped say in a note which were."""
+        return bool(self.provenance.get("complete", True))
+
     @cached_property
     def _numbers(self) -> Numbers:
         rising = self.provenance.get("higher_is_better", {}).get(self.metric, True)

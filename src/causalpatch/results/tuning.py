@@ -152,6 +152,24 @@ class Arm:
             return tuning_words.DISRUPTED
         return tuning_words.NOT_DISRUPTED if verdicts == {WITHIN} else tuning_words.UNCLEAR
 
+    def to_plain(self) -> dict[str, Any]:
+        """Return it as plain data, for JSON: what is no number is None."""
+        held = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        held |= {"documents": self.documents.tolist(), "endpoints": [asdict(one) for one in self.endpoints]}
+        return dict(finite(to_plain(held)))
+
+    @classmethod
+    def of_plain(cls, content: Mapping[str, Any]) -> Arm:
+        """Return an arm from what ``to_plain`` returned.
+
+        Args:
+            content: The plain data, perhaps read from JSON.
+        """
+        held = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+        held["endpoints"] = tuple(Endpoint(**_numbers(each)) for each in content["endpoints"])
+        held["documents"] = np.array(content["documents"], dtype=np.float64)
+        return cls(**_numbers(held))
+
 
 @dataclass(frozen=True)
 class Contrast:
@@ -323,15 +341,11 @@ def _over_documents(sums: np.ndarray, tokens: np.ndarray) -> Interval:
 
 
 def _plain(report: TuningReport) -> dict[str, Any]:
-    arms = [
-        {**{name: getattr(arm, name) for name in Arm.__dataclass_fields__}, "documents": arm.documents.tolist()}
-        for arm in report.arms
-    ]
     plain: dict[str, Any] = {
         "verdict": report.verdict,
         "statement": report.statement,
         "spec": report.spec,
-        "arms": [{**arm, "endpoints": [asdict(one) for one in arm["endpoints"]]} for arm in arms],
+        "arms": [arm.to_plain() for arm in report.arms],
         "mechanism": {name: list(rows) for name, rows in report.mechanism.items()},
         "notes": list(report.notes),
         "record": report.record,
@@ -341,15 +355,9 @@ def _plain(report: TuningReport) -> dict[str, Any]:
 
 
 def _of_plain(content: Mapping[str, Any]) -> TuningReport:
-    arms = []
-    for one in content["arms"]:
-        held = {name: tuple(value) if isinstance(value, list) else value for name, value in one.items()}
-        held["endpoints"] = tuple(Endpoint(**_numbers(each)) for each in one["endpoints"])
-        held["documents"] = np.array(one["documents"], dtype=np.float64)
-        arms.append(Arm(**_numbers(held)))
     return TuningReport(
         content["spec"],
-        tuple(arms),
+        tuple(map(Arm.of_plain, content["arms"])),
         {name: tuple(rows) for name, rows in content["mechanism"].items()},
         tuple(content["notes"]),
         content["record"],

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias, get_args
 from causalpatch.attribution.edges import EdgeMethod
 from causalpatch.attribution.nodes import Method
 from causalpatch.base.errors import PairError, SettingError
+from causalpatch.base.extras import require
 from causalpatch.base.suggest import closest
 from causalpatch.engine.memory import GIB, budget_bytes, row_cost
 from causalpatch.engine.wiring import graph_of
@@ -19,6 +20,7 @@ from causalpatch.experiment.cells import grid_of
 from causalpatch.patches.value import as_value
 from causalpatch.sites import parse
 from causalpatch.studies.opened import Opened, n_workers, threads_of
+from causalpatch.studies.steps import comparison_of
 from causalpatch.studies.study import (
     AttributeStep,
     ConfirmStep,
@@ -27,9 +29,11 @@ from causalpatch.studies.study import (
     LocalizeStep,
     Side,
     SweepStep,
+    TuneStep,
 )
 from causalpatch.sweeps import plan_localize, plan_sweep
 from causalpatch.sweeps.localize.budget import Budget
+from causalpatch.tuning.parts import sites_of
 from causalpatch.validation.components import members_of
 from causalpatch.validation.held_out import require_enough
 
@@ -103,6 +107,7 @@ def check(opened: Opened) -> Checked:
         SettingError: The steps plan more runs than the budget allows.
         ModelUnsupported: A step needs parts of the model that are not known.
         MemoryExhausted: Not even one run fits into memory.
+        MissingExtra: The study is to run on Ray, which is not installed.
     """
     study = opened.study
     planned = []
@@ -118,10 +123,13 @@ def check(opened: Opened) -> Checked:
         runs, patched, seconds, text = _PLANS[type(step)](step, experiment, opened)
         planned.append(Planned(name, step.kind, side, len(experiment.pairs), runs, patched, seconds, text))
     part = study.executor
-    n, threads = n_workers(part), threads_of(part)
+    if part.kind == "ray":
+        require("ray")
+    n = n_workers(part) if part.kind != "ray" or part.workers else "as many as the cluster holds"
+    threads = threads_of(part)
     lines = (
         f"pairs: {len(opened.pairs)} of '{study.pairs.name}', {len(set(opened.pairs.components.tolist()))} independent",
-        f"executor: {part.kind}, {n} at once, {threads} CPU threads each, on {opened.model.device}",
+        f"executor: {part.kind}, {n} at once, {threads} CPU threads each, {_where(opened)}",
         f"memory: {_memory(opened)}",
     )
     made = Checked(study.hash, tuple(planned), len(study.seeds), lines)
@@ -132,6 +140,16 @@ def check(opened: Opened) -> Checked:
             fix=f"--set budget.runs={made.runs}, or narrow a step",
         )
     return made
+
+
+def _where(opened: Opened) -> str:
+    """Return where shards are measured."""
+    part = opened.study.executor
+    if part.kind != "ray":
+        return f"on {opened.model.device}"
+    place = "this machine" if part.address == "local" else f"the cluster {part.address}"
+    gpus = "a GPU each where it has any" if part.gpus_per_worker is None else f"{part.gpus_per_worker:g} GPUs each"
+    return f"on {place}, {gpus}"
 
 
 def _memory(opened: Opened) -> str:
@@ -202,6 +220,17 @@ def _plan_confirm(step: ConfirmStep, experiment: Experiment, opened: Opened) -> 
     return None, None, None, f"{asked}, on {n_components} independent components; this opens them in the store's ledger"
 
 
+def _plan_tune(step: TuneStep, experiment: Experiment, opened: Opened) -> _Plan:
+    data, comparison = opened.tuning_data(step), comparison_of(step)
+    if step.components:
+        sites_of(step.components, experiment.model)
+    trained = [arm for arm in comparison.arms if arm not in ("random", "prefix", "steering")]
+    n_arms = 1 + len(trained) + ("random" in comparison.arms) * comparison.n_random
+    what = f"what '{step.found}' finds" if step.found else ", ".join(step.components)
+    text = f"{what}: up to {n_arms} arms x {comparison.n_each} trainings of at most {step.steps} steps; {data}"
+    return None, None, None, text
+
+
 _PLANS: Final[Mapping[type, Callable[[Any, Experiment, Opened], _Plan]]] = {
     SweepStep: _plan_sweep,
     LocalizeStep: _plan_localize,
@@ -209,4 +238,5 @@ _PLANS: Final[Mapping[type, Callable[[Any, Experiment, Opened], _Plan]]] = {
     DiscoverStep: _plan_discover,
     EvaluateStep: _plan_evaluate,
     ConfirmStep: _plan_confirm,
+    TuneStep: _plan_tune,
 }

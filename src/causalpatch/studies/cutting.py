@@ -11,18 +11,22 @@ zero, constants, directions                   yes        no: a share is one of w
 means, noise, other pairs' values, fits       no         no: they are made of all pairs
 ============================================  =========  =========
 
-How large a shard is follows from the model's size and the prompts' lengths alone, so that it is the same everywhere:
-two trillion operations, and 64 to 20,000 runs.
+Sets of edges and scores say themselves how they are cut (``works``).
+
+How large a shard is follows from the sizes of model and prompts alone, so that it is the same everywhere: ten trillion
+operations, by the plan of its runs where it has one, else as if each run were a forward; and 64 to 20,000 runs. To
+begin a shard takes some tenths of a second: the engine's way through all layers, and untouched runs where the pairs are
+new; so it is to be half a minute's work of a CPU.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 
 from causalpatch.experiment import Experiment
-from causalpatch.experiment.measured import Measured
+from causalpatch.experiment.measured import Measured, Work, has_same_columns
 from causalpatch.patches import (
     Constant,
     Identity,
@@ -35,10 +39,12 @@ from causalpatch.patches import (
     Value,
     Zero,
 )
+from causalpatch.studies.shards import Setting
 from causalpatch.studies.study import ShardsPart
 
-_FLOP: Final = 2e12
+_FLOP: Final = 1e13
 _LEAST, _MOST = 64, 20_000
+_SAMPLE: Final = 256  # cells that are planned, on one pair
 _MOVING: Final = (Source, Identity, Interpolate)
 _OF_ONE_PAIR: Final = (*_MOVING, Zero, Constant, Steer, ProjectOut)
 
@@ -61,21 +67,23 @@ class Piece:
         return slice(*self.cells), slice(*self.pairs)
 
 
-def cut(experiment: Experiment, asked: Sequence[Intervention], shards: ShardsPart) -> list[Piece]:
-    """Return the shards of a request, cells of the first pairs first.
+def cut(experiment: Experiment, work: Work, shards: ShardsPart, asked: Sequence[Intervention] = ()) -> list[Piece]:
+    """Return the shards of a work, cells of the first pairs first.
 
     Args:
         experiment: Model and pairs.
-        asked: The interventions.
+        work: What is asked for.
         shards: What the study says of their size.
+        asked: Its interventions, if it is of any: their plan says what a run takes.
     """
-    n_cells, n_pairs = len(asked), len(experiment.pairs)
-    cuts_pairs, cuts_cells = is_of_one_pair(experiment, asked), _is_by_itself(asked)
-    runs = shards.runs or _fitting_runs(experiment)
-    pairs = shards.pairs or max(1, runs // n_cells)
-    pairs = min(pairs, n_pairs) if cuts_pairs else n_pairs
+    n_cells, n_pairs = work.n_cells, len(experiment.pairs)
+    cuts = work.cuts(experiment)
+    is_told = shards.runs or (shards.pairs and shards.cells) or not (cuts.pairs or cuts.cells)
+    runs = 1 if is_told and not shards.runs else runs_of_shard(experiment, shards, asked)
+    pairs = shards.pairs or (runs if cuts.cells_first else max(1, runs // work.runs_per_pair))
+    pairs = min(pairs, n_pairs) if cuts.pairs else n_pairs
     cells = shards.cells or max(1, runs // pairs)
-    cells = min(cells, n_cells) if cuts_cells else n_cells
+    cells = min(cells, n_cells) if cuts.cells else n_cells
     return [
         Piece((first, min(first + cells, n_cells)), (start, min(start + pairs, n_pairs)))
         for start in range(0, n_pairs, pairs)
@@ -90,6 +98,8 @@ def join(pieces: Sequence[Piece], found: Sequence[Measured]) -> Measured:
         pieces: Where each stands.
         found: Their numbers.
     """
+    if found[0].record.get("pooled"):
+        return _pooled(pieces, found)
     n_cells, n_pairs = (max(stop) for stop in zip(*((p.cells[1], p.pairs[1]) for p in pieces), strict=True))
     n_metrics = len(found[0].values)
     values = np.full((n_metrics, n_cells, n_pairs), np.nan)
@@ -104,6 +114,13 @@ def join(pieces: Sequence[Piece], found: Sequence[Measured]) -> Measured:
     return Measured(values, status, baselines, np.arange(n_pairs), _record([one.record for one in found]))
 
 
+def _pooled(pieces: Sequence[Piece], found: Sequence[Measured]) -> Measured:
+    """Put sums over pairs together."""
+    roles = {role: np.concatenate([one.baselines[role] for one in found], axis=1) for role in found[0].baselines}
+    values, status = np.sum([one.values for one in found], axis=0), found[0].status
+    return Measured(values, status, roles, np.arange(pieces[-1].pairs[1]), _record([one.record for one in found]))
+
+
 def is_of_one_pair(experiment: Experiment, asked: Sequence[Intervention]) -> bool:
     """Say whether the numbers of a pair depend on no other pair of the experiment.
 
@@ -113,11 +130,15 @@ def is_of_one_pair(experiment: Experiment, asked: Sequence[Intervention]) -> boo
     """
     has_columns = any(patch.column is not None for each in asked for patch in each.patches)
     put = _values(asked)
-    return all(isinstance(value, _OF_ONE_PAIR) for value in put) and (not has_columns or _has_same_columns(experiment))
+    return all(isinstance(value, _OF_ONE_PAIR) for value in put) and (not has_columns or has_same_columns(experiment))
 
 
-def _is_by_itself(asked: Sequence[Intervention]) -> bool:
-    """Say whether the numbers of a cell, and what they are shares of, depend on no other cell."""
+def is_by_itself(asked: Sequence[Intervention]) -> bool:
+    """Say whether the numbers of a cell, and what they are shares of, depend on no other cell.
+
+    Args:
+        asked: The interventions.
+    """
     return all(isinstance(value, _MOVING) for value in _values(asked))
 
 
@@ -126,19 +147,35 @@ def _values(asked: Sequence[Intervention]) -> list[Value]:
     return [value.of if isinstance(value, Subspace) else value for value in found.values()]
 
 
-def _has_same_columns(experiment: Experiment) -> bool:
-    """Say whether every part of the pairs has the columns that all of them have."""
-    pairs = experiment.pairs
-    sizes = [np.unique(pairs.sizes(role)) for role in ("clean", "corrupt")]
-    return all(len(size) == 1 for size in sizes)
+def runs_of_shard(experiment: Experiment, shards: ShardsPart, asked: Sequence[Intervention] = ()) -> int:
+    """Return how many runs make a shard: what the study says, or what follows from the sizes of model and prompts.
+
+    Args:
+        experiment: Model and pairs.
+        shards: What the study says.
+        asked: The interventions that are to be run, if it is these.
+    """
+    if shards.runs:
+        return shards.runs
+    flop = _planned(experiment, asked) if asked else _of_a_forward(experiment)
+    return int(np.clip(_FLOP / max(1.0, flop), _LEAST, _MOST))
 
 
-def _fitting_runs(experiment: Experiment) -> int:
-    """Return how many runs make a shard, from the sizes of model and prompts alone."""
+def _planned(experiment: Experiment, asked: Sequence[Intervention]) -> float:
+    """Return the operations of a run by the plan of some cells on a pair of middling length."""
+    sizes = experiment.pairs.sizes("clean")
+    pair = int(np.argsort(sizes, kind="stable")[len(sizes) // 2])
+    cells = asked[:: -(-len(asked) // _SAMPLE)]
+    setting = replace(Setting.of(experiment), precision=None)  # a screen's plan would time the machine
+    plan = setting.experiment(experiment.model, experiment.pairs.take([pair]), experiment.source_model).plan(cells)
+    return (plan.flops if plan.tier_flops is None else plan.tier_flops) / len(cells)
+
+
+def _of_a_forward(experiment: Experiment) -> float:
+    """Return the operations of a forward, about."""
     n_weights = sum(weight.numel() for weight in experiment.model.module.parameters())
     is_tokens = experiment.pairs.kind == "tokens"
-    n_tokens = float(experiment.pairs.sizes("clean").mean()) if is_tokens else 1.0
-    return int(np.clip(_FLOP / max(1.0, 2.0 * n_weights * n_tokens), _LEAST, _MOST))
+    return 2.0 * n_weights * (float(experiment.pairs.sizes("clean").mean()) if is_tokens else 1.0)
 
 
 def _record(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -153,8 +190,20 @@ def _record(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         **first,
         "engine": {**first["engine"], "interventions": made},
-        "noise_floor": {name: max(each["noise_floor"][name] for each in records) for name in first["noise_floor"]},
-        "notes": list(dict.fromkeys(note for each in records for note in each["notes"])),
+        **_largest(records, "noise_floor"),
+        **({"steepest": max(each["steepest"] for each in records)} if "steepest" in first else {}),
+        **(
+            {"notes": list(dict.fromkeys(note for each in records for note in each["notes"]))}
+            if "notes" in first
+            else {}
+        ),
         "complete": all(each["complete"] for each in records),
         "cost": {name: round(sum(each["cost"][name] for each in records), 3) for name in first["cost"]},
     }
+
+
+def _largest(records: Sequence[Mapping[str, Any]], name: str) -> dict[str, dict[str, float]]:
+    """Return the largest numbers of several records under a name, where they have it."""
+    if name not in records[0]:
+        return {}
+    return {name: {key: max(each[name][key] for each in records) for key in records[0][name]}}

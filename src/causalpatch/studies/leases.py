@@ -60,7 +60,7 @@ class Leases:
         last = numbers[-1] if numbers else 0
         if last and not self._is_dead(shard, last):
             return False
-        if not self.objects.put_new(self._name(shard, last + 1), self._content()):
+        if not self.objects.put_new(self._name(shard, last + 1), self._content(), lasting=False):
             return False
         with self._guard:
             self._held[shard] = last + 1
@@ -92,7 +92,7 @@ class Leases:
             with self._guard:
                 is_held = self._held.get(shard) == number
             if is_held:
-                self.objects.put(self._name(shard, number), self._content())
+                self.objects.put(self._name(shard, number), self._content(), lasting=False)
 
     def _is_dead(self, shard: str, number: int) -> bool:
         """Say whether the holder of a lease is known to be dead."""

@@ -3,8 +3,8 @@
 ============  ====================================================================================================
 where         how an object appears whole
 ============  ====================================================================================================
-a folder      written under a temporary name, forced to disk, then renamed; ``put_new`` links it, which fails where
-              the name is taken
+a folder      written under a temporary name, forced to disk where it has to last, then renamed; ``put_new`` links it,
+              which fails where the name is taken
 an address    one request of the object store (a PUT is atomic); ``put_new`` asks it to refuse a name that is taken
               (``If-None-Match: *`` on S3)
 ============  ====================================================================================================
@@ -51,11 +51,24 @@ class Objects(Protocol):
     def get(self, name: str) -> bytes | None:
         """Return an object; None where there is none."""
 
-    def put(self, name: str, data: bytes) -> None:
-        """Write an object, in place of one that is there."""
+    def put(self, name: str, data: bytes, *, lasting: bool = True) -> None:
+        """Write an object, in place of one that is there.
 
-    def put_new(self, name: str, data: bytes) -> bool:
-        """Write an object unless its name is taken; return whether these bytes are there now."""
+        Args:
+            name: Its name.
+            data: Its bytes.
+            lasting: Whether it has to outlast the machine's losing its power; what only the living need is not forced
+                to disk, and written faster.
+        """
+
+    def put_new(self, name: str, data: bytes, *, lasting: bool = True) -> bool:
+        """Write an object unless its name is taken; return whether these bytes are there now.
+
+        Args:
+            name: Its name.
+            data: Its bytes.
+            lasting: As for ``put``.
+        """
 
     def names(self, folder: str) -> list[str]:
         """Return the names of the objects in a folder, without it, sorted."""
@@ -111,14 +124,14 @@ class Folder:
         except OSError as error:
             raise self._refused("read", error) from error
 
-    def put(self, name: str, data: bytes) -> None:
+    def put(self, name: str, data: bytes, *, lasting: bool = True) -> None:
         """Write an object, in place of one that is there."""
-        self._write(name, data, lambda partial, path: partial.replace(path))
+        self._write(name, data, lambda partial, path: partial.replace(path), lasting=lasting)
 
-    def put_new(self, name: str, data: bytes) -> bool:
+    def put_new(self, name: str, data: bytes, *, lasting: bool = True) -> bool:
         """Write an object unless its name is taken; return whether these bytes are there now."""
         try:
-            self._write(name, data, _link)
+            self._write(name, data, _link, lasting=lasting)
         except FileExistsError:
             return self.get(name) == data
         return True
@@ -148,15 +161,16 @@ class Folder:
             if number.isdigit() and not _runs(int(number)):
                 path.unlink(missing_ok=True)
 
-    def _write(self, name: str, data: bytes, place: Callable[[Path, Path], object]) -> None:
+    def _write(self, name: str, data: bytes, place: Callable[[Path, Path], object], *, lasting: bool) -> None:
         path = self.root / name
         partial = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.{next(_NUMBER)}{PARTIAL}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+                if lasting:
+                    file.flush()
+                    os.fsync(file.fileno())
             place(partial, path)
         except FileExistsError:
             raise
@@ -229,12 +243,14 @@ class Remote:
 
         return self._patiently(read)
 
-    def put(self, name: str, data: bytes) -> None:
+    def put(self, name: str, data: bytes, *, lasting: bool = True) -> None:
         """Write an object, in place of one that is there."""
+        del lasting
         self._patiently(lambda: self._files.pipe_file(self._at(name), data))
 
-    def put_new(self, name: str, data: bytes) -> bool:
+    def put_new(self, name: str, data: bytes, *, lasting: bool = True) -> bool:
         """Write an object unless its name is taken; return whether these bytes are there now."""
+        del lasting
 
         def write() -> bool:
             try:

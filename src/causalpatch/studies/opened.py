@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 
+from causalpatch.base.errors import StudyError
+from causalpatch.base.spec import content_hash
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.measured import Runner
 from causalpatch.models import Model, open_model
 from causalpatch.pairs import Pairs, load_pairs
 from causalpatch.pairs.tasks import TASKS
-from causalpatch.studies.study import ExecutorPart, ModelPart, PairsPart, Side, Study
+from causalpatch.studies.study import ExecutorPart, ModelPart, PairsPart, Side, Study, TuneStep
+from causalpatch.tuning.data import TuningData
 
 
 @dataclass
@@ -32,11 +35,14 @@ class Opened:
     folder: Path
     runner: Runner | None = None
     _of_others: dict[str, Pairs] = field(default_factory=dict)
+    _of_tuning: dict[str, TuningData] = field(default_factory=dict)
 
     @cached_property
     def models(self) -> tuple[Model, Model | None]:
         """The model, and the one of the source runs where this is another."""
-        return open_models(self.study.model, device_of(self.study.executor, 0), str(self.folder))
+        part = self.study.executor
+        spread = part.device_map if part.kind == "local" else None
+        return open_models(self.study.model, device_of(part, 0), str(self.folder), spread)
 
     @property
     def model(self) -> Model:
@@ -77,6 +83,49 @@ class Opened:
             self._of_others[name] = read_pairs(PairsPart(name=name), self.model, self.folder)
         return self._experiment(self._of_others[name], [metric_of(name)], seed)
 
+    def tuning_data(self, step: TuneStep) -> TuningData:
+        """Return what a step trains on and tests, divided by the split's seed.
+
+        Args:
+            step: The step.
+
+        Raises:
+            StudyError: A file is not there.
+            PairError: Retain and target data overlap, or there are too few components for three sides.
+        """
+        name = step.model_dump_json()
+        if name not in self._of_tuning:
+            beside = {key: self._given(value) for key, value in step.others.items()}
+            near, said = (None if each is None else self._given(each) for each in (step.neighbours, step.paraphrases))
+            self._of_tuning[name] = TuningData.of(
+                self.model,
+                self._given(step.target),
+                self._given(step.retain),
+                neighbours=near,
+                others=beside,
+                paraphrases=said,
+                side=step.side,
+                seed=self.study.split.seed if self.study.split else 0,
+            )
+        return self._of_tuning[name]
+
+    def _given(self, name: str) -> Pairs | str:
+        """Return the pairs of a task, or the path of a file.
+
+        Raises:
+            StudyError: It is neither.
+        """
+        path = seen_from(self.folder, name)
+        if Path(path).is_file():
+            return path
+        if name in TASKS:
+            return load_pairs(name, self.model)
+        raise StudyError(
+            f"'{name}' is no file, and no task",
+            facts=[("looked in", self.folder.absolute()), ("tasks", ", ".join(TASKS))],
+            fix="name a file, seen from the study's folder",
+        )
+
     def facts(self) -> dict[str, Any]:
         """Return what numbers depend on beside the study's text."""
         source = self.models[1]
@@ -84,6 +133,11 @@ class Opened:
             "model": self.model.content_hash,
             "pairs": self.pairs.content_hash,
             **({} if source is None else {"source model": source.content_hash}),
+            **{
+                f"data of '{name}'": content_hash(self.tuning_data(step).record())
+                for step, name in zip(self.study.steps, self.study.step_names, strict=True)
+                if isinstance(step, TuneStep)
+            },
         }
 
     def _experiment(self, pairs: Pairs, metrics: list[str], seed: int) -> Experiment:
@@ -101,17 +155,20 @@ class Opened:
         return made
 
 
-def open_models(part: ModelPart, device: str | None, folder: str) -> tuple[Model, Model | None]:
+def open_models(
+    part: ModelPart, device: str | None, folder: str, device_map: str | None = None
+) -> tuple[Model, Model | None]:
     """Return the model of a study, with its dictionaries, and the one of the source runs where this is another.
 
     Args:
         part: What the study says of it.
         device: Where it is to run.
         folder: What paths are seen from.
+        device_map: How it is spread over several devices, instead.
     """
     place = Path(folder)
-    how: dict[str, Any] = {"dtype": part.dtype, "device": device}
-    how |= {"weights": part.weights, "memory_gib": part.memory_gib}
+    how: dict[str, Any] = {"device": device} if device_map is None else {"device_map": device_map}
+    how |= {"dtype": part.dtype, "weights": part.weights, "memory_gib": part.memory_gib}
     model = open_model(seen_from(place, part.name), **how)
     for name, source in part.dictionaries.items():
         model.add_dictionary(name, seen_from(place, source))
@@ -155,20 +212,29 @@ def n_cores() -> int:
 
 
 def n_workers(part: ExecutorPart) -> int:
-    """Return how many processes measure."""
+    """Return how many workers measure; of Ray how many are asked for."""
     if part.kind == "local":
         return 1
+    if part.kind == "ray":
+        return part.workers or 1
     n_gpus = torch.cuda.device_count() if part.device in (None, "cuda") else 0
     return part.workers or n_gpus or 2
 
 
 def threads_of(part: ExecutorPart) -> int:
-    """Return how many CPU threads each worker has: the cores shared evenly."""
+    """Return how many CPU threads each worker has: the cores shared evenly, of Ray the CPUs that it is given."""
+    if part.kind == "ray":
+        return part.threads or max(1, int(part.cpus_per_worker))
     return part.threads or max(1, n_cores() // n_workers(part))
 
 
 def device_of(part: ExecutorPart, worker: int) -> str | None:
-    """Return where a worker measures: each has a GPU of its own where there are as many."""
+    """Return where a worker measures: each has a GPU of its own where there are as many.
+
+    With Ray GPUs belong to its workers, so that the study's own process stays on the CPU.
+    """
+    if part.kind == "ray":
+        return "cpu"
     n_gpus = torch.cuda.device_count() if part.device in (None, "cuda") else 0
     if part.kind == "processes" and n_gpus:
         return f"cuda:{worker % n_gpus}"

@@ -7,18 +7,15 @@ step was made of; where one of these is damaged, the step is made again, and mea
 import io
 import tempfile
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from causalpatch.base.errors import ResultsNotFound, StoreCorrupt
+from causalpatch.base.errors import ResultsNotFound, SettingError, StoreCorrupt
 from causalpatch.circuits.circuit import Circuit
-from causalpatch.experiment.measured import Measured
-from causalpatch.patches import Intervention
-from causalpatch.patches.files import interventions_of_plain
+from causalpatch.experiment.measured import Measured, Work
 from causalpatch.results.claim import Claim
 from causalpatch.results.edge_scores import EdgeScores
 from causalpatch.results.effects import Effects
@@ -26,14 +23,16 @@ from causalpatch.results.evaluation import Evaluation
 from causalpatch.results.layout import Parts, assemble, take_apart
 from causalpatch.results.localization import Localization
 from causalpatch.results.scores import Scores
+from causalpatch.results.tuning import TuningReport
 from causalpatch.studies.cutting import Piece, join
 from causalpatch.studies.sealed import checksum, seal, unseal
 from causalpatch.studies.shards import decode
 from causalpatch.studies.store import Run
 from causalpatch.studies.stored_runs import CALL
+from causalpatch.studies.works import work_of_plain
 
 RESULT: Final = "causalpatch result"
-Result: TypeAlias = Effects | Localization | Scores | EdgeScores | Circuit | Evaluation | Claim
+Result: TypeAlias = Effects | Localization | Scores | EdgeScores | Circuit | Evaluation | Claim | TuningReport
 _SHARDED: Final = "sharded"
 _FILES: Final[Mapping[str, tuple[Any, str]]] = {
     "effects": (Effects, ""),
@@ -43,6 +42,7 @@ _FILES: Final[Mapping[str, tuple[Any, str]]] = {
     "circuit": (Circuit, ".npz"),
     "evaluation": (Evaluation, ".npz"),
     "claim": (Claim, ".json"),
+    "tuning": (TuningReport, ".json"),
 }
 
 
@@ -101,13 +101,7 @@ class Results:
             ResultsNotFound: The step is not finished, or there is none of this name.
             StoreCorrupt: Something that it is made of was changed or is missing.
         """
-        record = self.record(name)
-        if record is None:
-            raise ResultsNotFound(
-                f"no results '{name}' in run {self.run.hash}",
-                facts=[("finished", ", ".join(self.names()) or "none")],
-                fix="causalpatch run goes on where it was stopped",
-            )
+        record = self._record(name)
         if record["kind"] == _SHARDED:
             return self._effects(record)
         kind, ending = _FILES[record["kind"]]
@@ -133,6 +127,25 @@ class Results:
             raise _damaged(f"calls/{name}.json")
         return said
 
+    def sharded(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the call of a sweep whose numbers are its shards, and how they are labelled.
+
+        Args:
+            name: The sweep's.
+
+        Raises:
+            ResultsNotFound: The step is not finished.
+            SettingError: It is no such sweep.
+        """
+        record = self._record(name)
+        if record["kind"] != _SHARDED:
+            raise SettingError(
+                f"'{name}' is no sweep whose cells can be read one by one",
+                facts=[("kind", record["kind"]), ("such are", "sweeps of one value, without draws")],
+                fix="leave --cells out",
+            )
+        return self.call(record["calls"][0]), dict(record["layout"])
+
     def numbers(self, name: str) -> Measured:
         """Return the numbers of a call out of its shards.
 
@@ -148,21 +161,34 @@ class Results:
             found.append(decode(shard["key"], *held))
         return join(pieces, found)
 
-    def interventions(self, name: str, call: Mapping[str, Any]) -> list[Intervention]:
-        """Return the cells of a call.
+    def work(self, name: str, call: Mapping[str, Any]) -> Work:
+        """Return what a call was of.
 
         Args:
             name: Its name.
             call: What ``call`` returned.
+
+        Raises:
+            StoreCorrupt: Its arrays are missing.
         """
-        with ExitStack() as stack:
-            held: Any = {}
-            if call["has_arrays"]:
-                data = self.run.objects.get(self.run.name("calls", f"{name}.npz"))
-                if data is None:
-                    raise _damaged(f"calls/{name}.npz")
-                held = stack.enter_context(np.load(io.BytesIO(data), allow_pickle=False))
-            return interventions_of_plain(call["interventions"], lambda key: np.asarray(held[key]))
+        held: dict[str, np.ndarray] = {}
+        if call["has_arrays"]:
+            data = self.run.objects.get(self.run.name("calls", f"{name}.npz"))
+            if data is None:
+                raise _damaged(f"calls/{name}.npz")
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                held = {key: arrays[key] for key in arrays.files}
+        return work_of_plain(call["work"], held)
+
+    def _record(self, name: str) -> dict[str, Any]:
+        record = self.record(name)
+        if record is None:
+            raise ResultsNotFound(
+                f"no results '{name}' in run {self.run.hash}",
+                facts=[("finished", ", ".join(self.names()) or "none")],
+                fix="causalpatch run goes on where it was stopped",
+            )
+        return record
 
     def _effects(self, record: Mapping[str, Any]) -> Effects:
         whole, layout = self.numbers(record["calls"][0]), record["layout"]

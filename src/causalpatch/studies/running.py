@@ -8,18 +8,22 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from causalpatch.studies.checking import Checked, check
-from causalpatch.studies.executors import Executor, Local
+from causalpatch.studies.clusters import Cluster
+from causalpatch.studies.executors import Bench, Executor, Local, Post
 from causalpatch.studies.journal import Journal, Listener, describe_environment
+from causalpatch.studies.kept_arms import KeptArms
 from causalpatch.studies.leases import TIME_S, Leases
 from causalpatch.studies.opened import Opened, device_of, n_workers, threads_of, using_threads
 from causalpatch.studies.openings import StoreLedger
-from causalpatch.studies.processes import Post, Processes
+from causalpatch.studies.processes import Processes
 from causalpatch.studies.results import Result, Results
+from causalpatch.studies.scheduling import Crewed
+from causalpatch.studies.shards import forget
 from causalpatch.studies.steps import Making, make
 from causalpatch.studies.store import Run, Store
 from causalpatch.studies.stored_runs import StoredRuns
@@ -68,6 +72,8 @@ def run_study(
         StoreUnreachable: The store does not answer.
         StoreCorrupt: The run was begun with another model or other pairs of the same names.
         WorkerLost: A shard ended one worker after the other.
+        MissingExtra: The study is to run on Ray, which is not installed.
+        ClusterUnreachable: The Ray cluster does not answer, or has no room for a worker.
         CausalPatchError: What ``check`` or a step refuses.
 
     Examples:
@@ -166,19 +172,21 @@ class _Session:
         if study.made_once(step):
             # Its shards stay in the store: they are seen from the moment that the first is measured.
             self.runs.before_first = lambda: ledger.write(experiment, f"{self.run.hash}/{name}")
-        return make(step, Making(self.opened, experiment, seed, earlier, ledger))
+        kept = KeptArms(self.run, self.journal)
+        return make(step, Making(self.opened, experiment, seed, earlier, ledger, kept))
 
 
 def _executor(opened: Opened, run: Run) -> Executor:
     part, threads = opened.study.executor, threads_of(opened.study.executor)
     if part.kind == "local":
-        return Local(run, *opened.models, threads)
-    address = run.store.address
-    posts = [
-        Post(address, run.hash, opened.study.model, str(opened.folder), device_of(part, number) or "cpu", threads)
-        for number in range(n_workers(part))
-    ]
-    return Processes(posts)
+        return Local(Bench(run, *opened.models, threads))
+    address, folder = run.store.address, str(opened.folder.absolute())  # workers may stand in other folders
+    address = address if "://" in address else str(Path(address).absolute())
+    post = Post(address, run.hash, opened.study.model, folder, "cpu", threads)
+    if part.kind == "ray":
+        return Crewed(Cluster(part, post))
+    devices = [device_of(part, number) or "cpu" for number in range(n_workers(part))]
+    return Crewed(Processes([replace(post, device=device) for device in devices]))
 
 
 def _let_go(executor: Executor, leases: Leases, journal: Journal) -> None:
@@ -190,3 +198,4 @@ def _let_go(executor: Executor, leases: Leases, journal: Journal) -> None:
             leases.close()
         finally:
             journal.close()
+            forget()

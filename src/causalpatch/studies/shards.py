@@ -20,9 +20,9 @@ import numpy as np
 from causalpatch.base.collector import undisturbed
 from causalpatch.base.extras import lazy
 from causalpatch.base.spec import content_hash
-from causalpatch.engine import EngineName, Precision
+from causalpatch.engine import EngineName, Precision, Remembered, targets_of
 from causalpatch.experiment import Experiment
-from causalpatch.experiment.measured import Measured
+from causalpatch.experiment.measured import Measured, Work
 from causalpatch.metrics import named_metric
 from causalpatch.models import Model
 from causalpatch.pairs import Pairs
@@ -117,33 +117,71 @@ class Request:
     Args:
         key: What names the shard.
         pairs: The pairs.
-        interventions: The cells.
+        work: What is measured on them.
         setting: How runs are made.
+        others: Cells of other shards of the same pairs, one for each place in the model that they patch: what the
+            untouched runs of these pairs had better keep.
     """
 
     key: str
     pairs: Pairs
-    interventions: tuple[Intervention, ...]
+    work: Work
     setting: Setting
+    others: tuple[Intervention, ...] = ()
 
     @property
     def n_runs(self) -> int:
-        """Patched runs."""
-        return len(self.pairs) * len(self.interventions)
+        """Runs of the model, those without a patch not counted."""
+        return len(self.pairs) * self.work.runs_per_pair
 
-    def measure(self, model: Model, source_model: Model | None) -> Measured:
+    @property
+    def group(self) -> str:
+        """What shards have in common whose untouched runs are the same."""
+        return self.pairs.content_hash
+
+    @property
+    def words(self) -> str:
+        """How large it is, in words."""
+        return f"{self.work.n_cells:,} cells on {len(self.pairs):,} pairs"
+
+    def measure(self, model: Model, source_model: Model | None, remembered: Remembered | None = None) -> Measured:
         """Make the runs.
+
+        Args:
+            model: The model.
+            source_model: The one of the source runs, where this is another.
+            remembered: Untouched runs of the shard before, which are not made again where the pairs are the same.
 
         Raises:
             KeyboardInterrupt: The user stopped them: a part of a shard is none.
         """
         with undisturbed(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="stopped: ")  # says that what was made is kept
-            experiment = self.setting.experiment(model, self.pairs, source_model)
-            found = experiment.measured(self.interventions)
+            experiment = self._experiment(model, source_model)
+            if remembered is not None:
+                places = [targets_of(experiment.model, each) for each in self.others]
+                remembered.turn_to((self.group, self.setting.direction), places)
+            experiment.remembered = remembered
+            found = self.work.measured(experiment)
         if not found.record["complete"] or len(found.kept) < len(self.pairs):
             raise KeyboardInterrupt
         return found
+
+    def _experiment(self, model: Model, source_model: Model | None) -> Experiment:
+        """Return the experiment, that of the shard before where it is the same: it knows its untouched runs."""
+        name = (id(model), id(source_model), self.pairs.content_hash, self.setting)
+        if not _LAST or _LAST[0][0] != name:
+            _LAST[:] = [(name, self.setting.experiment(model, self.pairs, source_model))]
+        return _LAST[0][1]
+
+
+_LAST: Final[list[tuple[tuple[Any, ...], Experiment]]] = []
+"""The experiment of the shard that was measured last, with what names it."""
+
+
+def forget() -> None:
+    """Let go of the experiment of the shard that was measured last."""
+    _LAST.clear()
 
 
 def texts_of(interventions: Sequence[Intervention]) -> list[str]:

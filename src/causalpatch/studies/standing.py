@@ -114,5 +114,5 @@ def _counted(run: Run, calls: list[str]) -> tuple[int, int]:
     for name in calls:
         said = unseal(CALL, run.objects.get(run.name("calls", f"{name}.json"))) or {"shards": []}
         shards += len(said["shards"])
-        runs += sum((s["cells"][1] - s["cells"][0]) * (s["pairs"][1] - s["pairs"][0]) for s in said["shards"])
+        runs += sum(shard["runs"] for shard in said["shards"])
     return shards, runs

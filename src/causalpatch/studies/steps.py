@@ -1,6 +1,6 @@
 """The steps of a study, each by the library's own call; later ones take what earlier ones found."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -24,8 +24,12 @@ from causalpatch.studies.study import (
     LocalizeStep,
     Step,
     SweepStep,
+    TuneStep,
 )
 from causalpatch.sweeps import localize, sweep
+from causalpatch.tuning.compare import compare_tuning
+from causalpatch.tuning.comparison import Comparison
+from causalpatch.tuning.train import Schedule
 from causalpatch.validation.confirm import Checks, confirm
 
 
@@ -39,6 +43,7 @@ class Making:
         seed: Of draws and statistics.
         earlier: What earlier steps found, by name.
         ledger: Where openings of held-out pairs are entered.
+        kept: Where parts of a step that are no runs are kept when they are finished.
     """
 
     opened: Opened
@@ -46,6 +51,7 @@ class Making:
     seed: int
     earlier: Mapping[str, Result]
     ledger: StoreLedger
+    kept: MutableMapping[str, Any]
 
     @property
     def found_on(self) -> Pairs | None:
@@ -114,11 +120,41 @@ def _evaluate(step: EvaluateStep, making: Making) -> Result:
     )
 
 
+def _tune(step: TuneStep, making: Making) -> Result:
+    report = compare_tuning(
+        making.experiment,
+        step.components or _located(making.earlier[str(step.found)], step.top),
+        making.opened.tuning_data(step),
+        comparison_of(step),
+        seed=making.seed,
+        kept=making.kept,
+        show_progress=False,
+    )
+    if not report.is_complete:
+        raise KeyboardInterrupt  # the user stopped it: what is finished is kept, and the rest is made next time
+    return report
+
+
+def comparison_of(step: TuneStep) -> Comparison:
+    """Return by which rules a step compares.
+
+    Args:
+        step: The step.
+    """
+    schedule = Schedule(objective=step.objective, keep=step.keep, steps=step.steps, rates=tuple(step.rates))
+    arms = tuple(step.arms)
+    return Comparison(way=step.way, schedule=schedule, arms=arms, n_random=step.n_random, n_seeds=step.n_seeds)
+
+
+def _located(found: Any, top: int) -> Any:
+    """Return the components that an earlier step found: of a sweep its largest cells."""
+    return found.over_draws().top(top) if isinstance(found, Effects) else found
+
+
 def _confirm(step: ConfirmStep, making: Making) -> Result:
     components: Any = step.components
     if step.found is not None:
-        found = making.earlier[step.found]
-        components = found.over_draws().top(step.top) if isinstance(found, Effects) else found
+        components = _located(making.earlier[step.found], step.top)
     return confirm(
         making.experiment,
         components,
@@ -138,4 +174,5 @@ _MAKERS: Final[Mapping[type, Callable[[Any, Making], Result]]] = {
     DiscoverStep: _discover,
     EvaluateStep: _evaluate,
     ConfirmStep: _confirm,
+    TuneStep: _tune,
 }

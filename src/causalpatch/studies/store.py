@@ -7,6 +7,7 @@
     runs/HASH/shards/KEY-SHA.parquet        numbers, under a name that their content gives
     runs/HASH/entries/KEY.json              that a shard is finished: its file and checksum, how it came to be
     runs/HASH/calls/…                       which shards belong together, and what their cells are
+    runs/HASH/states/…                      how far something came that is no shard, with checksums
     runs/HASH/results/STEP-SEED/…           what steps found, with checksums
     runs/HASH/logs/…  leases/…
 
@@ -29,6 +30,7 @@ from causalpatch.studies.study import Study
 
 SCHEMA: Final = 1
 ENTRY: Final = "causalpatch shard"
+STATE: Final = "causalpatch state"
 MANIFEST: Final = "causalpatch run"
 _STORE: Final = "causalpatch store"
 _MARK: Final = "store.json"
@@ -244,6 +246,36 @@ class Run:
         self.objects.put(self.name("entries", f"{key}.json"), seal(ENTRY, said))
         self.damage.pop(key, None)
         return said
+
+    def keep(self, key: str, data: bytes, ending: str = "npz") -> None:
+        """Keep how far something has come, in place of what was kept under its name before.
+
+        Args:
+            key: What names it.
+            data: Its bytes.
+            ending: Of the file that they go into.
+        """
+        before, found = self._state(key), checksum(data)
+        file = f"{key}-{found[:16]}.{ending}"
+        self.objects.put(self.name("states", file), data)
+        self.objects.put(self.name("states", f"{key}.json"), seal(STATE, {"key": key, "file": file, "sha256": found}))
+        if before is not None and before["file"] != file:
+            self.objects.delete(self.name("states", before["file"]))
+
+    def recall(self, key: str) -> bytes | None:
+        """Return what was kept under a name; None where nothing was, or it is torn, changed or missing."""
+        said = self._state(key)
+        data = None if said is None else self.objects.get(self.name("states", said["file"]))
+        return data if said is not None and data is not None and checksum(data) == said["sha256"] else None
+
+    def states(self) -> list[str]:
+        """Return the names under which something is kept."""
+        names = self.objects.names(self.name("states"))
+        return [name.removesuffix(".json") for name in names if name.endswith(".json")]
+
+    def _state(self, key: str) -> dict[str, Any] | None:
+        said = unseal(STATE, self.objects.get(self.name("states", f"{key}.json")))
+        return said if said is not None and said["key"] == key else None
 
     def keys(self) -> list[str]:
         """Return the keys of all shards that have an entry."""

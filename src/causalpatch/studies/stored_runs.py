@@ -13,7 +13,7 @@ measured before, by this session or one that was killed, cost a read.
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, cast
 
@@ -22,21 +22,22 @@ import numpy as np
 from causalpatch.base.errors import StoreCorrupt
 from causalpatch.base.spec import content_hash
 from causalpatch.experiment import Experiment
-from causalpatch.experiment.measured import Measured
+from causalpatch.experiment.measured import Measured, Work
 from causalpatch.pairs.plain import plain_pairs
-from causalpatch.patches import Intervention
-from causalpatch.patches.files import plain_interventions
-from causalpatch.studies.cutting import Piece, cut, join
+from causalpatch.patches import Intervention, Patch
+from causalpatch.studies.cutting import Piece, cut, join, runs_of_shard
 from causalpatch.studies.executors import Executor
 from causalpatch.studies.journal import Journal
 from causalpatch.studies.leases import Leases
 from causalpatch.studies.sealed import seal
-from causalpatch.studies.shards import Request, Setting, context_of, decode, key_of, texts_of
+from causalpatch.studies.shards import Request, Setting, context_of, decode, key_of
 from causalpatch.studies.store import Run
 from causalpatch.studies.study import ShardsPart
+from causalpatch.studies.works import Patched, work_of
 
 CALL: Final = "causalpatch call"
 _POLL_S: Final = (0.05, 2.0)  # between two looks for what another run measures: at first, and at most
+_MOST_PLACES: Final = 512
 
 
 @dataclass
@@ -70,9 +71,10 @@ class StoredRuns:
     calls: list[str] = field(default_factory=list)
     _damaged: set[str] = field(default_factory=set)
 
-    def measure(self, experiment: Experiment, asked: Sequence[Intervention]) -> Measured:
-        """Return the numbers of interventions on all pairs of an experiment, measured now or before."""
-        wanted = self._wanted(experiment, asked)
+    def measure(self, experiment: Experiment, asked: Sequence[Intervention] | Work) -> Measured:
+        """Return the numbers of interventions, or another work, on all pairs of an experiment, made now or before."""
+        work = work_of(asked)
+        wanted = self._wanted(experiment, work)
         for each in wanted:
             each.found = self._read(each.request.key)
         missing = [each for each in wanted if each.found is None]
@@ -87,21 +89,52 @@ class StoredRuns:
             self.before_first = None
         self._fill(missing)
         found = join([each.piece for each in wanted], [cast(Measured, each.found) for each in wanted])
-        self._note(experiment, asked, wanted)
+        self._note(experiment, work, wanted)
         return found
 
-    def _wanted(self, experiment: Experiment, asked: Sequence[Intervention]) -> list[_Wanted]:
+    def portion(self, experiment: Experiment) -> int:
+        """Return how many runs of the model make a shard."""
+        return runs_of_shard(experiment, self.shards)
+
+    def recall(self, experiment: Experiment, name: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
+        """Return what was kept under a name; None where nothing was, or it is damaged."""
+        data = self.run.recall(self._state(experiment, name))
+        if data is None:
+            return None
+        self.journal.tell("recalled", what=dict(name))
+        with np.load(io.BytesIO(data), allow_pickle=False) as held:
+            return {key: held[key] for key in held.files}
+
+    def keep(self, experiment: Experiment, name: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep how far something has come that is no table of cells and pairs."""
+        file = io.BytesIO()
+        np.savez(file, **cast(dict[str, Any], dict(arrays)))
+        self.run.keep(self._state(experiment, name), file.getvalue())
+        self.journal.tell("kept", what=dict(name))
+
+    @staticmethod
+    def _state(experiment: Experiment, name: Mapping[str, Any]) -> str:
+        context = context_of(experiment, Setting.of(experiment))
+        return content_hash(
+            {**context, "pairs": experiment.pairs.content_hash, "seed": experiment.seed, "of": dict(name)}
+        )
+
+    def _wanted(self, experiment: Experiment, work: Work) -> list[_Wanted]:
         setting = Setting.of(experiment)
-        context, texts = context_of(experiment, setting), texts_of(asked)
+        context, texts = context_of(experiment, setting), work.texts()
         parts: dict[tuple[int, int], Any] = {}
         wanted = []
-        for piece in cut(experiment, asked, self.shards):
+        asked = work.interventions if isinstance(work, Patched) else ()
+        pieces = cut(experiment, work, self.shards, asked)
+        others = _one_for_each_place(asked) if pieces[0].cells[1] < len(asked) else ()
+        for piece in pieces:
             if piece.pairs not in parts:
                 is_all = piece.pairs == (0, len(experiment.pairs))
                 parts[piece.pairs] = experiment.pairs if is_all else experiment.pairs[slice(*piece.pairs)]
-            pairs, cells = parts[piece.pairs], slice(*piece.cells)
-            key = key_of(context, pairs, texts[cells])
-            wanted.append(_Wanted(piece, Request(key, pairs, tuple(asked[cells]), setting)))
+            pairs, (first, stop) = parts[piece.pairs], piece.cells
+            some = work if (first, stop) == (0, work.n_cells) else work.take(np.arange(first, stop))
+            key = key_of(context, pairs, texts[first:stop])
+            wanted.append(_Wanted(piece, Request(key, pairs, some, setting, others)))
         return wanted
 
     def _read(self, key: str) -> Measured | None:
@@ -167,10 +200,15 @@ class StoredRuns:
         self._damaged.add(key)
         return None
 
-    def _note(self, experiment: Experiment, asked: Sequence[Intervention], wanted: Sequence[_Wanted]) -> None:
+    def _note(self, experiment: Experiment, work: Work, wanted: Sequence[_Wanted]) -> None:
         """Keep what was asked for, and which shards hold it."""
         shards = [
-            {"key": each.request.key, "cells": list(each.piece.cells), "pairs": list(each.piece.pairs)}
+            {
+                "key": each.request.key,
+                "cells": list(each.piece.cells),
+                "pairs": list(each.piece.pairs),
+                "runs": each.request.n_runs,
+            }
             for each in wanted
         ]
         name = content_hash(shards)
@@ -178,14 +216,13 @@ class StoredRuns:
         place = self.run.name("calls", f"{name}.json")
         if self.run.objects.get(place) is not None:
             return
-        plain, arrays = plain_interventions(asked)
+        told, arrays = work.plain()
         pairs = self._note_pairs(experiment)
         if arrays:
             file = io.BytesIO()
             np.savez(file, **cast(dict[str, Any], arrays))
             self.run.objects.put(self.run.name("calls", f"{name}.npz"), file.getvalue())
-        setting = asdict(wanted[0].request.setting)
-        content = {"shards": shards, "pairs": pairs, "interventions": plain, "setting": setting}
+        content = {"shards": shards, "pairs": pairs, "work": told, "setting": asdict(wanted[0].request.setting)}
         self.run.objects.put(place, seal(CALL, {**content, "has_arrays": bool(arrays)}))
 
     def _note_pairs(self, experiment: Experiment) -> str | None:
@@ -198,3 +235,23 @@ class StoredRuns:
                 return None
             self.run.objects.put(place, json.dumps(plain, ensure_ascii=False).encode())
         return name
+
+
+def _one_for_each_place(asked: Sequence[Intervention]) -> tuple[Intervention, ...]:
+    """Return one intervention for each place in the model that is patched: its units are alike, and so are positions.
+
+    Nothing is returned where there are more places than layers and sites of a model.
+    """
+    found: dict[Any, Intervention] = {}
+    for each in asked:
+        place = tuple(_place_of(patch) for patch in each.patches)
+        found.setdefault(place, each)
+        if len(found) > _MOST_PLACES:
+            return ()
+    return tuple(found.values())
+
+
+def _place_of(patch: Patch) -> tuple[Any, ...]:
+    site = patch.site
+    is_whole = patch.column is None and site.position in (None, -1)
+    return site.name, str(site.layer), site.module, site.dictionary, site.stream, is_whole

@@ -14,6 +14,7 @@ from causalpatch.base.spec import content_hash
 SCHEMA: Final = 1
 Side: TypeAlias = Literal["discovery", "held_out", "all"]
 Direction: TypeAlias = Literal["denoise", "noise"]
+Arm: TypeAlias = Literal["random", "same layers", "lowest effect", "spread", "full", "prefix", "steering"]
 
 
 class Part(BaseModel):
@@ -81,14 +82,29 @@ class ShardsPart(Part):
 class ExecutorPart(Part):
     """Who measures; it does not change what is measured."""
 
-    kind: Literal["local", "processes"] = Field(
-        default="local", description="in this process, or one process per device"
+    kind: Literal["local", "processes", "ray"] = Field(
+        default="local", description="in this process, one process per device, or on a Ray cluster"
     )
-    workers: int | None = Field(default=None, ge=1, description="processes; by default one per GPU, or 2 on a CPU")
+    workers: int | None = Field(
+        default=None,
+        ge=1,
+        description="processes, by default one per GPU, or 2 on a CPU; of Ray by default what the cluster holds",
+    )
     threads: int | None = Field(
-        default=None, ge=1, description="CPU threads of each; by default the cores shared evenly"
+        default=None, ge=1, description="CPU threads of each; by default the cores shared evenly, of Ray its CPUs"
     )
     device: str | None = Field(default=None, description="cpu, cuda, cuda:1; a GPU where there is one")
+    device_map: str | None = Field(
+        default=None, description="auto spreads a model that is larger than one GPU over those of its worker"
+    )
+    address: str = Field(
+        default="local",
+        description="of Ray: local starts it on this machine; auto, HOST:PORT or ray://… joins a cluster",
+    )
+    gpus_per_worker: float | None = Field(
+        default=None, ge=0, description="of Ray: GPUs that each worker has; by default one where the cluster has any"
+    )
+    cpus_per_worker: float = Field(default=1, gt=0, description="of Ray: CPUs that each worker has")
 
 
 class Step(Part):
@@ -193,13 +209,57 @@ class ConfirmStep(Step):
         return self
 
 
+class TuneStep(Step):
+    """Train what was located, and all that it must be compared with."""
+
+    kind: Literal["tune"]
+    found: str | None = Field(
+        default=None, alias="from", description="the sweep, localize, discover or confirm step that located it"
+    )
+    top: int = Field(default=1, ge=1, description="of a sweep, how many of the largest cells")
+    components: list[str] = Field(default=[], description="sites instead of a step")
+    target: str = Field(description="what shall change: a file with prompt, wanted, unwanted, entities; or a task")
+    retain: str = Field(description="what must stay: a text file, documents between empty lines; or a task")
+    side: Literal["clean", "corrupt"] = Field(default="clean", description="of a task, whose prompts are meant")
+    neighbours: str | None = Field(
+        default=None, description="prompts near the target that must keep their answers; as target"
+    )
+    others: dict[str, str] = Field(default={}, description="prompts of other behaviours with their answers, by name")
+    paraphrases: str | None = Field(default=None, description="the target in other words; only tested")
+    way: Literal["slice", "offset", "lora"] = Field(
+        default="slice", description="own rows and columns, a vector behind each, or adapters"
+    )
+    objective: Literal["cross_entropy", "margin"] = Field(
+        default="cross_entropy", description="margin: wanted over unwanted"
+    )
+    keep: float = Field(default=1.0, ge=0, description="weight of the retain set in the loss")
+    steps: int = Field(default=200, ge=1, description="most steps of a training")
+    rates: list[Annotated[float, Field(gt=0)]] = Field(
+        default=[0.003, 0.01, 0.03], min_length=1, description="shares of a weight's usual size that a step moves it"
+    )
+    arms: list[Arm] = Field(
+        default=["random", "same layers", "lowest effect", "spread", "full", "prefix", "steering"],
+        description="what is made beside the base and the located one",
+    )
+    n_random: int = Field(default=19, ge=19, description="random draws; fewer could show nothing")
+    n_seeds: int = Field(default=3, ge=1, description="trainings of each arm at the chosen rate")
+
+    @model_validator(mode="after")
+    def _knows_what(self) -> "TuneStep":
+        if bool(self.found) == bool(self.components):
+            raise ValueError("give components, or the step that located them (from:), one of them")
+        return self
+
+
 AnyStep: TypeAlias = Annotated[
-    SweepStep | LocalizeStep | AttributeStep | DiscoverStep | EvaluateStep | ConfirmStep, Field(discriminator="kind")
+    SweepStep | LocalizeStep | AttributeStep | DiscoverStep | EvaluateStep | ConfirmStep | TuneStep,
+    Field(discriminator="kind"),
 ]
 _NEEDS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "discover": ("scores", ("attribute",)),
     "evaluate": ("circuit", ("discover", "attribute")),
     "confirm": ("found", ("sweep", "localize")),
+    "tune": ("found", ("sweep", "localize", "discover", "confirm")),
 }
 _HELD_OUT: Final = ("evaluate", "confirm")
 

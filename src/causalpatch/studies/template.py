@@ -40,10 +40,12 @@ budget:
 # shards: {runs: 5000}       # what is measured and stored in one piece; by default what the model's size suggests
 
 executor:                    # who measures; it changes no number
-  kind: local                # or processes: one per GPU, or several that share the CPU's cores
+  kind: local                # or processes: one per GPU, or several that share the CPU's cores; or ray: a cluster
   # workers: 2
   # threads: 1
   # device: cuda
+  # address: auto            # of ray: the cluster; without it Ray starts on this machine
+  # gpus_per_worker: 1
 
 store: studies               # a folder beside this file, or an address such as s3://bucket/place
 
@@ -66,4 +68,6 @@ steps:
     from: heads
     top: 2
     checks: few              # all makes every control
+
+  # - {kind: tune, from: claim, target: wanted.jsonl, retain: texts.txt, steps: 100}   # train what was found, compared
 """

@@ -15,17 +15,19 @@ import numpy as np
 
 from causalpatch.base.errors import StoreCorrupt
 from causalpatch.base.seeds import generator
+from causalpatch.experiment.edges import EdgeRuns
+from causalpatch.experiment.measured import Work
 from causalpatch.pairs import Pairs
 from causalpatch.pairs.plain import pairs_of_plain
-from causalpatch.patches import Intervention
 from causalpatch.results.status import has_number
-from causalpatch.studies.cutting import is_of_one_pair
 from causalpatch.studies.opened import Opened
 from causalpatch.studies.results import Results
-from causalpatch.studies.shards import Setting
+from causalpatch.studies.shards import Setting, decode
 from causalpatch.studies.store import Run
+from causalpatch.studies.works import Patched
 
 TOLERANCE: Final = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
+_ENDS: Final = (("clean", "source"), ("corrupt", "base"))  # runs whose difference is the gap, of scores those behind
 _PAIRS: Final = 8  # of a cell, at most, that are measured again
 
 
@@ -121,7 +123,8 @@ class _Checked:
                 self.n_unknown += 1
             elif not any(shard["key"] in self.damaged for shard in call["shards"]):
                 calls[name] = call
-        sizes = [len(call["interventions"]) for call in calls.values()]
+        works = {name: self.results.work(name, call) for name, call in calls.items()}
+        sizes = [work.n_cells for work in works.values()]
         if not sum(sizes):
             return
         random = generator(seed, "verify", self.run.hash)
@@ -130,9 +133,12 @@ class _Checked:
         for number, (name, call) in enumerate(calls.items()):
             here = drawn[(drawn >= firsts[number]) & (drawn < firsts[number + 1])] - firsts[number]
             if here.size:
-                self._call(name, call, here.tolist(), random)
+                self._call(name, call, works[name], here, random)
 
-    def _call(self, name: str, call: Mapping[str, Any], cells: list[int], random: np.random.Generator) -> None:
+    def _call(
+        self, name: str, call: Mapping[str, Any], work: Work, cells: np.ndarray, random: np.random.Generator
+    ) -> None:
+        """Measure some cells of a call again: of each pair by itself on some, else on all pairs of one shard."""
         if self.opened is None:
             return
         model, source_model = self.opened.models
@@ -141,24 +147,38 @@ class _Checked:
             self.off.append(f"pairs/{call['pairs']}.json is missing or changed")
             return
         setting = Setting(**{**call["setting"], "metrics": tuple(call["setting"]["metrics"])})
-        asked = [self.results.interventions(name, call)[cell] for cell in cells]
-        chosen = np.arange(len(pairs))
-        if is_of_one_pair(setting.experiment(model, pairs, source_model), asked):
-            chosen = np.sort(random.choice(len(pairs), size=min(_PAIRS, len(pairs)), replace=False))
-        again = setting.experiment(model, pairs.take(chosen), source_model).measured(asked)
+        piece = call["shards"][int(random.integers(len(call["shards"])))]
         stored = self.results.numbers(name)
-        before, status = stored.values[:, cells][:, :, chosen], stored.status[cells][:, chosen]
-        gap = np.abs(stored.baselines["clean"] - stored.baselines["corrupt"]).mean(axis=1)
+        chosen = np.arange(len(pairs))
+        if stored.record.get("pooled"):
+            chosen = np.arange(*piece["pairs"])
+            stored = decode(piece["key"], *self._held(piece["key"]))
+        elif work.cuts(setting.experiment(model, pairs, source_model)).pairs:
+            chosen = np.sort(random.choice(len(pairs), size=min(_PAIRS, len(pairs)), replace=False))
+        some = work.take(cells)
+        again = some.measured(setting.experiment(model, pairs.take(chosen), source_model)).values
+        again = again if again.shape[1] == len(cells) else again[:, cells]
+        kept = chosen if not stored.record.get("pooled") else np.array([0])
+        before, status = stored.values[:, cells][:, :, kept], stored.status[cells][:, kept]
+        ends = [stored.baselines.get(role, stored.baselines[other]) for role, other in _ENDS]
+        gap = np.abs(ends[0] - ends[1]).mean(axis=1) * (len(chosen) if stored.record.get("pooled") else 1)
         dtype = str(model.dtype).removeprefix("torch.")
         allowed = TOLERANCE.get(dtype, TOLERANCE["float32"]) * (gap[:, None, None] + np.abs(before))
         with np.errstate(invalid="ignore", divide="ignore"):
-            share = np.where(has_number(status), np.abs(again.values - before) / allowed, 0.0)
+            share = np.where(has_number(status), np.abs(again - before) / allowed, 0.0)
         share = np.where(np.isnan(share), np.inf, share)
         self.n_cells += len(cells)
-        self.n_runs += share[0].size
+        self.n_runs += len(chosen) * some.runs_per_pair
         self.largest = max(self.largest, float(share.max(initial=0.0)))
+        labels = _labels(work, cells)
         off = np.flatnonzero((share > 1).any((0, 2)))
-        self.off += [self._words(asked[n], before[:, n], again.values[:, n]) for n in off]
+        self.off += [self._words(labels[n], before[:, n], again[:, n]) for n in off]
+
+    def _held(self, key: str) -> tuple[bytes, dict[str, Any]]:
+        held = self.run.read(key)
+        if held is None:
+            raise StoreCorrupt(f"shard {key} is missing, torn or changed", fix="causalpatch run measures it again")
+        return held
 
     def _pairs(self, name: str) -> Pairs | None:
         """Return pairs that the store keeps; None where they are not those that it kept."""
@@ -172,6 +192,15 @@ class _Checked:
         return made if made.content_hash == name else None
 
     @staticmethod
-    def _words(cell: Intervention, before: np.ndarray, again: np.ndarray) -> str:
+    def _words(label: str, before: np.ndarray, again: np.ndarray) -> str:
         worst = np.unravel_index(np.nanargmax(np.abs(before - again)), before.shape)
-        return f"{cell.label}: stored {before[worst]:.6g}, measured again {again[worst]:.6g}"
+        return f"{label}: stored {before[worst]:.6g}, measured again {again[worst]:.6g}"
+
+
+def _labels(work: Work, cells: np.ndarray) -> list[str]:
+    """Return what messages call some cells."""
+    if isinstance(work, Patched):
+        return [work.interventions[int(cell)].label for cell in cells]
+    if isinstance(work, EdgeRuns):
+        return [str(work.asked.labels[int(cell)]) for cell in cells]
+    return [f"score {int(cell)}" for cell in cells]

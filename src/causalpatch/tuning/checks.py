@@ -7,7 +7,7 @@ retain KL, mean     KL(base || tuned) per token of the retain set, nats
 retain KL, p95      its 95th percentile over tokens; likewise p99
 perplexity          -log p per token, tuned minus base, nats: the logarithm of how many times the perplexity is
 neighbours, others  share of the prompts that the base model answers right and the tuned one does not
-evaluation          what the user's function gives, base minus tuned
+evaluation          what the user's functions give, base minus tuned
 ==================  ==================================================================================================
 
 The unit is the document, or the connected component of pairs. An endpoint is *within* its margin where the upper end of
@@ -22,23 +22,23 @@ References:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
-import torch
+from jaxtyping import Bool
 from numpy.typing import NDArray
+from torch import Tensor
 
 from causalpatch.base.errors import SettingError
 from causalpatch.base.seeds import generator
-from causalpatch.engine.hooks import quiet
-from causalpatch.pairs import Pairs
+from causalpatch.models import Model
 from causalpatch.results.tuning import Endpoint, Margins
 from causalpatch.statistics.binomial import share_interval
 from causalpatch.statistics.intervals import MIN_GROUPS, TOO_FEW, mean_interval
 from causalpatch.tuning.data import TuningData
-from causalpatch.tuning.losses import Kept, next_token_losses, said_of
-from causalpatch.tuning.train import in_rows
+from causalpatch.tuning.losses import Answers, Kept
 from causalpatch.tuning.ways import Way
 
 Floats = NDArray[np.float64]
@@ -59,7 +59,7 @@ class Measured:
         risen: Independent component of each of these.
         lost: By behaviour, 1 where the base model answers right and the changed one does not, 0 where both do or
             neither, -1 where only the changed one does, ``(pair,)``.
-        evaluation: What the user's function gave, tuned, and of the base; empty where there is none.
+        evaluation: By name, what a user's function gave, tuned, and of the base; empty where there is none.
     """
 
     success: Floats
@@ -69,7 +69,7 @@ class Measured:
     rise: Floats
     risen: NDArray[np.int64]
     lost: Mapping[str, Floats]
-    evaluation: tuple[Floats, ...] = ()
+    evaluation: Mapping[str, tuple[Floats, Floats]] = field(default_factory=dict)
 
     @property
     def damage(self) -> float:
@@ -85,88 +85,67 @@ class Bench:
     """Measures changed models on test data; what the base model does is measured once.
 
     Args:
-        way: For the model.
+        model: The model, as it is.
         data: The data.
     """
 
-    def __init__(self, way: Way, data: TuningData) -> None:
-        self.model, self.data = way.model, data
-        self._kept = Kept(way.model, data.retain["test"])
-        self._right: dict[str, Floats] = {}
-        self._rise: list[Floats] = []
-        self._evaluated: Floats | None = None
+    def __init__(self, model: Model, data: TuningData) -> None:
+        self.model, self.data = model, data
+        near = {} if data.neighbours is None else {"neighbours": data.neighbours}
+        self._target = Answers(model, data.target["test"])
+        self._paraphrases = None if data.paraphrases is None else Answers(model, data.paraphrases)
+        self._behaviours = {name: Answers(model, pairs) for name, pairs in {**near, **data.others}.items()}
+        self._retain = Kept(model, data.retain["test"])
+        self._evaluated: dict[str, Floats] = {}
 
-    def measure(self, way: Way | None, evaluated: Any = None) -> Measured:
+    def measure(self, way: Way | None, evaluated: Mapping[str, Any] | None = None) -> Measured:
         """Measure a change, or the model as it is.
 
         Args:
             way: The change; None for the base.
-            evaluated: What the user's function gave of the changed model, where there is one.
+            evaluated: What the user's functions gave of the changed model, by name.
         """
-        from_model, data = self.model, self.data
-        with quiet(from_model):
-            if not self._rise:
-                self._rise = self._losses(None)
-                self._right = {name: self._answers(None, pairs) for name, pairs in self.behaviours.items()}
-            success = self._answers(way, data.target["test"])
-            said = self._answers(way, data.paraphrases) if data.paraphrases is not None else np.zeros(0)
-            right = {name: self._answers(way, pairs) for name, pairs in self.behaviours.items()}
-            retain = data.retain["test"]
-            moved = np.zeros(int(retain.lengths("clean").sum()))
-            rises = self._losses(way) if way is not None else self._rise
-            if way is not None:
-                parts = [self._kept.distances(way, some) for some in in_rows(len(retain))]
-                moved = torch.cat(parts).double().cpu().numpy()
-        document = np.repeat(retain.components, retain.lengths("clean"))
-        risen = np.repeat(retain.components, [len(each) for each in self._rise])
-        rise = np.concatenate(rises) - np.concatenate(self._rise)
-        lost = {name: self._right[name] - right[name] for name in right}
-        return Measured(success, said, moved, document, rise, risen, lost, self._evaluation(evaluated))
+        retain = self.data.retain["test"]
+        lengths = retain.lengths("clean")
+        moved, rise = np.zeros(int(lengths.sum())), np.zeros(int((lengths - 1).sum()))
+        if way is not None:
+            moved, rise = (each.double().cpu().numpy() for each in self._retain.compared(way))
+        lost = {name: self.right[name] - _numbers(one.succeed(way)) for name, one in self._behaviours.items()}
+        said = np.zeros(0) if self._paraphrases is None else _numbers(self._paraphrases.succeed(way))
+        return Measured(
+            _numbers(self._target.succeed(way)),
+            said,
+            moved,
+            np.repeat(retain.components, lengths),
+            rise,
+            np.repeat(retain.components, lengths - 1),
+            lost,
+            {name: self._evaluation(name, given) for name, given in (evaluated or {}).items()},
+        )
 
-    @property
-    def behaviours(self) -> dict[str, Pairs]:
-        """Neighbours and other behaviours, by name."""
-        near = {} if self.data.neighbours is None else {"neighbours": self.data.neighbours}
-        return {**near, **self.data.others}
+    @cached_property
+    def right(self) -> dict[str, Floats]:
+        """Whether the base model answers each prompt of each other behaviour right, by name, ``(pair,)``."""
+        return {name: _numbers(one.succeed(None)) for name, one in self._behaviours.items()}
 
     def evaluate_base(self) -> None:
-        """Let the user's function look at the base model, where there is one."""
-        if self.data.evaluate is not None and self._evaluated is None:
-            self._evaluated = as_scores(self.data.evaluate(self.model))
+        """Let the user's functions look at the base model, where there are some."""
+        for name, evaluate in self.data.evaluations.items():
+            self._evaluated.setdefault(name, as_scores(evaluate(self.model)))
 
-    def _evaluation(self, evaluated: Any) -> tuple[Floats, ...]:
-        if self._evaluated is None or evaluated is None:
-            return ()
-        found = as_scores(evaluated)
-        if found.shape != self._evaluated.shape:
+    def _evaluation(self, name: str, given: Any) -> tuple[Floats, Floats]:
+        found, base = as_scores(given), self._evaluated[name]
+        if found.shape != base.shape:
             raise SettingError(
                 "the user's evaluation does not give as many numbers for every model",
-                facts=[("base", len(self._evaluated)), ("tuned", len(found))],
+                facts=[("base", len(base)), ("tuned", len(found))],
                 fix="let it give one number, or one for each of its items in the same order",
             )
-        return found, self._evaluated
+        return found, base
 
-    def _answers(self, way: Way | None, pairs: Pairs) -> Floats:
-        found = []
-        for some in in_rows(len(pairs)):
-            with torch.no_grad():
-                if way is None:
-                    said = said_of(self.model, self.model.module, pairs, some)
-                else:
-                    with way.running() as module:
-                        said = said_of(self.model, module, pairs, some)
-            found.append(said.succeeds().double().cpu().numpy())
-        return np.concatenate(found)
 
-    def _losses(self, way: Way | None) -> list[Floats]:
-        pairs, found = self.data.retain["test"], []
-        for some in in_rows(len(pairs)):
-            if way is None:
-                found += next_token_losses(self.model, self.model.module, pairs, some)
-            else:
-                with way.running() as module:
-                    found += next_token_losses(self.model, module, pairs, some)
-        return found
+def _numbers(is_so: Bool[Tensor, " pair"]) -> Floats:
+    return np.asarray(is_so.double().cpu().numpy())
 
 
 def as_scores(given: Any) -> Floats:
@@ -208,9 +187,10 @@ def endpoints(measured: Sequence[Measured], data: TuningData, margins: Margins, 
     for name, pairs in {**near, **data.others}.items():
         rows = np.stack([each.lost[name] for each in measured])
         found.append(_lost(f"answers lost, {name}", rows, pairs.components, margins.accuracy))
-    if first.evaluation:
-        drop = np.mean([each.evaluation[1] - each.evaluation[0] for each in measured], axis=0)
-        found.append(_mean("evaluation, drop", drop, np.arange(len(drop)), margins.evaluation, "the user's"))
+    for name in first.evaluation:
+        both = [each.evaluation[name] for each in measured]
+        drop = np.mean([base - tuned for tuned, base in both], axis=0)
+        found.append(_mean(f"{name}, drop", drop, np.arange(len(drop)), margins.evaluation, "the user's"))
     return found
 
 

@@ -22,6 +22,7 @@ from causalpatch.results.words import counted
 
 Given: TypeAlias = Pairs | str | Path | Sequence[Any]
 Evaluate: TypeAlias = Callable[[Model], Any]
+_ALONE: Final = "evaluation"  # the name of a user's only one
 Side = Literal["train", "validation", "test"]
 SIDES: Final = ("train", "validation", "test")
 _WANTED: Final = {"prompt": "clean", "wanted": "answer", "unwanted": "wrong_answer"}
@@ -37,7 +38,8 @@ class TuningData:
         neighbours: Prompts near the target ones that must keep their answers; only tested.
         others: Other behaviours, pairs with answers by name; only tested.
         paraphrases: The target behaviour in other words; only tested.
-        evaluate: A function of the model that gives one number, or one for each of its items: larger is better.
+        evaluate: A function of the model that gives one number, or one for each of its items: larger is better. Several
+            by name.
     """
 
     target: Mapping[Side, Pairs]
@@ -45,7 +47,7 @@ class TuningData:
     neighbours: Pairs | None = None
     others: Mapping[str, Pairs] = field(default_factory=dict)
     paraphrases: Pairs | None = None
-    evaluate: Evaluate | None = None
+    evaluate: Evaluate | Mapping[str, Evaluate] | None = None
 
     @classmethod
     def of(  # noqa: PLR0913 - everything that a tuning is held to meets here; all but two have a default
@@ -57,7 +59,7 @@ class TuningData:
         neighbours: Given | None = None,
         others: Mapping[str, Given] | None = None,
         paraphrases: Given | None = None,
-        evaluate: Evaluate | None = None,
+        evaluate: Evaluate | Mapping[str, Evaluate] | None = None,
         side: Role = "clean",
         window: int = 64,
         seed: int = 0,
@@ -73,7 +75,7 @@ class TuningData:
             neighbours: As ``target``; the wanted answer is the one that must stay.
             others: The same by name.
             paraphrases: As ``target``.
-            evaluate: The user's own function of a model.
+            evaluate: The user's own function of a model, or several by name; ``lm_eval_task`` makes such functions.
             side: Of ``Pairs``, whose prompts are meant: ``"corrupt"`` for those of ``debug``, which fail.
             window: Tokens of a document that are seen at once.
             seed: Seed of the split.
@@ -105,6 +107,13 @@ class TuningData:
         said = None if paraphrases is None else read_target(paraphrases, model, side, "paraphrases")
         return cls(_divided(wanted, seed), _divided(kept, seed), near, more, said, evaluate)
 
+    @property
+    def evaluations(self) -> dict[str, Evaluate]:
+        """The user's own functions of a model, by name."""
+        if self.evaluate is None:
+            return {}
+        return dict(self.evaluate) if isinstance(self.evaluate, Mapping) else {_ALONE: self.evaluate}
+
     def __str__(self) -> str:
         sides = "; ".join(
             f"{side}: {counted(len(self.target[side]), 'pair')}, {counted(len(self.retain[side]), 'retain prompt')}"
@@ -127,7 +136,7 @@ class TuningData:
             "neighbours": told(self.neighbours),
             "others": {name: told(pairs) for name, pairs in self.others.items()},
             "paraphrases": told(self.paraphrases),
-            "evaluate": None if self.evaluate is None else getattr(self.evaluate, "__name__", "a function"),
+            "evaluate": {name: getattr(each, "__name__", "a function") for name, each in self.evaluations.items()},
         }
 
 

@@ -10,21 +10,22 @@ one, where it is the likeliest of all (of several tokens: each of them in turn).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from causalpatch.base.errors import SettingError
-from causalpatch.engine.capture import inputs_of
+from causalpatch.engine.hooks import quiet
 from causalpatch.models import Model
-from causalpatch.pairs import Batch, Pairs
+from causalpatch.pairs import Pairs
+from causalpatch.tuning.prompts import HELD_BYTES, MOST_LAID, Laid, Prompts
 from causalpatch.tuning.ways import Way
 
 OBJECTIVES: Final = ("cross_entropy", "margin")
-_HELD_BYTES: Final = 256 * 2**20  # of what the base model says at retain tokens, kept rather than computed again
+_Table: TypeAlias = tuple[Int[Tensor, "pair _"], Bool[Tensor, "pair _"]]
 
 
 @dataclass(frozen=True)
@@ -46,48 +47,6 @@ class Said:
         return torch.where(self.unwanted.isinf(), self.is_first, self.wanted > self.unwanted)
 
 
-def said_of(model: Model, module: nn.Module, pairs: Pairs, numbers: Sequence[int]) -> Said:
-    """Return what a module says of the answers of some pairs, differentiable.
-
-    Args:
-        model: How the module is called.
-        module: What is run.
-        pairs: The pairs; their prompts are the clean ones.
-        numbers: Which.
-
-    Cost:
-        One row for each prompt; where answers have several tokens, one for each beginning of an answer.
-    """
-    rows: dict[tuple[int, tuple[int, ...]], int] = {}  # pair and beginning of an answer
-    spots: list[tuple[int, int, int, int]] = []  # row, token of the answer, id, answer
-    answers: list[tuple[int, int]] = []  # pair, side
-    for place, number in enumerate(numbers):
-        for side, held in enumerate((pairs[number].answer, pairs[number].wrong_answer)):
-            for ids in held:
-                own = rows.setdefault((place, ids[:-1]), len(rows))
-                spots += [(own, k, token, len(answers)) for k, token in enumerate(ids)]
-                answers.append((place, side))
-    logits, batch = _run(model, module, pairs, [numbers[place] for place, _ in rows], [list(ids) for _, ids in rows])
-    device = logits.device
-    row, step, token, answer = torch.tensor(spots, device=device).unbind(1)
-    last = torch.as_tensor(batch.start + batch.lengths - 1, device=device)
-    spoken = _log_p(logits[row, last[row] + step])
-    picked = spoken.gather(1, token[:, None])[:, 0]
-    total = picked.new_zeros(len(answers)).index_add(0, answer, picked)
-    is_top = (spoken.argmax(1) == token).to(picked.dtype)
-    steps_right = picked.new_zeros(len(answers)).index_add(0, answer, is_top)
-    n_steps = picked.new_zeros(len(answers)).index_add(0, answer, torch.ones_like(picked))
-    sides: list[Tensor] = []
-    pair_of = torch.tensor([pair for pair, _ in answers], device=device)
-    side_of = torch.tensor([side for _, side in answers], device=device)
-    for number in (0, 1):
-        is_own = side_of == number
-        sides.append(_either(total[is_own], pair_of[is_own], len(numbers)))
-    first = torch.zeros(len(numbers), dtype=torch.bool, device=device)
-    first[pair_of[(side_of == 0) & (steps_right == n_steps)]] = True
-    return Said(sides[0], sides[1], first)
-
-
 def target_loss(said: Said, objective: str, margin: float) -> Float[Tensor, ""]:
     """Return the loss of the target behaviour, in nats.
 
@@ -104,8 +63,146 @@ def target_loss(said: Said, objective: str, margin: float) -> Float[Tensor, ""]:
     return torch.relu(margin - (said.wanted - said.unwanted)).mean()
 
 
+@dataclass(frozen=True, eq=False)
+class _Spots:
+    """Where in a batch the tokens of answers are read, and which make up an answer.
+
+    Args:
+        laid: The batch: a row for each beginning of an answer.
+        row: Row of each token that is read.
+        column: Its column among the logits.
+        token: Its id.
+        answer: Which answer it belongs to.
+        sides: For wanted and unwanted answers, those of each pair, ``(pair, answer)``, and which of these there are.
+        n_tokens: Tokens of each answer.
+    """
+
+    laid: Laid
+    row: Int[Tensor, " spot"]
+    column: Int[Tensor, " spot"]
+    token: Int[Tensor, " spot"]
+    answer: Int[Tensor, " spot"]
+    sides: tuple[_Table, _Table]
+    n_tokens: Int[Tensor, " answer"]
+
+
+class Answers:
+    """What a model says of the answers of pairs.
+
+    Args:
+        model: The model, as it is.
+        pairs: The pairs; their prompts are the clean ones.
+
+    Cost:
+        One row for each prompt; where answers have several tokens, one for each beginning of an answer.
+    """
+
+    def __init__(self, model: Model, pairs: Pairs) -> None:
+        self.pairs = pairs
+        rows: dict[tuple[int, tuple[int, ...]], int] = {}
+        for number, pair in enumerate(pairs):
+            for ids in (*pair.answer, *pair.wrong_answer):
+                rows.setdefault((number, ids[:-1]), len(rows))
+        self._rows = rows
+        self.prompts = Prompts(model, pairs, list(rows), is_cut=True)
+        self._known: dict[tuple[tuple[int, ...], ...], _Spots] = {}
+
+    def said(self, way: Way | None, numbers: Sequence[int]) -> Said:
+        """Return what is said of the answers of some pairs, differentiable in what the way trains.
+
+        Args:
+            way: What is changed; None for the model as it is.
+            numbers: Which pairs.
+        """
+        return self.said_by([] if way is None else [way], [numbers])[0]
+
+    def said_by(self, ways: Sequence[Way], blocks: Sequence[Sequence[int]]) -> list[Said]:
+        """Return what is said with each of several changes, of pairs of its own, from one run.
+
+        Args:
+            ways: What is changed.
+            blocks: Which pairs, for each.
+        """
+        spots = self._spots(tuple(map(tuple, blocks)))
+        logits = self.prompts.logits(ways, spots.laid)
+        spoken = _log_p(logits[spots.row, spots.column])
+        picked = spoken.gather(1, spots.token[:, None])[:, 0]
+        is_top = (spoken.detach().argmax(1) == spots.token).to(picked.dtype)
+        n_answers = len(spots.n_tokens)
+        if len(spots.answer) > n_answers:  # else each answer is one token, in order
+            picked = picked.new_zeros(n_answers).index_add(0, spots.answer, picked)
+            is_top = is_top.new_zeros(n_answers).index_add(0, spots.answer, is_top)
+        is_right = is_top == spots.n_tokens
+        (own, has), other = spots.sides
+        wanted, unwanted = _any_of(picked, own, has), _any_of(picked, *other)
+        is_first = (is_right[own] & has).any(1)
+        parts = [torch.split(each, list(map(len, blocks))) for each in (wanted, unwanted, is_first)]
+        return [Said(*each) for each in zip(*parts, strict=True)]
+
+    def succeed(self, way: Way | None) -> Bool[Tensor, " pair"]:
+        """Return which of all pairs succeed."""
+        self.prompts.ready(way)
+        with quiet(self.prompts.model):
+            return torch.cat([self.said(way, some).succeeds() for some in self.prompts.in_rows(len(self.pairs))])
+
+    def _spots(self, blocks: tuple[tuple[int, ...], ...]) -> _Spots:
+        if blocks not in self._known:
+            if len(self._known) >= MOST_LAID:
+                self._known.clear()
+            self._known[blocks] = self._found(blocks)
+        return self._known[blocks]
+
+    def _found(self, blocks: tuple[tuple[int, ...], ...]) -> _Spots:
+        rows: list[list[int]] = []
+        spots: list[tuple[int, int, int, int]] = []  # row in the batch, token of the answer, id, answer
+        n_tokens: list[int] = []
+        sides: tuple[list[list[int]], list[list[int]]] = ([], [])
+        n_before = 0
+        for block in blocks:
+            own: dict[int, int] = {}  # rows of this block, each once, and their places in the batch
+            for number in block:
+                pair = self.pairs[number]
+                for held, listed in zip((pair.answer, pair.wrong_answer), sides, strict=True):
+                    listed.append([])
+                    for ids in held:
+                        row = own.setdefault(self._rows[number, ids[:-1]], n_before + len(own))
+                        spots += [(row, k, token, len(n_tokens)) for k, token in enumerate(ids)]
+                        listed[-1].append(len(n_tokens))
+                        n_tokens.append(len(ids))
+            rows.append(list(own))
+            n_before += len(own)
+        laid = self.prompts.lay(rows)
+        device = self.prompts.model.device
+        row_of, step, token, answer = torch.tensor(spots, device=device).reshape(-1, 4).unbind(1)
+        last = torch.as_tensor(laid.batch.start + laid.batch.lengths - 1 - laid.first, device=device)
+        wanted, unwanted = (_table(listed, device) for listed in sides)
+        counts = torch.tensor(n_tokens, device=device)
+        return _Spots(laid, row_of, last[row_of] + step, token, answer, (wanted, unwanted), counts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Tokens:
+    """Where the real tokens of a batch stand.
+
+    Args:
+        laid: The batch.
+        real: Their places in the rectangle, row by row; None where there is no padding.
+        known: Their places among the tokens of all prompts.
+        sizes: How many there are with each change.
+        followed: Those that another one follows, as places among these.
+        following: The ids of what follows these.
+    """
+
+    laid: Laid
+    real: Int[Tensor, " token"] | None
+    known: Int[Tensor, " token"]
+    sizes: list[int]
+    followed: Int[Tensor, " followed"]
+    following: Int[Tensor, " followed"]
+
+
 class Kept:
-    """What the base model says at every token of prompts that must stay as they are.
+    """How far a changed model is from the base one, at every token of prompts that must stay as they are.
 
     Args:
         model: The model, as it is.
@@ -113,9 +210,13 @@ class Kept:
     """
 
     def __init__(self, model: Model, pairs: Pairs) -> None:
-        self.model, self.pairs = model, pairs
-        n_bytes = int(pairs.lengths("clean").sum()) * model.vocab_size * 4
-        self._known: dict[int, Float[Tensor, "token vocab"]] | None = {} if n_bytes <= _HELD_BYTES else None
+        self.pairs = pairs
+        self.prompts = Prompts(model, pairs, [(number, ()) for number in range(len(pairs))], is_cut=False)
+        lengths = pairs.lengths("clean")
+        self._begins = np.concatenate([[0], np.cumsum(lengths)])
+        self._fits = int(lengths.sum()) * model.vocab_size * 4 <= HELD_BYTES
+        self._base: Float[Tensor, "token vocab"] | None = None
+        self._tokens: dict[tuple[tuple[int, ...], ...], _Tokens] = {}
 
     def distances(self, way: Way, numbers: Sequence[int]) -> Float[Tensor, " token"]:
         """Return KL(base || tuned) at every token of some prompts, one prompt behind the other, in nats.
@@ -124,64 +225,100 @@ class Kept:
             way: What was changed; gradients reach it.
             numbers: Which prompts.
         """
-        before = self.base(numbers)  # first: while a way runs, the model is not the base
-        with way.running() as module:
-            logits, batch = _run(self.model, module, self.pairs, numbers)
-        after = _log_p(logits[torch.as_tensor(batch.mask, device=logits.device)])
-        return (before.exp() * (before - after)).sum(-1)
+        return self.distances_by([way], [numbers])[0]
+
+    def distances_by(self, ways: Sequence[Way], blocks: Sequence[Sequence[int]]) -> list[Float[Tensor, " token"]]:
+        """Return the same with each of several changes, at prompts of its own, from one run.
+
+        Args:
+            ways: What was changed.
+            blocks: Which prompts, for each.
+        """
+        tokens = self._at(tuple(map(tuple, blocks)))
+        before = self._before(tokens)  # first: while a way runs, the model is not the base
+        return list(torch.split(_divergence(before, self._after(ways, tokens)), tokens.sizes))
+
+    def compared(self, way: Way) -> tuple[Float[Tensor, " token"], Float[Tensor, " followed"]]:
+        """Return, for all prompts, KL(base || tuned) at every token, and the rise of -log p of every one but the first.
+
+        Args:
+            way: What was changed.
+        """
+        self.prompts.ready(way)
+        moved, risen = [], []
+        with quiet(self.prompts.model):
+            for some in self.prompts.in_rows(len(self.pairs)):
+                tokens = self._at((tuple(some),))
+                before = self._before(tokens)
+                after = self._after([way], tokens)
+                moved.append(_divergence(before, after))
+                change = (before - after)[tokens.followed]
+                risen.append(change.gather(1, tokens.following[:, None])[:, 0])
+        return torch.cat(moved), torch.cat(risen)
 
     def base(self, numbers: Sequence[int]) -> Float[Tensor, "token vocab"]:
         """Return the base model's log-probabilities at every token of some prompts, in order."""
-        missing = list(numbers) if self._known is None else [k for k in dict.fromkeys(numbers) if k not in self._known]
-        made: list[Tensor] = []
-        if missing:
-            with torch.no_grad():
-                logits, batch = _run(self.model, self.model.module, self.pairs, missing)
-                spoken = _log_p(logits[torch.as_tensor(batch.mask, device=logits.device)])
-            made = list(torch.split(spoken, [int(n) for n in batch.mask.sum(1)]))
-        if self._known is None:
-            return torch.cat(made)
-        self._known.update(zip(missing, made, strict=True))
-        return torch.cat([self._known[number] for number in numbers])
+        return self._before(self._at((tuple(numbers),)))
 
+    def _after(self, ways: Sequence[Way], tokens: _Tokens) -> Float[Tensor, "token vocab"]:
+        logits = self.prompts.logits(ways, tokens.laid).flatten(0, 1)
+        return _log_p(logits if tokens.real is None else logits[tokens.real])
 
-def next_token_losses(model: Model, module: nn.Module, pairs: Pairs, numbers: Sequence[int]) -> list[np.ndarray]:
-    """Return -log p of each token of some prompts given those before it, by prompt, in nats."""
-    with torch.no_grad():
-        logits, batch = _run(model, module, pairs, numbers)
-        found = []
-        for row in range(len(numbers)):
-            begin, n = int(batch.start[row]), int(batch.lengths[row])
-            ids = torch.as_tensor(batch.ids[row, begin + 1 : begin + n], device=logits.device)
-            spoken = _log_p(logits[row, begin : begin + n - 1])
-            found.append(-spoken.gather(1, ids[:, None])[:, 0].double().cpu().numpy())
-    return found
+    def _before(self, tokens: _Tokens) -> Float[Tensor, "token vocab"]:
+        if self._base is not None:
+            return self._base[tokens.known]
+        with quiet(self.prompts.model):
+            if not self._fits:
+                return self._after([], tokens)
+            blocks = self.prompts.in_rows(len(self.pairs))
+            self._base = torch.cat([self._after([], self._at((tuple(some),))) for some in blocks])
+        return self._base[tokens.known]
 
+    def _at(self, blocks: tuple[tuple[int, ...], ...]) -> _Tokens:
+        if blocks not in self._tokens:
+            if len(self._tokens) >= MOST_LAID:
+                self._tokens.clear()
+            self._tokens[blocks] = self._found(blocks)
+        return self._tokens[blocks]
 
-def _run(
-    model: Model,
-    module: nn.Module,
-    pairs: Pairs,
-    numbers: Sequence[int],
-    continued: Sequence[Sequence[int]] | None = None,
-) -> tuple[Float[Tensor, "row position vocab"], Batch]:
-    batch = pairs.batch("clean", list(numbers), continuations=continued)
-    return model.logits(module(**inputs_of(model, batch))), batch
+    def _found(self, blocks: tuple[tuple[int, ...], ...]) -> _Tokens:
+        laid = self.prompts.lay(blocks)
+        numbers = [number for block in blocks for number in block]
+        mask, ids = laid.batch.mask, laid.batch.ids[laid.batch.mask]
+        sizes = mask.sum(1)
+        ends = np.cumsum(sizes)
+        followed = np.setdiff1d(np.arange(len(ids)), ends - 1)
+        known = np.concatenate([np.arange(self._begins[number], self._begins[number + 1]) for number in numbers])
+        real = None if mask.all() else np.flatnonzero(mask)
+        device = self.prompts.model.device
+        places = [None if each is None else torch.as_tensor(each, device=device) for each in (real, known, followed)]
+        lengths = np.split(sizes, np.cumsum(laid.sizes)[:-1])
+        following = torch.as_tensor(ids[followed + 1], device=device)
+        return _Tokens(laid, *places[:2], [int(each.sum()) for each in lengths], places[2], following)
 
 
 def _log_p(logits: Float[Tensor, "n vocab"]) -> Float[Tensor, "n vocab"]:
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
 
-def _either(total: Float[Tensor, " answer"], pair: Int[Tensor, " answer"], n_pairs: int) -> Float[Tensor, " pair"]:
+def _divergence(before: Float[Tensor, "n vocab"], after: Float[Tensor, "n vocab"]) -> Float[Tensor, " n"]:
+    return (before.exp() * (before - after)).sum(-1)
+
+
+def _table(listed: Sequence[Sequence[int]], device: torch.device) -> _Table:
+    """Return lists of different lengths as a table, and which of its cells are filled."""
+    width = max(1, *map(len, listed))
+    numbers = torch.tensor([[*each, *[0] * (width - len(each))] for each in listed], device=device)
+    return numbers, torch.tensor([[k < len(each) for k in range(width)] for each in listed], device=device)
+
+
+def _any_of(
+    total: Float[Tensor, " answer"], numbers: Int[Tensor, "pair slot"], has: Bool[Tensor, "pair slot"]
+) -> Float[Tensor, " pair"]:
     """Return the log-probability of any of each pair's answers; minus infinity where it has none."""
-    counts: dict[int, int] = {}
-    slots = []
-    for number in pair.tolist():
-        slots.append(counts.get(number, 0))
-        counts[number] = slots[-1] + 1
-    table = total.new_full((n_pairs, max(counts.values(), default=1)), -torch.inf)
-    table = table.index_put((pair, torch.tensor(slots, dtype=torch.long, device=pair.device)), total)
-    has_none = table.isinf().all(1)
+    table = torch.where(has, total[numbers], -torch.inf)
+    if table.shape[1] == 1:
+        return table[:, 0]
+    has_none = ~has.any(1)
     # Where there is no answer the sum is taken of zeros: its gradient would be no number.
     return torch.where(has_none, -torch.inf, torch.where(has_none[:, None], 0.0, table).logsumexp(1))

@@ -1,5 +1,6 @@
 """What changed inside: the same patches in the tuned model, patches from it into the base, and how fast it comes back.
 
+* *weights outside*: that no element outside the located parts changed, by SHA-256.
 * *effects before and after*: the located components and the largest others of their kinds, patched in both models.
 * *carried from the tuned model*: the located components' outputs, put into runs of the base model: the share of the
   change in the target behaviour that they bring along; beside it all other components of the model at once.
@@ -16,7 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from causalpatch.base.errors import CausalPatchError
+from causalpatch.base.errors import CausalPatchError, UnsupportedError
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.judging import comparing
 from causalpatch.models import Model
@@ -24,7 +25,7 @@ from causalpatch.pairs import Pairs
 from causalpatch.sites import Site
 from causalpatch.tuning.data import TuningData
 from causalpatch.tuning.train import Schedule, train
-from causalpatch.tuning.tuned import Tuned
+from causalpatch.tuning.tuned import Tuned, digests_outside
 from causalpatch.tuning.whole import Full
 from causalpatch.validation.components import Node, kin
 
@@ -52,8 +53,9 @@ def look_inside(
     sites = located.way.parts.sites
     try:
         tuned = located.model()
-    except CausalPatchError as error:
+    except UnsupportedError as error:
         return {"not looked into": ({"why": error.what},)}
+    found["weights outside"] = weights_outside(located, tuned)
     looks: dict[str, Callable[[], Rows]] = {
         "effects before and after": lambda: before_and_after(experiment, tuned, sites),
         "carried from the tuned model": lambda: carried(experiment, tuned, sites, data),
@@ -65,6 +67,17 @@ def look_inside(
         except CausalPatchError as error:
             found[name] = ({"not made": error.what},)
     return found
+
+
+def weights_outside(located: Tuned, tuned: Model) -> Rows:
+    """Return how many tensors there are, and in how many an element outside the located parts changed, by SHA-256.
+
+    Args:
+        located: The tuning of the located parts.
+        tuned: The tuned model.
+    """
+    before, after = (digests_outside(located.way, each.module) for each in (located.base, tuned))
+    return ({"tensors": len(before), "changed": sum(after[name] != digest for name, digest in before.items())},)
 
 
 def before_and_after(experiment: Experiment, tuned: Model, sites: Sequence[Site]) -> Rows:

@@ -9,28 +9,34 @@
 4. Training ends after ``steps``, or when ``patience`` looks were no better. Where the loss is not a number, or a user
    stops it, the best checkpoint so far is put back, and the record says so.
 
-Cost: per step a forward and a backward of both batches, and once a forward of each retain prompt by the base model.
+Trainings of a small model are made side by side (``together``), each as it would be alone.
+
+Cost: per step a forward and a backward of both batches, from the first layer on that is changed; once a forward of each
+retain prompt by the base model.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
 import torch
 
-from causalpatch.base.errors import SettingError
+from causalpatch.base.errors import ModelUnsupported, SettingError
 from causalpatch.base.seeds import generator
 from causalpatch.engine.gradient import differentiable
 from causalpatch.engine.hooks import quiet
+from causalpatch.models import Model
 from causalpatch.pairs import Pairs
-from causalpatch.tuning.data import TuningData
-from causalpatch.tuning.losses import OBJECTIVES, Kept, said_of, target_loss
+from causalpatch.tuning.data import Side, TuningData
+from causalpatch.tuning.losses import OBJECTIVES, Answers, Kept, target_loss
+from causalpatch.tuning.together import may_be_together
 from causalpatch.tuning.ways import Way
 
 _WARM: Final = 10  # steps over which the rate rises
-_MOST_ROWS: Final = 32  # prompts in a forward that only looks
+_STOPPED: Final = "stopped by the user"
+_MOST_NUMBERS: Final = 2**20  # of the stream of trainings side by side: beyond, arithmetic costs more than calls
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,21 @@ class Training:
         return asdict(self)
 
 
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A training that is to be made.
+
+    Args:
+        way: What is trained, at the model as it is.
+        rate: Share of a weight's usual size that a step moves it.
+        seed: Seed of the order of batches.
+    """
+
+    way: Way
+    rate: float
+    seed: int
+
+
 def train(
     way: Way, data: TuningData, schedule: Schedule, *, rate: float, seed: int, kept: "KeptSides | None" = None
 ) -> Training:
@@ -147,101 +168,215 @@ def train(
         schedule: How.
         rate: Share of a weight's usual size that a step moves it.
         seed: Seed of the order of batches.
-        kept: What the base model says of the retain set, where that is known from another training.
+        kept: The prompts laid out, where they are from another training on the same data.
 
     Returns:
         How it went. After Ctrl-C it is what was reached until then; whoever trains several looks at ``is_whole``.
     """
-    kept = kept or KeptSides(way, data)
-    trained, sizes = way.trained(), way.sizes()
-    groups = [{"params": [each], "lr": rate * sizes[name], "size": sizes[name]} for name, each in trained.items()]
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98))
-    batches = _batches(data, schedule, seed)
-    looks: list[Look] = []
-    best, state = Look(0, 0.0, 0.0, math.inf), way.state()  # until something was seen
-    n_steps, since, ended = 0, 0, f"{schedule.steps} steps were made"
-    is_whole = True
-    try:
-        looks.append(look(way, data, schedule, kept, 0))
-        best = looks[0]
-        while n_steps < schedule.steps:
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["size"] * min(1.0, (n_steps + 1) / _WARM)
-            optimizer.zero_grad()
-            loss = _loss(way, data, schedule, kept, next(batches))
-            if not math.isfinite(loss):
-                ended, is_whole = f"diverged at step {n_steps + 1}: the loss is {loss}", False
-                break
-            optimizer.step()
-            n_steps += 1
-            if n_steps % schedule.every and n_steps < schedule.steps:
-                continue
-            looks.append(look(way, data, schedule, kept, n_steps))
-            if not math.isfinite(looks[-1].loss + looks[-1].moved):
-                ended, is_whole = f"diverged at step {n_steps}: what the model says is no number", False
-                break
-            if looks[-1].rank(schedule.enough) < best.rank(schedule.enough):
-                best, state, since = looks[-1], way.state(), 0
-            else:
-                since += 1
-            if since >= schedule.patience:
-                ended = f"validation was no better for {since} looks"
-                break
-    except KeyboardInterrupt:
-        ended, is_whole = f"stopped by the user at step {n_steps}", False
-    finally:
-        way.restore(state)
-        for each in trained.values():
-            each.grad = None
-    ended += f"; the best checkpoint, of step {best.step}, was put back"
-    return Training(rate, seed, tuple(looks or [best]), best, way.n_trained, n_steps, ended, is_whole)
+    return train_all([Trial(way, rate, seed)], data, schedule, kept=kept)[0]
+
+
+def train_all(
+    trials: Sequence[Trial], data: TuningData, schedule: Schedule, *, kept: "KeptSides | None" = None
+) -> list[Training]:
+    """Make several trainings, of a small model several side by side, and leave the best checkpoints in their ways.
+
+    Args:
+        trials: What is trained, of one model, and how fast.
+        data: Target and retain data.
+        schedule: How.
+        kept: The prompts laid out, where they are from other trainings on the same data.
+
+    Returns:
+        How they went, in order. Each goes as it would alone. After Ctrl-C the rest have made no step.
+    """
+    kept = kept or KeptSides(trials[0].way.model, data)
+    courses = [_Course(trial, data, schedule) for trial in trials]
+    is_stopped = False
+    for group in _groups(courses, kept.at_once(schedule)):
+        _make([] if is_stopped else group, schedule, kept)
+        is_stopped = is_stopped or any(_STOPPED in each.ended for each in group)
+        for each in group:
+            each.end(f"{_STOPPED} at step 0", is_whole=False)
+    return [each.told() for each in courses]
 
 
 class KeptSides:
-    """What the base model says of both retain sets that training sees, so that many trainings can share it.
+    """What trainings on the same data share: prompts laid out, and what the base model makes of them.
 
     Args:
-        way: For the model.
+        model: The model, as it is.
         data: The data.
     """
 
-    def __init__(self, way: Way, data: TuningData) -> None:
-        self.train = Kept(way.model, data.retain["train"])
-        self.validation = Kept(way.model, data.retain["validation"])
+    def __init__(self, model: Model, data: TuningData) -> None:
+        sides: tuple[Side, ...] = ("train", "validation")
+        self.target = {side: Answers(model, data.target[side]) for side in sides}
+        self.retain = {side: Kept(model, data.retain[side]) for side in sides}
+
+    def ready(self, way: Way) -> None:
+        """Keep what runs with a change begin with; the change must not be running."""
+        for held in (*self.target.values(), *self.retain.values()):
+            held.prompts.ready(way)
+
+    def at_once(self, schedule: Schedule) -> int:
+        """Return how many trainings are worth making side by side."""
+        sizes = (self.target["train"], schedule.batch), (self.retain["train"], schedule.retain_batch)
+        per_step = sum(min(n, len(held.pairs)) * held.prompts.longest * held.prompts.model.width for held, n in sizes)
+        return max(1, _MOST_NUMBERS // max(1, per_step))
 
 
-def look(way: Way, data: TuningData, schedule: Schedule, kept: KeptSides, step: int) -> Look:
+def look(way: Way, schedule: Schedule, kept: KeptSides, step: int) -> Look:
     """Look at the validation pairs as things are."""
-    target, retain = data.target["validation"], data.retain["validation"]
-    with quiet(way.model):
-        with way.running() as module:
-            said = [said_of(way.model, module, target, some) for some in in_rows(len(target))]
-        losses = [float(target_loss(each, schedule.objective, schedule.margin)) for each in said]
-        moved = [kept.validation.distances(way, some).double() for some in in_rows(len(retain))]
-    sizes = [len(each.wanted) for each in said]
-    success = torch.cat([each.succeeds() for each in said]).double().mean()
-    return Look(step, float(success), float(torch.cat(moved).mean()), float(np.average(losses, weights=sizes)))
+    return looks([way], schedule, kept, step)[0]
 
 
-def in_rows(n: int, most: int = _MOST_ROWS) -> Iterator[range]:
-    """Yield numbers from 0 in blocks."""
-    for first in range(0, n, most):
-        yield range(first, min(first + most, n))
+def looks(ways: Sequence[Way], schedule: Schedule, kept: KeptSides, step: int) -> list[Look]:
+    """Look at the validation pairs with each of several changes that may run side by side."""
+    target, retain, n = kept.target["validation"], kept.retain["validation"], len(ways)
+    kept.ready(ways[0])
+    with quiet(ways[0].model):
+        said = [target.said_by(ways, [some] * n) for some in target.prompts.in_rows(len(target.pairs), n)]
+        moved = [retain.distances_by(ways, [some] * n) for some in retain.prompts.in_rows(len(retain.pairs), n)]
+    found = []
+    for own, distances in zip(zip(*said, strict=True), zip(*moved, strict=True), strict=True):
+        losses = [float(target_loss(each, schedule.objective, schedule.margin)) for each in own]
+        loss = float(np.average(losses, weights=[len(each.wanted) for each in own]))
+        success = torch.cat([each.succeeds() for each in own]).double().mean()
+        found.append(Look(step, float(success), float(torch.cat(distances).double().mean()), loss))
+    return found
 
 
-def _loss(way: Way, data: TuningData, schedule: Schedule, kept: KeptSides, batch: tuple[list[int], list[int]]) -> float:
-    """Compute the loss of a step and its gradient; return it, without a gradient where it is not a number."""
-    targets, retained = batch
-    with differentiable(way.model):
-        with way.running() as module:
-            said = said_of(way.model, module, data.target["train"], targets)
-        loss = target_loss(said, schedule.objective, schedule.margin)
-        if retained:
-            loss = loss + schedule.keep * kept.train.distances(way, retained).mean()
-        value = float(loss.detach())
-        if math.isfinite(value):
-            torch.autograd.backward(loss)
-    return value
+class _Course:
+    """A training on its way.
+
+    Args:
+        trial: What is trained, and how fast.
+        data: For the batches.
+        schedule: How.
+    """
+
+    def __init__(self, trial: Trial, data: TuningData, schedule: Schedule) -> None:
+        self.trial, self.way, self._schedule = trial, trial.way, schedule
+        sizes = self.way.sizes()
+        groups = [{"params": [each], "size": sizes[name]} for name, each in self.way.trained().items()]
+        is_fused = self.way.model.device.type in ("cpu", "cuda")  # one call for all of a step's arithmetic
+        self._optimizer = torch.optim.Adam(groups, lr=trial.rate, betas=(0.9, 0.98), fused=is_fused)
+        self.batches = _batches(data, schedule, trial.seed)
+        self.looks: list[Look] = []
+        self._best = Look(0, 0.0, 0.0, math.inf)  # until something was seen
+        self._state = self.way.state()
+        self._since = 0
+        self.n_steps, self.ended, self.is_whole = 0, "", True
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is to be looked at before it goes on."""
+        return self.n_steps % self._schedule.every == 0 or self.n_steps >= self._schedule.steps
+
+    def step(self, loss: float) -> None:
+        """Make a step, where the gradient is there; else end."""
+        if not math.isfinite(loss):
+            self.end(f"diverged at step {self.n_steps + 1}: the loss is {loss}", is_whole=False)
+            return
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.trial.rate * group["size"] * min(1.0, (self.n_steps + 1) / _WARM)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.n_steps += 1
+
+    def see(self, seen: Look) -> None:
+        """Take note of what the validation pairs showed, and end where that says so."""
+        self.looks.append(seen)
+        if not math.isfinite(seen.loss + seen.moved):
+            self.end(f"diverged at step {self.n_steps}: what the model says is no number", is_whole=False)
+        elif len(self.looks) == 1:
+            self._best = seen
+        elif seen.rank(self._schedule.enough) < self._best.rank(self._schedule.enough):
+            self._best, self._state, self._since = seen, self.way.state(), 0
+        else:
+            self._since += 1
+        if self._since >= self._schedule.patience:
+            self.end(f"validation was no better for {self._since} looks")
+        elif self.n_steps >= self._schedule.steps:
+            self.end(f"{self._schedule.steps} steps were made")
+
+    def end(self, why: str, *, is_whole: bool = True) -> None:
+        """End, for the first reason that there is, with the best checkpoint put back."""
+        if self.ended:
+            return
+        self.ended, self.is_whole = why, is_whole
+        self.way.restore(self._state)
+        self._state = {}
+        self._optimizer.state.clear()
+        for each in self.way.trained().values():
+            each.grad = None
+
+    def told(self) -> Training:
+        """Return how it went."""
+        ended = f"{self.ended}; the best checkpoint, of step {self._best.step}, was put back"
+        seen, n = tuple(self.looks or [self._best]), self.way.n_trained
+        return Training(self.trial.rate, self.trial.seed, seen, self._best, n, self.n_steps, ended, self.is_whole)
+
+
+def _groups(courses: Sequence[_Course], most: int) -> Iterator[list[_Course]]:
+    """Yield trainings that are made side by side: of changes that can run so, and at most so many."""
+    group: list[_Course] = []
+    for each in sorted(courses, key=lambda one: one.way.entry):
+        if group and (len(group) >= most or not may_be_together([group[0].way, each.way])):
+            yield group
+            group = []
+        group.append(each)
+    yield group
+
+
+def _make(courses: Sequence[_Course], schedule: Schedule, kept: KeptSides) -> None:
+    """Make trainings side by side, until each has ended."""
+    if not courses:
+        return
+    try:
+        with differentiable(courses[0].way.model):
+            _see(courses, schedule, kept)
+            while going := [each for each in courses if not each.ended]:
+                _step(going, schedule, kept)
+                due = [each for each in going if not each.ended and each.is_due]
+                if due:
+                    _see(due, schedule, kept)
+    except ModelUnsupported:
+        if len(courses) == 1 or courses[0].looks:
+            raise
+        for each in courses:  # rows cannot be told apart inside this model
+            _make([each], schedule, kept)
+    except KeyboardInterrupt:
+        for each in courses:
+            each.end(f"{_STOPPED} at step {each.n_steps}", is_whole=False)
+    except Exception:
+        for each in courses:
+            each.end("an error", is_whole=False)
+        raise
+
+
+def _see(courses: Sequence[_Course], schedule: Schedule, kept: KeptSides) -> None:
+    ways = [each.way for each in courses]
+    for course, seen in zip(courses, looks(ways, schedule, kept, courses[0].n_steps), strict=True):
+        course.see(seen)
+
+
+def _step(courses: Sequence[_Course], schedule: Schedule, kept: KeptSides) -> None:
+    """Make a step of each training, from one run of the target pairs and one of the retain prompts of all of them."""
+    ways = [each.way for each in courses]
+    targets, retained = zip(*(next(each.batches) for each in courses), strict=True)
+    said = kept.target["train"].said_by(ways, targets)
+    losses = [target_loss(each, schedule.objective, schedule.margin) for each in said]
+    if retained[0]:
+        moved = kept.retain["train"].distances_by(ways, retained)
+        losses = [loss + schedule.keep * each.mean() for loss, each in zip(losses, moved, strict=True)]
+    values = torch.stack(losses).tolist()
+    sound = [loss for loss, value in zip(losses, values, strict=True) if math.isfinite(value)]
+    if sound:
+        torch.autograd.backward(sum(sound[1:], start=sound[0]))
+    for course, value in zip(courses, values, strict=True):
+        course.step(value)
 
 
 def _batches(data: TuningData, schedule: Schedule, seed: int) -> Iterator[tuple[list[int], list[int]]]:

@@ -8,7 +8,7 @@
 Cost: one training for each rate; memory for the optimizer's state of what is trained alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
@@ -21,7 +21,7 @@ from causalpatch.models import Model, Port
 from causalpatch.tuning.data import TuningData
 from causalpatch.tuning.low_rank import LowRank
 from causalpatch.tuning.parts import Parts, parts_of, sites_of
-from causalpatch.tuning.train import KeptSides, Schedule, Training, train
+from causalpatch.tuning.train import KeptSides, Schedule, Training, Trial, train_all
 from causalpatch.tuning.tuned import Tuned
 from causalpatch.tuning.ways import Offsets, Slices, Way
 from causalpatch.validation.components import Asked
@@ -121,17 +121,29 @@ def search(
         data: The data.
         schedule: How, with the rates.
         seed: Seed of the batches.
-        kept: What the base model says, where it is known.
+        kept: The prompts laid out, where they are from other trainings on the same data.
     """
-    made: list[tuple[Training, Way]] = []
-    for rate in schedule.rates:
-        way = make(seed)
-        kept = kept or KeptSides(way, data)
-        made.append((train(way, data, schedule, rate=rate, seed=seed, kept=kept), way))
-        if "by the user" in made[-1][0].ended:
-            break
-    made.sort(key=lambda each: each[0].best.rank(schedule.enough))
-    return [training for training, _ in made], made[0][1]
+    (found,) = search_all([make], data, schedule, seed=seed, kept=kept)
+    return found
+
+
+def search_all(
+    makes: Sequence[Callable[[int], Way]],
+    data: TuningData,
+    schedule: Schedule,
+    *,
+    seed: int,
+    kept: KeptSides | None = None,
+) -> list[tuple[list[Training], Way]]:
+    """Make several searches, of a small model side by side; see ``search``."""
+    trials = [Trial(make(seed), rate, seed) for make in makes for rate in schedule.rates]
+    made = list(zip(train_all(trials, data, schedule, kept=kept), trials, strict=True))
+    found = []
+    n = len(schedule.rates)
+    for first in range(0, len(made), n):
+        own = sorted(made[first : first + n], key=lambda each: each[0].best.rank(schedule.enough))
+        found.append(([training for training, _ in own], own[0][1].way))
+    return found
 
 
 def sizes_behind(model: Model, parts: Parts, data: TuningData) -> dict[str, float]:

@@ -81,7 +81,8 @@ class Tuned:
                 fix="keep the change beside it: tuned.save_change(folder)",
             )
         module.save_pretrained(str(folder))
-        keep = getattr(self.base.tokenizer, "save_pretrained", None)
+        own: Any = getattr(self.base.tokenizer, "tokenizer", self.base.tokenizer)  # the one of transformers inside
+        keep = getattr(own, "save_pretrained", None)
         if keep is not None:
             keep(str(folder))
         self._write_record(folder)

@@ -19,14 +19,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from causalpatch.base.errors import ModelUnsupported
-from causalpatch.engine.added import added
+from causalpatch.engine.added import AtInput, AtOutput
 from causalpatch.engine.capture import capture
 from causalpatch.models import Model
 from causalpatch.pairs import Pairs
 from causalpatch.results.words import counted
 from causalpatch.sites import Site
 from causalpatch.tuning.data import TuningData, beginning
-from causalpatch.tuning.ways import Way
+from causalpatch.tuning.ways import Added, Way
 from causalpatch.tuning.whole import NOTHING
 
 EXAMPLES: Final = (1, 2, 4)
@@ -78,7 +78,7 @@ class Prefixed(Untrained):
         yield self._wrapped
 
 
-class Steered(Untrained):
+class Steered(Untrained, Added):
     """A vector added behind a layer.
 
     Args:
@@ -91,14 +91,13 @@ class Steered(Untrained):
     def __init__(self, model: Model, layer: int, vector: Float[Tensor, " width"], told: str) -> None:
         super().__init__(model, NOTHING)
         self.told = told
+        self.entry = layer
         self._path = model.tap(Site("resid_post", layer)).port.path
         self._vector = vector
 
-    @contextmanager
-    def running(self) -> Iterator[nn.Module]:
-        """Run the model with the vector."""
-        with added(self.model.module, outputs={self._path: lambda x, y: y + self._vector.to(y.dtype)}):
-            yield self.model.module
+    def terms(self) -> tuple[dict[str, AtInput], dict[str, AtOutput]]:
+        """Return the vector, as a term of what the layer returns."""
+        return {}, {self._path: lambda x, y: y + self._vector.to(y.dtype)}
 
 
 class _Prefixing(nn.Module):
@@ -122,8 +121,9 @@ class _Prefixing(nn.Module):
             own = named["position_ids"]
             first = own[:, :1] + lead + torch.arange(n, device=own.device)
             named["position_ids"] = torch.cat([own[:, :lead], first, own[:, lead:] + n], 1)
-        logits = model.logits(model.module(input_ids=given, **named))
-        return {"logits": logits[:, n:]}
+        columns = named.pop("logits_to_keep", None)
+        logits = model.logits(model.module(input_ids=given, **named))[:, n:]
+        return {"logits": logits if columns is None else logits[:, columns]}
 
 
 def prefixes(model: Model, data: TuningData, given: str | None) -> list[Prefixed]:

@@ -18,7 +18,7 @@ References:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import ClassVar
@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from causalpatch.base.errors import ModelUnsupported
-from causalpatch.engine.added import added
+from causalpatch.engine.added import AtInput, AtOutput, added
+from causalpatch.engine.stack import layer_of
 from causalpatch.models import Model, projection_rows
 from causalpatch.tuning.parts import Parts, Places, require_plain
 
@@ -47,6 +48,8 @@ class Way(ABC):
     def __init__(self, model: Model, parts: Parts) -> None:
         self.model = model
         self.parts = parts
+        self.entry = 0
+        """The first layer that what is trained acts in: the stream into it is the base model's."""
 
     @abstractmethod
     def trained(self) -> dict[str, nn.Parameter]:
@@ -86,7 +89,21 @@ class Way(ABC):
                 each.copy_(state[name])
 
 
-class Slices(Way):
+class Added(Way):
+    """A change by terms that are added to what modules of the model take or return."""
+
+    @abstractmethod
+    def terms(self) -> tuple[dict[str, AtInput], dict[str, AtOutput]]:
+        """Return, by the path of a module, what is made of its first argument, and of its output."""
+
+    @contextmanager
+    def running(self) -> Iterator[nn.Module]:
+        """Run the model with the terms."""
+        with added(self.model.module, *self.terms()):
+            yield self.model.module
+
+
+class Slices(Added):
     """Differences of rows and columns.
 
     Args:
@@ -101,6 +118,7 @@ class Slices(Way):
 
     def __init__(self, model: Model, parts: Parts) -> None:
         super().__init__(model, parts)
+        self.entry = first_layer(model, parts)
         require_plain(parts, model, self.name)
         self._held: dict[str, nn.Parameter] = {}
         self._at: dict[str, Int[Tensor, " place"]] = {}
@@ -124,12 +142,10 @@ class Slices(Way):
         """Return the usual size of a weight of each projection."""
         return {name: usual_size(weight_rows(self.model.module, name.rpartition(".")[0])) for name in self._held}
 
-    @contextmanager
-    def running(self) -> Iterator[nn.Module]:
-        """Run the model with the differences added to what its projections return."""
+    def terms(self) -> tuple[dict[str, AtInput], dict[str, AtOutput]]:
+        """Return the differences, times what its projections are given, as terms of what these return."""
         paths = list(dict.fromkeys(name.rpartition(".")[0] for name in self._held))
-        with added(self.model.module, outputs={path: partial(self._changed, path) for path in paths}):
-            yield self.model.module
+        return {}, {path: partial(self._changed, path) for path in paths}
 
     def write_into(self, module: nn.Module) -> None:
         """Add the differences to the rows and columns of a copy."""
@@ -163,7 +179,7 @@ class Slices(Way):
         return y if whole is None else y + whole.to(y.dtype)
 
 
-class Offsets(Way):
+class Offsets(Added):
     """Vectors that are added to what located heads and neurons put out, at all tokens alike.
 
     Args:
@@ -177,6 +193,7 @@ class Offsets(Way):
 
     def __init__(self, model: Model, parts: Parts, sizes: Mapping[str, float] | None = None) -> None:
         super().__init__(model, parts)
+        self.entry = first_layer(model, parts)
         self._sizes = dict(sizes or {})
         self._held: dict[str, nn.Parameter] = {}
         self._at: dict[str, Int[Tensor, " place"]] = {}
@@ -194,16 +211,16 @@ class Offsets(Way):
         """Return the usual size of what the vectors are added to."""
         return {name: self._sizes.get(name, 1.0) for name in self._held}
 
-    @contextmanager
-    def running(self) -> Iterator[nn.Module]:
-        """Run the model with the vectors added to what projections are given, or return."""
+    def terms(self) -> tuple[dict[str, AtInput], dict[str, AtOutput]]:
+        """Return the vectors, as terms of what projections are given, or return."""
         kinds = {name: name.rpartition(".")[::2] for name in self._held}
-        inputs = {path: partial(self._plus, name) for name, (path, kind) in kinds.items() if kind == "columns"}
-        outputs: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        inputs: dict[str, AtInput] = {
+            path: partial(self._plus, name) for name, (path, kind) in kinds.items() if kind == "columns"
+        }
+        outputs: dict[str, AtOutput] = {
             path: partial(self._behind, name) for name, (path, kind) in kinds.items() if kind == "rows"
         }
-        with added(self.model.module, inputs, outputs):
-            yield self.model.module
+        return inputs, outputs
 
     def write_into(self, module: nn.Module) -> None:
         """Fold the vectors into biases of a copy: ``b += W d``."""
@@ -251,6 +268,11 @@ def weight_rows(root: nn.Module, path: str) -> Float[Tensor, "input output"]:
 def bias_of(root: nn.Module, path: str) -> Tensor:
     """Return the bias of a projection that has one."""
     return root.get_submodule(path).get_parameter("bias")
+
+
+def first_layer(model: Model, parts: Parts) -> int:
+    """Return the first layer that parts lie in; 0 where a part lies outside of the layers."""
+    return min((layer_of(model, path) or 0 for path in parts.modules), default=0)
 
 
 def usual_size(weight: Float[Tensor, "input output"]) -> float:

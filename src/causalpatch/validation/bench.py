@@ -10,7 +10,8 @@ import numpy as np
 
 from causalpatch.engine.wiring import graph_of
 from causalpatch.experiment import Experiment
-from causalpatch.experiment.edges import EdgeSets, run_edges
+from causalpatch.experiment.edge_sets import EdgeSets
+from causalpatch.experiment.edges import run_edges
 from causalpatch.experiment.subset import with_pairs
 from causalpatch.experiment.towards import gap_to_source, sublayers_of, towards
 from causalpatch.pairs import Pairs

@@ -18,7 +18,8 @@ import numpy as np
 from causalpatch.base.errors import MetricError, PairError, UnsupportedError
 from causalpatch.base.seeds import generator
 from causalpatch.engine.wiring import graph_of
-from causalpatch.experiment.edges import EdgeSets, run_edges
+from causalpatch.experiment.edge_sets import EdgeSets
+from causalpatch.experiment.edges import run_edges
 from causalpatch.experiment.towards import towards
 from causalpatch.patches import Value
 from causalpatch.results.claim import Check

@@ -126,7 +126,7 @@ def test_batches_padding_and_order_change_nothing(method):
         experiment_of("llama", pairs, max_rows=1),
         experiment_of("llama", pairs, padding_side="left"),
         experiment_of("llama", pairs[::-1]),
-        experiment_of("llama", pairs, budget_gib=1e-6),  # contracted at each point
+        experiment_of("llama", pairs, budget_gib=1e-6),  # a pair and a point at a time
     ):
         found = cp.attribute_edges(other, method, steps=2).values
         np.testing.assert_allclose(found, wanted, atol=1e-10 * np.nanmax(np.abs(wanted)))
@@ -140,8 +140,43 @@ def test_points_may_be_many(monkeypatch):
         np.testing.assert_allclose(found.values, scores.values, atol=1e-12)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt", "gemma2"])
+def test_points_share_forwards_and_tokens_are_taken_in_blocks(family, monkeypatch):
+    pairs = PROMPTS + SHORT
+    found, rows = {}, {}
+    for name, value in {"one": 1, "some": 2 * 4 * 6, "all": 10**6}.items():
+        monkeypatch.setattr(room, "CPU_TOKENS", value)
+        monkeypatch.setattr(room, "BLOCK_NUMBERS", value)
+        for by_position in (False, True):
+            scores = cp.attribute_edges(experiment_of(family, pairs), steps=5, positions=by_position)
+            found[name, by_position] = scores.values
+        cost = scores.provenance["cost"]
+        rows[name], n_forwards = cost["rows"], {"one": 7, "some": 5, "all": 3}[name]
+        assert cost["forwards"] == n_forwards
+    assert set(rows.values()) == {7 * len(pairs)}
+    for name in ("some", "all"):
+        for by_position in (False, True):
+            wanted = found["one", by_position]
+            np.testing.assert_allclose(
+                found[name, by_position], wanted, atol=1e-12 * np.nanmax(np.abs(wanted)), rtol=1e-9
+            )
+
+
+def test_a_hook_of_the_readers_that_shifts_a_projection_is_part_of_the_run():
+    shift = torch.linspace(-1, 1, 96, dtype=torch.float64)
+    hooked, biased = tiny_model("gpt2"), tiny_model("gpt2")
+    hooked.transformer.h[1].attn.c_attn.register_forward_hook(lambda module, args, out: out + shift)
+    with torch.no_grad():
+        biased.transformer.h[1].attn.c_attn.bias += shift
+    found, wanted = (
+        cp.attribute_edges(cp.Experiment(cp.open_model(module), prompts(*PROMPTS)), "eap").values
+        for module in (hooked, biased)
+    )
+    np.testing.assert_allclose(found, wanted, atol=1e-10 * np.nanmax(np.abs(wanted)))
+
+
 @pytest.mark.parametrize(
-    ("family", "method", "steps", "rule", "forwards"),
+    ("family", "method", "steps", "rule", "runs"),
     [
         ("gpt2", "eap", 1, "midpoint", 2),  # slopes are those of the base run
         ("gpt2", "eap-ig", 3, "eap-ig", 4),  # the first point is the base run
@@ -149,9 +184,9 @@ def test_points_may_be_many(monkeypatch):
         ("llama", "eap", 1, "midpoint", 3),  # attention is computed step by step for slopes alone
     ],
 )
-def test_no_run_is_made_twice(family, method, steps, rule, forwards):
+def test_no_run_is_made_twice(family, method, steps, rule, runs):
     scores = cp.attribute_edges(experiment_of(family), method, steps=steps, rule=rule)
-    assert scores.provenance["cost"]["forwards"] == forwards
+    assert scores.provenance["cost"]["rows"] == runs * len(PROMPTS)
 
 
 @pytest.mark.parametrize("metric", ["kl_from_base", "kl_divergence", "log_probability", "logit_difference"])

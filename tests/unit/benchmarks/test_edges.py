@@ -1,7 +1,7 @@
 """The benchmark of edges: what is done by hand gives our numbers, and what all edges take follows from a sample."""
 
 import pytest
-from benchmarks import edges
+from benchmarks import edges, prototypes
 from benchmarks.report import write
 from benchmarks.targets import rows_of
 
@@ -42,7 +42,30 @@ def test_the_time_of_all_edges_follows_from_the_sample():
     # Fixed 1 s: 0.2, 0.2 and 0.275 s each.
     assert edges.off_proportion(part) == pytest.approx(0.375)
     # On a machine half as fast their code would take twice as long.
-    assert edges.beside_published(part, "eap", 0.5) == pytest.approx(2 * edges.PUBLISHED["eap"] / 0.5)
+    assert edges.by_gemm(part, "eap") == pytest.approx(2 * edges.PUBLISHED["eap"])
+    # And where the prototype takes half as long again, so does theirs.
+    assert edges.by_prototype(part, "eap") is None
+    part["prototype"] = {"eap": [9.0, 1.5 * prototypes.THEN["eap"]]}
+    assert edges.by_prototype(part, "eap") == pytest.approx(1.5 * edges.PUBLISHED["eap"])
+
+
+def test_what_prototypes_print_is_read():
+    said = "EAP (157, 445) 0.81 s\nEAP (157, 445) 0.5 s\nEAP-IG (157, 445) 1.75 s\nEAP-IG (157, 445) 1.9 s\n"
+    assert prototypes.said_of_scores(said) == {"eap": 0.5, "eap-ig": 1.75}
+    said = "dst layer 11: 0.10s for 144 edges = 0.7 ms/edge\nall 31320 qkv edges extrapolated 313s (= 10.0 ms/edge); A"
+    assert prototypes.said_of_edges(said) == pytest.approx(313 / 31320)
+
+
+def test_without_the_prototypes_their_scale_is_left_out_and_said_to_be(tmp_path, monkeypatch):
+    assert "one size" in prototypes.why_not(prototypes.SCORES, is_tiny=True)
+    monkeypatch.setattr(prototypes, "FOLDER", tmp_path)
+    assert "there is no eap_analytic.py" in prototypes.why_not(prototypes.SCORES, is_tiny=False)
+    (tmp_path / prototypes.SCORES).touch()
+    assert prototypes.why_not(prototypes.SCORES, is_tiny=False) is None
+    part = edges.measure_scores(1, is_tiny=True)
+    assert "Skipped: the design's prototype" in "\n".join(edges.lines_scores(part | {"date": "today"}))
+    rows = rows_of({"workloads": {}, "memory": {}, "edge-scores": part})
+    assert [row.is_met for row in rows if edges.BY_PROTOTYPE in row.of] == [None, None]
 
 
 def test_what_was_not_run_is_said_to_be():

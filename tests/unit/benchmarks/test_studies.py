@@ -11,12 +11,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from benchmarks import studies
 from benchmarks.shapes import SHAPES, tiny
 
+from causalpatch.studies.study import ShardsPart
+
 
 def test_the_store_s_part_is_measured_beside_the_runs_alone():
-    found = studies.overhead(studies.experiment_of(tiny(SHAPES["gpt2"]), 4), 2, repeats=1)
+    experiment = studies.experiment_of(tiny(SHAPES["gpt2"]), 4)
+    found = studies.overhead(experiment, "z@-1", repeats=2, shards=ShardsPart(pairs=2))
     assert (found.n_runs, found.n_shards) == (3 * 4 * 4, 2)
-    assert 0 < found.share < 100
+    assert len(found.memory) == len(found.whole) == 2
     assert found.whole[0] > found.measuring[0] > 0
+    assert 0 < found.idle < 1
+    assert experiment.runner is None
 
 
 def test_many_cells_are_summarised_as_the_library_summarises_few():
@@ -27,10 +32,10 @@ def test_many_cells_are_summarised_as_the_library_summarises_few():
 
 
 def test_the_page_says_what_was_kept_and_what_was_missed():
-    costs = studies.Overhead((1.0, 1.0), (1.2, 1.2), 10, 2)
+    costs = studies.Overhead((1.0, 1.0), (1.2, 1.2), (0.9, 0.9), 10, 2)
     many = studies.Summarised(studies.CELLS, 2, 0.1, 59.0, 3.9, 0.0)
     page = studies.report(costs, many, "python -m benchmarks.studies")
-    assert "Overhead 20.0% (median of 20.0%, 20.0%); target at most 3%: missed." in page
+    assert "Overhead 20.0% of the time in memory (median of 20.0%, 20.0%); target at most 3%: missed." in page
     assert "targets 60 s and 4 GB: kept" in page
     few = studies.report(None, replace(many, n_cells=10), "python -m benchmarks.studies")
     assert "of 10,000,000 cells, not measured here" in few

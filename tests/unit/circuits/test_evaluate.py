@@ -8,7 +8,9 @@ import torch
 
 import causalpatch as cp
 from causalpatch import Circuit, Evaluation
+from causalpatch.base.errors import CausalPatchWarning
 from causalpatch.circuits.ground_truth import cases
+from causalpatch.engine.exact_edges import ExactEdges
 from causalpatch.testing.tiny import tiny_model
 from oracle_edges import EdgePlain, ungrouped
 from scored import exact_scores, scores_of
@@ -104,6 +106,48 @@ def test_few_components_have_no_interval_and_say_why():
     assert frame["low"].isna().all()
     assert "too few independent groups" in frame.attrs["notes"]
     assert set(found.equivalence()["verdict"]) == {"too few independent groups"}
+
+
+def stopped_after(monkeypatch, n_forwards):
+    """Let the user press Ctrl-C after so many forwards with edges put in."""
+    real, made = ExactEdges._run, []
+
+    def run(self, *args):
+        if len(made) == n_forwards:
+            raise KeyboardInterrupt
+        made.append(None)
+        return real(self, *args)
+
+    monkeypatch.setattr(ExactEdges, "_run", run)
+
+
+def by_name(found):
+    return {(run["kind"], run["order"], run["n_edges"], run["draw"]): n for n, run in enumerate(found.runs)}
+
+
+@pytest.mark.parametrize(("max_rows", "n_forwards"), [(16, 3), (2, 30)])
+def test_what_was_measured_before_ctrl_c_is_kept(monkeypatch, max_rows, n_forwards):
+    experiment, scores, whole = evaluated()
+    small = cp.Experiment(experiment.model, experiment.pairs, max_rows=max_rows, show_progress=False)
+    stopped_after(monkeypatch, n_forwards)
+    with pytest.warns(CausalPatchWarning, match="stopped: "):
+        found = cp.evaluate_circuit(small, scores, fractions=SIZES, n_random=2)
+    assert not found.is_complete
+    assert whole.is_complete
+    assert 0 < found.values.size < whole.values.size
+    pairs = [n for n, clean in enumerate(whole.clean) if np.isclose(clean, found.clean, atol=1e-9).any()]
+    assert len(pairs) == len(found.clean)
+    for name, number in by_name(found).items():
+        np.testing.assert_allclose(found.values[number], whole.values[by_name(whole)[name]][pairs], atol=1e-9)
+    assert f"stopped by the user: {len(found.runs)} of {len(whole.runs)} runs" in " ".join(found.notes)
+    assert np.isfinite(found.f()).all()
+
+
+def test_ctrl_c_before_anything_was_measured_goes_on(monkeypatch):
+    experiment, scores, _ = evaluated()
+    stopped_after(monkeypatch, 0)
+    with pytest.raises(KeyboardInterrupt):
+        cp.evaluate_circuit(experiment, scores, fractions=SIZES, n_random=2)
 
 
 def test_a_file_gives_the_evaluation_back(tmp_path):

@@ -119,6 +119,16 @@ def test_export_writes_what_other_tools_read(run, finished, tmp_path, ending):
     assert set(frame["status"]) == {"measured"}
 
 
+def test_cells_of_a_sweep_are_exported_with_their_intervals(run, finished, tmp_path):
+    code, _, _ = run("export", finished / "study.yaml", "--cells", "--out", tmp_path / "cells.parquet")
+    assert code == 0
+    frame = pd.read_parquet(tmp_path / "cells.parquet")
+    assert list(frame.columns[:4]) == ["layer", "head", "effect", "recovered"]
+    assert frame[["layer", "head"]].values.tolist() == [[layer, head] for layer in (2, 3) for head in range(4)]
+    assert (frame["n_pairs"] == 6).all()
+    assert run("export", finished / "study.yaml", "--cells", "--out", tmp_path / "cells.nc")[0] == 2
+
+
 def test_an_unknown_ending_is_refused(run, finished, tmp_path):
     assert run("export", finished / "study.yaml", "--out", tmp_path / "heads.xlsx")[0] == 2
 

@@ -76,7 +76,7 @@ def test_what_does_not_go_together_is_refused(capsys, asked):
     assert "tune takes components, or a claim" in err
     code, _, err = run(capsys, *asked, "--component", "z.3.1", "--plan")
     assert code == 2
-    assert "--arm and --plan are of a comparison" in err
+    assert "--arm, --lm-eval and --plan are of a comparison" in err
     code, _, err = run(capsys, *asked, "--component", "z.3.99")
     assert code == 2
     assert "z.3.99" in err

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
+from transformers import LlamaForCausalLM
 
 from causalpatch.base.errors import CausalPatchWarning, ModelNotFound, ModelUnsupported, SettingError
 from causalpatch.models import open_model, sources, zoo
@@ -150,7 +152,7 @@ def test_a_hub_that_answers_is_asked_for_the_model(hub, monkeypatch):
         calls.append((place, options))
         raise OSError("nope is not a valid model identifier")
 
-    monkeypatch.setattr(sources.AutoConfig, "from_pretrained", answer)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", answer)
     with pytest.raises(ModelNotFound, match="hub       nope is not a valid model identifier"):
         open_model("nope")
     assert calls == [("nope", {"local_files_only": False})]
@@ -160,7 +162,7 @@ def test_a_configuration_of_the_hub_that_transformers_cannot_use_is_not_called_m
     def answer(place, **options):
         raise ValueError("Unrecognized model")
 
-    monkeypatch.setattr(sources.AutoConfig, "from_pretrained", answer)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", answer)
     with pytest.raises(ModelUnsupported, match="the configuration in 'odd' cannot be used"):
         open_model("odd")
 
@@ -282,3 +284,22 @@ def test_what_torch_compile_returns_is_refused_and_what_is_within_it_opens():
         open_model(compiled)
     assert caught.value.fix == "open model._orig_mod"
     assert open_model(compiled._orig_mod).family.name == "gpt2"
+
+
+def test_a_device_map_reaches_the_loading_of_the_checkpoint(folder, monkeypatch):
+    pytest.importorskip("accelerate")
+    seen, load = {}, LlamaForCausalLM.from_pretrained
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", lambda *at, **how: seen.update(how) or load(*at, **how))
+    model = open_model(folder, device_map="cpu")
+    assert seen["device_map"] == "cpu"
+    assert model.device.type == "cpu"
+    with torch.no_grad():
+        ids = torch.arange(1, 6)[None]
+        assert torch.equal(model.module(ids).logits, open_model(folder, device="cpu").module(ids).logits)
+
+
+def test_a_device_map_is_refused_beside_a_device_and_for_a_module(folder):
+    with pytest.raises(SettingError, match="cannot be followed"):
+        open_model(folder, device="cpu", device_map="auto")
+    with pytest.raises(SettingError, match="cannot be followed"):
+        open_model(nn.Linear(2, 2), device_map="auto")

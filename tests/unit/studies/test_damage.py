@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +10,8 @@ from causalpatch.base.errors import StoreCorrupt, StoreFull
 from causalpatch.studies import objects
 from causalpatch.studies.opened import Opened
 from causalpatch.studies.results import Results
-from causalpatch.studies.shards import decode
+from causalpatch.studies.shards import decode, encode
+from causalpatch.studies.store import Store
 from causalpatch.studies.verifying import verify
 from small_studies import measured, run_in, same, study_of, the_run
 
@@ -124,8 +126,60 @@ def test_verification_measures_cells_again_and_sees_a_number_that_the_model_does
     assert any("measured again" in each for each in off.off)
 
 
+CIRCUIT = (
+    "steps=[{kind: attribute, name: scores, method: eap}, {kind: attribute, name: nodes, site: z, method: ig},"
+    " {kind: evaluate, from: scores, n_random: 1}]",
+    "shards={runs: 60}",
+)
+
+
+def test_scores_and_sets_of_edges_are_measured_again_too(tmp_path):
+    found, _ = run_in(tmp_path, *CIRCUIT)
+    run, opened = found.run, Opened(study_of(*CIRCUIT), tmp_path)
+    whole = verify(run, opened, n_cells=400)
+    assert whole.is_sound, whole.off
+    assert whole.n_unknown == 0
+    assert whole.n_cells == 400
+    kinds = {
+        Results(run).call(name)["work"]["kind"]
+        for each in Results(run).names()
+        for name in Results(run).record(each)["calls"]
+    }
+    assert kinds == {"scores of edges", "scores of nodes", "edges"}
+    keys = run.keys()
+    for key in keys:
+        data, entry = run.read(key)
+        numbers = decode(key, data, entry)
+        changed = replace(numbers, values=numbers.values * 1.1)
+        run.write(key, encode(key, changed, ["logit_difference"]), entry["about"])
+    assert {each.split(" ")[0] for each in verify(run, opened, n_cells=400).off} >= {"score", "mask"}
+
+
+def test_a_state_that_was_harmed_is_begun_anew(tmp_path):
+    run = the_run_of_states(tmp_path)
+    run.keep("a", b"one")
+    run.keep("a", b"two")
+    run.keep("b", b"other")
+    assert run.recall("a") == b"two"
+    assert run.states() == ["a", "b"]
+    files = [path for path in (tmp_path / "store").rglob("*") if path.is_file() and "states" in path.parts]
+    assert len(files) == 4  # what was kept before is taken away
+    for path in files:
+        whole = path.read_bytes()
+        flip(path, random.Random(0))
+        assert run.recall("a" if path.name.startswith("a") else "b") is None
+        path.write_bytes(whole)
+    assert run.recall("nothing") is None
+
+
+def the_run_of_states(folder):
+    store = Store(str(folder / "store"))
+    store.create()
+    return store.run_of_hash("0" * 16)
+
+
 def test_a_store_that_is_full_says_so_and_goes_on_when_there_is_room(tmp_path, undisturbed, monkeypatch):
-    real, room = objects.os.fsync, [10]
+    real, room = objects.os.fsync, [6]
 
     def full_after_a_while(file):
         room[0] -= 1

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from causalpatch.studies.results import Results
@@ -21,11 +22,14 @@ def quiet(tmp_path_factory):
     return run_in(tmp_path_factory.mktemp("quiet"), "shards.pairs=1")[0].results["heads"]
 
 
-def kill(folder, n_kills, seed):
+def kill(folder, n_kills, seed, kind="heads"):
     paths = os.pathsep.join([str(SCRIPT.parent), *filter(None, sys.path)])
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(folder), str(n_kills), str(seed)], capture_output=True, text=True, env=env
+        [sys.executable, str(SCRIPT), str(folder), str(n_kills), str(seed), kind],
+        capture_output=True,
+        text=True,
+        env=env,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
@@ -60,3 +64,19 @@ def test_two_hundred_kills_lose_nothing_that_was_finished(tmp_path, quiet):
     told = kill(tmp_path, n_kills=200, seed=1)
     assert told["kills"] == 200
     hold_against(tmp_path, told, quiet)
+
+
+@pytest.mark.slow
+def test_forty_kills_of_scores_and_circuits_lose_nothing_that_was_finished(tmp_path):
+    told = kill(tmp_path, n_kills=40, seed=2, kind="circuit")
+    assert told["kills"] == 40
+    quiet = Results(the_run(tmp_path / "0"))
+    n_shards = len(quiet.run.keys())
+    for number, n_measured in enumerate(told["measured"]):
+        found = Results(the_run(tmp_path / str(number)))
+        assert found.load("discover").edges() == quiet.load("discover").edges()
+        for name in ("scores", "evaluate"):
+            np.testing.assert_array_equal(found.load(name).values, quiet.load(name).values)
+        assert verify(found.run, None).is_sound
+        assert len(found.run.keys()) == n_shards
+        assert n_measured <= n_shards

@@ -1,15 +1,19 @@
 """Leases: one measures, others wait, and nobody waits for the dead."""
 
+import itertools
 import os
 import subprocess
 import sys
 import time
+from datetime import datetime
 
 import pytest
 
-from causalpatch.studies import leases as room
+import causalpatch as cp
+from causalpatch.studies import journal, leases as room
 from causalpatch.studies.leases import Leases
 from causalpatch.studies.objects import Folder
+from small_studies import measured, run_in, same, study_of
 
 
 class Clock:
@@ -84,6 +88,31 @@ def test_clocks_that_jump_change_nothing(tmp_path, clock, elsewhere, monkeypatch
         assert not yours.take("a")
     clock.now = 10.5
     assert yours.take("a")
+
+
+def test_a_study_on_a_machine_whose_clock_jumps_is_that_of_any_other(tmp_path, undisturbed, monkeypatch):
+    """Wall clocks go back by years and forward again at every look, while two runs share the work."""
+    jumps, inner = itertools.cycle([0.0, 4e9, 1e9]), []
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
+
+    class Jumping(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.fromtimestamp(next(jumps), tz)
+
+    monkeypatch.setattr(journal, "datetime", Jumping)
+
+    def join_in(line):
+        if line["event"] == "shard" and not inner:
+            inner.append(None)
+            inner[0] = run_in(tmp_path)
+
+    outer = cp.run_study(study_of(), tmp_path, listeners=(join_in,))
+    found, told = inner[0]
+    assert len(measured(told)) == 2  # the one that was stored is not measured again
+    assert same(found.results["heads"], undisturbed)
+    assert same(outer.results["heads"], undisturbed)
+    assert {line["at"][:4] for line in told} >= {"1970", "2096"}
 
 
 def test_a_process_of_this_machine_that_is_gone_is_dead_at_once(tmp_path, clock):

@@ -10,9 +10,11 @@ import threading
 
 import pytest
 
+import causalpatch as cp
 from causalpatch.base.errors import StoreFull, StoreUnreachable
 from causalpatch.studies import objects
 from causalpatch.studies.objects import Folder, Remote, open_objects
+from small_studies import measured, run_in, same, study_of
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -133,3 +135,34 @@ def test_an_error_of_our_own_is_not_asked_again(monkeypatch):
     monkeypatch.setattr(place._files, "cat_file", lambda _: (_ for _ in ()).throw(ZeroDivisionError))
     with pytest.raises(ZeroDivisionError):
         place.get("a")
+
+
+def test_a_study_outlives_a_server_that_is_away_for_a_while(tmp_path, undisturbed, monkeypatch):
+    """The small version of the test with a real server that is killed and started again."""
+    address, away = f"memory://{tmp_path.name}", []
+    files = type(Remote(address, 1)._files)
+    monkeypatch.setattr(objects.time, "sleep", lambda _: away.pop() if away else None)
+
+    def refusing(name):
+        whole = getattr(files, name)
+
+        def ask(self, *given, **more):
+            if away:
+                raise ConnectionError("refused")
+            return whole(self, *given, **more)
+
+        monkeypatch.setattr(files, name, ask)
+
+    for name in ("cat_file", "pipe_file", "ls", "rm_file"):
+        refusing(name)
+    told = []
+
+    def leave(line):
+        told.append(line)
+        if line["event"] == "shard" and len(measured(told)) == 1:
+            away.extend([None] * 6)
+
+    found = cp.run_study(study_of(f"store={address}"), tmp_path, listeners=(leave,))
+    assert not away
+    assert same(found.results["heads"], undisturbed)
+    assert measured(run_in(tmp_path, f"store={address}")[1]) == []

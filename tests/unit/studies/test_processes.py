@@ -17,13 +17,20 @@ TWO = ("executor={kind: processes, workers: 2, threads: 1, device: cpu}",)
 
 @pytest.fixture
 def made(monkeypatch):
-    """The executors that runs make."""
+    """The crews that runs make."""
     kept = []
 
     class Seen(processes.Processes):
+        is_deadly = False
+
         def __post_init__(self):
             super().__post_init__()
             kept.append(self)
+
+        def hand(self, worker, request):
+            if self.is_deadly:
+                os.kill(self._workers[worker].process.pid, signal.SIGKILL)
+            super().hand(worker, request)
 
     monkeypatch.setattr(running, "Processes", Seen)
     return kept
@@ -49,12 +56,7 @@ def test_workers_give_the_local_numbers_though_one_is_killed(tmp_path, undisturb
 def test_a_shard_that_ends_every_worker_is_an_error(tmp_path, made):
     def kill(line):
         if line["event"] == "call":
-            made[0]._hand = lambda number, request: start_and_kill(made[0], number, request)
-
-    def start_and_kill(executor, number, request):
-        worker = executor._start(number)
-        worker.request = request
-        os.kill(worker.process.pid, signal.SIGKILL)
+            made[0].is_deadly = True
 
     with pytest.raises(WorkerLost, match="ended 3 workers"):
         cp.run_study(study_of(*TWO, "shards.pairs=6"), tmp_path, listeners=(kill,))

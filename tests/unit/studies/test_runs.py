@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 import causalpatch as cp
+from causalpatch.base.errors import StoreCorrupt
+from causalpatch.pairs.words import NOUNS
 from causalpatch.results.effects import Effects
 from causalpatch.studies.results import Results
 from small_studies import measured, run_in, same, store_of, study_of, the_run
@@ -123,6 +125,58 @@ def test_every_step_feeds_the_next_and_is_read_again(tmp_path):
     assert [line["event"] for line in told if line["event"].startswith("step")] == ["step was there"] * 7
     assert again.results["confirm"].statement == claim.statement
     assert again.results["discover"].edges() == found.results["discover"].edges()
+
+
+def test_a_search_for_a_circuit_that_was_stopped_is_no_result_and_goes_on(tmp_path):
+    """By itself it would return what was left by then; a study goes on from the runs that it stored."""
+    search = ("steps=[{kind: discover, method: acdc, threshold: 4.0}]", "shards={runs: 40}", "pairs.first=2")
+    told = []
+
+    def stop(line):
+        told.append(line)
+        if len(measured(told)) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cp.run_study(study_of(*search), tmp_path, listeners=(stop,))
+    assert Results(the_run(tmp_path)).names() == []
+    found, later = run_in(tmp_path, *search)
+    circuit = found.results["discover"]
+    assert circuit.record["found"]["complete"]
+    assert not set(measured(told)) & set(measured(later))
+    model = cp.open_model("zoo:stories", device="cpu")
+    alone = cp.acdc(cp.Experiment(model, cp.load_pairs("ioi", model)[:2], show_progress=False), 4.0)
+    assert circuit.edges() == alone.edges()
+
+
+SMALL_TUNING = (
+    "steps=[{kind: tune, components: [mlp_out.3], target: agreement, retain: induction, side: corrupt, steps: 5,"
+    " rates: [0.03], arms: [prefix], n_seeds: 1}]"
+)
+
+
+def test_a_tuning_is_a_step_whose_arms_are_kept(tmp_path):
+    found, told = run_in(tmp_path, SMALL_TUNING)
+    report = found.results["tune"]
+    assert [arm.name for arm in report.arms] == ["base", "located", "prefix"]
+    assert report.is_complete
+    kept = [line["what"].rpartition("-")[0] for line in told if line["event"] == "kept"]
+    assert kept == ["located", "prefix", "mechanism"]
+    run = the_run(tmp_path)
+    run.objects.delete(run.name("results", "tune.json"))
+    again, told = run_in(tmp_path, SMALL_TUNING)
+    assert not [line for line in told if line["event"] == "kept"]
+    assert again.results["tune"].to_dataframe().equals(report.to_dataframe())
+
+
+def test_data_of_a_tuning_that_changed_is_refused(tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n\n".join(f"Once the {noun} did not stop." for noun in NOUNS[:12]))
+    study = SMALL_TUNING.replace("induction", "texts.txt")
+    run_in(tmp_path, study)
+    texts.write_text(texts.read_text().replace("Once", "Then"))
+    with pytest.raises(StoreCorrupt, match="other data of 'tune'"):
+        run_in(tmp_path, study)
 
 
 CLAIM = ("steps=[{kind: sweep, site: z@-1}, {kind: confirm, from: sweep, top: 1, checks: few}]",)

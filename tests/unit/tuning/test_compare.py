@@ -1,6 +1,9 @@
 """Comparisons on tiny models: all arms are made alike, what is counted is what is trained, and what is said follows."""
 
+import json
 import math
+from collections.abc import MutableMapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +13,11 @@ import causalpatch as cp
 from causalpatch.base.errors import SettingError
 from causalpatch.pairs import Pair, Pairs
 from causalpatch.results.tuning import TuningReport
-from causalpatch.tuning import train as training
+from causalpatch.tuning import runner, train as training
 from causalpatch.tuning.arms import KINDS, Request, candidates
 from causalpatch.tuning.checks import Bench
-from causalpatch.tuning.compare import Comparison, compare_tuning, plan_tuning
+from causalpatch.tuning.compare import compare_tuning, plan_tuning
+from causalpatch.tuning.comparison import Comparison
 from causalpatch.tuning.parts import parts_of, sites_of
 from causalpatch.tuning.train import Schedule
 from causalpatch.tuning.untrained import Prefixed, Steered, prefixes, steering
@@ -93,7 +97,10 @@ def test_a_comparison_makes_what_its_plan_counted(tmp_path):
         "retain KL, mean", "retain KL, p95", "retain KL, p99", "perplexity, log ratio", "answers lost, other",
         "evaluation, drop",
     ]  # fmt: skip
-    assert set(report.mechanism) == {"effects before and after", "carried from the tuned model", "relearning"}
+    assert set(report.mechanism) == {
+        "weights outside", "effects before and after", "carried from the tuned model", "relearning"
+    }  # fmt: skip
+    assert report.mechanism["weights outside"][0]["changed"] == 0
     rows = report.mechanism["carried from the tuned model"]
     assert "share" in rows[0] or "not made" in rows[0]
     text = str(report)
@@ -109,20 +116,20 @@ def test_a_comparison_makes_what_its_plan_counted(tmp_path):
 
 def test_a_stop_by_the_user_leaves_the_arms_that_were_made(monkeypatch):
     model, seen = tiny("llama"), []
-    real = training.look
+    real = training.looks
 
-    def look(*given):
+    def looks(*given):
         seen.append(1)
-        if len(seen) > 14:
+        if len(seen) > 5:
             raise KeyboardInterrupt
         return real(*given)
 
-    monkeypatch.setattr(training, "look", look)
+    monkeypatch.setattr(training, "looks", looks)
     report = compare_tuning(
         experiment(model), NEURONS, tiny_data(), Comparison(schedule=QUICK, n_seeds=1, mechanism=False)
     )
     assert not report.is_complete
-    assert 2 <= len(report.arms) < 10
+    assert len(report.arms) == 1 + 8 + 8  # what is trained side by side had made two steps
     assert report.verdict == "no evidence of advantage"
     assert report.reasons[0] == "not all arms were made"
     assert any("stopped by the user" in note for note in report.notes)
@@ -157,7 +164,7 @@ def test_steering_adds_its_vector_behind_a_layer_and_helps_the_wanted_answer():
 def test_endpoints_see_what_changed_and_where_nothing_did():
     model, data = tiny("llama"), tiny_data()
     way = stirred(Slices(model, parts_of(sites_of(["mlp_out.0"], model), model)), size=0.5)
-    bench = Bench(way, data)
+    bench = Bench(model, data)
     base, changed = bench.measure(None), bench.measure(way)
     assert base.damage == 0
     assert changed.damage > 0.01
@@ -174,3 +181,56 @@ def test_impossible_comparisons_are_refused():
     with pytest.raises(SettingError, match="no arm is called 'lucky'"):
         candidates(request(tiny("llama"), NEURONS, kinds=("lucky",)))
     assert math.isfinite(Comparison().alpha)
+
+
+class AsJson(MutableMapping):
+    """Keeps what it is given as text of JSON, as a file would."""
+
+    def __init__(self):
+        self.texts = {}
+
+    def __getitem__(self, key):
+        return json.loads(self.texts[key])
+
+    def __setitem__(self, key, value):
+        self.texts[key] = json.dumps(value, allow_nan=False)
+
+    def __delitem__(self, key):
+        del self.texts[key]
+
+    def __iter__(self):
+        return iter(self.texts)
+
+    def __len__(self):
+        return len(self.texts)
+
+
+def test_a_stopped_comparison_goes_on_where_it_was_and_ends_alike(monkeypatch):
+    model, made = tiny("llama"), []
+    asked = Comparison(schedule=QUICK, n_seeds=2, arms=("random", "full", "prefix", "steering"))
+    real = runner.train_all
+
+    def train_all(*given, **named):
+        if len(made) == 1:
+            raise KeyboardInterrupt
+        made.append(1)
+        return real(*given, **named)
+
+    at_once = compare_tuning(experiment(model), ["z.0.1"], tiny_data(), asked)
+    kept = AsJson()
+    monkeypatch.setattr(runner, "train_all", train_all)
+    with pytest.raises(KeyboardInterrupt):  # within a training it is caught there
+        compare_tuning(experiment(model), ["z.0.1"], tiny_data(), asked, kept=kept)
+    assert [key.rpartition("-")[0] for key in kept] == ["located", *(f"random-{k}" for k in range(1, 8))]
+    made.clear()
+    monkeypatch.setattr(runner, "train_all", lambda *given, **named: made.append(1) or real(*given, **named))
+    again = compare_tuning(experiment(model), ["z.0.1"], tiny_data(), asked, kept=kept)
+    assert len(made) == 1  # further seeds of the one arm that was lacking: all weights
+    assert str(again) == str(at_once)
+    assert again.is_complete
+    made.clear()
+    assert str(compare_tuning(experiment(model), ["z.0.1"], tiny_data(), asked, kept=kept)) == str(at_once)
+    assert made == []
+    n_kept = len(kept)
+    compare_tuning(experiment(model), ["z.0.1"], tiny_data(), replace(asked, arms=("full",), n_seeds=1), kept=kept)
+    assert len(kept) == n_kept + 3  # other rules: nothing is taken from there

@@ -127,6 +127,23 @@ def test_components_come_from_a_table_a_circuit_and_texts():
         sites_of(circuit, tiny("gpt2", seed=1))
 
 
+def test_a_claim_gives_what_it_supports_and_a_localisation_what_it_found():
+    model = cp.open_model("zoo:stories", device="cpu")
+    found_on, held_out = cp.load_pairs("ioi", model).split()
+    claim = cp.confirm(cp.Experiment(model, held_out), ["z.3.1@-1", "z.0.0@-1"], checks=cp.Checks.none())
+    assert 1 <= len(claim.supported) < 2 or not claim.supported
+    wanted = claim.supported or claim.components
+    assert list(sites_of(claim, model)) == [Site.parse(str(one)).at(None) for one in wanted]
+    found = cp.localize(cp.Experiment(model, found_on.take(range(8))), 10**4, units="heads", sample=0)
+    assert found.components
+    assert list(sites_of(found, model)) == list(dict.fromkeys(site.at(None) for site in found.components))
+    assert parts_of(sites_of(found, model), model).modules
+    other = tiny("llama")
+    for source in (claim, found):
+        with pytest.raises(ModelUnsupported, match="of another model"):
+            sites_of(source, other)
+
+
 def test_what_has_no_weights_is_refused():
     model = tiny("gpt2")
     with pytest.raises(SettingError, match="no component was named to tune"):

@@ -7,13 +7,12 @@ import torch
 
 import causalpatch as cp
 from causalpatch.base.errors import PairError, SettingError
-from causalpatch.models import Model
 from causalpatch.pairs import Pair, Pairs
 from causalpatch.pairs.words import NAMES
 from causalpatch.sites import Site
 from causalpatch.tuning import train as training
 from causalpatch.tuning.data import TuningData, require_apart
-from causalpatch.tuning.losses import Kept, said_of, target_loss
+from causalpatch.tuning.losses import Answers, Kept, target_loss
 from causalpatch.tuning.parts import parts_of
 from causalpatch.tuning.train import KeptSides, Schedule, train
 from causalpatch.tuning.ways import Slices
@@ -37,8 +36,7 @@ def test_the_wanted_answer_gets_ahead_and_the_model_stays_as_it_was():
     assert all(each.grad is None for each in model.module.parameters())
     merged = tuned.model()
     data = tiny_data()
-    said = said_of(merged, merged.module, data.target["validation"], range(len(data.target["validation"])))
-    assert bool(said.succeeds().all())
+    assert bool(Answers(merged, data.target["validation"]).succeed(None).all())
     assert "target" in str(tuned)
 
 
@@ -62,7 +60,7 @@ def test_answers_of_several_tokens_and_sets_are_what_runs_of_their_own_say():
     answers = [(((7, 8), (9,)), ((4,),)), (((6,),), ((5, 5), (3, 2, 1)))]
     pairs = Pairs([Pair(row, row, *both, id=str(k)) for k, (row, both) in enumerate(zip(rows, answers, strict=True))])
     with torch.no_grad():
-        said = said_of(model, model.module, pairs, [0, 1])
+        said = Answers(model, pairs).said(None, [0, 1])
 
     def log_p(prompt, answer):
         total, ids = 0.0, list(prompt)
@@ -82,12 +80,12 @@ def test_a_margin_asks_for_nothing_more_of_what_is_ahead():
     model = tiny("gpt2")
     data = tiny_data()
     with torch.no_grad():
-        said = said_of(model, model.module, data.target["train"], [0, 1, 2])
+        said = Answers(model, data.target["train"]).said(None, [0, 1, 2])
     ahead = said.wanted - said.unwanted
     assert float(target_loss(said, "margin", float(ahead.min()))) == pytest.approx(0, abs=1e-6)
     assert float(target_loss(said, "margin", 2.0)) == pytest.approx(float(torch.relu(2.0 - ahead).mean()))
     alone = tiny_data(unwanted=())
-    said = said_of(model, model.module, alone.target["train"], [0])
+    said = Answers(model, alone.target["train"]).said(None, [0])
     with pytest.raises(SettingError, match="compares with the unwanted answer"):
         target_loss(said, "margin", 2.0)
     assert torch.isfinite(
@@ -101,7 +99,7 @@ def test_the_distance_of_retain_tokens_is_the_divergence_from_the_base_kept_or_n
     kept = Kept(model, pairs)
     found = kept.distances(way, [1, 0]).detach()
     again = Kept(model, pairs)
-    again._known = None  # as where it would not fit into memory
+    again._fits = False  # as where it would not go into memory
     torch.testing.assert_close(again.distances(way, [1, 0]).detach(), found)
     ids = torch.tensor(pairs[1].clean.tolist())[None]
     with torch.no_grad():
@@ -124,25 +122,24 @@ def test_divergence_puts_the_best_checkpoint_back_and_says_so():
 
 def test_a_stop_by_the_user_puts_the_best_checkpoint_back_and_says_so(monkeypatch):
     model, data = tiny("llama"), tiny_data()
-    way, looks = head(model), []
-    real = training.look
+    way, seen = head(model), []
+    real = training.looks
 
-    def look(*given):
-        if len(looks) == 3:
+    def looks(*given):
+        if len(seen) == 3:
             raise KeyboardInterrupt
-        looks.append((real(*given), way.state()))
-        return looks[-1][0]
+        seen.append((real(*given)[0], way.state()))
+        return [seen[-1][0]]
 
-    monkeypatch.setattr(training, "look", look)
+    monkeypatch.setattr(training, "looks", looks)
     made = train(way, data, SHORT, rate=0.03, seed=0)
     assert not made.is_whole
     assert made.ended.startswith("stopped by the user at step 15; the best checkpoint, of step")
-    kept = next(state for found, state in looks if found == made.best)
+    kept = next(state for found, state in seen if found == made.best)
     assert all(torch.equal(each, kept[name]) for name, each in way.state().items())
-    calls = len(looks)
     tuned = cp.tune(model, ["mlp_out.1"], data, schedule=Schedule(steps=10, rates=(0.01, 0.03)))
-    assert len(looks) == calls
-    assert len(tuned.searched) == 1  # no further rate is tried
+    assert len(seen) == 3
+    assert [each.n_steps for each in tuned.searched] == [0, 0]  # both rates had begun, side by side
     assert not tuned.is_whole
 
 
@@ -187,7 +184,9 @@ def test_impossible_schedules_are_refused():
 def test_rates_share_what_the_base_says():
     model, data = tiny("gpt2"), tiny_data()
     way = head(model)
-    kept = KeptSides(way, data)
+    kept = KeptSides(model, data)
     train(way, data, Schedule(steps=4, every=2), rate=0.01, seed=0, kept=kept)
-    assert isinstance(kept.train.model, Model)
-    assert kept.validation._known
+    base = kept.retain["validation"]._base
+    assert base is not None
+    train(head(model), data, Schedule(steps=2), rate=0.01, seed=1, kept=kept)
+    assert kept.retain["validation"]._base is base

@@ -7,7 +7,8 @@ import numpy as np
 from causalpatch.attribution.confirm import FINE
 from causalpatch.base.errors import CausalPatchError
 from causalpatch.engine.wiring import graph_of
-from causalpatch.experiment.edges import EdgeSets, run_edges
+from causalpatch.experiment.edge_sets import EdgeSets
+from causalpatch.experiment.edges import run_edges
 from causalpatch.sites import Site
 from causalpatch.sweeps.localize.nodes import cells_of
 from causalpatch.sweeps.localize.search import Search

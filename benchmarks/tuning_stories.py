@@ -1,0 +1,76 @@
+"""The pronoun of stories260k, exchanged at each head of layer 4 in turn: what happens to the copying of names?"""
+
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import causalpatch as cp
+from causalpatch.base.seeds import generator
+from causalpatch.statistics.binomial import share_interval
+from causalpatch.testing.stories import BOYS, GIRLS, NAME_COPY, PRONOUN, THINGS
+from causalpatch.tuning.checks import Bench, Measured
+from causalpatch.tuning.data import TuningData
+
+STORIES: Final = Path(__file__).resolve().parents[1] / "../shared/models/stories260k"
+SCHEDULE: Final = cp.Schedule(steps=100, batch=8, retain_batch=8, every=10, patience=3)
+_LAYER, _HEADS = 4, 8
+
+
+def stories(schedule: cp.Schedule = SCHEDULE) -> list[dict[str, Any]]:
+    """Change the pronoun that stories260k says, at each head of layer 4 in turn."""
+    model = cp.open_model(STORIES, device="cpu")
+    data = story_data(model)
+    bench, found = Bench(model, data), []
+    before = bench.measure(None)
+    for head in range(_HEADS):
+        started = time.process_time()
+        tuning = cp.tune(model, [f"z.{_LAYER}.{head}"], data, schedule=schedule)
+        row = {
+            "head": f"L{_LAYER}H{head}",
+            **_row(bench, before, bench.measure(tuning.way)),
+            "reached": tuning.training.reached(schedule.enough),
+            "rate": tuning.training.rate,
+            "seconds": time.process_time() - started,
+        }
+        print(row, flush=True)
+        found.append(row)
+    return found
+
+
+def story_data(model: cp.Model) -> TuningData:
+    """Return pronouns to exchange, texts that must stay, and the copying of names, of which training sees nothing."""
+    said = [(name, "She", "He") for name in GIRLS] + [(name, "He", "She") for name in BOYS]
+    order = generator(0, "pronouns").permutation(len(said)).tolist()
+    rows = [
+        {"prompt": PRONOUN[k % 8].format(name=name), "wanted": f" {other}", "unwanted": f" {own}", "entities": [name]}
+        for k, (name, own, other) in ((k, said[number]) for k, number in enumerate(order[:96]))
+    ]
+    copying = [
+        {"prompt": NAME_COPY[k % 8].format(name=name), "wanted": f" {name}", "entities": [name]}
+        for k, name in enumerate((*GIRLS, *BOYS))
+    ]
+    copied = cp.load_pairs(
+        [{"clean": row["prompt"], "corrupt": row["prompt"], "answer": row["wanted"]} for row in copying],
+        model,
+        first_token=True,
+    )
+    texts = [
+        f"One day, a {thing} was in the garden. It was big and red. They played with the {thing}." for thing in THINGS
+    ]
+    return TuningData.of(model, rows, texts, others={"name copying": copied})
+
+
+def _row(bench: Bench, before: Measured, after: Measured) -> dict[str, Any]:
+    """Return what a change did to the pronoun and to the copying of names."""
+    right, lost = bench.right["name copying"], after.lost["name copying"]
+    is_lost = share_interval(lost > 0, range(len(lost)), level=0.90)
+    return {
+        "success before": float(before.success.mean()),
+        "success": float(after.success.mean()),
+        "KL": after.damage,
+        "copied before": float(right.mean()),
+        "copied": float((right - lost).mean()),
+        "lost": is_lost.estimate,
+        "lost at most": is_lost.high,
+        "names": len(lost),
+    }
