@@ -7,7 +7,7 @@ import torch
 import causalpatch as cp
 from causalpatch.engine import breadth_first, wave
 from causalpatch.engine.layered import LayeredCapture
-from causalpatch.engine.scene import ports_of_job
+from causalpatch.engine.once import ports_of_job
 from causalpatch.engine.stack import Stack
 from checkpoints import FAMILIES, count_layers, opened, write
 from tiers import quickly
