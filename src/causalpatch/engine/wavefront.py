@@ -178,7 +178,7 @@ class Laid:
     rows: Sequence[Row]
     placed: Sequence[Placed]
     lengths: Int[np.ndarray, " run"]
-    parts: Sequence[Int[np.ndarray, " some"]]
+    parts: Sequence[Int[np.ndarray, " _"]]
     derived: Block | None
 
 
