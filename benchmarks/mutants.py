@@ -286,8 +286,8 @@ MUTANTS = (
     Mutant(
         "derived cells get the source run's numbers",
         "engine/wavefront.py",
-        'yield Block.of(numbers, pairs, self.untouched["base"][:, local], Status.DERIVED)',
-        'yield Block.of(numbers, pairs, self.untouched["source"][:, local], Status.DERIVED)',
+        'derived = Block.of(numbers, pairs, self.untouched["base"][:, local], Status.DERIVED)',
+        'derived = Block.of(numbers, pairs, self.untouched["source"][:, local], Status.DERIVED)',
         (DERIVED, "-k", "before_the_first and llama"),
     ),
     Mutant(

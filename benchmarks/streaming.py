@@ -1,6 +1,6 @@
 """Weights that are fetched layer by layer: breadth-first beside depth-first, which fetches them for every call.
 
-    python -m benchmarks.streaming [--pairs N] [--layers N] [--budget-gib X]
+    python -m benchmarks.streaming [--pairs N] [--tokens N] [--layers N] [--budget-gib X]
 
 Writes ``STREAMING.md``. One sweep (resid_pre, all layers and positions) on GPT-2 small's shape with random weights,
 each way in a process of its own: with all weights in memory; fetched from safetensors, as by
@@ -38,16 +38,16 @@ _WORDS = {
 }
 
 
-def measure(way: str, folder: Path, n_pairs: int, budget_gib: float) -> dict[str, Any]:
-    """Sweep twice in one way, and count what the second sweep reads: the first has proofs and checks in it."""
+def measure(way: str, folder: Path, n_pairs: int, n_tokens: int, budget_gib: float) -> dict[str, Any]:
+    """Sweep in one way, and count what that reads; proofs and checks are made before."""
     torch.set_num_threads(1)
     model, reads = _OPEN[way](folder)
     random = np.random.default_rng(0)
-    clean, corrupt = random.integers(0, model.vocab_size, (2, n_pairs, 16))
+    clean, corrupt = random.integers(0, model.vocab_size, (2, n_pairs, n_tokens))
     rows = [cp.Pair(a, b, ((int(a[3]),),), ((int(b[3]),),)) for a, b in zip(clean, corrupt, strict=True)]
     pairs = cp.Pairs(rows, name="random")
     experiment = cp.Experiment(model, pairs, budget_gib=budget_gib, engine="wavefront", show_progress=False)
-    first = cp.sweep(experiment, "resid_pre")
+    experiment.run("resid_pre.0@0")
     reads.clear()
     started = time.process_time()
     effects = cp.sweep(experiment, "resid_pre")
@@ -61,7 +61,7 @@ def measure(way: str, folder: Path, n_pairs: int, budget_gib: float) -> dict[str
         "gib": sum(n_bytes for _, n_bytes in reads) / 2**30,
         "passes": cp.plan_sweep(experiment, "resid_pre").wave.passes,
         "digest": float(np.nansum(np.abs(values))),
-        "cells": first.to_xarray()["status"].values.size,
+        "cells": effects.to_xarray()["status"].values.size,
     }
 
 
@@ -111,10 +111,10 @@ def report(found: Sequence[dict[str, Any]], arguments: argparse.Namespace, comma
         "",
         f"Made by `{command}` on {', '.join(where.values())}; causalpatch {cp.__version__}, torch {torch.__version__}.",
         "",
-        f"A sweep of resid_pre over all layers and positions, {arguments.pairs} pairs of 16 tokens, GPT-2 small's "
-        f"shape ({arguments.layers} layers of 27 MiB) with random weights in float32, a budget of "
-        f"{arguments.budget_gib} GiB, {found[0]['cells']:,} cells and pairs. Fetches of a layer and bytes are "
-        "counted and exact; seconds are CPU time of one sweep, on a machine that did other work: provisional.",
+        f"A sweep of resid_pre over all layers and positions, {arguments.pairs} pairs of {arguments.tokens} tokens: "
+        f"{found[0]['cells']:,} cells and pairs. GPT-2 small's shape ({arguments.layers} layers of 27 MiB) with random "
+        f"weights in float32, a budget of {arguments.budget_gib} GiB. Fetches of a layer and bytes are counted and "
+        "exact; seconds are CPU time of one sweep, on a machine that did other work: provisional.",
         "",
         "| weights | passes | fetches of each layer | GiB read | CPU seconds |",
         "|---|---|---|---|---|",
@@ -139,6 +139,7 @@ def main() -> None:
     """Measure each way in a process of its own, and write the page."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--pairs", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--budget-gib", type=float, default=0.02)
     parser.add_argument("--out", type=Path, default=OUT)
@@ -146,11 +147,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
     if arguments.way:
-        print(json.dumps(measure(arguments.way, arguments.folder, arguments.pairs, arguments.budget_gib)))
+        of = (arguments.folder, arguments.pairs, arguments.tokens, arguments.budget_gib)
+        print(json.dumps(measure(arguments.way, *of)))
         return
     with tempfile.TemporaryDirectory() as folder:
         build(replace(SHAPES["gpt2"], layers=arguments.layers)).save_pretrained(folder)
-        sizes = ["--pairs", str(arguments.pairs), "--budget-gib", str(arguments.budget_gib), "--folder", folder]
+        sizes = f"--pairs {arguments.pairs} --tokens {arguments.tokens} --budget-gib {arguments.budget_gib}".split()
+        sizes += ["--folder", folder]
         found = []
         for way in WAYS:
             command = [sys.executable, "-m", "benchmarks.streaming", "--way", way, *sizes]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from causalpatch.base.errors import EnoughError
 from causalpatch.engine.bypass import bypassed
+from causalpatch.engine.fetched import holding_layer
 from causalpatch.engine.hooks import Write, hooked
 from causalpatch.engine.job import Cost
 from causalpatch.engine.resolve import Target
@@ -65,7 +66,8 @@ class Wave:
         """Return the stream behind the last layer, for the rows of ``reads``, running what has not run yet."""
         with self.stack.running(self._dispatch):
             while self._next < self.stack.n_layers:
-                self._step()
+                with holding_layer(self.stack, self._next):
+                    self._step()
         return self._stream
 
     def step(self, layer: int) -> None:

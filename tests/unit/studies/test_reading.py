@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 import causalpatch as cp
+from causalpatch.studies.opened import open_models
 from causalpatch.studies.reading import parse_study, read_study
 from causalpatch.studies.running import names_of_results
 from causalpatch.studies.template import TEMPLATE
@@ -26,6 +27,21 @@ def test_what_is_measured_names_the_run_and_who_measures_does_not():
         assert study_of(change).hash == plain.hash
     for change in ("direction=noise", "pairs.first=7", "seeds=[1]", "steps.heads.site=z.1", "shards.pairs=3"):
         assert study_of(change).hash != plain.hash
+
+
+def test_where_weights_lie_names_no_other_run():
+    plain = study_of()
+    for change in ("model.weights=disk", "model.weights=host", "model.memory_gib=0.5"):
+        assert study_of(change).hash == plain.hash
+    assert study_of("model.weights=disk").model.weights == "disk"
+
+
+def test_a_study_of_weights_on_disk_opens_such_a_model():
+    part = study_of("model.weights=disk").model
+    model, source = open_models(part, "cpu", ".")
+    assert source is None
+    assert model.weights.store.place == "disk"
+    assert open_models(study_of().model, "cpu", ".")[0].weights is None
 
 
 def test_defaults_that_are_written_out_are_no_change():
