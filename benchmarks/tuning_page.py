@@ -60,8 +60,9 @@ def _told(case: Case) -> str:
         f"most {schedule['steps']} steps of {schedule['batch']} target pairs and {schedule['retain_batch']} retain "
         "prompts; "
         f"validation looked at every {schedule['every']} steps, an end after {schedule['patience']} without gain; "
-        f"the target is reached where {schedule['enough']:.0%} of the validation pairs succeed; {rules['n_random']} "
-        "random draws, or all matched sets where these are fewer; the same for every arm."
+        f"the target is reached where {schedule['enough']:.0%} of the validation pairs succeed by "
+        f"{schedule['ahead']:g} nat; {rules['n_random']} random draws, or all matched sets where these are fewer; the "
+        "same for every arm."
     )
 
 

@@ -10,6 +10,7 @@ one, where it is the likeliest of all (of several tokens: each of them in turn).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -42,9 +43,13 @@ class Said:
     unwanted: Float[Tensor, " pair"]
     is_first: Bool[Tensor, " pair"]
 
-    def succeeds(self) -> Bool[Tensor, " pair"]:
-        """Return where the wanted answer is ahead."""
-        return torch.where(self.unwanted.isinf(), self.is_first, self.wanted > self.unwanted)
+    def succeeds(self, ahead: float = 0.0) -> Bool[Tensor, " pair"]:
+        """Return where the wanted answer is ahead.
+
+        Args:
+            ahead: By more than so many nats, where there is an unwanted one.
+        """
+        return torch.where(self.unwanted.isinf(), self.is_first, self.wanted - self.unwanted > ahead)
 
 
 def target_loss(said: Said, objective: str, margin: float) -> Float[Tensor, ""]:
@@ -291,10 +296,11 @@ class Kept:
         known = np.concatenate([np.arange(self._begins[number], self._begins[number + 1]) for number in numbers])
         real = None if mask.all() else np.flatnonzero(mask)
         device = self.prompts.model.device
-        places = [None if each is None else torch.as_tensor(each, device=device) for each in (real, known, followed)]
+        at = partial(torch.as_tensor, device=device)
         lengths = np.split(sizes, np.cumsum(laid.sizes)[:-1])
-        following = torch.as_tensor(ids[followed + 1], device=device)
-        return _Tokens(laid, *places[:2], [int(each.sum()) for each in lengths], places[2], following)
+        n_tokens = [int(each.sum()) for each in lengths]
+        places = (at(known), n_tokens, at(followed), at(ids[followed + 1]))
+        return _Tokens(laid, None if real is None else at(real), *places)
 
 
 def _log_p(logits: Float[Tensor, "n vocab"]) -> Float[Tensor, "n vocab"]:

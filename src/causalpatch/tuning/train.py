@@ -53,6 +53,8 @@ class Schedule:
         every: Steps between two looks at the validation pairs.
         patience: Looks without gain after which it ends.
         enough: Share of the validation pairs that must succeed: where arms are compared.
+        ahead: By how many nats the wanted answer must be ahead of the unwanted one for a validation pair to succeed.
+            What only just gets there on validation pairs does not on some of the others.
         rates: Rates that are tried, each the share of a weight's usual size that a step moves it.
 
     Raises:
@@ -68,12 +70,19 @@ class Schedule:
     every: int = 5
     patience: int = 8
     enough: float = 0.95
+    ahead: float = 0.0
     rates: tuple[float, ...] = (0.003, 0.01, 0.03)
 
     def __post_init__(self) -> None:
         numbers = {"steps": self.steps, "batch": self.batch, "every": self.every, "patience": self.patience}
         wrong = next((name for name, value in numbers.items() if value < 1), None)
-        if wrong or not 0 < self.enough <= 1 or not self.rates or min(self.rates) <= 0 or self.retain_batch < 0:
+        if (
+            wrong
+            or not 0 < self.enough <= 1
+            or not self.rates
+            or min(self.rates) <= 0
+            or min(self.retain_batch, self.ahead) < 0
+        ):
             raise SettingError(
                 f"no training goes with {wrong}={numbers[wrong]}" if wrong else "no training goes with these numbers",
                 facts=[
@@ -94,7 +103,7 @@ class Look:
 
     Args:
         step: Steps made.
-        success: Share of the target pairs that succeed.
+        success: Share of the target pairs that succeed, by as much as the schedule asks for.
         moved: Mean KL(base || tuned) per retain token, nats.
         loss: The objective's loss on the target pairs.
     """
@@ -221,8 +230,10 @@ class KeptSides:
 
     def at_once(self, schedule: Schedule) -> int:
         """Return how many trainings are worth making side by side."""
-        sizes = (self.target["train"], schedule.batch), (self.retain["train"], schedule.retain_batch)
-        per_step = sum(min(n, len(held.pairs)) * held.prompts.longest * held.prompts.model.width for held, n in sizes)
+        target, retain = self.target["train"], self.retain["train"]
+        n_tokens = min(schedule.batch, len(target.pairs)) * target.prompts.longest
+        n_tokens += min(schedule.retain_batch, len(retain.pairs)) * retain.prompts.longest
+        per_step = n_tokens * target.prompts.model.width
         return max(1, _MOST_NUMBERS // max(1, per_step))
 
 
@@ -242,7 +253,7 @@ def looks(ways: Sequence[Way], schedule: Schedule, kept: KeptSides, step: int) -
     for own, distances in zip(zip(*said, strict=True), zip(*moved, strict=True), strict=True):
         losses = [float(target_loss(each, schedule.objective, schedule.margin)) for each in own]
         loss = float(np.average(losses, weights=[len(each.wanted) for each in own]))
-        success = torch.cat([each.succeeds() for each in own]).double().mean()
+        success = torch.cat([each.succeeds(schedule.ahead) for each in own]).double().mean()
         found.append(Look(step, float(success), float(torch.cat(distances).double().mean()), loss))
     return found
 

@@ -34,7 +34,7 @@ def test_no_prompt_that_is_tested_was_trained_or_validated_on(data):
     assert not prompts(data.retain["train"]) & prompts(data.retain["validation"])
 
 
-def test_it_is_repaired_on_held_out_pairs_and_no_other_weight_moves(planted, data):
+def test_it_is_repaired_on_held_out_pairs_and_no_other_weight_moves(planted, data, tmp_path):
     schedule = cp.Schedule(steps=30, rates=(0.01,), batch=8, retain_batch=8, every=10)
     arms = ("random", "full")
     experiment = cp.Experiment(
@@ -56,3 +56,8 @@ def test_it_is_repaired_on_held_out_pairs_and_no_other_weight_moves(planted, dat
     assert digests_outside(tuned.way, merged) == digests_outside(tuned.way, own)
     moved = {name for name, each in merged.state_dict().items() if not torch.equal(each, own.state_dict()[name])}
     assert moved == {f"model.layers.3.mlp.{name}_proj.weight" for name in ("gate", "up", "down")}
+    read = cp.open_model(tuned.save(tmp_path), device="cpu")
+    ids = torch.tensor(data.target["test"][0].clean.tolist())[None]
+    with torch.no_grad(), tuned.way.running() as running:
+        torch.testing.assert_close(read.module(ids).logits, running(ids).logits, rtol=1e-5, atol=1e-5)
+    assert read.tokenizer.encode("Lily saw Tom") == planted.model.tokenizer.encode("Lily saw Tom")

@@ -150,6 +150,19 @@ def test_training_ends_where_validation_gets_no_better():
     assert "validation was no better for 3 looks" in made.ended
 
 
+def test_validation_may_ask_for_answers_that_are_well_ahead():
+    model, data = tiny("llama"), tiny_data()
+    pairs = data.target["validation"]
+    answers = Answers(model, pairs)
+    with torch.no_grad():
+        said = answers.said(None, range(len(pairs)))
+    gaps = (said.wanted - said.unwanted).sort().values
+    between = float(gaps[1:3].mean())
+    assert said.succeeds(between).sum() == len(pairs) - 2
+    seen = training.look(head(model), Schedule(ahead=max(0.0, between)), KeptSides(model, data), 0)
+    assert seen.success == pytest.approx(float(said.succeeds(max(0.0, between)).double().mean()))
+
+
 def test_data_are_divided_by_components_and_kept_apart():
     model = cp.open_model("zoo:stories")
     rows = [
@@ -174,7 +187,7 @@ def test_data_are_divided_by_components_and_kept_apart():
 
 
 def test_impossible_schedules_are_refused():
-    for wrong in ({"steps": 0}, {"enough": 0.0}, {"rates": ()}, {"objective": "hope"}):
+    for wrong in ({"steps": 0}, {"enough": 0.0}, {"ahead": -1.0}, {"rates": ()}, {"objective": "hope"}):
         with pytest.raises(SettingError):
             Schedule(**wrong)
     with pytest.raises(SettingError, match="way='all' is none"):
