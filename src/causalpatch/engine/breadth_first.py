@@ -30,9 +30,9 @@ from causalpatch.engine.means import Means
 from causalpatch.engine.memory import exhausted, is_out_of_memory, release_memory
 from causalpatch.engine.once import ports_of_job
 from causalpatch.engine.resolve import Placer
-from causalpatch.engine.scene import Fork, Prompts, Scene
+from causalpatch.engine.scene import Fork, Prompts, Runs, Scene
 from causalpatch.engine.shares import Kept, front_rows, is_full
-from causalpatch.engine.stack import Stack
+from causalpatch.engine.stack import Stack, StackRun
 from causalpatch.engine.unembedding import unembedding_of
 from causalpatch.engine.wave import Wave
 from causalpatch.engine.wavefront import Laid, Sweep
@@ -104,11 +104,16 @@ def _open(
         for indices, some in captures:
             runs = [each.end() for each in some]
             scenes = [
-                Scene(job, gauge, stack, indices, means, fork=fork, run=lambda _, run=run: (run, True))
+                Scene(job, gauge, stack, indices, means, fork=fork, run=_made(run))
                 for fork, run in zip(forks, runs, strict=True)
             ]
             found.append(wavefront.opened(job, gauge, scenes, cost, kept.longest(indices)))
     return found
+
+
+def _made(run: StackRun) -> Runs:
+    """Return what gives a scene a run that was made already."""
+    return lambda _: (run, True)
 
 
 @dataclass(frozen=True)

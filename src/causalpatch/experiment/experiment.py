@@ -4,8 +4,7 @@ Everything that measures anything goes through ``Experiment.run``. Plan, then ru
 
     experiment = Experiment(model, pairs, metric=logit_difference, direction="denoise")
     print(experiment.plan(["z.2.1", "z.2.3"]))
-    effects = experiment.run(["z.2.1", "z.2.3"])
-    effects.summary()
+    experiment.run(["z.2.1", "z.2.3"]).summary()
 """
 
 import copy
@@ -94,15 +93,15 @@ class Experiment:
         engine: How runs are made. ``"auto"`` takes the fastest way that the model allows, after a check against full
             forwards: ``"wavefront"`` (only the tokens and layers that a patch can change, on unmodified layers),
             ``"restart"`` (whole prompts from the first patched layer on), ``"graph"`` (what depends on the patched
-            tensors, on an exported graph), ``"rows"`` (full forwards, interventions stacked). ``"reference"`` makes one
-            full forward after the other with plain hooks. Results say which it was, and why.
+            tensors, on an exported graph), ``"rows"`` (full forwards, interventions stacked); ``"reference"`` makes one
+            after the other with plain hooks. Results say which it was, and why.
         precision: ``"screen"`` multiplies the layers' linear maps in few bits where that is faster, rounded relative to
-            what a patch changes, and measures the largest effects and a random sample again in float32; the sample
-            says how far the others may be off. For models in float32 on the wavefront. By default as the model is.
+            what a patch changes, and measures the largest effects and a random sample again in float32, which says how
+            far the others may be off. For models in float32 on the wavefront; by default as the model is.
         recheck_top: How many of the largest mean effects of a screen must be those that float32 gives.
         padding_side: Where short prompts are padded. It changes nothing but rounding.
-        budget_gib: Memory for activations in GiB; by default 2 on a CPU, half of what is free on a GPU. Of a model that
-            was opened with ``memory_gib`` at most what its weights leave of that.
+        budget_gib: Memory for activations in GiB; by default 2 on a CPU, half of what is free on a GPU; at most what
+            weights leave of the model's ``memory_gib``.
         max_rows: Most rows in one forward; by default what the budget allows. 1 gives each run a forward of its own.
         seed: Seed of the statistics.
         show_progress: Whether to show a bar; by default where the error stream is a terminal.
@@ -158,7 +157,7 @@ class Experiment:
         self.seed = seed
         self.show_progress = show_progress
         self.runner: Runner | None = None
-        self.remembered: Remembered | None = None  # untouched runs of pieces on the same pairs
+        self.remembered: Remembered | None = None
         if model.vocab_size and model.kind == "tokens":
             check_answers(pairs, model.vocab_size, model.name)
         if source_model is not None:
@@ -256,8 +255,8 @@ class Experiment:
 
         Cost:
             One run per intervention and pair, and three or four per pair for the untouched runs and the controls: the
-            identity patch, whose largest effect is the noise floor, and for ablations the reference. What a run costs
-            is the engine's affair: on the wavefront, the tokens and layers that a patch can change.
+            identity patch, whose largest effect is the noise floor, and for ablations the reference. On the wavefront
+            a run costs the tokens and layers that its patch can change.
         """
         with undisturbed():
             return self._run(as_interventions(interventions), axes, labels, title)

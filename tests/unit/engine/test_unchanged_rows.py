@@ -168,8 +168,8 @@ def test_layers_multiply_what_the_cone_counts(rows_of, family, layer, token):
     multiplied = 2 * sum(count * module.weight.numel() for module, count in found.items())
     model_numbers = numbers_of(model)
     counted = cone(model_numbers, Runs.at(layer, Point.STREAM, token, LENGTH - 1), 2).linear[0]
-    # The last layer's own module gives queries to rows that only feed keys and values where these do not stand in front;
-    # else the module gives none, and a product without them is not its own.
+    # The last layer's own module gives queries to rows that only feed keys and values where these do not stand in
+    # front; else the module gives none, and a product without them is not its own.
     query, rest = model_numbers.query, LENGTH - 1 - token
     unseen = {"gpt_neox": query, "llama": 0, "gpt2": query - queries_of(model, LAYERS - 1).weight.numel()}[family]
     assert multiplied == counted + 2 * rest * unseen
