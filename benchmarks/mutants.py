@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +51,9 @@ INVARIANCE = "tests/laws/test_invariance.py"
 VALUES = "tests/laws/test_values.py"
 METRICS = "tests/laws/test_metrics.py"
 HOOKS = "tests/unit/engine/test_hooks.py"
+CANONICAL = "tests/unit/engine/test_canonical.py"
+MEANS = "tests/unit/engine/test_means.py"
+RESTART = "tests/unit/engine/test_restart.py"
 TIERS = "tests/laws/test_tiers.py"
 MASKS = "tests/unit/engine/test_wavefront_masks.py"
 DERIVED = "tests/unit/engine/test_wavefront_derived.py"
@@ -162,14 +165,14 @@ MUTANTS = (
         "engine/means.py",
         "value = value[torch.as_tensor(batch.mask, device=value.device)]",
         "value = value[torch.as_tensor(batch.mask | (batch.start[:, None] == 0), device=value.device)]",
-        (VALUES, "-k", "llama"),
+        (MEANS,),
     ),
     Mutant(
         "numbers are booked under other pairs",
         "engine/batches.py",
         "pairs = np.array([row.pair for row in some])",
         "pairs = np.array([row.pair for row in some])[::-1]",
-        (STREAMS, "-k", "resid_pre and llama"),
+        (PLAIN_HOOKS, "-k", "llama"),
     ),
     Mutant(
         "a query head is said to be served by the kv_head of another group",
@@ -225,7 +228,7 @@ MUTANTS = (
         "engine/rows.py",
         "keys = seen.keys[slots, :, :n_base].transpose(0, 1)",
         "keys = seen.keys[slots.flip(0), :, :n_base].transpose(0, 1)",
-        (TIERS, "-k", "whatever and llama"),
+        (NUMBERS,),
     ),
     Mutant(
         "rows attend to base values of the token before",
@@ -281,7 +284,7 @@ MUTANTS = (
         "engine/scene.py",
         "if is_alone or not any(one.any() for one in differs):",
         "if True:",
-        (DERIVED, "-k", "undoes"),
+        (DERIVED, "-k", "switch"),
     ),
     Mutant(
         "derived cells get the source run's numbers",
@@ -291,18 +294,18 @@ MUTANTS = (
         (DERIVED, "-k", "before_the_first and llama"),
     ),
     Mutant(
-        "values are compared in their first column alone",
+        "values are equal where one of their columns is",
         "engine/values.py",
         "answer = same.reshape(len(same), -1).all(1).cpu().numpy()",
         "answer = same.reshape(len(same), -1).any(1).cpu().numpy()",
-        (TIERS, "-k", "whatever and llama"),
+        (DERIVED, "-k", "switch"),
     ),
     Mutant(
         "the stream out of a layer is taken for the stream into the same layer",
         "engine/canonical.py",
         'return Site("resid_pre", site.layer + 1)',
         'return Site("resid_pre", site.layer)',
-        (TIERS, "-k", "raw_hook and llama"),
+        (CANONICAL,),
     ),
     Mutant(
         "patches at different tokens count as the same run",
@@ -323,14 +326,14 @@ MUTANTS = (
         "engine/stack.py",
         "if self.output is not None and not torch.equal(self.output, pick_input(self.stack.final_norm, args, kwargs)):",
         "if False:",
-        (ODD_MODELS, "-k", "between"),
+        (ODD_MODELS, "-k", "look"),
     ),
     Mutant(
         "tokens that see later ones go unseen",
         "engine/stack.py",
         "if (is_seen & future & real[:, :, None] & real[:, None, :]).any():",
         "if False:",
-        (ODD_MODELS, "-k", "prefix or causal"),
+        (ODD_MODELS, "-k", "look"),
     ),
     Mutant(
         "engines are trusted without a check",
@@ -358,7 +361,7 @@ MUTANTS = (
         "engine/wave.py",
         "if is_apart and not self.targets.any_at(layer, layout.chosen, (UP, DOWN)):",
         "if is_apart:",
-        (TIERS, "-k", "whatever and gpt_neox"),
+        (NUMBERS, "-k", "both_sublayers"),
     ),
     Mutant(
         "rows that are written count as unchanged",
@@ -407,23 +410,28 @@ MUTANTS = (
         "engine/restart.py",
         'first = stream.shape[1] - n_columns if job.padding_side == "left" else 0',
         "first = 0",
-        (TIERS, "-k", "whatever"),
+        (RESTART,),
     ),
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", metavar="WORD", help="run the mutants whose name or file holds this; write nothing")
-    words = parser.parse_args(argv)
-    chosen = [mutant for mutant in MUTANTS if words.only is None or words.only in f"{mutant.name} {mutant.file}"]
+    parser.add_argument(
+        "--only",
+        metavar="WORD",
+        action="append",
+        default=[],
+        help="run the mutants whose name or file holds this, and leave the other rows of the page as they are",
+    )
+    words = parser.parse_args(argv).only
+    chosen = [each for each in MUTANTS if not words or any(word in f"{each.name} {each.file}" for word in words)]
     for mutant in chosen:
         find_line(ROOT / "src" / "causalpatch" / mutant.file, mutant)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         caught = try_all(chosen, Path(folder))
-    if words.only is None:
-        REPORT.write_text(report(caught), encoding="utf-8")
-        print(f"written: {REPORT.relative_to(ROOT)}")
+    REPORT.write_text(report(caught, rows_before() if words else {}), encoding="utf-8")
+    print(f"written: {REPORT.relative_to(ROOT)}")
     survivors = [mutant.name for mutant, test in caught if test is None]
     print(f"{len(caught) - len(survivors)} of {len(caught)} mutants were caught")
     for name in survivors:
@@ -495,20 +503,31 @@ def environment(copy: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def report(caught: Sequence[tuple[Mutant, str | None]]) -> str:
-    rows = [
-        f"| {mutant.name} | `{mutant.file}` | {f'`{test}`' if test else '**none**'} | `pytest {shown(mutant.tests)}` |"
+def rows_before() -> dict[str, str]:
+    """Return the rows of the page as it is, by what is broken."""
+    lines = REPORT.read_text(encoding="utf-8").splitlines() if REPORT.exists() else []
+    rows = [line for line in lines if line.startswith("| ") and "`pytest " in line]
+    return {line.split(" | ")[0].removeprefix("| "): line for line in rows}
+
+
+def report(caught: Sequence[tuple[Mutant, str | None]], before: Mapping[str, str]) -> str:
+    """Return the page: the rows that were made now, and those before of all other mutants that there are."""
+    now = {
+        mutant.name: f"| {mutant.name} | `{mutant.file}` | {f'`{test}`' if test else '**none**'} | "
+        f"`pytest {shown(mutant.tests)}` |"
         for mutant, test in caught
-    ]
-    n_caught = sum(test is not None for _, test in caught)
+    }
+    rows = [now.get(each.name) or before.get(each.name) for each in MUTANTS]
+    rows = [row for row in rows if row]
+    n_caught = sum("**none**" not in row for row in rows)
     return "\n".join(
         [
             "# Mutants",
             "",
-            f"{n_caught} of {len(caught)} one-line breakages turn a test red. Made by `make mutants`, Python "
-            f"{platform.python_version()}, torch {torch.__version__}. The broken lines stand in",
-            "`benchmarks/mutants.py`. Each is put into a temporary copy of the source, and the tests of the last",
-            "column run against it until the first is red.",
+            f"{n_caught} of {len(rows)} one-line breakages turn a test red. Made by `make mutants`, Python "
+            f"{platform.python_version()}, torch {torch.__version__}; `--only WORD` makes some rows anew. The broken",
+            "lines stand in `benchmarks/mutants.py`. Each is put into a temporary copy of the source, and the tests of",
+            "the last column run against it until the first is red.",
             "",
             "| what is broken | file | first red test | tests that ran |",
             "|---|---|---|---|",

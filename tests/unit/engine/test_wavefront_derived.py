@@ -137,6 +137,21 @@ def test_a_source_value_that_undoes_an_earlier_patch_is_written():
         assert np.isfinite(nothing).all()
 
 
+def test_neurons_that_are_off_in_both_runs_are_written_where_an_earlier_patch_may_switch_them_on():
+    """A ReLU is off in many runs, so that values are equal by no accident: in part of a vector, or behind a patch."""
+    pairs = random_pairs(5, 2, shared=0.0)
+    world, token = world_of("opt", pairs), 2
+    neurons = [f"mlp_post.1.{neuron}@{token}" for neuron in range(8)]
+    stream, whole = laid_at(pairs, f"resid_pre.1@{token}"), laid_at(pairs, f"mlp_post.1@{token}")
+    after = [[stream, laid_at(pairs, text)] for text in neurons]
+    effects = assert_as_raw_hooks("wavefront", world, [[whole], [stream], *after, *([one] for _, one in after)])
+    found, are = numbers(effects)[ALL_TOKENS], statuses(effects)
+    is_off_in_both = are[2 + len(neurons) :] == Status.DERIVED
+    is_switched_on = ~np.isclose(found[2 : 2 + len(neurons)], found[1], rtol=1e-9)
+    assert (is_off_in_both & is_switched_on).any()
+    assert (are[0] == Status.MEASURED).all()
+
+
 def test_of_two_patches_of_which_one_changes_nothing_the_other_is_measured():
     world = world_of("qwen3", PAIRS)
     pairs_of_sites = [("resid_pre.0@1", "z.1.0@-1"), ("z.1.0@-1", "k.0.1@0"), ("mlp_out.0@2", "resid_post.0@-1")]

@@ -59,6 +59,20 @@ def test_the_wavefront_says_why_it_cannot_run_a_model_that_it_would_get_wrong(na
     assert caught.value.fix
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("features between its layers", "the stream changes between layers 0 and 1"),
+        ("a factor between its layers", "the stream changes between layers 0 and 1"),
+        ("a prefix that sees itself", "its tokens see later ones"),
+        ("no causal mask", "its tokens see later ones"),
+    ],
+)
+def test_what_a_look_at_one_run_shows_is_said_and_does_not_wait_for_wrong_numbers(name, why):
+    with pytest.raises(ModelUnsupported, match=why):
+        run_model("wavefront", cp.open_model(doctored(name)), PAIRS, PATCHES, **SETTINGS)
+
+
 @pytest.mark.parametrize("name", [*REFUSED, *ODD])
 @pytest.mark.parametrize("engine", quickly(["wavefront", "restart", "rows"], "restart"))
 def test_an_engine_refuses_an_odd_model_or_measures_what_the_reference_measures(name, engine):

@@ -288,3 +288,14 @@ def test_keys_and_values_reach_the_heads_that_they_serve_and_all_later_rows(fami
     laid = [[laid_at(pairs, text, value)] for value in (None, cp.Constant(2.0)) for text in texts]
     both = [[laid_at(pairs, text), laid_at(pairs, f"q.{text[2]}.{head}@-1")] for text in texts[:2] for head in (0, 3)]
     assert_as_raw_hooks("wavefront", world, [*laid, *both])
+
+
+@pytest.mark.parametrize("family", quickly(["gpt_neox", "falcon", "gptj", "phi", "llama", "gpt2"], "gpt_neox", "llama"))
+def test_a_run_that_patches_both_sublayers_of_a_layer_keeps_both(family):
+    pairs = random_pairs(3, 2, shared=0.0)
+    world = world_of(family, pairs)
+    attention, neuron, out = (laid_at(pairs, text) for text in ("z.0.1@1", "mlp_post.0.3@1", "mlp_out.0@1"))
+    effects = assert_as_raw_hooks("wavefront", world, [[attention], [neuron], [attention, neuron], [attention, out]])
+    alone, _, both, whole = numbers(effects)[0]
+    assert not np.allclose(alone, both, rtol=1e-6)
+    assert not np.allclose(alone, whole, rtol=1e-6)
