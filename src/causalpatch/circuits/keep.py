@@ -112,7 +112,7 @@ def _whole(there: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Args:
         there: What was run, (run, pair). The first run has to be in it.
     """
-    on_all: np.ndarray = there.all(1)
+    on_all = np.asarray(there.all(1))
     if on_all[0] and on_all[1:].any():
         return np.flatnonzero(on_all), np.arange(there.shape[1])
     return np.arange(len(there)), np.flatnonzero(there.all(0))
