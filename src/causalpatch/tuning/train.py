@@ -225,8 +225,10 @@ class KeptSides:
 
     def ready(self, way: Way) -> None:
         """Keep what runs with a change begin with; the change must not be running."""
-        for held in (*self.target.values(), *self.retain.values()):
-            held.prompts.ready(way)
+        for prompts in [each.prompts for each in self.target.values()] + [
+            each.prompts for each in self.retain.values()
+        ]:
+            prompts.ready(way)
 
     def at_once(self, schedule: Schedule) -> int:
         """Return how many trainings are worth making side by side."""
