@@ -12,7 +12,7 @@ from causalpatch.tuning.checks import Bench, Measured
 from causalpatch.tuning.data import TuningData
 
 STORIES: Final = Path(__file__).resolve().parents[1] / "../shared/models/stories260k"
-SCHEDULE: Final = cp.Schedule(steps=100, batch=8, retain_batch=8, every=5, patience=4, ahead=1.0)
+SCHEDULE: Final = cp.Schedule(steps=100, batch=8, retain_batch=8, every=5, patience=4)
 _LAYER, _HEADS = 4, 8
 
 
