@@ -51,7 +51,7 @@ $(BENCH_STAMP): pyproject.toml constraints.txt benchmarks/peers.txt
 bench: $(BENCH_STAMP)
 	$(BENCH)/bin/python -m benchmarks.run $(BENCH_ARGS)
 
-# All arms on all faults: a day on two cores. make tuning TUNING_ARGS="--only trigger"; --memory and --stories are parts.
+# All arms on all faults, those that stand in tuning.json left out. make tuning TUNING_ARGS="--only trigger"; --jobs 2.
 tuning: $(STAMP)
 	$(BIN)/python -m benchmarks.tuning $(TUNING_ARGS)
 

@@ -219,7 +219,8 @@ def _stories(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield "Not run."
         return
     yield (
-        "Pronouns exchanged in stories260k by slices of one head; name copying must stay. All heads of the layer are "
+        "The pronoun that stories260k says of boys is made *She* by slices of one head; name copying must stay. All "
+        "heads of the layer are "
         f"tuned alike. Of {rows[0]['names']} names, *lost* are those that were copied before and are not afterwards."
     )
     yield ""

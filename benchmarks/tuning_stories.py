@@ -1,4 +1,4 @@
-"""The pronoun of stories260k, exchanged at each head of layer 4 in turn: what happens to the copying of names?"""
+"""The pronoun that stories260k says of boys, changed at each head of layer 4 in turn: are names copied as before?"""
 
 import time
 from pathlib import Path
@@ -12,7 +12,7 @@ from causalpatch.tuning.checks import Bench, Measured
 from causalpatch.tuning.data import TuningData
 
 STORIES: Final = Path(__file__).resolve().parents[1] / "../shared/models/stories260k"
-SCHEDULE: Final = cp.Schedule(steps=100, batch=8, retain_batch=8, every=10, patience=3)
+SCHEDULE: Final = cp.Schedule(steps=100, batch=8, retain_batch=8, every=5, patience=4)
 _LAYER, _HEADS = 4, 8
 
 
@@ -38,12 +38,11 @@ def stories(schedule: cp.Schedule = SCHEDULE) -> list[dict[str, Any]]:
 
 
 def story_data(model: cp.Model) -> TuningData:
-    """Return pronouns to exchange, texts that must stay, and the copying of names, of which training sees nothing."""
-    said = [(name, "She", "He") for name in GIRLS] + [(name, "He", "She") for name in BOYS]
-    order = generator(0, "pronouns").permutation(len(said)).tolist()
+    """Return a pronoun to change, texts that must stay, and the copying of names, of which training sees nothing."""
+    order = generator(0, "pronouns").permutation(len(BOYS)).tolist()
     rows = [
-        {"prompt": PRONOUN[k % 8].format(name=name), "wanted": f" {other}", "unwanted": f" {own}", "entities": [name]}
-        for k, (name, own, other) in ((k, said[number]) for k, number in enumerate(order[:96]))
+        {"prompt": PRONOUN[k % 8].format(name=BOYS[n]), "wanted": " She", "unwanted": " He", "entities": [BOYS[n]]}
+        for k, n in enumerate(order)
     ]
     copying = [
         {"prompt": NAME_COPY[k % 8].format(name=name), "wanted": f" {name}", "entities": [name]}

@@ -32,10 +32,13 @@ def test_a_planted_fault_is_repaired_by_its_own_head_alone():
 
 @pytest.mark.slow
 def test_the_pronoun_is_changed_at_its_own_head_and_names_are_copied_as_before():
-    schedule = cp.Schedule(rates=(0.01,), steps=100)
-    rows = {row["head"]: row for row in stories(cp.Comparison(schedule=schedule))}
-    own = rows["L4H2"]
-    assert len(rows) == 8
-    assert own["success before"] <= 0.2
-    assert own["success"] >= 0.9
-    assert own["copied"] >= own["copied before"] - 0.02
+    rows = {row["head"]: row for row in stories()}
+    own = rows.pop("L4H2")
+    assert len(rows) == 7
+    assert own["reached"]
+    assert own["success before"] <= 0.05
+    assert own["success"] >= 0.85  # of 28 names: what validation asks for, .95, less two standard errors
+    assert own["lost"] <= 0.02  # the default margin
+    assert own["lost at most"] <= 0.035  # of 136 names: one may be lost
+    for other in rows.values():
+        assert other["lost"] > own["lost"] or not other["reached"]

@@ -6,15 +6,15 @@
    give delta_u, what it would add more: the embedding's difference, the MLP's, and of a head its difference of z
    through its columns of the output projection, to first order through a post-norm, times what the model multiplies it
    by.
-2. A forward and a backward at each point (``slopes``) give gradients where receivers' inputs stand: at the outputs of
-   the projections and at what the MLP reads. Keys and values that heads share are met once for each head that they
-   serve, and taken back to their projection together, one member of all groups at a time.
+2. A forward and a backward at each point (``slopes``), small ones at several points together, give gradients where
+   receivers' inputs stand: at the outputs of the projections and at what the MLP reads. Keys and values that heads
+   share are met once for each head that they serve, and taken back to their projection together, one member of all
+   groups at a time.
 3. What stands there is summed over points as it is met, as wide as a head (``gathered``), so that each point costs a
-   forward, a backward and little else. At last ``chains`` takes the sums back to the stream, one layer after another,
-   and the products with all deltas are the scores.
+   forward, a backward and little else. At last the sums are taken back to the stream, some tokens and one layer after
+   another, and the products with all deltas at these tokens are the scores.
 
-Differences and gradients at the stream are made when activations are gone. Nothing has a copy of the stream for each
-receiver but G itself, one layer at a time.
+Differences and gradients at the stream are made when activations are gone, and of a few tokens at a time.
 
 Symbols: N tokens of a batch of pairs, S senders, U receivers of a group, D width, P columns.
 

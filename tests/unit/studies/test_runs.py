@@ -127,6 +127,7 @@ def test_every_step_feeds_the_next_and_is_read_again(tmp_path):
     assert again.results["discover"].edges() == found.results["discover"].edges()
 
 
+@pytest.mark.slow
 def test_a_search_for_a_circuit_that_was_stopped_is_no_result_and_goes_on(tmp_path):
     """By itself it would return what was left by then; a study goes on from the runs that it stored."""
     search = ("steps=[{kind: discover, method: acdc, threshold: 4.0}]", "shards={runs: 40}", "pairs.first=2")
