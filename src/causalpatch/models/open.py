@@ -18,7 +18,7 @@ from causalpatch.base.tokens import Tokenizer
 from causalpatch.models.adapted import adapted, base_of
 from causalpatch.models.adapter import Model
 from causalpatch.models.interop import taken_from
-from causalpatch.models.open_streamed import WeightsPlace, check_weights, open_streamed
+from causalpatch.models.open_streamed import check_weights, open_streamed
 from causalpatch.models.sources import Source, find_source, require_config, said
 from causalpatch.models.tokens import WrappedTokenizer
 
@@ -39,7 +39,7 @@ def open_model(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     device_map: str | None = None,
-    weights: WeightsPlace | None = None,
+    weights: str | None = None,
     memory_gib: float | None = None,
 ) -> Model:
     """Open a model, with names for its activations.

@@ -48,7 +48,7 @@ def open_streamed(
     *,
     dtype: torch.dtype | None,
     device: torch.device,
-    weights: WeightsPlace | None,
+    weights: str | None,
     memory_gib: float | None,
 ) -> Model:
     """Open a checkpoint so that its weights and its activations together stay within some memory.
