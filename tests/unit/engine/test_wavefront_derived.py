@@ -139,10 +139,10 @@ def test_a_source_value_that_undoes_an_earlier_patch_is_written():
 
 def test_neurons_that_are_off_in_both_runs_are_written_where_an_earlier_patch_may_switch_them_on():
     """A ReLU is off in many runs, so that values are equal by no accident: in part of a vector, or behind a patch."""
-    pairs = random_pairs(5, 2, shared=0.0)
-    world, token = world_of("opt", pairs), 2
-    neurons = [f"mlp_post.1.{neuron}@{token}" for neuron in range(8)]
-    stream, whole = laid_at(pairs, f"resid_pre.1@{token}"), laid_at(pairs, f"mlp_post.1@{token}")
+    pairs = random_pairs(6, 2, shared=0.0)
+    world = world_of("opt", pairs)
+    neurons = [f"mlp_post.1.{neuron}@1" for neuron in range(60, 68)]
+    stream, whole = laid_at(pairs, "resid_pre.0@1"), laid_at(pairs, "mlp_post.1@1")
     after = [[stream, laid_at(pairs, text)] for text in neurons]
     effects = assert_as_raw_hooks("wavefront", world, [[whole], [stream], *after, *([one] for _, one in after)])
     found, are = numbers(effects)[ALL_TOKENS], statuses(effects)

@@ -69,7 +69,7 @@ def test_the_wavefront_says_why_it_cannot_run_a_model_that_it_would_get_wrong(na
     ],
 )
 def test_what_a_look_at_one_run_shows_is_said_and_does_not_wait_for_wrong_numbers(name, why):
-    with pytest.raises(ModelUnsupported, match=why):
+    with pytest.raises(SettingError, match=f"wavefront  {why}"):
         run_model("wavefront", cp.open_model(doctored(name)), PAIRS, PATCHES, **SETTINGS)
 
 

@@ -290,7 +290,7 @@ def test_keys_and_values_reach_the_heads_that_they_serve_and_all_later_rows(fami
     assert_as_raw_hooks("wavefront", world, [*laid, *both])
 
 
-@pytest.mark.parametrize("family", quickly(["gpt_neox", "falcon", "gptj", "phi", "llama", "gpt2"], "gpt_neox", "llama"))
+@pytest.mark.parametrize("family", quickly(["gpt_neox", "gptj", "phi", "llama", "gpt2"], "gpt_neox", "llama"))
 def test_a_run_that_patches_both_sublayers_of_a_layer_keeps_both(family):
     pairs = random_pairs(3, 2, shared=0.0)
     world = world_of(family, pairs)
