@@ -111,8 +111,9 @@ def capture_once(
         return capture(model, batch, wanted, opens_attention=opens)
 
     if memory is None or job.ties is not None:
+        captured = make(sites)
         cost.forwards, cost.rows = cost.forwards + 1, cost.rows + len(batch)
-        return make(sites)
+        return captured
     ports = ports_of(model, sites)
     inside = frozenset(port for port in ports if port.is_inside)
     allowed = captured_bytes(job)
