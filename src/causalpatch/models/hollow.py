@@ -17,9 +17,6 @@ import transformers
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from causalpatch.base.errors import ModelUnsupported
 from causalpatch.models.sources import Source, said
@@ -43,7 +40,7 @@ def build_hollow(source: Source, dtype: torch.dtype | None) -> tuple[nn.Module, 
             model does; or the model cannot be built without weights.
     """
     files = safetensors_files(source)
-    config = AutoConfig.from_pretrained(source.place, local_files_only=source.is_local)
+    config = transformers.AutoConfig.from_pretrained(source.place, local_files_only=source.is_local)
     if getattr(config, "quantization_config", None) is not None:
         raise _unreadable(source, "problem", "its weights are quantised", "open it whole: leave out weights=")
     module = _built(source, config, dtype or _dtype_of(config, files))
@@ -102,7 +99,7 @@ class _NoRoom(TorchFunctionMode):
 
 def _built(source: Source, config: Any, dtype: torch.dtype) -> nn.Module:
     named = getattr(transformers, next(iter(config.architectures or []), ""), None)
-    make = AutoModelForCausalLM.from_config if named is None else named._from_config
+    make = transformers.AutoModelForCausalLM.from_config if named is None else named._from_config
     try:
         with torch.random.fork_rng(devices=[]), _NoRoom():
             module: nn.Module = make(config, dtype=dtype)
@@ -116,7 +113,9 @@ def _built(source: Source, config: Any, dtype: torch.dtype) -> nn.Module:
     can_write = getattr(module, "can_generate", None)
     if can_write and can_write():
         with suppress(OSError):  # without a file the settings of the configuration stay
-            module.generation_config = GenerationConfig.from_pretrained(source.place, local_files_only=source.is_local)
+            module.generation_config = transformers.GenerationConfig.from_pretrained(
+                source.place, local_files_only=source.is_local
+            )
     return module
 
 
@@ -138,16 +137,16 @@ def _dtype_of(config: Any, files: Sequence[str]) -> torch.dtype:
 def _index(module: nn.Module, files: Sequence[str]) -> tuple[dict[str, tuple[str, str]], set[str]]:
     """Return file and key of each tensor of the state, and names that transformers would compute from several."""
     state, prefix = module.state_dict(), getattr(module, "base_model_prefix", "")
-    transforms = get_model_conversion_mapping(module)
-    renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
-    converters = [each for each in transforms if isinstance(each, WeightConverter)]
+    transforms = transformers.conversion_mapping.get_model_conversion_mapping(module)
+    renamings = [each for each in transforms if isinstance(each, transformers.core_model_loading.WeightRenaming)]
+    converters = [each for each in transforms if isinstance(each, transformers.core_model_loading.WeightConverter)]
     found: dict[str, tuple[str, str]] = {}
     converted: set[str] = set()
     keys = [(file, key) for file in files for key in open_file(file).keys()]  # noqa: SIM118 - it is no mapping
     for file, key in keys:
-        name, pattern = rename_source_key(key, renamings, converters, prefix, state)
+        name, pattern = transformers.core_model_loading.rename_source_key(key, renamings, converters, prefix, state)
         if name not in state and key in state:
-            name, pattern = rename_source_key(key, [], [], prefix, state)
+            name, pattern = transformers.core_model_loading.rename_source_key(key, [], [], prefix, state)
         if name in state and pattern is None:
             found[name] = (file, key)
         elif pattern is not None:
