@@ -6,8 +6,9 @@ STAMP := $(VENV)/.installed
 BENCH := .venv-bench
 BENCH_STAMP := $(BENCH)/.installed
 WORKERS ?= 2
-WHOLE := tests/laws tests/acceptance tests/examples tests/unit/engine tests/unit/testing/test_support.py \
-	tests/surface/test_examples_in_docstrings.py
+WHOLE := tests/laws tests/acceptance tests/examples tests/surface/test_examples_in_docstrings.py \
+	tests/unit/testing/test_support.py $(addprefix tests/unit/,algorithms benchmarks circuits cli engine studies \
+	subspaces sweeps tuning validation)
 UNCHECKED := -q --import-mode=importlib --strict-markers --disable-socket --allow-unix-socket -p no:cacheprovider
 
 .PHONY: demo test test-slow lint bench scaling tuning mutants validity zoo docs support ground-truth ground-truth-models scores faults clean install
@@ -22,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/causalpatch demo --out demo-output
 
-# Annotations are checked but where runs are made by the thousand: that doubles the time, and is for `make test-slow`.
+# Annotations are checked but where runs are made by the thousand: that takes thrice the time, and is for `make test-slow`.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(addprefix --ignore=,$(WHOLE))
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" -o addopts="$(UNCHECKED)" $(WHOLE)

@@ -172,7 +172,7 @@ MUTANTS = (
         "engine/batches.py",
         "pairs = np.array([row.pair for row in some])",
         "pairs = np.array([row.pair for row in some])[::-1]",
-        (PLAIN_HOOKS, "-k", "llama"),
+        (RESTART,),
     ),
     Mutant(
         "a query head is said to be served by the kv_head of another group",
@@ -284,7 +284,7 @@ MUTANTS = (
         "engine/scene.py",
         "if is_alone or not any(one.any() for one in differs):",
         "if True:",
-        (DERIVED, "-k", "switch"),
+        (DERIVED, "-k", "equal_in_some"),
     ),
     Mutant(
         "derived cells get the source run's numbers",
@@ -298,7 +298,7 @@ MUTANTS = (
         "engine/values.py",
         "answer = same.reshape(len(same), -1).all(1).cpu().numpy()",
         "answer = same.reshape(len(same), -1).any(1).cpu().numpy()",
-        (DERIVED, "-k", "switch"),
+        (DERIVED, "-k", "equal_in_some"),
     ),
     Mutant(
         "the stream out of a layer is taken for the stream into the same layer",

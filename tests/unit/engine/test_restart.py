@@ -115,6 +115,21 @@ def test_answers_of_several_tokens_are_spelt_out_from_the_same_layer(padding_sid
     assert_restart_is_right(job, (METRICS["log_probability"], METRICS["log_probability"].at(-1)))
 
 
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_a_short_prompt_runs_without_the_columns_of_a_longer_one_that_is_derived(padding_side):
+    rng = np.random.default_rng(3)
+    short, long = rng.integers(3, VOCAB, 3), rng.integers(3, VOCAB, 6)
+    answers = (((4,),), ((5,),))
+    pairs = [
+        Pair(short, np.append((short[0] - 2) % (VOCAB - 3) + 3, short[1:]), *answers, id="differs at once"),
+        Pair(long, np.append(long[:-1], (long[-1] - 2) % (VOCAB - 3) + 3), *answers, id="differs last"),
+    ]
+    model, _ = tiny_world("llama", (3, 2, 2, 0))
+    job = job_of(model, ["resid_pre.1@0"], Pairs(pairs, name="unequal"), padding_side=padding_side)
+    status = assert_restart_is_right(job)
+    assert status[0].tolist() == [Status.MEASURED, Status.DERIVED]
+
+
 def test_layers_before_the_first_patched_one_do_not_run():
     model, _ = tiny_world("llama", (3, 2, 2, 0))
     calls = []

@@ -152,6 +152,18 @@ def test_neurons_that_are_off_in_both_runs_are_written_where_an_earlier_patch_ma
     assert (are[0] == Status.MEASURED).all()
 
 
+def test_a_vector_that_is_equal_in_some_numbers_only_is_measured():
+    module = tiny_model("llama", seed=5)
+    with torch.no_grad():
+        module.model.layers[0].mlp.down_proj.weight[::2] = 0  # half of what this MLP adds is zero in every run
+    model, pairs = cp.open_model(module), random_pairs(8, 2, shared=0.0)
+    cells = ["mlp_out.0@1", "mlp_out.0@-1"]
+    effects = run_model("wavefront", model, pairs, cells, metric=projection)
+    assert (statuses(effects) == Status.MEASURED).all()
+    assert_agree(effects, run_model("reference", model, pairs, cells, metric=projection))
+    assert (np.abs(effects.effect(per_pair=True).values[1]) > 1e-9).all()
+
+
 def test_of_two_patches_of_which_one_changes_nothing_the_other_is_measured():
     world = world_of("qwen3", PAIRS)
     pairs_of_sites = [("resid_pre.0@1", "z.1.0@-1"), ("z.1.0@-1", "k.0.1@0"), ("mlp_out.0@2", "resid_post.0@-1")]
