@@ -128,7 +128,7 @@ class ThreeRuns:
         Where attention and MLP share one norm, the MLP alone is given that norm of what was changed.
         """
         block, parts = self.plain.layers[layer], self.plain.parts
-        if hasattr(block, parts.reader):
+        if getattr(block, parts.reader, None) is not None:
             return [getattr(block, parts.reader).register_forward_pre_hook(partial(_pass_through, change))]
         norm, normed = getattr(block, parts.shared_reader), []
 
