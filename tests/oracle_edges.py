@@ -154,8 +154,11 @@ class EdgePlain:
     def mlp_added(self, layer: int, out: Tensor) -> Tensor:
         return out * (getattr(self.layers[layer], self.parts.times) if self.parts.times else 1.0)
 
-    def deltas(self, base: Run, source: Run) -> Tensor:
-        """Return what each sender adds more in the source run, to first order behind a norm; (sender, token, width)."""
+    def deltas(self, base: Run, source: Run, shares: Sequence[float] = (0.0,)) -> Tensor:
+        """Return what each sender adds more in the source run, (sender, token, width).
+
+        Behind a norm that is to first order: by its slope, a mean over shares of the way from base to source.
+        """
         found = [source.embed - base.embed]
         for layer in range(len(self.layers)):
             z, dz = base.z[layer], source.z[layer] - base.z[layer]
@@ -163,8 +166,11 @@ class EdgePlain:
             for head in range(self.n_heads):
                 only = torch.zeros_like(dz)
                 only[:, head * width : (head + 1) * width] = dz[:, head * width : (head + 1) * width]
-                _, moved = torch.autograd.functional.jvp(lambda z, n=layer: self.added(n, z), z, only)
-                found.append(moved)
+                moved = [
+                    torch.autograd.functional.jvp(lambda z, n=layer: self.added(n, z), z + share * dz, only)[1]
+                    for share in shares
+                ]
+                found.append(torch.stack(moved).mean(0))
             found.append(self.mlp_added(layer, source.mlp[layer] - base.mlp[layer]))
         return torch.stack(found).detach()
 

@@ -4,8 +4,8 @@
 
 1. Base and source run once; where slopes are taken at the base run, the same forward gives them. Of a sender u the runs
    give delta_u, what it would add more: the embedding's difference, the MLP's, and of a head its difference of z
-   through its columns of the output projection, to first order through a post-norm, times what the model multiplies it
-   by.
+   through its columns of the output projection, through a post-norm by its mean slope at the same points (with each
+   sender by itself, by its slope in the base run), times what the model multiplies it by.
 2. A forward and a backward at each point (``slopes``), small ones at several points together, give gradients where
    receivers' inputs stand: at the outputs of the projections and at what the MLP reads. Keys and values that heads
    share are met once for each head that they serve, and taken back to their projection together, one member of all
@@ -134,7 +134,7 @@ class EdgeSlopes:
                 self.job, self.gauge, self.cost, indices, sites, probes=first[0] if first else None, few=self.few
             )
             meeting = Meeting.of(self.job, batch, self.job.interventions[0][0], self.placer)
-            senders = Senders(self.wiring, self.dtype, batch, meeting)
+            senders = Senders(self.wiring, self.dtype, batch, meeting, (0.0,) if self.own else self.points.shares)
             batch = batch.bare(self.gauge)
             columns = columns_of(self.job, batch) if self.by_position else None
             own = self.own

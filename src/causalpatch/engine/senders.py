@@ -1,12 +1,14 @@
 """What each sender of a decoder's graph adds to the stream more in the source run than in the base run.
 
 Of a head that is its difference of z times its rows of the output projection. Behind a post-norm the sum of all heads
-is scaled together: to first order, the base run's Jacobian times each head's term.
+is scaled together: each head's term is multiplied by the norm's Jacobian, a mean over the same shares of the way from
+the base's z to the source's at which slopes are taken. So shares that are alike from both ends give both directions the
+same terms but for their sign, and with many of them the terms sum to what the norm adds more.
 
 Symbols: B pairs, T tokens, N = B T, D width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -27,10 +29,18 @@ class Senders:
         dtype: In which differences are computed, float32 at least.
         batch: The pairs with their untouched runs, in which the ports of senders are kept.
         meeting: Which tokens meet.
+        shares: Of the way from base to source: where a post-norm's Jacobian is taken.
     """
 
-    def __init__(self, wiring: Wiring, dtype: torch.dtype, batch: Untouched, meeting: Meeting) -> None:
-        self.wiring, self.dtype = wiring, dtype
+    def __init__(
+        self,
+        wiring: Wiring,
+        dtype: torch.dtype,
+        batch: Untouched,
+        meeting: Meeting,
+        shares: Sequence[float] = (0.0,),
+    ) -> None:
+        self.wiring, self.dtype, self.shares = wiring, dtype, shares
         base, source = batch.known.base.tensors, batch.known.source.tensors
         first = wiring.layers[0].stream
         self.embedded = meeting.difference(base[first], source[first]).to(dtype)
@@ -96,9 +106,11 @@ class Senders:
                 elif base is not None:
                     out[head] = _term(wired.project, base, columns, dz[:, columns])
         if wired.after is not None and base is not None:
-            given = wired.project.forward(base)
+            with torch.no_grad():
+                given = [wired.project.forward(base + share * dz.to(base)) for share in self.shares]
             for head in range(len(places)):
-                out[head] = _pushed(wired.after, given, out[head].to(given.dtype))
+                pushed = (_pushed(wired.after, x, out[head].to(x.dtype)) for x in given)
+                out[head] = sum(pushed, torch.zeros_like(out[head])) / len(given)
         if wired.times != 1.0:
             out *= wired.times
 

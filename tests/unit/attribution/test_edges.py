@@ -43,7 +43,7 @@ def by_hand(family, pairs=PROMPTS, direction="denoise", shares=(0.0,)):
     for clean, corrupt in pairs:
         base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
         runs = plain.run(base), plain.run(source)
-        deltas = plain.deltas(*runs)
+        deltas = plain.deltas(*runs, shares)
         for share in shares:
             embed = runs[0].embed + share * deltas[0]
             slopes = plain.slopes(base, deltas, lambda logits: logits[-1, 5] - logits[-1, 6], embed)
@@ -80,7 +80,7 @@ def test_the_score_of_a_node_is_the_sum_over_the_edges_out_of_it(family):
 
 
 @pytest.mark.parametrize(("method", "shares"), [("eap-ig", (0.25, 0.75)), ("clean-corrupted", (0.0, 1.0))])
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "olmo2"])
 def test_slopes_along_the_way_are_those_of_runs_with_moved_embeddings(family, method, shares):
     scores = cp.attribute_edges(experiment_of(family), method, steps=2)
     close(scores.values[scores.graph.exists], by_hand(family, shares=shares).sum(0)[scores.graph.exists])
@@ -204,12 +204,33 @@ def test_logits_of_other_tokens_do_not_matter(metric, asks, monkeypatch):
         assert found.provenance["mean_base"] == pytest.approx(wanted.provenance["mean_base"], abs=1e-9)
 
 
-def test_both_directions_have_opposite_scores_and_the_same_importance():
+@pytest.mark.parametrize("method", ["eap-ig", "clean-corrupted"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "gpt_neox", "olmo2"])
+def test_both_directions_have_opposite_scores_and_the_same_circuit(family, method):
     denoise, noise = (
-        cp.attribute_edges(experiment_of("gpt2", direction=direction), steps=3) for direction in ("denoise", "noise")
+        cp.attribute_edges(experiment_of(family, direction=direction), method, steps=3)
+        for direction in ("denoise", "noise")
     )
     np.testing.assert_allclose(noise.values, -denoise.values, atol=1e-12)
     np.testing.assert_allclose(noise.importance(), denoise.importance(), atol=1e-12)
+    for n_edges in (10, 30):
+        one, other = (cp.discover_circuit(scores, n_edges) for scores in (denoise, noise))
+        np.testing.assert_array_equal(one.mask, other.mask)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "olmo2"])
+def test_heads_behind_a_norm_send_what_the_norm_adds_more(family):
+    """With more points the terms of a layer's heads sum to the difference behind the norm."""
+    plain = EdgePlain(ungrouped(family) if family in GROUPED else tiny_model(family, kv_heads=4), family)
+    clean, corrupt = PROMPTS[0]
+    base, source = plain.run(corrupt), plain.run(clean)
+    whole = plain.added(1, source.z[1]) - plain.added(1, base.z[1])
+    first = 1 + plain.n_heads + 1
+    errors = []
+    for steps in (2, 4, 8):
+        deltas = plain.deltas(base, source, [(k + 0.5) / steps for k in range(steps)])
+        errors.append(float((deltas[first : first + plain.n_heads].sum(0) - whole).abs().max() / whole.abs().max()))
+    assert errors[0] / errors[1] > 3 and errors[1] / errors[2] > 3 and errors[2] < 0.01
 
 
 class Int8(nn.Module):
