@@ -231,7 +231,9 @@ def test_heads_behind_a_norm_send_what_the_norm_adds_more(family):
     for steps in (2, 4, 8):
         deltas = plain.deltas(base, source, [(k + 0.5) / steps for k in range(steps)])
         errors.append(float((deltas[first : first + plain.n_heads].sum(0) - whole).abs().max() / whole.abs().max()))
-    assert errors[0] / errors[1] > 3 and errors[1] / errors[2] > 3 and errors[2] < 0.01
+    assert errors[0] / errors[1] > 3
+    assert errors[1] / errors[2] > 3
+    assert errors[2] < 0.01
 
 
 class Int8(nn.Module):
