@@ -10,11 +10,10 @@ from causalpatch.base.extras import lazy
 from causalpatch.cli import show as view
 
 if TYPE_CHECKING:
-    from causalpatch.studies import exporting, results, running, store
+    from causalpatch.studies import exporting, results, store
 else:
     exporting = lazy("causalpatch.studies.exporting")
     results = lazy("causalpatch.studies.results")
-    running = lazy("causalpatch.studies.running")
     store = lazy("causalpatch.studies.store")
 
 STUDY_ENDINGS: Final = (".yaml", ".yml")
@@ -28,7 +27,7 @@ def run_of(file: Path, changes: Sequence[str] | None = None) -> tuple[Any, Any]:
         changes: What ``--set`` gave.
     """
     study = cp.read_study(file, changes or ())
-    return study, store.Store(running.store_address(study, file.parent)).require(study)
+    return study, store.Store(store.store_address(study, file.parent)).require(study)
 
 
 def steps_of(run: Any, asked: str | None) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 
 from causalpatch.cli.main import main
+from causalpatch.studies import objects
 from small_studies import TEXT, the_run
 
 
@@ -64,6 +65,23 @@ def test_check_prints_json(run, tmp_path):
     code, out, _ = run("check", tmp_path / "study.yaml", "--json", "--set", "steps.heads.site=z.0@-1")
     assert code == 0
     assert json.loads(out)["steps"][0]["patched"] == 4 * 6
+
+
+@pytest.mark.parametrize(
+    ("store", "code", "words"),
+    [
+        ("foo://x", 3, "'foo://x' is no address of a store"),
+        ("s3://bucket/place", 3, "the package 'a_package_that_is_not_there' is not installed"),
+        (".", 4, "is no store of studies"),
+    ],
+)
+def test_check_refuses_a_store_that_run_would_refuse(run, tmp_path, monkeypatch, store, code, words):
+    monkeypatch.setitem(objects._DOORS, "s3", "a_package_that_is_not_there")
+    (tmp_path / "study.yaml").write_text(TEXT, encoding="utf-8")
+    for command in ("check", "run"):
+        ended, _, err = run(command, tmp_path / "study.yaml", "--set", f"store={store}")
+        assert ended == code
+        assert words in err
 
 
 def test_mistakes_in_a_file_are_said_with_their_line(run, tmp_path):
