@@ -1,6 +1,7 @@
 """The commands on studies: what they print and write, and how they end."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -121,6 +122,20 @@ def test_show_prints_what_steps_found(run, finished):
     assert code == 0
     assert "exploratory: the 2 largest of 8 cells" in out
     assert run("show", finished / "study.yaml", "--step", "tails")[0] == 2
+
+
+def test_what_was_run_with_changes_is_shown_with_them(run, tmp_path):
+    (tmp_path / "study.yaml").write_text(TEXT, encoding="utf-8")
+    changes = ("--set", "direction=noise", "--set", "pairs={name: ioi, first: 2}")
+    code, out, _ = run("run", tmp_path / "study.yaml", *changes)
+    assert code == 0
+    (hint,) = [line for line in out.splitlines() if "next: " in line]
+    said = shlex.split(hint.split("next: causalpatch ")[1].split(", or export")[0])
+    assert said == ["show", str(tmp_path / "study.yaml"), *changes, "--step", "heads"]
+    code, out, _ = run(*said)
+    assert code == 0
+    assert "exploratory" in out
+    assert run("show", tmp_path / "study.yaml")[0] == 2
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv", "nc"])
