@@ -175,6 +175,30 @@ def test_no_yaml(refuses):
         parse_study("schema: 1\nmodel: {name: a", "a.yaml")
 
 
+@pytest.mark.parametrize(
+    ("line", "where", "said"),
+    [
+        (
+            "name: !!python/tuple [a]",
+            " line 8",
+            "could not determine a constructor for the tag 'tag:yaml.org,2002:python/tuple'",
+        ),
+        ("? [a]\n: 1", " line 8", "found unhashable key"),
+        ("name: 2024-13-45", "", "month must be in 1..12"),
+    ],
+)
+def test_yaml_that_makes_no_values(refuses, line, where, said):
+    with refuses(
+        errors.StudyError,
+        f"""
+        'a.yaml'{where} is no YAML
+          error  {said}
+          fix: mend the line; values with a colon or a bracket want quotes
+        """,
+    ):
+        parse_study(f"{PLAIN}{line}\n", "a.yaml")
+
+
 def test_a_file_that_is_no_study(refuses):
     with refuses(
         errors.StudyError,
@@ -217,6 +241,13 @@ def test_a_file_that_is_not_there(refuses, tmp_path):
               not found  'tails'
               there      heads
               fix: --set direction=noise, or --set steps.0.site=z@-1
+            """,
+        ),
+        (
+            "name=2024-13-45",
+            """
+            the value of '--set name=2024-13-45' is no YAML
+              fix: quote it: --set 'a.b="text"'
             """,
         ),
         (

@@ -96,16 +96,14 @@ class _Source:
         try:
             root = yaml.compose(text, Loader=yaml.SafeLoader)
         except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            raise StudyError(
-                f"'{self.name}'{f' line {mark.line + 1}' if mark else ''} is no YAML",
-                facts=[("error", " ".join(str(getattr(error, "problem", None) or error).split()))],
-                fix="mend the line; values with a colon or a bracket want quotes",
-            ) from error
+            raise self._no_yaml(error) from error
         if root is None:
             return None
         self._note(root, ())
-        return yaml.safe_load(text)
+        try:
+            return yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError) as error:  # tags, keys that are lists; dates that no calendar has
+            raise self._no_yaml(error) from error
 
     def where(self, place: Place) -> str:
         """Return what messages call a place: its line, or the ``--set`` that put it there."""
@@ -134,7 +132,7 @@ class _Source:
             if following is None:
                 try:
                     held[key] = yaml.safe_load(text)
-                except yaml.YAMLError as error:
+                except (yaml.YAMLError, ValueError) as error:
                     raise StudyError(
                         f"the value of '--set {change}' is no YAML", fix="quote it: --set 'a.b=\"text\"'"
                     ) from error
@@ -145,6 +143,14 @@ class _Source:
                 held = held.setdefault(key, {})
             else:
                 held = held[key]
+
+    def _no_yaml(self, error: Exception) -> StudyError:
+        mark = getattr(error, "problem_mark", None)
+        return StudyError(
+            f"'{self.name}'{f' line {mark.line + 1}' if mark else ''} is no YAML",
+            facts=[("error", " ".join(str(getattr(error, "problem", None) or error).split()))],
+            fix="mend the line; values with a colon or a bracket want quotes",
+        )
 
     def _note(self, node: yaml.Node, place: Place) -> None:
         self._lines.setdefault(place, node.start_mark.line + 1)
