@@ -17,6 +17,9 @@ Direction: TypeAlias = Literal["denoise", "noise"]
 Arm: TypeAlias = Literal["random", "same layers", "lowest effect", "spread", "full", "prefix", "steering"]
 
 
+_OF_RAY: Final = ("address", "gpus_per_worker", "cpus_per_worker")
+
+
 class Part(BaseModel):
     """A part of a study: no key that is not known, and nothing changes afterwards."""
 
@@ -105,6 +108,21 @@ class ExecutorPart(Part):
         default=None, ge=0, description="of Ray: GPUs that each worker has; by default one where the cluster has any"
     )
     cpus_per_worker: float = Field(default=1, gt=0, description="of Ray: CPUs that each worker has")
+
+    @model_validator(mode="after")
+    def _says_nothing_that_its_kind_does_not_heed(self) -> "ExecutorPart":
+        if self.kind == "processes" and self.device_map is not None:
+            raise ValueError(
+                "each of the processes has its model on one device, so there is nothing to spread; "
+                "take device_map out, or give kind: local or kind: ray"
+            )
+        rays = [name for name in _OF_RAY if getattr(self, name) != type(self).model_fields[name].default]
+        if self.kind != "ray" and rays:
+            raise ValueError(
+                f"only Ray heeds {' and '.join(rays)}, and kind is {self.kind}; take {'it' if len(rays) == 1 else 'them'} "
+                f"out (--set 'executor={{kind: {self.kind}}}' leaves out all other keys), or give kind: ray"
+            )
+        return self
 
 
 class Step(Part):

@@ -72,6 +72,18 @@ def test_the_schema_describes_every_key():
     assert all("description" in field for field in described)
 
 
+@pytest.mark.parametrize(
+    "executor",
+    [
+        "{device_map: auto}",
+        "{kind: ray, device_map: auto, address: auto, gpus_per_worker: 4, cpus_per_worker: 2}",
+        "{kind: processes, address: local, cpus_per_worker: 1}",
+    ],
+)
+def test_keys_that_the_kind_of_executor_heeds_or_that_say_the_default_are_taken(executor):
+    assert study_of(f"executor={executor}").hash == study_of().hash
+
+
 def test_a_claim_is_made_for_the_first_seed_alone():
     study = study_of("seeds=[3, 4]", "split={}", "steps=[{kind: sweep, site: z}, {kind: confirm, from: sweep}]")
     assert [name for name, _, _ in names_of_results(study)] == ["sweep-seed3", "confirm-seed3", "sweep-seed4"]
