@@ -8,7 +8,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, ClassVar, Final, get_args
 
 import pydantic
 import yaml
@@ -79,6 +79,15 @@ def parse_study(text: str, name: str, changes: Sequence[str] = ()) -> Study:
     return study
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads ``true`` and ``false`` alone as truth values, as YAML 1.2 does: in YAML 1.1 the key ``on`` is one, too."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, Any]]]] = {
+        first: [(tag, form) for tag, form in known if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 class _Source:
     """Where the parts of a study stand.
 
@@ -94,14 +103,15 @@ class _Source:
     def read(self, text: str) -> Any:
         """Return the values of a text, and note their lines."""
         try:
-            root = yaml.compose(text, Loader=yaml.SafeLoader)
+            loader = _Loader(text)
+            root = loader.get_single_node()
         except yaml.YAMLError as error:
             raise self._no_yaml(error) from error
         if root is None:
             return None
         self._note(root, ())
         try:
-            return yaml.safe_load(text)
+            return loader.construct_document(root)
         except (yaml.YAMLError, ValueError) as error:  # tags, keys that are lists; dates that no calendar has
             raise self._no_yaml(error) from error
 
@@ -131,7 +141,7 @@ class _Source:
             place = (*place, key)
             if following is None:
                 try:
-                    held[key] = yaml.safe_load(text)
+                    held[key] = _Loader(text).get_single_data()
                 except (yaml.YAMLError, ValueError) as error:
                     raise StudyError(
                         f"the value of '--set {change}' is no YAML", fix="quote it: --set 'a.b=\"text\"'"

@@ -84,6 +84,17 @@ def test_keys_that_the_kind_of_executor_heeds_or_that_say_the_default_are_taken(
     assert study_of(f"executor={executor}").hash == study_of().hash
 
 
+def test_the_key_on_is_a_word_in_files_and_in_changes():
+    step = "{kind: sweep, site: z, on: all}"
+    read = [study_of("split={}", text=TEXT.replace("site:", "on: all, site:")), study_of("split={}", f"steps=[{step}]")]
+    assert [study.side_of(study.steps[0]) for study in read] == ["all", "all"]
+
+
+def test_truth_values_may_be_written_in_any_way():
+    plain = {word: study_of(f"pairs.first_token={word}").pairs.first_token for word in ("yes", "on", "true", "off", "no")}
+    assert plain == {"yes": True, "on": True, "true": True, "off": False, "no": False}
+
+
 def test_a_claim_is_made_for_the_first_seed_alone():
     study = study_of("seeds=[3, 4]", "split={}", "steps=[{kind: sweep, site: z}, {kind: confirm, from: sweep}]")
     assert [name for name, _, _ in names_of_results(study)] == ["sweep-seed3", "confirm-seed3", "sweep-seed4"]
