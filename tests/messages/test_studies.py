@@ -180,6 +180,35 @@ def test_keys_that_the_kind_of_executor_does_not_heed(refuses, executor, why):
         parse_study(f"{PLAIN}executor: {executor}\n", "a.yaml")
 
 
+def test_held_out_pairs_where_none_are_held_out(refuses):
+    text = PLAIN.replace("    site", "    on: held_out\n    site") + "split: null\n"
+    with refuses(
+        errors.StudyError,
+        """
+        'a.yaml' line 7: 'steps.0.on' does not fit
+          given    'held_out'
+          because  step 'heads' wants held_out pairs, and 'split: null' holds none out; give split:
+                   {discovery: 0.5}, or leave on: out
+          fix: causalpatch schema says what each key may be
+        """,
+    ):
+        parse_study(text, "a.yaml")
+
+
+def test_held_out_pairs_of_a_study_that_was_made_in_python(refuses, tmp_path):
+    plain = {"schema": 1, "model": "zoo:stories", "pairs": "ioi", "split": None}
+    step = {"kind": "sweep", "site": "z@-1", "on": "held_out"}
+    with refuses(
+        errors.PairError,
+        """
+        step 'sweep' wants held_out pairs, and the study divides none
+          split  null
+          fix: split: {discovery: 0.5}, or leave on: out
+        """,
+    ):
+        check(Opened(cp.Study.model_validate({**plain, "steps": [step]}), tmp_path))
+
+
 def test_a_key_that_stands_twice(refuses):
     with refuses(
         errors.StudyError,

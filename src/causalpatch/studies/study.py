@@ -345,6 +345,14 @@ class Study(Part):
         for number, (step, name) in enumerate(zip(self.steps, self.step_names, strict=True)):
             if name in kinds:
                 found.append((("steps", number, "name"), f"two steps are called '{name}'; give one another name"))
+            if self.split is None and step.on == "held_out":
+                found.append(
+                    (
+                        ("steps", number, "on"),
+                        f"step '{name}' wants held_out pairs, and 'split: null' holds none out; "
+                        "give split: {discovery: 0.5}, or leave on: out",
+                    )
+                )
             attribute, allowed = _NEEDS.get(step.kind, ("", ()))
             wanted = getattr(step, attribute, None) if attribute else None
             if wanted is not None and kinds.get(wanted) not in allowed:
@@ -363,7 +371,7 @@ class Study(Part):
     def side_of(self, step: Step) -> Side:
         """Return which pairs a step is made on."""
         if self.split is None:
-            return "all"
+            return "held_out" if step.on == "held_out" else "all"  # which there are not: checks say so
         return step.on or ("held_out" if getattr(step, "kind", "") in _HELD_OUT else "discovery")
 
     def made_once(self, step: Step) -> bool:
