@@ -8,7 +8,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final, get_args
+from typing import Any, Final, get_args
 
 import pydantic
 import yaml
@@ -82,10 +82,11 @@ def parse_study(text: str, name: str, changes: Sequence[str] = ()) -> Study:
 class _Loader(yaml.SafeLoader):
     """Reads ``true`` and ``false`` alone as truth values, as YAML 1.2 does: in YAML 1.1 the key ``on`` is one, too."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, Any]]]] = {
-        first: [(tag, form) for tag, form in known if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
-        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in known if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 class _Source:

@@ -118,9 +118,10 @@ class ExecutorPart(Part):
             )
         rays = [name for name in _OF_RAY if getattr(self, name) != type(self).model_fields[name].default]
         if self.kind != "ray" and rays:
+            them = "it" if len(rays) == 1 else "them"
             raise ValueError(
-                f"only Ray heeds {' and '.join(rays)}, and kind is {self.kind}; take {'it' if len(rays) == 1 else 'them'} "
-                f"out (--set 'executor={{kind: {self.kind}}}' leaves out all other keys), or give kind: ray"
+                f"only Ray heeds {' and '.join(rays)}, and kind is {self.kind}; take {them} out "
+                f"(--set 'executor={{kind: {self.kind}}}' leaves out all other keys), or give kind: ray"
             )
         return self
 

@@ -91,7 +91,9 @@ def test_the_key_on_is_a_word_in_files_and_in_changes():
 
 
 def test_truth_values_may_be_written_in_any_way():
-    plain = {word: study_of(f"pairs.first_token={word}").pairs.first_token for word in ("yes", "on", "true", "off", "no")}
+    plain = {
+        word: study_of(f"pairs.first_token={word}").pairs.first_token for word in ("yes", "on", "true", "off", "no")
+    }
     assert plain == {"yes": True, "on": True, "true": True, "off": False, "no": False}
 
 
