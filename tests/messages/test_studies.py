@@ -257,6 +257,17 @@ def test_yaml_that_makes_no_values(refuses, line, where, said):
         parse_study(f"{PLAIN}{line}\n", "a.yaml")
 
 
+def test_what_holds_itself(refuses):
+    with refuses(
+        errors.StudyError,
+        """
+        'a.yaml' line 8: what '&' names here holds itself
+          fix: write out what is meant in place of the '*' inside of it
+        """,
+    ):
+        parse_study(f"{PLAIN}seeds: &all [0, *all]\n", "a.yaml")
+
+
 def test_a_file_that_is_no_study(refuses):
     with refuses(
         errors.StudyError,

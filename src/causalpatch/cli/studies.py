@@ -52,7 +52,7 @@ def schema() -> None:
 
 
 def check(file: StudyFile, changes: Set = None, as_json: Json = False) -> None:
-    """Check all that can be known before a run: sites, pairs, memory, cost. Nothing is run or written."""
+    """Check all that can be known before a run: store, sites, pairs, memory, cost. Nothing is run or written."""
     made = checking.check(opened.Opened(cp.read_study(file, changes or ()), file.parent))
     if as_json:
         steps = [vars(step) for step in made.steps]

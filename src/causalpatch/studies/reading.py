@@ -163,7 +163,13 @@ class _Source:
             fix="mend the line; values with a colon or a bracket want quotes",
         )
 
-    def _note(self, node: yaml.Node, place: Place) -> None:
+    def _note(self, node: yaml.Node, place: Place, around: tuple[yaml.Node, ...] = ()) -> None:
+        if node in around:
+            raise StudyError(
+                f"'{self.name}' line {node.start_mark.line + 1}: what '&' names here holds itself",
+                fix="write out what is meant in place of the '*' inside of it",
+            )
+        around = (*around, node)
         self._lines.setdefault(place, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
@@ -175,10 +181,10 @@ class _Source:
                         fix="take one of them out",
                     )
                 self._lines[inner] = key.start_mark.line + 1
-                self._note(value, inner)
+                self._note(value, inner, around)
         elif isinstance(node, yaml.SequenceNode):
             for number, value in enumerate(node.value):
-                self._note(value, (*place, number))
+                self._note(value, (*place, number), around)
 
 
 def _key_in(held: Any, word: str, change: str) -> str | int:

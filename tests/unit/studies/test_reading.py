@@ -90,6 +90,11 @@ def test_the_key_on_is_a_word_in_files_and_in_changes():
     assert [study.side_of(study.steps[0]) for study in read] == ["all", "all"]
 
 
+def test_what_is_named_once_may_be_meant_twice():
+    text = "schema: 1\nmodel: zoo:stories\npairs: ioi\nsteps: [{kind: sweep, site: &site z, frozen: [*site, *site]}]"
+    assert study_of(text=text).steps[0].frozen == ["z", "z"]
+
+
 def test_truth_values_may_be_written_in_any_way():
     plain = {
         word: study_of(f"pairs.first_token={word}").pairs.first_token for word in ("yes", "on", "true", "off", "no")
