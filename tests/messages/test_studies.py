@@ -421,6 +421,20 @@ def test_a_folder_of_something_else(refuses, tmp_path):
         Store(str(tmp_path))
 
 
+@pytest.mark.parametrize("place", ["thesis.tex", "thesis.tex/store"])
+def test_a_file_in_place_of_a_store(refuses, tmp_path, place):
+    (tmp_path / "thesis.tex").write_text("…", encoding="utf-8")
+    with refuses(
+        errors.StoreUnreachable,
+        f"""
+        'TMP/{place}' cannot be the folder of a store
+          is a file  TMP/thesis.tex
+          fix: name another folder: --set store=FOLDER
+        """,
+    ):
+        Store(str(tmp_path / place))
+
+
 def test_a_store_of_a_later_version(refuses, tmp_path):
     (tmp_path / "store.json").write_bytes(seal("causalpatch store", {"schema": 9}))
     with refuses(

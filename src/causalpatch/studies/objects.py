@@ -92,13 +92,13 @@ def open_objects(address: str, patience_s: float = PATIENCE_S) -> Objects:
 
     Raises:
         MissingExtra: A package that the address needs is not installed.
-        StoreUnreachable: The address is none.
+        StoreUnreachable: The address is none, or a file stands where the folder would be.
     """
     protocol, colon, rest = address.partition("://")
     if not colon:
-        return Folder(Path(address))
+        return _folder(Path(address))
     if protocol == "file":
-        return Folder(Path(rest))
+        return _folder(Path(rest))
     if protocol in _DOORS:
         require(_DOORS[protocol])
     return Remote(address, patience_s)
@@ -187,6 +187,18 @@ class Folder:
         return StoreUnreachable(
             f"the store '{self.address}' cannot be {verb}", facts, fix="name another folder: --set store=FOLDER"
         )
+
+
+def _folder(root: Path) -> Folder:
+    # Not Path.is_file, which raises where a folder may not be looked into: Folder says so in its own words.
+    file = next((path for path in (root, *root.absolute().parents) if os.path.isfile(path)), None)
+    if file is not None:
+        raise StoreUnreachable(
+            f"'{root}' cannot be the folder of a store",
+            facts=[("is a file", file)],
+            fix="name another folder: --set store=FOLDER",
+        )
+    return Folder(root)
 
 
 def _runs(process: int) -> bool:

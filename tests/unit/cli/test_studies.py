@@ -74,6 +74,7 @@ def test_check_prints_json(run, tmp_path):
         ("foo://x", 3, "'foo://x' is no address of a store"),
         ("s3://bucket/place", 3, "the package 'a_package_that_is_not_there' is not installed"),
         (".", 4, "is no store of studies"),
+        ("study.yaml", 3, "cannot be the folder of a store"),
     ],
 )
 def test_check_refuses_a_store_that_run_would_refuse(run, tmp_path, monkeypatch, store, code, words):
