@@ -75,6 +75,7 @@ METHODS: Mapping[str, Method] = {
     "EAP": partial(scored, "eap"),
     "EAP-IG": partial(scored, "eap-ig"),
     "EAP-IG activations": partial(scored, "eap-ig-activations"),
+    "clean-corrupted": partial(scored, "clean-corrupted"),
     "ACDC": acdc,
     "hard concrete": partial(learnt, "hard-concrete"),
     "UGS": partial(learnt, "ugs"),

@@ -119,14 +119,15 @@ def test_activations_are_moved_one_sender_at_a_time(family):
 
 
 @pytest.mark.parametrize("method", ["eap", "eap-ig"])
-def test_batches_padding_and_order_change_nothing(method):
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "gpt_neox"])
+def test_batches_padding_and_order_change_nothing(family, method):
     pairs = PROMPTS + SHORT
-    wanted = cp.attribute_edges(experiment_of("llama", pairs), method, steps=2).values
+    wanted = cp.attribute_edges(experiment_of(family, pairs), method, steps=2).values
     for other in (
-        experiment_of("llama", pairs, max_rows=1),
-        experiment_of("llama", pairs, padding_side="left"),
-        experiment_of("llama", pairs[::-1]),
-        experiment_of("llama", pairs, budget_gib=1e-6),  # a pair and a point at a time
+        experiment_of(family, pairs, max_rows=1),
+        experiment_of(family, pairs, padding_side="left"),
+        experiment_of(family, pairs[::-1]),
+        experiment_of(family, pairs, budget_gib=1e-6),  # a pair and a point at a time
     ):
         found = cp.attribute_edges(other, method, steps=2).values
         np.testing.assert_allclose(found, wanted, atol=1e-10 * np.nanmax(np.abs(wanted)))
@@ -230,7 +231,9 @@ def test_heads_behind_a_norm_send_what_the_norm_adds_more(family):
     for steps in (2, 4, 8):
         deltas = plain.deltas(base, source, [(k + 0.5) / steps for k in range(steps)])
         errors.append(float((deltas[first : first + plain.n_heads].sum(0) - whole).abs().max() / whole.abs().max()))
-    assert errors[0] / errors[1] > 3 and errors[1] / errors[2] > 3 and errors[2] < 0.01
+    assert errors[0] / errors[1] > 3
+    assert errors[1] / errors[2] > 3
+    assert errors[2] < 0.01
 
 
 class Int8(nn.Module):
@@ -250,11 +253,14 @@ class Int8(nn.Module):
 def test_gradients_flow_through_quantised_projections():
     kept, plain = tiny_model("llama", kv_heads=2), tiny_model("llama", kv_heads=2)
     for quantised, same in zip(kept.model.layers, plain.model.layers, strict=True):
-        for name in ("q_proj", "k_proj", "o_proj"):
-            module = Int8(getattr(quantised.self_attn, name))
-            setattr(quantised.self_attn, name, module)
-            with torch.no_grad():
-                getattr(same.self_attn, name).weight.copy_(module.weight.double() * module.scale)
+        for part in ("self_attn", "mlp"):
+            projections = dict(getattr(quantised, part).named_children())
+            for name in (name for name in projections if name.endswith("_proj")):
+                module = Int8(projections[name])
+                setattr(getattr(quantised, part), name, module)
+                with torch.no_grad():
+                    getattr(getattr(same, part), name).weight.copy_(module.weight.double() * module.scale)
+    assert sum(isinstance(module, Int8) for module in kept.modules()) == 7 * len(kept.model.layers)
     found, wanted = (
         cp.attribute_edges(cp.Experiment(cp.open_model(module), prompts(*PROMPTS)), "eap").values
         for module in (kept, plain)

@@ -136,6 +136,7 @@ def test_integrated_over_its_activations_a_node_has_its_exact_effect():
     errors = errors_by_steps(experiment, "mlp_out", "ig-activations", wanted)
     assert errors[-1] < 0.01
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.3)
+    assert errors[1] / errors[2] == pytest.approx(4, rel=0.3)
 
 
 def test_activations_are_moved_cell_by_cell():
@@ -182,21 +183,22 @@ def along_weights(plain, base, source, name, unit, head, small=1e-4):
     return total
 
 
-def test_a_layers_writes_are_dropped_one_after_the_other():
-    experiment = experiment_of("gpt2", PROMPTS)
+@pytest.mark.parametrize("n_layers", [2, 3])
+def test_a_layers_writes_are_dropped_one_after_the_other(n_layers):
+    experiment = cp.Experiment(cp.open_model(tiny_model("gpt2", layers=n_layers)), prompts(*PROMPTS))
     found = cp.attribute(experiment, "mlp_out", "atp*", over="layer")
     module = experiment.model.module
-    wanted = np.zeros((2, len(PROMPTS)))
+    wanted = np.zeros((n_layers, len(PROMPTS)))
     for pair, (clean, corrupt) in enumerate(PROMPTS):
-        for dropped in range(2):
+        for dropped in range(n_layers):
             for node, slope in enumerate(dropping(module, corrupt, clean, dropped)):
-                wanted[node, pair] += abs(slope)
+                wanted[node, pair] += abs(slope) / (n_layers - 1)
     np.testing.assert_allclose(found.values, wanted, atol=1e-11)
     assert not found.is_signed
 
 
 def dropping(module, base, source, dropped):
-    """Return the scores of both MLPs where no gradient goes through what one layer writes."""
+    """Return the scores of all MLPs where no gradient goes through what one layer writes."""
 
     def run(ids):
         kept, handles = [], []
