@@ -14,7 +14,7 @@ STUDIES = sorted((Path(__file__).resolve().parents[2] / "examples" / "studies").
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
 def test_an_example_runs_and_is_then_there(file, tmp_path):
     shutil.copy(file, tmp_path)
-    study = cp.read_study(tmp_path / file.name, ["executor={kind: local}"])
+    study = cp.read_study(tmp_path / file.name, ["executor.kind=local"])
     found = cp.run_study(study, tmp_path)
     assert list(found.results) == study.step_names
     told = []

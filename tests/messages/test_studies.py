@@ -151,62 +151,17 @@ def test_steps_whose_keys_do_not_fit_together(refuses):
         parse_study(PLAIN + "  - {kind: confirm}\n", "a.yaml")
 
 
-@pytest.mark.parametrize(
-    ("executor", "why"),
-    [
-        (
-            "{kind: processes, device_map: auto}",
-            """\
-  because  each of the processes has its model on one device, so there is nothing to spread; take
-           device_map out, or give kind: local or kind: ray""",
-        ),
-        (
-            "{kind: processes, gpus_per_worker: 0}",
-            """\
-  because  only Ray heeds gpus_per_worker, and kind is processes; take it out (--set
-           'executor={kind: processes}' leaves out all other keys), or give kind: ray""",
-        ),
-        (
-            "{address: auto, cpus_per_worker: 2}",
-            """\
-  because  only Ray heeds address and cpus_per_worker, and kind is local; take them out (--set
-           'executor={kind: local}' leaves out all other keys), or give kind: ray""",
-        ),
-    ],
-)
-def test_keys_that_the_kind_of_executor_does_not_heed(refuses, executor, why):
-    said = f"'a.yaml' line 8: 'executor' does not fit\n{why}\n  fix: causalpatch schema says what each key may be"
-    with refuses(errors.StudyError, said):
-        parse_study(f"{PLAIN}executor: {executor}\n", "a.yaml")
-
-
-def test_held_out_pairs_where_none_are_held_out(refuses):
-    text = PLAIN.replace("    site", "    on: held_out\n    site") + "split: null\n"
+def test_a_model_that_is_to_be_spread_over_the_one_device_of_a_process(refuses):
     with refuses(
         errors.StudyError,
         """
-        'a.yaml' line 7: 'steps.0.on' does not fit
-          given    'held_out'
-          because  step 'heads' wants held_out pairs, and 'split: null' holds none out; give split:
-                   {discovery: 0.5}, or leave on: out
+        'a.yaml' line 8: 'executor' does not fit
+          because  each of the processes has its model on one device, so there is nothing to spread; take
+                   device_map out, or give kind: local or kind: ray
           fix: causalpatch schema says what each key may be
         """,
     ):
-        parse_study(text, "a.yaml")
-
-
-def test_held_out_pairs_of_a_study_that_was_made_in_python(refuses, tmp_path):
-    plain = {"schema": 1, "model": "zoo:stories", "pairs": "ioi", "split": None}
-    step = {"kind": "sweep", "site": "z@-1", "on": "held_out"}
-    with refuses(
-        errors.PairError,
-        """
-        step 'sweep' wants held_out pairs, and the study divides none
-          split  null
-          fix: split: {discovery: 0.5}, or leave on: out
-        """,
-    ):
-        check(Opened(cp.Study.model_validate({**plain, "steps": [step]}), tmp_path))
+        parse_study(f"{PLAIN}executor: {{kind: processes, device_map: auto}}\n", "a.yaml")
 
 
 def test_a_key_that_stands_twice(refuses):
@@ -596,7 +551,7 @@ def test_a_worker_that_does_not_come_to_open_the_model(refuses, request_of_one):
         """
         worker 0 ended 3 times before it had opened the model
           last exit  1
-          fix: see whether the model opens here: --set 'executor={kind: local}'
+          fix: see whether the model opens here: --set executor.kind=local
         """,
     ):
         list(Crewed(_Dying(opens=False)).measure([request_of_one]))

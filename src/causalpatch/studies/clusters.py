@@ -189,7 +189,7 @@ def _join(part: ExecutorPart) -> None:
         raise ClusterUnreachable(
             "Ray does not start on this machine" if is_here else f"no Ray cluster answers at '{part.address}'",
             facts=[("error", f"{type(error).__name__}: {_short(error)}")],
-            fix="--set 'executor={kind: processes}'"
+            fix="--set executor.kind=processes"
             if is_here
             else "ray start --head there, or --set executor.address=local",
         ) from error

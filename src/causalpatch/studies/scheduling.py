@@ -331,7 +331,7 @@ class Crewed:
             raise WorkerLost(
                 f"worker {news.worker} ended {worker.failures} times before it had opened the model",
                 facts=[("last exit", news.words)],
-                fix="see whether the model opens here: --set 'executor={kind: local}'",
+                fix="see whether the model opens here: --set executor.kind=local",
             )
 
     def _count_death(self, task: _Task, news: Gone) -> None:

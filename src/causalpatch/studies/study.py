@@ -17,9 +17,6 @@ Direction: TypeAlias = Literal["denoise", "noise"]
 Arm: TypeAlias = Literal["random", "same layers", "lowest effect", "spread", "full", "prefix", "steering"]
 
 
-_OF_RAY: Final = ("address", "gpus_per_worker", "cpus_per_worker")
-
-
 class Part(BaseModel):
     """A part of a study: no key that is not known, and nothing changes afterwards."""
 
@@ -110,18 +107,11 @@ class ExecutorPart(Part):
     cpus_per_worker: float = Field(default=1, gt=0, description="of Ray: CPUs that each worker has")
 
     @model_validator(mode="after")
-    def _says_nothing_that_its_kind_does_not_heed(self) -> "ExecutorPart":
+    def _spreads_no_model_over_one_device(self) -> "ExecutorPart":
         if self.kind == "processes" and self.device_map is not None:
             raise ValueError(
                 "each of the processes has its model on one device, so there is nothing to spread; "
                 "take device_map out, or give kind: local or kind: ray"
-            )
-        rays = [name for name in _OF_RAY if getattr(self, name) != type(self).model_fields[name].default]
-        if self.kind != "ray" and rays:
-            them = "it" if len(rays) == 1 else "them"
-            raise ValueError(
-                f"only Ray heeds {' and '.join(rays)}, and kind is {self.kind}; take {them} out "
-                f"(--set 'executor={{kind: {self.kind}}}' leaves out all other keys), or give kind: ray"
             )
         return self
 

@@ -77,10 +77,10 @@ def test_the_schema_describes_every_key():
     [
         "{device_map: auto}",
         "{kind: ray, device_map: auto, address: auto, gpus_per_worker: 4, cpus_per_worker: 2}",
-        "{kind: processes, address: local, cpus_per_worker: 1}",
+        "{kind: processes, address: auto, cpus_per_worker: 2}",
     ],
 )
-def test_keys_that_the_kind_of_executor_heeds_or_that_say_the_default_are_taken(executor):
+def test_keys_that_the_kind_of_executor_heeds_or_that_are_of_ray_alone_are_taken(executor):
     assert study_of(f"executor={executor}").hash == study_of().hash
 
 
