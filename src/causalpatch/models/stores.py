@@ -7,7 +7,7 @@ the host's memory. Files are read with ``pread``, not mapped, so that what was r
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from safetensors import safe_open
@@ -93,6 +93,9 @@ class Stored:
     dtype: torch.dtype
 
 
+Backend: TypeAlias = Literal["pread", "mmap"]
+
+
 class DiskStore:
     """Tensors in safetensors files.
 
@@ -104,7 +107,7 @@ class DiskStore:
 
     def __init__(self, tensors: Mapping[str, Stored]) -> None:
         self._tensors = dict(tensors)
-        self._files: dict[str, Any] = {}
+        self._files: dict[tuple[str, str], Any] = {}
         self._guard = threading.Lock()
 
     def __contains__(self, name: object) -> bool:
@@ -115,22 +118,22 @@ class DiskStore:
         """Return a tensor."""
         stored = self._tensors[name]
         with self._guard:
-            tensor: Tensor = self._file(stored.file).get_tensor(stored.key)
+            tensor: Tensor = self._file(stored.file, "pread").get_tensor(stored.key)
         return tensor.to(stored.dtype)
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Return some neighbouring entries of a tensor's first axis."""
         stored = self._tensors[name]
-        with self._guard:
-            tensor: Tensor = self._file(stored.file).get_slice(stored.key)[start:stop]
+        with self._guard:  # of a mapped file only these pages are read; pread would read the whole tensor
+            tensor: Tensor = self._file(stored.file, "mmap").get_slice(stored.key)[start:stop].clone()
         return tensor.to(stored.dtype)
 
-    def _file(self, path: str) -> Any:
-        if path not in self._files:
-            self._files[path] = open_file(path)
-        return self._files[path]
+    def _file(self, path: str, backend: Backend) -> Any:
+        if (path, backend) not in self._files:
+            self._files[path, backend] = open_file(path, backend)
+        return self._files[path, backend]
 
 
-def open_file(path: str) -> Any:
+def open_file(path: str, backend: Backend = "pread") -> Any:
     """Return a safetensors file whose tensors are read when they are asked for."""
-    return safe_open(path, framework="pt", backend="pread")
+    return safe_open(path, framework="pt", backend=backend)
