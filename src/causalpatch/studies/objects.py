@@ -79,7 +79,7 @@ class Objects(Protocol):
     def path(self, name: str) -> Path | None:
         """Return the file that an object is; None where it is none of this machine."""
 
-    def tidy(self, folder: str) -> None:
+    def tidy(self, folder: str, *, deeply: bool = True) -> None:
         """Take away what processes of this machine that are gone were writing into a folder and those in it."""
 
 
@@ -154,9 +154,10 @@ class Folder:
         """Return the file that an object is."""
         return self.root / name
 
-    def tidy(self, folder: str) -> None:
+    def tidy(self, folder: str, *, deeply: bool = True) -> None:
         """Take away what processes of this machine that are gone were writing into a folder and those in it."""
-        for path in (self.root / folder).rglob(f".*.{platform.node()}.*{PARTIAL}"):
+        pattern, place = f".*.{platform.node()}.*{PARTIAL}", self.root / folder
+        for path in place.rglob(pattern) if deeply else place.glob(pattern):
             number = path.name.split(".")[-3]
             if number.isdigit() and not _runs(int(number)):
                 path.unlink(missing_ok=True)
@@ -304,7 +305,7 @@ class Remote:
         del name
         return None
 
-    def tidy(self, folder: str) -> None:
+    def tidy(self, folder: str, *, deeply: bool = True) -> None:
         """Do nothing: what was not written whole is not there."""
 
     def _at(self, name: str) -> str:

@@ -66,6 +66,7 @@ class Store:
 
     def create(self) -> None:
         """Make the store where there is none."""
+        self.objects.tidy("", deeply=False)
         self.objects.put_new(_MARK, seal(_STORE, {"schema": SCHEMA}))
         self._check()
 
