@@ -50,10 +50,15 @@ RATIO_TARGET, NEAR, EFFICIENCY_TARGET = 1.5, 0.10, 0.90
 N_SEEDS = 21  # simulations of each measured run
 SETUPS = {"1 worker x 1 thread": (1, 1), "2 workers x 1 thread": (2, 1), "1 worker x 2 threads": (1, 2)}
 ONE, TWO, WIDE = SETUPS
+WORKERS = {
+    "ray": "Ray's, on this machine (`executor: {kind: ray}`)",
+    "processes": "processes (`executor: {kind: processes}`)",
+}
 
-# Shards of about a minute (48 measured ones), 120 for each worker: two hours. A model takes two to three minutes to
-# open, as 16 GB from a shared store at 100 MB/s do. Each worker dies once a day, and its successor comes after a
-# minute. One shard in 200 takes five times as long, and one in 10,000 never ends where it was begun.
+# Shards as long as 48 measured ones, which took about 2.8 s each: about 135 s a shard, and 120 shards for each worker,
+# so four and a half hours. A model takes two to three minutes to open, as 16 GB from a shared store at 100 MB/s do.
+# Each worker dies once a day, and its successor comes after a minute. One shard in 200 takes five times as long, and
+# one in 10,000 never ends where it was begun.
 LARGE = World(
     n_workers=1000,
     n_shards=120_000,
@@ -221,7 +226,7 @@ def reproduced(seconds: Seconds, n_workers: int, n_pairs: int) -> tuple[float, f
     return statistics.median(seconds.measuring), statistics.median(seen)
 
 
-def report(found: dict[str, Seconds], n_pairs: int, command: str, outcome: Outcome) -> str:
+def report(found: dict[str, Seconds], n_pairs: int, kind: str, command: str, outcome: Outcome) -> str:
     """Return the page."""
     one, two, wide = (statistics.median(found[setup].whole) for setup in SETUPS)
     ratio = one / two
@@ -233,7 +238,8 @@ def report(found: dict[str, Seconds], n_pairs: int, command: str, outcome: Outco
         "## Measured",
         "",
         f"Every head of a model in the shape of GPT-2 small at all positions, on {n_pairs} pairs of {N_TOKENS} tokens, "
-        f"one pair a shard; median of {len(found[ONE].whole)} interleaved runs. Workers have opened the model before.",
+        f"one pair a shard; median of {len(found[ONE].whole)} interleaved runs. Workers are "
+        f"{WORKERS[kind]}, and have opened the model before.",
         "",
         "| workers | seconds | all runs | a shard | of it not making runs | opening the model |",
         "|---|---|---|---|---|---|",
@@ -295,7 +301,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="How studies scale.")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--pairs", type=int, default=16)
-    parser.add_argument("--kind", choices=("ray", "processes"), default="ray")
+    parser.add_argument("--kind", choices=tuple(WORKERS), default="ray")
     parser.add_argument("--tiny", action="store_true", help="a model that runs in no time: that it works, not how fast")
     parser.add_argument("--again", action="store_true", help="simulate anew from what was measured")
     parser.add_argument("--out", type=Path, default=OUT)
@@ -304,16 +310,17 @@ def main() -> None:
     kept = asked.out.with_name(asked.out.stem.lower() + ".json")
     if asked.again:
         held: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
-        n_pairs, command = held["pairs"], held["command"]
+        n_pairs, kind, command = held["pairs"], held["kind"], held["command"]
         found = {setup: Seconds(**seconds) for setup, seconds in held["seconds"].items()}
     else:
-        n_pairs, command = asked.pairs, " ".join(["python -m benchmarks.scaling", *sys.argv[1:]])
+        n_pairs, kind, command = asked.pairs, asked.kind, " ".join(["python -m benchmarks.scaling", *sys.argv[1:]])
         shape = tiny(SHAPES["gpt2"]) if asked.tiny else SHAPES["gpt2"]
-        found = measure(shape, n_pairs, asked.repeats, asked.kind)
+        found = measure(shape, n_pairs, asked.repeats, kind)
         plain = {setup: asdict(seconds) for setup, seconds in found.items()}
-        kept.write_text(json.dumps({"command": command, "pairs": n_pairs, "seconds": plain}) + "\n", encoding="utf-8")
+        about = {"command": command, "kind": kind, "pairs": n_pairs, "seconds": plain}
+        kept.write_text(json.dumps(about) + "\n", encoding="utf-8")
     outcome = large(found)
-    asked.out.write_text(report(found, n_pairs, command, outcome), encoding="utf-8")
+    asked.out.write_text(report(found, n_pairs, kind, command, outcome), encoding="utf-8")
     far = []
     for setup in (ONE, TWO):
         seen, simulated = reproduced(found[setup], SETUPS[setup][0], n_pairs)

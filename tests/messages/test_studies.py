@@ -151,6 +151,19 @@ def test_steps_whose_keys_do_not_fit_together(refuses):
         parse_study(PLAIN + "  - {kind: confirm}\n", "a.yaml")
 
 
+def test_a_model_that_is_to_be_spread_over_the_one_device_of_a_process(refuses):
+    with refuses(
+        errors.StudyError,
+        """
+        'a.yaml' line 8: 'executor' does not fit
+          because  each of the processes has its model on one device, so there is nothing to spread; take
+                   device_map out, or give kind: local or kind: ray
+          fix: causalpatch schema says what each key may be
+        """,
+    ):
+        parse_study(f"{PLAIN}executor: {{kind: processes, device_map: auto}}\n", "a.yaml")
+
+
 def test_a_key_that_stands_twice(refuses):
     with refuses(
         errors.StudyError,
@@ -173,6 +186,41 @@ def test_no_yaml(refuses):
         """,
     ):
         parse_study("schema: 1\nmodel: {name: a", "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("line", "where", "said"),
+    [
+        (
+            "name: !!python/tuple [a]",
+            " line 8",
+            "could not determine a constructor for the tag 'tag:yaml.org,2002:python/tuple'",
+        ),
+        ("? [a]\n: 1", " line 8", "found unhashable key"),
+        ("name: 2024-13-45", "", "month must be in 1..12"),
+    ],
+)
+def test_yaml_that_makes_no_values(refuses, line, where, said):
+    with refuses(
+        errors.StudyError,
+        f"""
+        'a.yaml'{where} is no YAML
+          error  {said}
+          fix: mend the line; values with a colon or a bracket want quotes
+        """,
+    ):
+        parse_study(f"{PLAIN}{line}\n", "a.yaml")
+
+
+def test_what_holds_itself(refuses):
+    with refuses(
+        errors.StudyError,
+        """
+        'a.yaml' line 8: what '&' names here holds itself
+          fix: write out what is meant in place of the '*' inside of it
+        """,
+    ):
+        parse_study(f"{PLAIN}seeds: &all [0, *all]\n", "a.yaml")
 
 
 def test_a_file_that_is_no_study(refuses):
@@ -217,6 +265,13 @@ def test_a_file_that_is_not_there(refuses, tmp_path):
               not found  'tails'
               there      heads
               fix: --set direction=noise, or --set steps.0.site=z@-1
+            """,
+        ),
+        (
+            "name=2024-13-45",
+            """
+            the value of '--set name=2024-13-45' is no YAML
+              fix: quote it: --set 'a.b="text"'
             """,
         ),
         (
@@ -319,6 +374,20 @@ def test_a_folder_of_something_else(refuses, tmp_path):
         """,
     ):
         Store(str(tmp_path))
+
+
+@pytest.mark.parametrize("place", ["thesis.tex", "thesis.tex/store"])
+def test_a_file_in_place_of_a_store(refuses, tmp_path, place):
+    (tmp_path / "thesis.tex").write_text("…", encoding="utf-8")
+    with refuses(
+        errors.StoreUnreachable,
+        f"""
+        'TMP/{place}' cannot be the folder of a store
+          is a file  TMP/thesis.tex
+          fix: name another folder: --set store=FOLDER
+        """,
+    ):
+        Store(str(tmp_path / place))
 
 
 def test_a_store_of_a_later_version(refuses, tmp_path):

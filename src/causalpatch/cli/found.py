@@ -1,5 +1,6 @@
 """What the commands on studies share: the run that a file names, and what its steps found."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -10,11 +11,10 @@ from causalpatch.base.extras import lazy
 from causalpatch.cli import show as view
 
 if TYPE_CHECKING:
-    from causalpatch.studies import exporting, results, running, store
+    from causalpatch.studies import exporting, results, store
 else:
     exporting = lazy("causalpatch.studies.exporting")
     results = lazy("causalpatch.studies.results")
-    running = lazy("causalpatch.studies.running")
     store = lazy("causalpatch.studies.store")
 
 STUDY_ENDINGS: Final = (".yaml", ".yml")
@@ -28,7 +28,7 @@ def run_of(file: Path, changes: Sequence[str] | None = None) -> tuple[Any, Any]:
         changes: What ``--set`` gave.
     """
     study = cp.read_study(file, changes or ())
-    return study, store.Store(running.store_address(study, file.parent)).require(study)
+    return study, store.Store(store.store_address(study, file.parent)).require(study)
 
 
 def steps_of(run: Any, asked: str | None) -> list[str]:
@@ -45,9 +45,14 @@ def steps_of(run: Any, asked: str | None) -> list[str]:
     return names
 
 
-def show_study(file: Path, step: str | None, top: int, as_json: bool) -> None:
+def with_changes(file: Path, changes: Sequence[str] | None) -> str:
+    """Return the words of a command that name this run: the file, and all that ``--set`` gave."""
+    return " ".join([shlex.quote(str(file)), *(f"--set {shlex.quote(change)}" for change in changes or ())])
+
+
+def show_study(file: Path, changes: Sequence[str] | None, step: str | None, top: int, as_json: bool) -> None:
     """Print what the steps of a study found."""
-    _, run = run_of(file)
+    _, run = run_of(file, changes)
     found = {name: results.Results(run).load(name) for name in steps_of(run, step)}
     if as_json:
         view.json_object({"run": run.hash, "results": {name: _plain(one, top) for name, one in found.items()}})

@@ -10,7 +10,7 @@ import causalpatch as cp
 from causalpatch.base.extras import lazy
 from causalpatch.cli import show as view
 from causalpatch.cli.found import STUDY_ENDINGS, show_study
-from causalpatch.cli.options import Device, Dictionary, Dtype, Json, ModelName, Top
+from causalpatch.cli.options import Device, Dictionary, Dtype, Json, ModelName, Set, Top
 from causalpatch.cli.requests import finish, run_until_stopped, with_dictionaries
 
 engine = lazy("causalpatch.engine")
@@ -102,11 +102,12 @@ def show(
     metric: Annotated[str | None, typer.Option("--metric", help="Which metric, where there are several.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Print every cell, not the largest alone.")] = False,
     top: Top = 10,
+    changes: Set = None,
     as_json: Json = False,
 ) -> None:
     """Print saved effects, or what the steps of a study found."""
     if folder.suffix in STUDY_ENDINGS:
-        show_study(folder, step, top, as_json)
+        show_study(folder, changes, step, top, as_json)
         return
     effects = cp.Effects.load(folder)
     effects = effects.metric(metric) if metric else effects

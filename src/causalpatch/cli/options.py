@@ -27,4 +27,7 @@ Dictionary = Annotated[
     list[str] | None,
     typer.Option("--dictionary", help="NAME=FOLDER of an SAE or transcoder, or NAME:SITE=FOLDER; may be repeated."),
 ]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="A value in place of the file's, such as steps.heads.site=z; repeat.")
+]
 Top = Annotated[int, typer.Option("--top", min=1, help="How many of the largest cells to print.")]

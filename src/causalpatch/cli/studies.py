@@ -13,8 +13,8 @@ import causalpatch as cp
 from causalpatch.base.errors import SettingError, StoreCorrupt
 from causalpatch.base.extras import lazy
 from causalpatch.cli import show as view
-from causalpatch.cli.found import run_of, steps_of
-from causalpatch.cli.options import Json
+from causalpatch.cli.found import run_of, steps_of, with_changes
+from causalpatch.cli.options import Json, Set
 
 if TYPE_CHECKING:
     from causalpatch.studies import checking, exporting, opened, pace, results, standing, store, template, verifying
@@ -30,9 +30,6 @@ else:
     verifying = lazy("causalpatch.studies.verifying")
 
 StudyFile = Annotated[Path, typer.Argument(help="The study file.")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", help="A value in place of the file's, such as steps.heads.site=z; repeat.")
-]
 _EVERY_S = 5.0  # between two lines of progress, of one step
 _SHOWN = 5  # cells of each sweep that are printed at the end
 
@@ -55,7 +52,7 @@ def schema() -> None:
 
 
 def check(file: StudyFile, changes: Set = None, as_json: Json = False) -> None:
-    """Check all that can be known before a run: sites, pairs, memory, cost. Nothing is run or written."""
+    """Check all that can be known before a run: store, sites, pairs, memory, cost. Nothing is run or written."""
     made = checking.check(opened.Opened(cp.read_study(file, changes or ()), file.parent))
     if as_json:
         steps = [vars(step) for step in made.steps]
@@ -81,7 +78,8 @@ def run(
         view.heading(name)
         view.text(str(one.over_draws().top(_SHOWN)) if isinstance(one, cp.Effects) else str(one))
     view.text(f"\nrun {finished.run.hash} in {finished.run.store.address}: {progress.made:,} runs were made just now")
-    view.text(f"  next: causalpatch show {file} --step {next(iter(finished.results))}, or export, or verify")
+    shown = f"{with_changes(file, changes)} --step {next(iter(finished.results))}"
+    view.text(f"  next: causalpatch show {shown}, or export, or verify")
 
 
 def status(file: StudyFile, changes: Set = None, as_json: Json = False) -> None:
@@ -159,7 +157,7 @@ def verify(
         raise StoreCorrupt(
             f"run {made.hash} is not as it was written",
             facts=wrong[:4],
-            fix=f"causalpatch run {file} measures again what is damaged"
+            fix=f"causalpatch run {with_changes(file, changes)} measures again what is damaged"
             if found.damaged
             else "compare the versions in its sessions/: the model gives other numbers now",
         )

@@ -1,7 +1,7 @@
 """What can be known of a study before anything is measured: whether it can be made, and what it would cost.
 
 The model is opened and the pairs are read; sites, axes and components are looked up, pairs are split and counted, and
-every sweep is planned. No run of the model is made, and nothing is written.
+every sweep is planned. A store that is there already is looked at. No run of the model is made, and nothing is written.
 """
 
 from collections.abc import Callable, Mapping
@@ -107,9 +107,13 @@ def check(opened: Opened) -> Checked:
         SettingError: The steps plan more runs than the budget allows.
         ModelUnsupported: A step needs parts of the model that are not known.
         MemoryExhausted: Not even one run fits into memory.
-        MissingExtra: The study is to run on Ray, which is not installed.
+        MissingExtra: The study is to run on Ray, or its store needs a package, which is not installed.
+        StoreUnreachable: The store's address is none, or it does not answer.
+        StoreCorrupt: Where the store is to be, something else is.
+        UnsupportedError: A later version wrote the store.
     """
     study = opened.study
+    _ = opened.store  # first: it is soon told, before a model is loaded
     planned = []
     for step, name in zip(study.steps, study.step_names, strict=True):
         side = study.side_of(step)

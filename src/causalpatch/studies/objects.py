@@ -79,7 +79,7 @@ class Objects(Protocol):
     def path(self, name: str) -> Path | None:
         """Return the file that an object is; None where it is none of this machine."""
 
-    def tidy(self, folder: str) -> None:
+    def tidy(self, folder: str, *, deeply: bool = True) -> None:
         """Take away what processes of this machine that are gone were writing into a folder and those in it."""
 
 
@@ -92,13 +92,13 @@ def open_objects(address: str, patience_s: float = PATIENCE_S) -> Objects:
 
     Raises:
         MissingExtra: A package that the address needs is not installed.
-        StoreUnreachable: The address is none.
+        StoreUnreachable: The address is none, or a file stands where the folder would be.
     """
     protocol, colon, rest = address.partition("://")
     if not colon:
-        return Folder(Path(address))
+        return _folder(Path(address))
     if protocol == "file":
-        return Folder(Path(rest))
+        return _folder(Path(rest))
     if protocol in _DOORS:
         require(_DOORS[protocol])
     return Remote(address, patience_s)
@@ -154,9 +154,10 @@ class Folder:
         """Return the file that an object is."""
         return self.root / name
 
-    def tidy(self, folder: str) -> None:
+    def tidy(self, folder: str, *, deeply: bool = True) -> None:
         """Take away what processes of this machine that are gone were writing into a folder and those in it."""
-        for path in (self.root / folder).rglob(f".*.{platform.node()}.*{PARTIAL}"):
+        pattern, place = f".*.{platform.node()}.*{PARTIAL}", self.root / folder
+        for path in place.rglob(pattern) if deeply else place.glob(pattern):
             number = path.name.split(".")[-3]
             if number.isdigit() and not _runs(int(number)):
                 path.unlink(missing_ok=True)
@@ -187,6 +188,18 @@ class Folder:
         return StoreUnreachable(
             f"the store '{self.address}' cannot be {verb}", facts, fix="name another folder: --set store=FOLDER"
         )
+
+
+def _folder(root: Path) -> Folder:
+    # Not Path.is_file, which raises where a folder may not be looked into: Folder says so in its own words.
+    file = next((path for path in (root, *root.absolute().parents) if os.path.isfile(path)), None)
+    if file is not None:
+        raise StoreUnreachable(
+            f"'{root}' cannot be the folder of a store",
+            facts=[("is a file", file)],
+            fix="name another folder: --set store=FOLDER",
+        )
+    return Folder(root)
 
 
 def _runs(process: int) -> bool:
@@ -292,7 +305,7 @@ class Remote:
         del name
         return None
 
-    def tidy(self, folder: str) -> None:
+    def tidy(self, folder: str, *, deeply: bool = True) -> None:
         """Do nothing: what was not written whole is not there."""
 
     def _at(self, name: str) -> str:

@@ -17,6 +17,7 @@ from causalpatch.experiment.measured import Runner
 from causalpatch.models import Model, open_model
 from causalpatch.pairs import Pairs, load_pairs
 from causalpatch.pairs.tasks import TASKS
+from causalpatch.studies.store import Store, store_address
 from causalpatch.studies.study import ExecutorPart, ModelPart, PairsPart, Side, Study, TuneStep
 from causalpatch.tuning.data import TuningData
 
@@ -43,6 +44,11 @@ class Opened:
         part = self.study.executor
         spread = part.device_map if part.kind == "local" else None
         return open_models(self.study.model, device_of(part, 0), str(self.folder), spread)
+
+    @cached_property
+    def store(self) -> Store:
+        """Where its run is kept; it need not be there yet."""
+        return Store(store_address(self.study, self.folder))
 
     @property
     def model(self) -> Model:

@@ -79,6 +79,16 @@ def parse_study(text: str, name: str, changes: Sequence[str] = ()) -> Study:
     return study
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads ``true`` and ``false`` alone as truth values, as YAML 1.2 does: in YAML 1.1 the key ``on`` is one, too."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in known if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 class _Source:
     """Where the parts of a study stand.
 
@@ -94,18 +104,17 @@ class _Source:
     def read(self, text: str) -> Any:
         """Return the values of a text, and note their lines."""
         try:
-            root = yaml.compose(text, Loader=yaml.SafeLoader)
+            loader = _Loader(text)
+            root = loader.get_single_node()
         except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            raise StudyError(
-                f"'{self.name}'{f' line {mark.line + 1}' if mark else ''} is no YAML",
-                facts=[("error", " ".join(str(getattr(error, "problem", None) or error).split()))],
-                fix="mend the line; values with a colon or a bracket want quotes",
-            ) from error
+            raise self._no_yaml(error) from error
         if root is None:
             return None
         self._note(root, ())
-        return yaml.safe_load(text)
+        try:
+            return loader.construct_document(root)
+        except (yaml.YAMLError, ValueError) as error:  # tags, keys that are lists; dates that no calendar has
+            raise self._no_yaml(error) from error
 
     def where(self, place: Place) -> str:
         """Return what messages call a place: its line, or the ``--set`` that put it there."""
@@ -133,8 +142,8 @@ class _Source:
             place = (*place, key)
             if following is None:
                 try:
-                    held[key] = yaml.safe_load(text)
-                except yaml.YAMLError as error:
+                    held[key] = _Loader(text).get_single_data()
+                except (yaml.YAMLError, ValueError) as error:
                     raise StudyError(
                         f"the value of '--set {change}' is no YAML", fix="quote it: --set 'a.b=\"text\"'"
                     ) from error
@@ -146,7 +155,21 @@ class _Source:
             else:
                 held = held[key]
 
-    def _note(self, node: yaml.Node, place: Place) -> None:
+    def _no_yaml(self, error: Exception) -> StudyError:
+        mark = getattr(error, "problem_mark", None)
+        return StudyError(
+            f"'{self.name}'{f' line {mark.line + 1}' if mark else ''} is no YAML",
+            facts=[("error", " ".join(str(getattr(error, "problem", None) or error).split()))],
+            fix="mend the line; values with a colon or a bracket want quotes",
+        )
+
+    def _note(self, node: yaml.Node, place: Place, around: tuple[yaml.Node, ...] = ()) -> None:
+        if node in around:
+            raise StudyError(
+                f"'{self.name}' line {node.start_mark.line + 1}: what '&' names here holds itself",
+                fix="write out what is meant in place of the '*' inside of it",
+            )
+        around = (*around, node)
         self._lines.setdefault(place, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
@@ -158,10 +181,10 @@ class _Source:
                         fix="take one of them out",
                     )
                 self._lines[inner] = key.start_mark.line + 1
-                self._note(value, inner)
+                self._note(value, inner, around)
         elif isinstance(node, yaml.SequenceNode):
             for number, value in enumerate(node.value):
-                self._note(value, (*place, number))
+                self._note(value, (*place, number), around)
 
 
 def _key_in(held: Any, word: str, change: str) -> str | int:

@@ -25,7 +25,7 @@ from causalpatch.studies.results import Result, Results
 from causalpatch.studies.scheduling import Crewed
 from causalpatch.studies.shards import forget
 from causalpatch.studies.steps import Making, make
-from causalpatch.studies.store import Run, Store
+from causalpatch.studies.store import Run
 from causalpatch.studies.stored_runs import StoredRuns
 from causalpatch.studies.study import AnyStep, Study
 
@@ -41,16 +41,6 @@ class Finished:
 
     run: Run
     results: Mapping[str, Result]
-
-
-def store_address(study: Study, folder: Path) -> str:
-    """Return the address of a study's store: a folder is seen from the study's own.
-
-    Args:
-        study: The study.
-        folder: The study's folder.
-    """
-    return study.store if "://" in study.store else str(folder / study.store)
 
 
 def run_study(
@@ -91,8 +81,8 @@ def run_study(
 
 def _run(opened: Opened, threads: int, listeners: tuple[Listener, ...], lease_s: float) -> Finished:
     study = opened.study
-    run = Store(store_address(study, opened.folder)).run_of(study)  # first: a store that does not answer is soon told
     checked = check(opened)
+    run = opened.store.run_of(study)
     run.begin(study, opened.facts(), describe_environment())
     journal = Journal(run, listeners)
     leases, executor = run.leases(lease_s), _executor(opened, run)

@@ -19,6 +19,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from causalpatch.base.errors import ResultsNotFound, StoreCorrupt, UnsupportedError
@@ -34,6 +35,16 @@ STATE: Final = "causalpatch state"
 MANIFEST: Final = "causalpatch run"
 _STORE: Final = "causalpatch store"
 _MARK: Final = "store.json"
+
+
+def store_address(study: Study, folder: Path) -> str:
+    """Return the address of a study's store: a folder is seen from the study's own.
+
+    Args:
+        study: The study.
+        folder: The study's folder.
+    """
+    return study.store if "://" in study.store else str(folder / study.store)
 
 
 class Store:
@@ -55,6 +66,7 @@ class Store:
 
     def create(self) -> None:
         """Make the store where there is none."""
+        self.objects.tidy("", deeply=False)
         self.objects.put_new(_MARK, seal(_STORE, {"schema": SCHEMA}))
         self._check()
 

@@ -106,6 +106,15 @@ class ExecutorPart(Part):
     )
     cpus_per_worker: float = Field(default=1, gt=0, description="of Ray: CPUs that each worker has")
 
+    @model_validator(mode="after")
+    def _spreads_no_model_over_one_device(self) -> "ExecutorPart":
+        if self.kind == "processes" and self.device_map is not None:
+            raise ValueError(
+                "each of the processes has its model on one device, so there is nothing to spread; "
+                "take device_map out, or give kind: local or kind: ray"
+            )
+        return self
+
 
 class Step(Part):
     """What all steps have."""
@@ -327,6 +336,14 @@ class Study(Part):
         for number, (step, name) in enumerate(zip(self.steps, self.step_names, strict=True)):
             if name in kinds:
                 found.append((("steps", number, "name"), f"two steps are called '{name}'; give one another name"))
+            if self.split is None and step.on == "held_out":
+                found.append(
+                    (
+                        ("steps", number, "on"),
+                        f"step '{name}' wants held_out pairs, and 'split: null' holds none out; "
+                        "give split: {discovery: 0.5}, or leave on: out",
+                    )
+                )
             attribute, allowed = _NEEDS.get(step.kind, ("", ()))
             wanted = getattr(step, attribute, None) if attribute else None
             if wanted is not None and kinds.get(wanted) not in allowed:
@@ -345,7 +362,7 @@ class Study(Part):
     def side_of(self, step: Step) -> Side:
         """Return which pairs a step is made on."""
         if self.split is None:
-            return "all"
+            return "held_out" if step.on == "held_out" else "all"  # which there are not: checks say so
         return step.on or ("held_out" if getattr(step, "kind", "") in _HELD_OUT else "discovery")
 
     def made_once(self, step: Step) -> bool:

@@ -1,5 +1,6 @@
 """The simulated cluster goes by the library's own rules, and the page says what was measured."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -53,9 +54,11 @@ def test_the_page_says_what_was_measured(monkeypatch):
     seconds = Seconds([3.0], 9.0, [16.0], [15.9], [1.0] * 16, [0.98] * 16, [0.001] * 16, [0.002] * 16)
     half = Seconds([3.0], 9.0, [9.0], [8.9], [1.1] * 16, [1.05] * 16, [0.001] * 16, [0.002] * 16)
     found = dict(zip(SETUPS, (seconds, half, half), strict=True))
-    page = scaling.report(found, 16, "a command", scaling.large(found))
+    page = scaling.report(found, 16, "processes", "a command", scaling.large(found))
     assert "1.78 times as fast as one; target 1.5: kept" in page
     assert "no shard was lost" in page
+    assert "Workers are processes (`executor: {kind: processes}`), and" in page
+    assert "Workers are Ray's" in scaling.report(found, 16, "ray", "a command", scaling.large(found))
     assert "| 1 worker x 1 thread | 15.90 s |" in page
 
 
@@ -68,3 +71,8 @@ def test_the_whole_command_runs_on_a_tiny_model(tmp_path, monkeypatch):
     scaling.main()
     assert "## Simulated" in (tmp_path / "SCALING.md").read_text()
     assert (tmp_path / "scaling.json").exists()
+
+
+def test_the_kept_page_says_who_the_workers_of_the_kept_numbers_were():
+    kept = json.loads(scaling.OUT.with_name("scaling.json").read_text(encoding="utf-8"))
+    assert f"Workers are {scaling.WORKERS[kept['kind']]}, and" in scaling.OUT.read_text(encoding="utf-8")

@@ -1,6 +1,7 @@
 """The commands on studies: what they print and write, and how they end."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 import xarray as xr
 
 from causalpatch.cli.main import main
+from causalpatch.studies import objects
 from small_studies import TEXT, the_run
 
 
@@ -66,6 +68,24 @@ def test_check_prints_json(run, tmp_path):
     assert json.loads(out)["steps"][0]["patched"] == 4 * 6
 
 
+@pytest.mark.parametrize(
+    ("store", "code", "words"),
+    [
+        ("foo://x", 3, "'foo://x' is no address of a store"),
+        ("s3://bucket/place", 3, "the package 'a_package_that_is_not_there' is not installed"),
+        (".", 4, "is no store of studies"),
+        ("study.yaml", 3, "cannot be the folder of a store"),
+    ],
+)
+def test_check_refuses_a_store_that_run_would_refuse(run, tmp_path, monkeypatch, store, code, words):
+    monkeypatch.setitem(objects._DOORS, "s3", "a_package_that_is_not_there")
+    (tmp_path / "study.yaml").write_text(TEXT, encoding="utf-8")
+    for command in ("check", "run"):
+        ended, _, err = run(command, tmp_path / "study.yaml", "--set", f"store={store}")
+        assert ended == code
+        assert words in err
+
+
 def test_mistakes_in_a_file_are_said_with_their_line(run, tmp_path):
     (tmp_path / "study.yaml").write_text(TEXT + "stores: here\n", encoding="utf-8")
     code, _, err = run("run", tmp_path / "study.yaml")
@@ -103,6 +123,20 @@ def test_show_prints_what_steps_found(run, finished):
     assert code == 0
     assert "exploratory: the 2 largest of 8 cells" in out
     assert run("show", finished / "study.yaml", "--step", "tails")[0] == 2
+
+
+def test_what_was_run_with_changes_is_shown_with_them(run, tmp_path):
+    (tmp_path / "study.yaml").write_text(TEXT, encoding="utf-8")
+    changes = ("--set", "direction=noise", "--set", "pairs={name: ioi, first: 2}")
+    code, out, _ = run("run", tmp_path / "study.yaml", *changes)
+    assert code == 0
+    (hint,) = [line for line in out.splitlines() if "next: " in line]
+    said = shlex.split(hint.split("next: causalpatch ")[1].split(", or export")[0])
+    assert said == ["show", str(tmp_path / "study.yaml"), *changes, "--step", "heads"]
+    code, out, _ = run(*said)
+    assert code == 0
+    assert "exploratory" in out
+    assert run("show", tmp_path / "study.yaml")[0] == 2
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv", "nc"])

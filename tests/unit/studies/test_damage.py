@@ -49,9 +49,9 @@ def delete(path, draw):
 
 
 def put_another_s(path, draw):
-    """Let the file hold what another one does."""
-    others = [each for each in path.parent.iterdir() if each != path]
-    path.write_bytes(draw.choice(others).read_bytes())
+    """Let the file hold what another one does; without another one it is gone."""
+    others = [each.read_bytes() for each in path.parent.iterdir() if each != path]
+    path.write_bytes(draw.choice(others)) if others else path.unlink()
 
 
 HARM = (truncate, flip, delete, put_another_s)

@@ -14,6 +14,7 @@ import causalpatch as cp
 from causalpatch.base.errors import StoreFull, StoreUnreachable
 from causalpatch.studies import objects
 from causalpatch.studies.objects import Folder, Remote, open_objects
+from causalpatch.studies.store import Store
 from small_studies import measured, run_in, same, study_of
 
 
@@ -73,11 +74,23 @@ def test_what_was_being_written_when_the_machine_stopped_is_no_object_and_is_tak
     mine = tmp_path / f".b.bin.{platform.node()}.{os.getpid()}.0{objects.PARTIAL}"
     dead = tmp_path / f".b.bin.{platform.node()}.4194300.0{objects.PARTIAL}"
     other = tmp_path / f".b.bin.another-host.4194300.0{objects.PARTIAL}"
-    for path in (mine, dead, other):
+    inside = tmp_path / "runs" / dead.name
+    inside.parent.mkdir()
+    for path in (mine, dead, other, inside):
         path.write_bytes(b"tor")
-    assert Folder(tmp_path).names("") == []
+    assert Folder(tmp_path).names("") == ["runs"]
+    Folder(tmp_path).tidy("", deeply=False)
+    assert sorted(tmp_path.iterdir()) == sorted([mine, other, inside.parent])
+    assert inside.exists()
     Folder(tmp_path).tidy("")
-    assert sorted(tmp_path.iterdir()) == sorted([mine, other])
+    assert not inside.exists()
+
+
+def test_a_store_that_was_being_marked_when_its_machine_stopped_is_left_tidy(tmp_path):
+    dead = tmp_path / f".store.json.{platform.node()}.4194300.0{objects.PARTIAL}"
+    dead.write_bytes(b"tor")
+    Store(str(tmp_path)).create()
+    assert [path.name for path in tmp_path.iterdir()] == ["store.json"]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])

@@ -72,6 +72,36 @@ def test_the_schema_describes_every_key():
     assert all("description" in field for field in described)
 
 
+@pytest.mark.parametrize(
+    "executor",
+    [
+        "{device_map: auto}",
+        "{kind: ray, device_map: auto, address: auto, gpus_per_worker: 4, cpus_per_worker: 2}",
+        "{kind: processes, address: auto, cpus_per_worker: 2}",
+    ],
+)
+def test_keys_that_the_kind_of_executor_heeds_or_that_are_of_ray_alone_are_taken(executor):
+    assert study_of(f"executor={executor}").hash == study_of().hash
+
+
+def test_the_key_on_is_a_word_in_files_and_in_changes():
+    step = "{kind: sweep, site: z, on: all}"
+    read = [study_of("split={}", text=TEXT.replace("site:", "on: all, site:")), study_of("split={}", f"steps=[{step}]")]
+    assert [study.side_of(study.steps[0]) for study in read] == ["all", "all"]
+
+
+def test_what_is_named_once_may_be_meant_twice():
+    text = "schema: 1\nmodel: zoo:stories\npairs: ioi\nsteps: [{kind: sweep, site: &site z, frozen: [*site, *site]}]"
+    assert study_of(text=text).steps[0].frozen == ["z", "z"]
+
+
+def test_truth_values_may_be_written_in_any_way():
+    plain = {
+        word: study_of(f"pairs.first_token={word}").pairs.first_token for word in ("yes", "on", "true", "off", "no")
+    }
+    assert plain == {"yes": True, "on": True, "true": True, "off": False, "no": False}
+
+
 def test_a_claim_is_made_for_the_first_seed_alone():
     study = study_of("seeds=[3, 4]", "split={}", "steps=[{kind: sweep, site: z}, {kind: confirm, from: sweep}]")
     assert [name for name, _, _ in names_of_results(study)] == ["sweep-seed3", "confirm-seed3", "sweep-seed4"]
