@@ -48,7 +48,7 @@ from causalpatch.studies.summary import summarise
 OUT = Path(__file__).with_name("STUDIES.md")
 STORE_TARGET, SECONDS_TARGET, GB_TARGET = 0.03, 60.0, 4.0
 N_PAIRS = 16
-SITE, STORE_PAIRS, SHARDS = "resid_pre", 8, ShardsPart(pairs=4)
+SITE, STORE_PAIRS, SHARDS = "z", 6, ShardsPart(pairs=1)  # the study of scaling.py, shorter
 CELLS = 10_000_000
 CELLS_PER_SHARD, PAIRS_PER_SHARD = 2_500_000, 8
 
@@ -289,7 +289,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What studies cost.")
     parser.add_argument("--only", choices=("store", "summary"))
     parser.add_argument("--cells", type=int, default=CELLS)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--summarise", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
