@@ -2,7 +2,8 @@
 
 What is measured names a shard: the model's weights, the pairs, the interventions, metrics and settings, and with them
 the shape of the piece, since rounding may depend on what stands in one batch. So a shard's numbers are the same
-whoever measures it, bit for bit where the arithmetic is the same (one kind of CPU, as many threads, float32).
+whoever measures it, bit for bit where the arithmetic is the same (one kind of CPU, as many threads, float32; on some
+CPUs only with ``MKL_CBWR=AUTO,STRICT``, as products are rounded there by where in memory an array begins).
 
 A shard is a parquet file, a row per cell and pair, pairs fastest: ``cell``, ``pair``, ``metric:NAME`` for each metric,
 ``status``. What it is of, and the metrics of the unpatched runs, stand as JSON in the file's own metadata.
