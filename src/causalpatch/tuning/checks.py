@@ -219,7 +219,7 @@ def _percentile(name: str, values: Floats, group: NDArray[np.int64], q: int, mar
 
 
 def _lost(name: str, rows: Floats, group: NDArray[np.int64], margin: float) -> Endpoint:
-    """Return the share of answers lost: its upper end counts every loss and no gain."""
+    """Return the share of answers lost: its upper end counts pairs lost for half of the seeds at least, and no gain."""
     estimate = float(rows.mean())
     # A pair counts as lost where it is lost for most seeds: shares of 0 and 1 alone have an exact interval.
     is_lost = (np.mean(rows > 0, axis=0) >= 0.5).astype(np.float64)
