@@ -33,12 +33,7 @@ class Senders:
     """
 
     def __init__(
-        self,
-        wiring: Wiring,
-        dtype: torch.dtype,
-        batch: Untouched,
-        meeting: Meeting,
-        shares: Sequence[float] = (0.0,),
+        self, wiring: Wiring, dtype: torch.dtype, batch: Untouched, meeting: Meeting, shares: Sequence[float]
     ) -> None:
         self.wiring, self.dtype, self.shares = wiring, dtype, shares
         base, source = batch.known.base.tensors, batch.known.source.tensors

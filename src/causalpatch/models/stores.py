@@ -131,17 +131,16 @@ class DiskStore:
         with self._guard:
             file = self._file(stored.file)
             part = file.get_slice(stored.key)
-            dtype = _TYPES.get(part.get_dtype())
+            n_rows, *inner = part.get_shape()
+            dtype, stop = _TYPES.get(part.get_dtype()), min(stop, n_rows)
             if dtype is None:
                 return torch.as_tensor(part[start:stop]).to(stored.dtype)
             if stored.file not in self._begins:
-                self._begins[stored.file] = _begins(stored.file)
-        shape = (stop - start, *part.get_shape()[1:])
-        row = math.prod(shape[1:]) * dtype.itemsize
-        found = np.fromfile(
-            stored.file, np.uint8, (stop - start) * row, offset=self._begins[stored.file][stored.key] + start * row
-        )
-        return torch.from_numpy(found).view(dtype).reshape(shape).to(stored.dtype)
+                self._begins[stored.file] = _offsets_in(stored.file)
+        row = math.prod(inner) * dtype.itemsize
+        begin = self._begins[stored.file][stored.key] + start * row
+        found = np.fromfile(stored.file, np.uint8, (stop - start) * row, offset=begin)
+        return torch.from_numpy(found).view(dtype).reshape(stop - start, *inner).to(stored.dtype)
 
     def _file(self, path: str) -> Any:
         if path not in self._files:
@@ -149,7 +148,7 @@ class DiskStore:
         return self._files[path]
 
 
-def _begins(path: str) -> dict[str, int]:
+def _offsets_in(path: str) -> dict[str, int]:
     """Return where each tensor begins in a safetensors file.
 
     The library's own slices read the whole tensor first, or map the whole file, which counts as memory. A file is eight

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import weakref
 
 import numpy as np
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import causalpatch as cp
-from causalpatch.models.stores import blocks_of
+from causalpatch.models.stores import DiskStore, Stored, blocks_of
 from checkpoints import FAMILIES, count_layers, opened, write
 
 IDS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
@@ -211,3 +212,34 @@ def test_quantised_weights_are_refused(tmp_path):
 def test_a_module_is_not_taken_apart(tmp_path):
     with pytest.raises(cp.RequestError, match="there already"):
         cp.open_model(nn.Linear(2, 2), weights="disk")
+
+
+def bytes_read():
+    """Return how many bytes this process asked files for."""
+    with open("/proc/self/io") as file:
+        return int(next(line for line in file if line.startswith("rchar")).split()[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64])
+def test_rows_of_a_tensor_on_disk_are_those_of_the_whole(tmp_path, dtype):
+    file = str(tmp_path / "weights.safetensors")
+    tensors = {name: torch.randn(3 * size, size).mul(100).to(dtype) for name, size in [("a", 5), ("table", 7)]}
+    save_file(tensors, file, {"about": "this"})
+    store = DiskStore({name: Stored(file, name, dtype) for name in tensors})
+    for start, stop in [(0, 1), (4, 9), (20, 21), (18, 30)]:
+        found = store.rows("table", start, stop)
+        assert found.dtype == dtype
+        assert torch.equal(found, tensors["table"][start:stop])
+        assert torch.equal(found, store.read("table")[start:stop])
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="the system does not tell how much is read")
+def test_of_a_large_table_its_rows_alone_are_read(tmp_path):
+    file = str(tmp_path / "weights.safetensors")
+    save_file({"table": torch.zeros(2**14, 2**8)}, file)  # 16 MiB
+    store = DiskStore({"table": Stored(file, "table", torch.float32)})
+    store.rows("table", 0, 1)  # the header
+    before = bytes_read()
+    for row in range(100, 110):
+        store.rows("table", row, row + 1)
+    assert bytes_read() - before < 2**20
