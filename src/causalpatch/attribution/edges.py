@@ -18,8 +18,6 @@ References:
 """
 
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -27,16 +25,17 @@ import numpy as np
 import torch
 
 from causalpatch.attribution.confirm import confirm_scores
-from causalpatch.attribution.pieces import SLOPE_RUNS, measured_of, scored, texts_of
+from causalpatch.attribution.pieces import Scoring, measured_of, scored
 from causalpatch.base.collector import undisturbed
 from causalpatch.base.errors import SettingError
 from causalpatch.engine.edge_slopes import EdgeSlopes
 from causalpatch.engine.gauge import Gauge
+from causalpatch.engine.resolve import targets_of
 from causalpatch.engine.slopes import Points, Rule, require_steep
 from causalpatch.engine.wiring import graph_of, wiring_of
 from causalpatch.experiment import Experiment
-from causalpatch.experiment.edges import job_of_senders, require_no_source_model
-from causalpatch.experiment.measured import Cuts, Measured, has_same_columns
+from causalpatch.experiment.edges import job_of_senders, patch_of_senders, require_no_source_model
+from causalpatch.experiment.measured import Measured
 from causalpatch.experiment.provenance import describe_setup, notes_on
 from causalpatch.patches import Source
 from causalpatch.results.edge_scores import EdgeScores
@@ -94,10 +93,17 @@ def attribute_edges(
         graph, points = graph_of(made.model), _points(made, method, steps, rule)
         n_columns = made.pairs.aligned().n_columns if positions else 1
         shape = (n_columns, *graph.shape)
-        work = EdgeScoring(method, steps, rule, positions, int(np.prod(shape)), _n_slopes(method, points, made))
+        work = EdgeScoring(
+            method=method,
+            steps=steps,
+            rule=rule,
+            positions=positions,
+            n_cells=int(np.prod(shape)),
+            n_slopes=len(points.shares) * (graph.n_senders if method == "eap-ig-activations" else 1),
+        )
         sums = scored(made, work, partial(work.measured, made))
         require_steep(sums.steepest, made.metrics[0].name, "input of every component")
-        job = job_of_senders(made, Source())
+        targets = [targets_of(made.model, patch_of_senders(made.model, Source()))]
     n_pairs = len(experiment.pairs)
     labels = experiment.pairs.aligned().labels(experiment.base) if positions else None
     record: dict[str, Any] = {
@@ -105,7 +111,7 @@ def attribute_edges(
         **describe_setup(
             experiment.model, experiment.pairs, experiment.metrics[:1], experiment.direction, experiment.seed
         ),
-        "notes": notes_on(experiment.pairs, experiment.base, job.interventions),
+        "notes": notes_on(experiment.pairs, experiment.base, targets),
         "method": method,
         "points": points.rule,
         "mean_base": float(sums.base.mean()),
@@ -126,43 +132,10 @@ def attribute_edges(
     return scores.confirmed_by(partial(confirm_scores, experiment))
 
 
-@dataclass(frozen=True)
-class EdgeScoring:
-    """Scores of edges as a work: what a runner is asked for.
+class EdgeScoring(Scoring):
+    """Scores of edges as a work; a cell for each column, sender and receiver."""
 
-    Args:
-        method: Where slopes are taken.
-        steps: Points of a way.
-        rule: Which points.
-        positions: Whether the positions of receivers are told apart.
-        n_cells: Columns times senders times receivers.
-        n_slopes: Forwards with a backward that a pair takes.
-    """
-
-    method: EdgeMethod
-    steps: int
-    rule: Rule
-    positions: bool
-    n_cells: int
-    n_slopes: int
-
-    @property
-    def runs_per_pair(self) -> int:
-        """The two ends, and slopes."""
-        return 2 + SLOPE_RUNS * self.n_slopes
-
-    def texts(self) -> list[str]:
-        """Return what names the scores."""
-        return texts_of(self)
-
-    def take(self, cells: np.ndarray) -> "EdgeScoring":
-        """Return all of them: they are not cut."""
-        del cells
-        return self
-
-    def cuts(self, experiment: Experiment) -> Cuts:
-        """Return how they may be cut: by pairs."""
-        return Cuts(pairs=not self.positions or has_same_columns(experiment), cells=False)
+    kind = "scores of edges"
 
     def measured(self, experiment: Experiment) -> Measured:
         """Score edges here."""
@@ -174,22 +147,6 @@ class EdgeScoring:
             own = self.method == "eap-ig-activations"
             sums = EdgeSlopes(job, gauge, wiring, points, by_position=self.positions, own=own).measure()
         return measured_of(sums, sums.total.reshape(-1, 1), pooled=True, seconds=time.perf_counter() - started)
-
-    def plain(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Return it as plain data."""
-        return {"kind": "scores of edges", **asdict(self)}, {}
-
-    @classmethod
-    def of_plain(cls, told: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> "EdgeScoring":
-        """Return what ``plain`` wrote."""
-        del arrays
-        held = {name: value for name, value in told.items() if name != "kind"}
-        return cls(**held)
-
-
-def _n_slopes(method: str, points: Points, experiment: Experiment) -> int:
-    """Return how many forwards with a backward a pair takes."""
-    return len(points.shares) * (graph_of(experiment.model).n_senders if method == "eap-ig-activations" else 1)
 
 
 def _check(experiment: Experiment, method: str) -> None:

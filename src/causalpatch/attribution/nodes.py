@@ -19,15 +19,15 @@ References:
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args, overload
 
 import numpy as np
 
 from causalpatch.attribution.confirm import confirm_scores
-from causalpatch.attribution.pieces import SLOPE_RUNS, Scored, measured_of, scored, texts_of
+from causalpatch.attribution.pieces import Scored, Scoring, measured_of, scored
 from causalpatch.base.collector import undisturbed
 from causalpatch.base.errors import SettingError
 from causalpatch.engine.gauge import Gauge
@@ -37,7 +37,7 @@ from causalpatch.engine.resolve import targets_of
 from causalpatch.engine.slopes import Points, Rule, require_steep
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.cells import Grid, grid_of
-from causalpatch.experiment.measured import Cuts, Measured, has_same_columns
+from causalpatch.experiment.measured import Measured
 from causalpatch.experiment.provenance import describe_setup, describe_source, notes_on
 from causalpatch.patches import Intervention, Patch
 from causalpatch.results.provenance import describe_program
@@ -193,7 +193,14 @@ class _Asked:
         axes = over if over is None or isinstance(over, str) else tuple(over)
         sites = tuple(map(str, asked))
         return NodeScoring(
-            sites, axes, self.method, self.steps, self.rule, slopes.by_position, n_cells * n_columns, n_slopes
+            sites=sites,
+            over=axes,
+            method=self.method,
+            steps=self.steps,
+            rule=self.rule,
+            positions=slopes.by_position,
+            n_cells=n_cells * n_columns,
+            n_slopes=n_slopes,
         )
 
     def _slopes(self, groups: list[Group], n_cells: int, *, by_position: bool, rules: Relevance | None) -> NodeSlopes:
@@ -298,66 +305,26 @@ def _measured(slopes: NodeSlopes) -> Measured:
     return measured_of(sums, values, pooled=False, seconds=time.perf_counter() - started)
 
 
-@dataclass(frozen=True)
-class NodeScoring:
-    """Scores of nodes as a work: what a runner is asked for.
+@dataclass(frozen=True, kw_only=True)
+class NodeScoring(Scoring):
+    """Scores of nodes as a work; a cell for each of the grid and column.
 
     Args:
         sites: Sets of sites of one kind, by name.
         over: Axes of the grid.
-        method: How.
-        steps: Points of a way.
-        rule: Which points.
-        positions: Whether positions are walked along.
-        n_cells: Cells times columns.
-        n_slopes: Forwards with a backward that a pair takes.
     """
 
+    kind = "scores of nodes"
+
+    method: Method
     sites: tuple[str, ...]
     over: str | tuple[str, ...] | None
-    method: Method
-    steps: int
-    rule: Rule
-    positions: bool
-    n_cells: int
-    n_slopes: int
-
-    @property
-    def runs_per_pair(self) -> int:
-        """The two ends, and slopes."""
-        return 2 + SLOPE_RUNS * self.n_slopes
-
-    def texts(self) -> list[str]:
-        """Return what names the scores."""
-        return texts_of(self)
-
-    def take(self, cells: np.ndarray) -> "NodeScoring":
-        """Return all of them: they are not cut."""
-        del cells
-        return self
-
-    def cuts(self, experiment: Experiment) -> Cuts:
-        """Return how they may be cut: by pairs."""
-        return Cuts(pairs=not self.positions or has_same_columns(experiment), cells=False)
 
     def measured(self, experiment: Experiment) -> Measured:
         """Score nodes here."""
         with undisturbed():
             asked = _Asked(experiment, self.method, self.steps, self.rule)
             return asked.measured([parse(each) for each in self.sites], self.over)
-
-    def plain(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Return it as plain data."""
-        return {"kind": "scores of nodes", **asdict(self)}, {}
-
-    @classmethod
-    def of_plain(cls, told: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> "NodeScoring":
-        """Return what ``plain`` wrote."""
-        del arrays
-        held = {name: value for name, value in told.items() if name != "kind"}
-        for name in ("sites", "over"):
-            held[name] = tuple(held[name]) if isinstance(held[name], list) else held[name]
-        return cls(**held)
 
 
 _FIXED = ("q", "q_rot", "k", "k_rot")

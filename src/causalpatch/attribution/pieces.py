@@ -6,14 +6,15 @@ as large as the model's graph. Cells are never cut: gradients score all of them 
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 
 from causalpatch.engine.edge_slopes import EdgeSums
 from causalpatch.engine.node_slopes import NodeSums
+from causalpatch.engine.slopes import Rule
 from causalpatch.experiment import Experiment
-from causalpatch.experiment.measured import Measured, Work
+from causalpatch.experiment.measured import Cuts, Measured, Work, has_same_columns
 from causalpatch.results.status import Status
 
 SLOPE_RUNS: Final = 3  # a forward and a backward, in forwards
@@ -72,6 +73,55 @@ def measured_of(sums: NodeSums | EdgeSums, values: np.ndarray, *, pooled: bool, 
     return Measured(values[None], status, baselines, np.arange(len(sums.base)), record)
 
 
-def texts_of(work: Any) -> list[str]:
-    """Return what names all cells of some scores: what was asked for."""
-    return [f"{type(work).__name__} {sorted(asdict(work).items())}"]
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """Scores as a work: what a runner is asked for, whatever is scored.
+
+    Args:
+        method: Where slopes are taken.
+        steps: Points of a way.
+        rule: Which points.
+        positions: Whether positions are told apart.
+        n_cells: How many scores there are.
+        n_slopes: Forwards with a backward that a pair takes.
+    """
+
+    kind: ClassVar[str]
+    """What plain data call such scores."""
+
+    method: str
+    steps: int
+    rule: Rule
+    positions: bool
+    n_cells: int
+    n_slopes: int
+
+    @property
+    def runs_per_pair(self) -> int:
+        """The two ends, and slopes."""
+        return 2 + SLOPE_RUNS * self.n_slopes
+
+    def texts(self) -> list[str]:
+        """Return what names the scores: what was asked for."""
+        return [f"{type(self).__name__} {sorted(asdict(self).items())}"]
+
+    def take(self, cells: np.ndarray) -> Self:
+        """Return all of them: they are not cut."""
+        del cells
+        return self
+
+    def cuts(self, experiment: Experiment) -> Cuts:
+        """Return how they may be cut: by pairs."""
+        return Cuts(pairs=not self.positions or has_same_columns(experiment), cells=False)
+
+    def plain(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Return it as plain data."""
+        return {"kind": self.kind, **asdict(self)}, {}
+
+    @classmethod
+    def of_plain(cls, told: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Self:
+        """Return what ``plain`` wrote: lists, which stand for tuples in plain data, are tuples again."""
+        del arrays
+        held: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in told.items()}
+        del held["kind"]
+        return cls(**held)

@@ -11,6 +11,7 @@ from causalpatch.base.errors import SettingError
 from causalpatch.cli import show as view
 from causalpatch.cli.options import Device, Direction, First, Json, ModelName, OneMetric, Out, PairsName, Top, Where
 from causalpatch.cli.requests import metric_of_task, prepared
+from causalpatch.results.top import readable
 
 Scored = Annotated[
     Literal["eap", "eap-ig", "eap-ig-activations", "clean-corrupted"],
@@ -32,11 +33,27 @@ def attribute(  # noqa: PLR0913 - each argument is an option that a person types
     method: Annotated[
         str | None, typer.Option("--method", help="Edges: eap-ig, eap, …; nodes: atp, ig, atp*, relp, ….")
     ] = None,
+    over: Annotated[str | None, typer.Option("--over", help="Of nodes: axes of the grid, such as layer,head.")] = None,
+    positions: Annotated[
+        bool, typer.Option("--positions", help="Of edges: score the receivers' positions one by one.")
+    ] = False,
     steps: Steps = 5,
+    rule: Annotated[
+        Literal["midpoint", "eap-ig"],
+        typer.Option("--rule", help="Where these points lie: midpoint, or eap-ig as in the published code."),
+    ] = "midpoint",
     confirm: Annotated[
         int | None, typer.Option("--confirm", min=0, help="Patch the N largest exactly, and a sample of the others.")
     ] = None,
     sample: Annotated[int, typer.Option("--sample", min=0, help="How many of the others are drawn, by score.")] = 100,
+    at_most: Annotated[
+        int | None,
+        typer.Option("--at-most", min=0, help="Instead of --sample: as many as bound the number missed by this."),
+    ] = None,
+    delta: Annotated[
+        float | None,
+        typer.Option("--delta", help="Share of the gap that matters: .1; of neurons, features and edges .02."),
+    ] = None,
     metric: OneMetric = None,
     direction: Direction = "denoise",
     where: Where = None,
@@ -47,13 +64,24 @@ def attribute(  # noqa: PLR0913 - each argument is an option that a person types
     as_json: Json = False,
 ) -> None:
     """Score edges, or nodes, by gradients: approximate, from a few runs for all of them; --confirm patches some."""
+    _require_of_kind(site, over, positions=positions)
+    if confirm is None and (at_most is not None or delta is not None):
+        raise SettingError(
+            "--at-most and --delta say how scores are confirmed, and none are", fix="--confirm 50 --at-most 5"
+        )
     opened, loaded = prepared(model, pairs, where, first, device=device)
     experiment = cp.Experiment(opened, loaded, metric=metric or metric_of_task(pairs), direction=direction)
-    asked: dict[str, Any] = {"steps": steps, **({"method": method} if method else {})}
+    asked: dict[str, Any] = {"steps": steps, "rule": rule, **({"method": method} if method else {})}
     found: dict[str, Any]
-    found = cp.attribute(experiment, site, **asked) if site else {"edges": cp.attribute_edges(experiment, **asked)}
+    if site:
+        found = cp.attribute(experiment, site, over=over.split(",") if over else None, **asked)
+    else:
+        found = {"edges": cp.attribute_edges(experiment, positions=positions, **asked)}
     files = {name: [str(each.save(out / f"{view.file_name(name)}.npz"))] for name, each in found.items()} if out else {}
-    confirmed = {} if confirm is None else {name: each.confirm(confirm, sample) for name, each in found.items()}
+    confirmed: dict[str, Any] = {}
+    if confirm is not None:
+        how: dict[str, Any] = {"at_most": at_most, "delta": delta}
+        confirmed = {name: each.confirm(confirm, sample, **how) for name, each in found.items()}
     if out:
         for name, each in confirmed.items():
             stem = f"{view.file_name(name)}-confirmed"
@@ -70,6 +98,14 @@ def attribute(  # noqa: PLR0913 - each argument is an option that a person types
             view.text(f"\n{confirmed[name]}")
     for path in itertools.chain.from_iterable(files.values()):
         view.text(f"wrote {path}")
+
+
+def _require_of_kind(site: list[str] | None, over: str | None, *, positions: bool) -> None:
+    """Make sure that options of nodes go with nodes, and those of edges with edges."""
+    if site and positions:
+        raise SettingError("--positions is for edges, and nodes are asked for", fix="--over layer,position")
+    if over and not site:
+        raise SettingError("--over is for nodes, and edges are asked for", fix="--site z --over layer,head")
 
 
 Method = Annotated[
@@ -182,19 +218,22 @@ def evaluate(  # noqa: PLR0913 - each argument is an option that a person types
     found = cp.evaluate_circuit(
         experiment, what, n_random=n_random, found_on=found_on if is_same else None, value=value
     )
-    verdicts = found.equivalence(delta=delta)
+    verdicts, hypotheses = found.equivalence(delta=delta), found.hypotheses()
     files = []
     if out:
         out.mkdir(parents=True, exist_ok=True)
         files = [found.save(out / "evaluation.npz")]
         files += [found.plot().save(out / f"faithfulness.{ending}") for ending in ("svg", "png", "csv")]
     if as_json:
-        rows = found.summary().assign(verdict=verdicts["verdict"]).to_dict("records")
+        tests = {name: hypotheses[name] for name in ("p_non_equivalence", "p_dependence")}
+        rows = found.summary().assign(verdict=verdicts["verdict"], **tests).to_dict("records")
         view.json_object({"circuits": rows, "notes": found.notes, "files": list(map(str, files))})
     else:
         view.text(str(found))
         for row in verdicts.to_dict("records"):
             view.text(f"f within 1 ± {delta:g}, {row['n_edges']} edges by {row['order']}: {row['verdict']}")
+        view.text("\ntests of Shi et al., small where not so: circuit like model; complement independent of model")
+        view.text(readable(hypotheses).to_string(index=False))
         if files:
             view.text(f"\nwrote {', '.join(path.name for path in files)} into {out}/")
     if not found.is_complete:

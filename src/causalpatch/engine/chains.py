@@ -186,6 +186,11 @@ class Chain:
         return None if weight is None else self.columns(weight.detach().to(self.dtype))
 
     @cached_property
+    def is_folded(self) -> bool:
+        """Whether there are the norm and the weight of ``folds``."""
+        return self.folds is not None
+
+    @cached_property
     def _rest(self) -> tuple[nn.Module, ...]:
         is_plain = self.way.starts is not None and plain_rows(self.modules[0]) is not None
         return self.modules[1:] if is_plain else self.modules
@@ -202,8 +207,9 @@ class Chain:
     @property
     def folds(self) -> tuple[Norm, Float[Tensor, "D U W"]] | None:
         """The norm and the projection's weight by receivers, where there is nothing else; a copy is not kept."""
-        plain = None if self._norm is None else self._plain()
-        return None if self._norm is None or plain is None else (self._norm, plain)
+        norm = self._norm
+        plain = None if norm is None else self._plain()
+        return None if norm is None or plain is None else (norm, plain)
 
     def pull(self, x: Float[Tensor, "N D"], g: Float[Tensor, "..."]) -> Float[Tensor, "U N D"]:
         """Return the gradients at the stream.

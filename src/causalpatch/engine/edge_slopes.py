@@ -183,7 +183,7 @@ class EdgeSlopes:
     def _made(self, key: Key, probes: Probes) -> Float[Tensor, "P N U W"] | None:
         """Return what a projection made of the normed stream, without what it adds to nothing; None if not known."""
         chain = self.chains[key]
-        if chain.way.starts is None or chain.way.port not in probes.values or chain.folds is None:
+        if chain.way.starts is None or chain.way.port not in probes.values or not chain.is_folded:
             return None
         if chain.way.port not in self._added:
             nothing = torch.zeros(1, chain.width, dtype=self.dtype, device=self.wiring.model.device)

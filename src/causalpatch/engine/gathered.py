@@ -81,10 +81,10 @@ class Gathered(Generic[Key]):
         chain, of = self.chains[key], self._of[key]
         if chain.way.starts is None:
             of.add(torch.stack([chain.pull(*both)[0][:, None] for both in zip(x, g, strict=True)]))
-        elif chain.folds is None:
+        elif (folds := chain.folds) is None:
             of.raw += zip(x, g, strict=True)
         else:
-            norm, plain = chain.folds
+            norm, plain = folds
             xhat, inverse = self._normed(norm, x)
             g = g.to(self.dtype) * inverse[..., None]
             if made is None:
@@ -116,7 +116,8 @@ class Gathered(Generic[Key]):
         if by_token:
             every = torch.bmm(deltas.transpose(0, 1), rows.permute(1, 2, 0))
         else:
-            every = deltas.flatten(1) @ rows.flatten(1).T
+            # The receivers of a group are few and odd in number: as rows they are multiplied faster than as columns.
+            every = (rows.flatten(1) @ deltas.flatten(1).T).T
         found = dict(zip(self.met, torch.split(every, sizes, -1), strict=True))
         for key, shift in zip(self.met, shifts, strict=True):
             if shift is not None:
@@ -139,10 +140,11 @@ class Gathered(Generic[Key]):
                 out += chain.pull(x[tokens], g[tokens])
             return None
         total = of.total[tokens]
-        if chain.folds is None:
+        folds = chain.folds
+        if folds is None:
             out.copy_(total.transpose(0, 1))
             return None
-        norm, plain = chain.folds
+        norm, plain = folds
         torch.bmm(total.transpose(0, 1), plain.permute(1, 2, 0), out=out)
         out *= norm.scale.to(self.dtype)
         shift = out.mean(-1) if norm.is_centred else None

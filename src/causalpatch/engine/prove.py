@@ -30,7 +30,7 @@ from causalpatch.engine.capture import capture, in_batch, inputs_of
 from causalpatch.engine.hooks import Write, run_with_hooks
 from causalpatch.engine.memory import is_out_of_memory
 from causalpatch.engine.samples import N_ROWS, N_TOKENS, tiny_inputs
-from causalpatch.engine.structure import Findings
+from causalpatch.engine.structure import Findings, Structure, structure_of
 from causalpatch.models import Model
 from causalpatch.sites import Site, SiteSet, parse
 from causalpatch.sites.names import ATTENTION_SITES, FEATURE_SITES
@@ -60,12 +60,13 @@ class Proof:
 _KNOWN: Findings[Proof] = Findings()
 
 
-def prove(model: Model, name: str) -> Proof:
+def prove(model: Model, name: str, now: Structure | None = None) -> Proof:
     """Try one kind of site in a model; known proofs are not repeated.
 
     Args:
         model: The model.
         name: A site's name, such as ``"resid_pre"``; of a dictionary ``"feature(NAME)"`` or ``"feature(NAME).3"``.
+        now: What the model is made of, where that was looked at already.
 
     Returns:
         What passed, and what failed.
@@ -77,7 +78,7 @@ def prove(model: Model, name: str) -> Proof:
     if name in FEATURE_SITES and name in model.shape.refused:
         return Proof(name, (), model.shape.refused[name])
     key = (name, *(one for one in model.dictionaries if f"({one.name})" in name))
-    return _KNOWN.of(model, key, partial(_try, model, name), lambda proof: proof.is_verdict)
+    return _KNOWN.of(model, key, partial(_try, model, name), lambda proof: proof.is_verdict, now=now)
 
 
 def _try(model: Model, name: str) -> Proof:
@@ -100,10 +101,10 @@ def require_proofs(model: Model, names: Collection[str]) -> None:
     Raises:
         SiteUnsupported: One of them failed its proof.
     """
-    for name in sorted(names):
-        if name == "module":
-            continue
-        proof = prove(model, name)
+    asked = sorted(set(names) - {"module"})
+    now = structure_of(model) if asked else None
+    for name in asked:
+        proof = prove(model, name, now)
         if proof.failure is not None:
             raise SiteUnsupported(
                 f"site '{name}' failed its proof in '{model.name}'",

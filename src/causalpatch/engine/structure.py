@@ -12,7 +12,7 @@ after a finding was made was not the user's doing.
 import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -83,6 +83,7 @@ class Findings(Generic[Found]):
         lasts: Callable[[Found], bool] = lambda _: True,
         *,
         anew: bool = False,
+        now: Structure | None = None,
     ) -> Found:
         """Return what is known of a model, finding it out where it is not known or no longer holds.
 
@@ -92,13 +93,15 @@ class Findings(Generic[Found]):
             find: Finds it out; what it raises is passed on, and nothing is kept.
             lasts: Says whether what was found may be kept.
             anew: Find it out again whatever is known.
+            now: What the model is made of, where that was looked at already.
         """
         known, key = self._known.setdefault(model.module, {}), (key, model.shape.main)
-        before = structure_of(model)
+        before = now or structure_of(model)
         if not anew and key in known and known[key][0].is_still(before):
             return known[key][1]
         found = find()
         if lasts(found):
+            before = replace(before, moving=set())
             before.settle(structure_of(model))
             known[key] = (before, found)
         return found

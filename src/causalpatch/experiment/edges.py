@@ -21,6 +21,7 @@ from causalpatch.base.progress import bar
 from causalpatch.engine import Block, Job, Means, fit_values, single_edges
 from causalpatch.engine.exact_edges import ExactEdges
 from causalpatch.engine.put_in import patches_of_senders
+from causalpatch.engine.resolve import targets_of
 from causalpatch.engine.single_edges import SingleEdges
 from causalpatch.engine.structure import Findings
 from causalpatch.engine.wiring import Wiring, graph_of, wiring_of
@@ -29,6 +30,7 @@ from causalpatch.experiment.experiment import Experiment
 from causalpatch.experiment.measured import Cuts, Measured
 from causalpatch.experiment.provenance import describe_precision, describe_setup, notes_on
 from causalpatch.experiment.tally import Tally
+from causalpatch.models import Model
 from causalpatch.patches import Intervention, Mean, Source, Value, Zero
 from causalpatch.patches.files import plain_value, value_of_plain
 from causalpatch.patches.value import as_value
@@ -69,10 +71,10 @@ def run_edges(experiment: Experiment, asked: EdgeSets, value: Value | str = "sou
     with undisturbed():
         if experiment.runner is None:
             fitted = job_of_edges(experiment, carried)
-            found, job = _measured(experiment, asked, carried, fitted), fitted[0]
+            found, targets = _measured(experiment, asked, carried, fitted), fitted[0].interventions
         else:
             found = experiment.runner.measure(experiment, EdgeRuns(asked, carried))
-            job = job_of_senders(experiment, carried)
+            targets = [targets_of(experiment.model, patch_of_senders(experiment.model, carried))]
     reference = "corrupted run"
     if not isinstance(carried, Source):
         reference = f"{carried} at all edges together" if _has_reference(experiment, carried) else "none"
@@ -86,7 +88,7 @@ def run_edges(experiment: Experiment, asked: EdgeSets, value: Value | str = "sou
         baselines=found.baselines,
         provenance={
             **_record(experiment, carried, reference),
-            "notes": notes_on(experiment.pairs, experiment.base, job.interventions),
+            "notes": notes_on(experiment.pairs, experiment.base, targets),
             **found.record,
         },
     )
@@ -207,8 +209,17 @@ def job_of_edges(experiment: Experiment, carried: Carried) -> tuple[Job, Means]:
 
 def job_of_senders(experiment: Experiment, value: Value) -> Job:
     """Return what the engine is asked for where all senders are met: one intervention that patches them."""
-    graph = graph_of(experiment.model)
-    return experiment.job([Intervention(tuple(patches_of_senders(value, graph.n_layers, graph.n_heads)))])
+    return experiment.job([patch_of_senders(experiment.model, value)])
+
+
+def patch_of_senders(model: Model, value: Value) -> Intervention:
+    """Return the intervention that patches all senders of a model.
+
+    Raises:
+        ModelUnsupported: Its components are not known by name.
+    """
+    graph = graph_of(model)
+    return Intervention(tuple(patches_of_senders(value, graph.n_layers, graph.n_heads)))
 
 
 def require_no_source_model(experiment: Experiment, what: str, fix: str) -> None:

@@ -226,7 +226,7 @@ def dropping(module, base, source, dropped):
     ]
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "olmo2"])
 def test_relevance_goes_back_as_through_modules_with_fixed_scales(family):
     dtype = torch.float64 if family == "gpt2" else torch.float32  # where norms are those of transformers
     experiment = cp.Experiment(model_of(family, dtype=dtype), prompts(*PROMPTS))
@@ -251,7 +251,7 @@ def with_fixed_scales(module):
             part.forward = functools.partial(fixed_norm, part, centred="LayerNorm" in kind)
         elif "GELU" in kind or "SiLU" in kind:
             part.forward = functools.partial(multiple, type(part).forward.__get__(part))
-        elif kind == "LlamaMLP":
+        elif kind in ("LlamaMLP", "Gemma2MLP", "Olmo2MLP"):
             part.forward = functools.partial(half, part)
 
 
@@ -259,7 +259,8 @@ def fixed_norm(part, x, *, centred):
     centre = x - x.mean(-1, keepdim=True) if centred else x
     eps = getattr(part, "eps", None) or part.variance_epsilon
     scale = (centre.square().mean(-1, keepdim=True) + eps).rsqrt().detach()
-    return centre * scale * part.weight + (part.bias if centred else 0)
+    weight = 1 + part.weight if "Gemma" in type(part).__name__ else part.weight
+    return centre * scale * weight + (part.bias if centred else 0)
 
 
 def multiple(forward, x):

@@ -82,3 +82,70 @@ def test_masks_are_learnt_and_edges_ablated_by_zero(capsys, tmp_path):
     code, _, err = run(capsys, "discover", *ASKED, "--value", "mean", "--out", tmp_path)
     assert code == 2
     assert "scores by gradients are those of the source's values" in err
+
+
+def test_points_positions_and_bounds_are_options(capsys, tmp_path):
+    words = ("attribute", *ASKED, "--method", "eap-ig", "--steps", 2, "--rule", "eap-ig", "--positions")
+    code, _, _ = run(capsys, *words, "--out", tmp_path)
+    assert code == 0
+    scores = EdgeScores.load(tmp_path / "edges.npz")
+    assert scores.provenance["points"] == "2 points from the corrupted end"
+    assert scores.provenance["facts"]["positions"] == "each aligned column by itself"
+    words = ("attribute", *ASKED, "--site", "z", "--over", "layer", "--confirm", 1, "--at-most", 2, "--delta", 0.3)
+    code, out, _ = run(capsys, *words, "--out", tmp_path, "--json")
+    found = Confirmation.load(tmp_path / "z-confirmed.npz")
+    assert found.provenance["delta"] == 0.3
+    assert int(found.is_top.sum()) == 1
+    assert json.loads(out)["confirmed"]["z"]["missed_at_most"] <= 2
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("--site", "z", "--positions"), "--positions is for edges, and nodes are asked for"),
+        (("--over", "layer"), "--over is for nodes, and edges are asked for"),
+        (("--delta", 0.1), "--at-most and --delta say how scores are confirmed, and none are"),
+        (("--at-most", 0), "--at-most and --delta say how scores are confirmed, and none are"),
+    ],
+)
+def test_options_of_another_kind_are_refused(capsys, words, problem):
+    code, _, err = run(capsys, "attribute", *ASKED, *words)
+    assert code == 2
+    assert problem in err
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (("--method", "greedy", "--n-edges", 12), {"method": "greedy by importance", "n_edges": 12}),
+        (("--by", "magnitude", "--n-edges", 12), {"method": "top by magnitude", "n_edges": 12}),
+        (("--method", "acdc", "--threshold", 0.5), {"method": "acdc", "threshold": 0.5}),
+        (("--method", "ugs", "--steps", 2, "--n-edges", 12), {"method": "ugs", "steps": 2}),
+        (("--method", "sigmoid-topk", "--steps", 2, "--n-edges", 12), {"method": "sigmoid-topk", "steps": 2}),
+    ],
+)
+def test_circuits_are_found_by_every_method(capsys, tmp_path, words, found):
+    code, out, _ = run(capsys, "discover", *ASKED, "--scores", "eap", *words, "--out", tmp_path, "--json")
+    assert code == 0
+    said = json.loads(out)
+    assert {name: said["found"][name] for name in found} == found
+    circuit = Circuit.load(tmp_path / "circuit.npz")
+    assert circuit.n_edges == said["n_edges"] == (12 if "--n-edges" in words else circuit.n_edges) > 0
+    assert (tmp_path / "circuit.svg").is_file()
+
+
+def test_without_a_circuit_all_sizes_are_evaluated(capsys, tmp_path):
+    words = ("--scores", "eap", "--random", 1, "--out", tmp_path)
+    code, out, _ = run(capsys, "evaluate", *ASKED, *words)
+    assert code == 0
+    found = Evaluation.load(tmp_path / "evaluation.npz")
+    circuits = [each for each in found.runs if each["kind"] == "circuit"]
+    assert {each["order"] for each in circuits} == {"importance", "magnitude"}
+    assert len(circuits) == 20
+    assert "by importance: CPR" in out
+    assert "by magnitude: CMD" in out
+    assert "tests of Shi et al." in out
+    code, out, _ = run(capsys, "evaluate", *ASKED, *words[:-2], "--json")
+    (last,) = [row for row in json.loads(out)["circuits"] if row["order"] == "importance" and row["fraction"] == 1]
+    assert last["f"] == pytest.approx(1)
+    assert last["p_non_equivalence"] == found.hypotheses()["p_non_equivalence"].iloc[9]
