@@ -105,7 +105,7 @@ def test_every_kind_of_site_is_proven(name, form):
 def test_a_few_pairs_suffice_to_find_single_edges():
     case = one("fraction")[0]
     case = replace(case, pairs=case.pairs.take(range(4)))
-    (row,) = runner.measure([case], {"exact": runner.exact})
+    (row,) = runner.measure([case], ["exact edges"])
     assert (row.found.auroc, row.found.auprc) == (1.0, 1.0)
     assert row.taken == (len(case.true_edges), 0)
 
@@ -115,7 +115,7 @@ def test_a_few_pairs_suffice_to_find_single_edges():
 def test_patching_single_edges_finds_them_all_where_nothing_is_redundant(name):
     for case in cases([name]):
         if case.ablation == "resample":
-            (row,) = runner.measure([case], {"exact": runner.exact})
+            (row,) = runner.measure([case], ["exact edges"])
             found = (row.found.auroc, row.found.auprc)
             assert found == (1.0, 1.0) if case.redundant in (None, "cancelling") else found[0] < 0.7, case.name
 
@@ -168,16 +168,30 @@ def test_the_page_shows_what_was_measured(tmp_path, capsys):
 def test_a_method_that_does_not_apply_leaves_its_cell_empty():
     zero = one("linear")[2]
     assert zero.ablation == "zero"
-    (row,) = runner.measure([zero], {"EAP": runner.METHODS["EAP"]})
+    (row,) = runner.measure([zero], ["EAP"])
     assert runner._cell(row) == "none"
 
 
 @pytest.mark.parametrize("name", ["fraction", "reverse"])
 def test_methods_find_all_of_what_is_neither_redundant_nor_curved(name):
-    methods = {each: method for each, method in runner.METHODS.items() if each != "random"}
+    # Of what goes through one layer alone, AtP* without the gradient of one layer after the other keeps nothing.
+    methods = [each for each in runner.EVERY if not each.startswith("random") and each != "AtP*"]
     for row in runner.measure([one(name)[1]], methods):
         assert (row.found.auroc, row.found.auprc) == (1.0, 1.0), row.method
         assert row.taken == (row.found.n_true, 0)
+
+
+def test_nodes_are_held_against_the_ends_of_true_edges(tmp_path):
+    (case, *_), out = one("fraction"), tmp_path / "page.md"
+    effects = dict(zip(case.nodes, runner.exact_nodes(case), strict=False))
+    assert set(effects) == set(case.nodes) - {"logits"}
+    experiment = case.experiment()
+    for node, site in (("embed", "resid_pre.0"), ("a1.h0", "z.1.0"), ("a0.h1", "z.0.1"), ("m0", "mlp_out.0")):
+        assert effects[node] == pytest.approx(float(np.abs(experiment.run(site).effect(per_pair=True).values).mean()))
+    runner.main(["--only", "fraction", "--forms", "plain", "--methods", "exact edges", "AtP*", "--out", str(out)])
+    edges, nodes = out.read_text(encoding="utf-8").split("## Nodes")
+    assert f"| {case.name} | 46 (3) | 1.00 1.00 3+0 |" in edges
+    assert f"| {case.name} | 7 (3) | 0.67 0.62 1+0 |" in nodes
 
 
 def test_ties_with_the_last_of_the_largest_are_taken_whole():
