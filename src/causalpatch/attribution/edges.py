@@ -25,13 +25,13 @@ import numpy as np
 import torch
 
 from causalpatch.attribution.confirm import confirm_scores
-from causalpatch.attribution.pieces import Scoring, measured_of, scored
+from causalpatch.attribution.pieces import Scoring, count_slopes, measured_of, points_of, scored
 from causalpatch.base.collector import undisturbed
 from causalpatch.base.errors import SettingError
 from causalpatch.engine.edge_slopes import EdgeSlopes
 from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.resolve import targets_of
-from causalpatch.engine.slopes import Points, Rule, require_steep
+from causalpatch.engine.slopes import Rule, require_steep
 from causalpatch.engine.wiring import graph_of, wiring_of
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.edges import job_of_senders, patch_of_senders, require_no_source_model
@@ -90,7 +90,7 @@ def attribute_edges(
     with undisturbed():
         started = time.perf_counter()
         made = experiment if len(experiment.metrics) == 1 else experiment.measuring(experiment.metrics[:1])
-        graph, points = graph_of(made.model), _points(made, method, steps, rule)
+        graph, points = graph_of(made.model), points_of(method, steps, rule, made.base)
         n_columns = made.pairs.aligned().n_columns if positions else 1
         shape = (n_columns, *graph.shape)
         work = EdgeScoring(
@@ -99,7 +99,7 @@ def attribute_edges(
             rule=rule,
             positions=positions,
             n_cells=int(np.prod(shape)),
-            n_slopes=len(points.shares) * (graph.n_senders if method == "eap-ig-activations" else 1),
+            n_slopes=count_slopes(method, points, graph.n_senders, graph.n_layers),
         )
         sums = scored(made, work, partial(work.measured, made))
         require_steep(sums.steepest, made.metrics[0].name, "input of every component")
@@ -141,7 +141,7 @@ class EdgeScoring(Scoring):
         """Score edges here."""
         with undisturbed():
             started = time.perf_counter()
-            points = _points(experiment, self.method, self.steps, self.rule)
+            points = points_of(self.method, self.steps, self.rule, experiment.base)
             job, wiring = job_of_senders(experiment, Source()), wiring_of(experiment.model, experiment.pairs)
             gauge = Gauge(experiment.metrics[:1], experiment.pairs, experiment.model)
             own = self.method == "eap-ig-activations"
@@ -161,9 +161,3 @@ def _check(experiment: Experiment, method: str) -> None:
         "edges cannot take values from another model's runs",
         "leave source_model= out, or take scores of nodes: attribute(experiment, 'z')",
     )
-
-
-def _points(experiment: Experiment, method: str, steps: int, rule: Rule) -> Points:
-    if method == "eap":
-        return Points.base()
-    return Points.ends() if method == "clean-corrupted" else Points.along(steps, rule, experiment.base)

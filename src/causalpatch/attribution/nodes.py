@@ -27,14 +27,14 @@ from typing import Any, Literal, get_args, overload
 import numpy as np
 
 from causalpatch.attribution.confirm import confirm_scores
-from causalpatch.attribution.pieces import Scored, Scoring, measured_of, scored
+from causalpatch.attribution.pieces import Scored, Scoring, count_slopes, measured_of, points_of, scored
 from causalpatch.base.collector import undisturbed
 from causalpatch.base.errors import SettingError
 from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.node_slopes import Group, NodeSlopes, no_rules
 from causalpatch.engine.relevance import Relevance
 from causalpatch.engine.resolve import targets_of
-from causalpatch.engine.slopes import Points, Rule, require_steep
+from causalpatch.engine.slopes import Rule, require_steep
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.cells import Grid, grid_of
 from causalpatch.experiment.measured import Measured
@@ -139,10 +139,7 @@ class _Asked:
     def __init__(self, experiment: Experiment, method: Method, steps: int, rule: Rule) -> None:
         one = experiment if len(experiment.metrics) == 1 else experiment.measuring(experiment.metrics[:1])
         self.experiment, self.method, self.steps, self.rule = one, method, steps, rule
-        if method in ("ig", "ig-activations"):
-            self.points = Points.along(steps, rule, experiment.base)
-        else:
-            self.points = Points.ends() if method == "clean-corrupted" else Points.base()
+        self.points = points_of(method, steps, rule, experiment.base)
 
     def scores(self, asked: Sequence[Site | SiteSet], over: str | Sequence[str] | None) -> list[Scores]:
         """Return the scores of each set of sites."""
@@ -188,8 +185,8 @@ class _Asked:
         self, asked: Sequence[Site | SiteSet], over: str | Sequence[str] | None, slopes: NodeSlopes
     ) -> "NodeScoring":
         n_cells, n_columns = slopes.values.shape[:2]
-        each = n_cells * n_columns if self.method == "ig-activations" else 1
-        n_slopes = self.experiment.model.shape.n_layers if self.method == "atp*" else len(self.points.shares) * each
+        n_layers = self.experiment.model.shape.n_layers
+        n_slopes = count_slopes(self.method, self.points, n_cells * n_columns, n_layers)
         axes = over if over is None or isinstance(over, str) else tuple(over)
         sites = tuple(map(str, asked))
         return NodeScoring(

@@ -12,12 +12,44 @@ import numpy as np
 
 from causalpatch.engine.edge_slopes import EdgeSums
 from causalpatch.engine.node_slopes import NodeSums
-from causalpatch.engine.slopes import Rule
+from causalpatch.engine.slopes import Points, Rule
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.measured import Cuts, Measured, Work, has_same_columns
+from causalpatch.pairs.role import Role
 from causalpatch.results.status import Status
 
 SLOPE_RUNS: Final = 3  # a forward and a backward, in forwards
+
+
+def points_of(method: str, steps: int, rule: Rule, base: Role) -> Points:
+    """Return where a method takes slopes, of nodes or of edges.
+
+    Args:
+        method: The method.
+        steps: Points of a way.
+        rule: Which.
+        base: Which side the base run is.
+
+    Raises:
+        SettingError: There are no steps, or no such rule.
+    """
+    if method in ("eap", "atp", "atp*", "relp"):
+        return Points.base()
+    return Points.ends() if method == "clean-corrupted" else Points.along(steps, rule, base)
+
+
+def count_slopes(method: str, points: Points, n_moved: int, n_layers: int) -> int:
+    """Count the forwards with a backward that a pair takes.
+
+    Args:
+        method: The method.
+        points: Where it takes slopes.
+        n_moved: What is moved one by one along the way of activations: cells, or senders.
+        n_layers: Layers of the model.
+    """
+    if method == "atp*":
+        return n_layers
+    return len(points.shares) * (n_moved if method.endswith("ig-activations") else 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -65,8 +65,8 @@ def acdc(experiment: Experiment, threshold: float, *, value: Value | str = "sour
         True
 
     Cost:
-        A run per edge and pair at least, and as many again, of a batch at most, for each edge that stays; clean and
-        corrupted runs for each batch.
+        A run per edge and pair, none for edges into a sender of which no edge is left, and as many again, of a batch at
+        most, for each edge that stays; clean and corrupted runs for each batch.
     """
     if not threshold > 0:
         raise SettingError(f"the threshold {threshold!r} is not above 0", facts=[("unit", "the metric's")], fix="0.01")

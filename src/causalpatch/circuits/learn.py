@@ -209,6 +209,22 @@ def learn_edges(
     return EdgeScores(soft.wiring.graph, descent.gates_by_edge(), record)
 
 
+def runs_of_learning(n_pairs: int, steps: int) -> int:
+    """Return how many runs learning takes: a forward and a backward, of two, for each step and pair of a batch.
+
+    Args:
+        n_pairs: Pairs; a step sees 16 of them at most.
+        steps: Steps.
+    """
+    sizes = [len(part) for part in _batches(np.arange(n_pairs))]
+    return RUNS_PER_ROW * sum(sizes[step % len(sizes)] for step in range(steps))
+
+
+def _batches(order: np.ndarray) -> list[np.ndarray]:
+    """Return the pairs of each step, in turn."""
+    return [np.sort(part) for part in np.array_split(order, -(-len(order) // _ROWS))]
+
+
 class _Descent:
     """Gradient descent on the gates of all edges.
 
@@ -229,7 +245,7 @@ class _Descent:
         seed = generator(self.experiment.seed, "learnt gates")
         draws = torch.Generator().manual_seed(int(seed.integers(2**62)))
         order = seed.permutation(len(self.experiment.pairs))
-        batches = [np.sort(part) for part in np.array_split(order, -(-len(order) // _ROWS))]
+        batches = _batches(order)
         descent = torch.optim.Adam([self.gates.logits], lr=rate)
         prices = torch.zeros(2, device=self.gates.logits.device, requires_grad=True)
         ascent = torch.optim.Adam([prices], lr=_PRICE_RATE, maximize=True)

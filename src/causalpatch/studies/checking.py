@@ -4,21 +4,25 @@ The model is opened and the pairs are read; sites, axes and components are looke
 every sweep is planned. A store that is there already is looked at. No run of the model is made, and nothing is written.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, get_args
 
 from causalpatch.attribution.edges import EdgeMethod
 from causalpatch.attribution.nodes import Method
+from causalpatch.attribution.pieces import SLOPE_RUNS, count_slopes, points_of
 from causalpatch.base.errors import PairError, SettingError
 from causalpatch.base.extras import require
 from causalpatch.base.suggest import closest
+from causalpatch.circuits.learn import runs_of_learning
 from causalpatch.engine.memory import GIB, budget_bytes, row_cost
 from causalpatch.engine.wiring import graph_of
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.cells import grid_of
 from causalpatch.patches.value import as_value
 from causalpatch.sites import parse
+from causalpatch.statistics.areas import FRACTIONS
 from causalpatch.studies.opened import Opened, n_workers, threads_of
 from causalpatch.studies.steps import comparison_of
 from causalpatch.studies.study import (
@@ -28,6 +32,7 @@ from causalpatch.studies.study import (
     EvaluateStep,
     LocalizeStep,
     Side,
+    Step,
     SweepStep,
     TuneStep,
 )
@@ -35,6 +40,7 @@ from causalpatch.sweeps import plan_localize, plan_sweep
 from causalpatch.sweeps.localize.budget import Budget
 from causalpatch.tuning.parts import sites_of
 from causalpatch.validation.components import members_of
+from causalpatch.validation.confirm import Checks
 from causalpatch.validation.held_out import require_enough
 
 _Plan: TypeAlias = tuple[int | None, int | None, float | None, str]  # runs, patched runs, seconds, in words
@@ -49,7 +55,7 @@ class Planned:
         kind: What it does.
         side: On which pairs.
         n_pairs: How many.
-        runs: Runs of the model; None where these depend on what is found.
+        runs: Runs of the model, where these vary as the text says; None where they depend on what is found.
         patched: Those of them with a patch.
         seconds: The least that the arithmetic takes; None where that is not known.
         text: The whole plan.
@@ -191,14 +197,20 @@ def _plan_attribute(step: AttributeStep, experiment: Experiment, opened: Opened)
             fix=f"method: {near[0] if near else known[0]}",
         )
     if step.site is None:
-        return None, None, None, f"scores of {graph_of(experiment.model).n_edges:,} edges, by gradients"
-    grid = grid_of(experiment, parse(step.site), None)
-    sizes = " x ".join(f"{axis} {len(values)}" for axis, values in grid.axes.items())
-    return None, None, None, f"scores of {sizes}, by gradients"
+        graph = graph_of(experiment.model)
+        what, n_moved, method = f"{graph.n_edges:,} edges", graph.n_senders, step.method or "eap-ig"
+    else:
+        grid = grid_of(experiment, parse(step.site), None)
+        what = " x ".join(f"{axis} {len(values)}" for axis, values in grid.axes.items())
+        n_moved, method = math.prod(map(len, grid.axes.values())), step.method or "atp"
+    points = points_of(method, step.steps, "midpoint", experiment.base)
+    n_slopes = count_slopes(method, points, n_moved, experiment.model.shape.n_layers)
+    runs = len(experiment.pairs) * (2 + SLOPE_RUNS * n_slopes)
+    return runs, 0, None, f"scores of {what}, by gradients: {runs:,} runs, a backward counted as two"
 
 
 def _plan_discover(step: DiscoverStep, experiment: Experiment, opened: Opened) -> _Plan:
-    graph = graph_of(experiment.model)
+    graph, n_pairs = graph_of(experiment.model), len(experiment.pairs)
     size = f"{step.n_edges:,}" if step.n_edges else f"{step.fraction:.1%}" if step.fraction else "as many as matter"
     if step.n_edges is not None and step.n_edges > graph.n_edges:
         raise SettingError(
@@ -206,22 +218,47 @@ def _plan_discover(step: DiscoverStep, experiment: Experiment, opened: Opened) -
             facts=[("edges", f"{graph.n_edges:,}")],
             fix=f"n_edges: {graph.n_edges // 10}",
         )
-    return None, None, None, f"{size} of {graph.n_edges:,} edges, {step.method}"
+    what = f"{size} of {graph.n_edges:,} edges, {step.method}"
+    if step.scores is not None:
+        return 0, 0, None, f"{what}: no run, by the scores of '{step.scores}'"
+    if step.method == "acdc":
+        runs = (graph.n_edges + 2) * n_pairs
+        return runs, runs, None, f"{what}: about {runs:,} runs, one for each edge and pair"
+    runs = runs_of_learning(n_pairs, step.steps)
+    return runs, runs, None, f"{what}: {runs:,} runs in {step.steps} steps, a backward counted as two"
 
 
 def _plan_evaluate(step: EvaluateStep, experiment: Experiment, opened: Opened) -> _Plan:
     graph_of(experiment.model)
-    return None, None, None, f"f of '{step.circuit}', its complement, and {step.n_random} random circuits of each size"
+    source = _step_called(step.circuit, opened)
+    n_circuits, n_sizes = (1, 1) if isinstance(source, DiscoverStep) else (2 * len(FRACTIONS), len(FRACTIONS))
+    sets = 2 * n_circuits + step.n_random * n_sizes
+    patched = sets * len(experiment.pairs)
+    runs = patched + 3 * len(experiment.pairs)  # clean, corrupted, and without any edge
+    what = f"f of '{step.circuit}', its complement, and {step.n_random} random circuits of each size"
+    return runs, patched, None, f"{what}: at most {runs:,} runs, sets that are alike run once"
 
 
 def _plan_confirm(step: ConfirmStep, experiment: Experiment, opened: Opened) -> _Plan:
     n_components = require_enough(experiment.pairs, step.alpha)
-    if step.components:
-        members_of(step.components, experiment.model)
-    for name in step.unrelated:
-        opened.unrelated(name, 0)
+    n_members = len(members_of(step.components, experiment.model)) if step.components else None
+    if step.found is not None and isinstance(_step_called(step.found, opened), SweepStep):
+        n_members = step.top
+    n_unrelated = sum(len(opened.unrelated(name, 0).pairs) for name in step.unrelated)
     asked = f"what '{step.found}' finds" if step.found else ", ".join(step.components)
-    return None, None, None, f"{asked}, on {n_components} independent components; this opens them in the store's ledger"
+    what = f"{asked}, on {n_components} independent components; this opens them in the store's ledger"
+    if n_members is None:
+        return None, None, None, f"{what}; how many runs depends on how many are found"
+    checks = Checks.none() if step.checks == "few" else Checks()
+    is_apart = experiment.pairs is opened.sides.get("held_out")
+    n_discovery = len(opened.sides["discovery"]) if is_apart else 0
+    runs = checks.most_runs(n_members, len(experiment.pairs), n_discovery=n_discovery, n_unrelated=n_unrelated)
+    return runs, runs, None, f"{what}; at most {runs:,} runs, controls included"
+
+
+def _step_called(name: str, opened: Opened) -> Step:
+    study = opened.study
+    return dict(zip(study.step_names, study.steps, strict=True))[name]
 
 
 def _plan_tune(step: TuneStep, experiment: Experiment, opened: Opened) -> _Plan:

@@ -72,6 +72,26 @@ class Checks:
         """Return no control that costs a run; the claim says which were left out."""
         return cls(n_matched=0, n_others=0, most_interactions=0, doses=(), metrics=(), corruptions=())
 
+    def most_runs(self, n_members: int, n_pairs: int, *, n_discovery: int = 0, n_unrelated: int = 0) -> int:
+        """Return how many runs a claim takes at most: sets that are alike run once, and some controls may not apply.
+
+        Args:
+            n_members: Components that are confirmed.
+            n_pairs: Held-out pairs.
+            n_discovery: Pairs that the components were found on.
+            n_unrelated: Pairs of unrelated behaviours.
+        """
+        n_sets = n_members + (n_members > 1)  # each alone, and all together
+        each = n_sets + self.n_matched + len(self.doses) * n_sets
+        if n_members <= self.most_interactions:
+            each += n_members * (n_members - 1) // 2
+        if self.n_matched or self.doses:
+            each += n_sets + 1 + n_members  # shuffled pairs, the whole source, straight to the logits
+        if self.n_others:
+            each += 1 + 2 * self.n_others
+        n_values = (2 if n_discovery else 1) if self.corruptions is None else len(self.corruptions)
+        return each * n_pairs + n_values * (n_sets * n_pairs + n_discovery) + n_sets * n_unrelated
+
 
 def confirm(  # noqa: PLR0913 - what is claimed, on what evidence, by which rules; each has a default
     experiment: Experiment,
