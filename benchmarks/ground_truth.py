@@ -96,9 +96,14 @@ def scored_nodes(method: NodeMethod, case: Case) -> np.ndarray | None:
     """Score senders by gradients: the mean over pairs of the size of the score."""
     if case.ablation != "resample":
         return None
-    experiment = case.experiment()
-    found = {site: cp.attribute(experiment, site, method, over=over) for site, over in SENDERS.items()}
-    return of_senders({site: each.values for site, each in found.items()})
+    experiment, found = case.experiment(), {}
+    sizes = {"layer": experiment.model.shape.n_layers, "head": experiment.model.n_heads}
+    for site, over in SENDERS.items():
+        try:
+            found[site] = cp.attribute(experiment, site, method, over=over).values
+        except cp.errors.NoGradient:  # no slope at any of these: all scores are 0
+            found[site] = np.zeros([1 if site == "resid_pre.0" else sizes[axis] for axis in over] + [1])
+    return of_senders(found)
 
 
 def random_nodes(case: Case) -> np.ndarray:

@@ -148,10 +148,11 @@ def require_steep(steepest: float, metric: str, where: str) -> None:
 
 def no_gradient(name: str, why: str) -> NoGradient:
     """Return the error for a metric whose slope is 0 everywhere."""
+    other = "log_probability" if name == "logit_difference" else "logit_difference"
     return NoGradient(
         f"the metric '{name}' has no slope at the base run, so that all scores would be 0",
         facts=[("why", why)],
-        fix='take a metric that changes there: metric="logit_difference", or method="ig"',
+        fix=f'take a metric that changes there: metric="{other}", or method="ig"',
     )
 
 
