@@ -5,7 +5,7 @@
 1. Base and source run once; where slopes are taken at the base run, the same forward gives them. Of a sender u the runs
    give delta_u, what it would add more: the embedding's difference, the MLP's, and of a head its difference of z
    through its columns of the output projection, through a post-norm by its mean slope at the same points (with each
-   sender by itself, by its slope in the base run), times what the model multiplies it by.
+   sender by itself, by its slope at each), times what the model multiplies it by.
 2. A forward and a backward at each point (``slopes``), small ones at several points together, give gradients where
    receivers' inputs stand: at the outputs of the projections and at what the MLP reads. Keys and values that heads
    share are met once for each head that they serve, and taken back to their projection together, one member of all
@@ -209,11 +209,10 @@ class EdgeSlopes:
     def _add_own(self, batch: Untouched, senders: Senders, columns: Tensor | None) -> float:
         """Add scores with each sender's output moved by itself; return the largest slope."""
         steepest, deltas = 0.0, senders.deltas(slice(None))
-        for sender, (port, moved) in enumerate(senders.moves(deltas)):
+        for sender, move in enumerate(senders.moves(deltas)):
             first = int(np.flatnonzero(self.wiring.graph.exists[sender])[0])
-            delta = deltas[sender]
             for share in self.points.shares:
-                probes = self._run(batch, {port: share * moved}, first)
+                delta, probes = move.delta(share), self._run(batch, {move.port: share * move.by}, first)
                 steepest = max(steepest, probes.steepest)
                 for key, x, g in self._met(probes):
                     receivers = receivers_of(self.wiring.graph, key)

@@ -5,10 +5,14 @@ is scaled together: each head's term is multiplied by the norm's Jacobian, a mea
 the base's z to the source's at which slopes are taken. So shares that are alike from both ends give both directions the
 same terms but for their sign, and with many of them the terms sum to what the norm adds more.
 
-Symbols: B pairs, T tokens, N = B T, D width.
+A head that is moved by itself adds what the norm's Jacobian makes of its term just there.
+
+Symbols: B pairs, T tokens, N = B T, D width, C columns at a port.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -19,6 +23,21 @@ from causalpatch.engine.untouched import Untouched
 from causalpatch.engine.wiring import Wired, Wiring
 from causalpatch.models import Port, plain_rows
 from causalpatch.models.views import Scaled
+
+
+@dataclass(frozen=True, eq=False)
+class Move:
+    """How a sender is moved by itself, all else as in the base run.
+
+    Args:
+        port: Where its output stands.
+        by: What moves it from the base's to the source's.
+        delta: From a share of that way to what it adds to the stream more, to first order there.
+    """
+
+    port: Port
+    by: Float[Tensor, "B T C"]
+    delta: Callable[[float], Float[Tensor, "N D"]]
 
 
 class Senders:
@@ -67,23 +86,37 @@ class Senders:
             found[graph.mlp_from(layer)] = mlp.flatten(0, 1)[tokens]
         return found
 
-    def moves(self, deltas: Float[Tensor, "sender N D"]) -> Iterator[tuple[Port, Float[Tensor, "B T _"]]]:
-        """Yield for each sender where its output stands, and what moves it from the base's to the source's.
+    def moves(self, deltas: Float[Tensor, "sender N D"]) -> Iterator[Move]:
+        """Yield for each sender how it is moved by itself.
 
         Args:
             deltas: What every sender adds more, at all tokens.
         """
-        yield self.wiring.layers[0].stream, self.embedded
+        yield Move(self.wiring.layers[0].stream, self.embedded, lambda _: deltas[0])
         for layer, wired in enumerate(self.wiring.layers):
-            dz = self._dz[layer]
-            for start in wired.starts:
+            dz, first = self._dz[layer], self.wiring.graph.heads_from(layer).start
+            for head, start in enumerate(wired.starts):
                 moved = torch.zeros_like(dz)
                 columns = slice(start, start + self.wiring.model.head_width)
                 moved[..., columns] = dz[..., columns]
-                yield wired.z, moved
+                yield Move(wired.z, moved, partial(self._alone, layer, moved, columns, deltas[first + head]))
             view = wired.mlp_out.view
             factor = view.factor if isinstance(view, Scaled) else 1.0
-            yield wired.mlp_out.port, deltas[self.wiring.graph.mlp_from(layer)].reshape_as(self.embedded) / factor
+            delta = deltas[self.wiring.graph.mlp_from(layer)]
+            yield Move(wired.mlp_out.port, delta.reshape_as(self.embedded) / factor, lambda _, delta=delta: delta)
+
+    def _alone(
+        self, layer: int, moved: Float[Tensor, "B T C"], columns: slice, delta: Float[Tensor, "N D"], share: float
+    ) -> Float[Tensor, "N D"]:
+        """Return what a head adds more, to first order where it alone is a share of the way."""
+        wired, z = self.wiring.layers[layer], self._z[layer]
+        if wired.after is None or z is None:
+            return delta
+        flat, base = moved.flatten(0, 1), z.flatten(0, 1)
+        with torch.no_grad():
+            given = wired.project.forward(base + share * flat.to(base))
+        term = _term(wired.project, base, columns, flat[:, columns])
+        return _pushed(wired.after, given, term.to(given.dtype)).to(self.dtype) * wired.times
 
     def _heads(self, layer: int, tokens: slice, out: Float[Tensor, "head N D"]) -> None:
         """Fill in what the heads of a layer add more."""

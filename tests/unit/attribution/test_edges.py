@@ -88,7 +88,7 @@ def test_the_score_of_a_node_is_the_sum_over_the_edges_out_of_it(family, method,
 
 
 @pytest.mark.parametrize(("method", "shares"), [("eap-ig", (0.25, 0.75)), ("clean-corrupted", (0.0, 1.0))])
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "olmo2"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "olmo2", "gpt_neox", "qwen3"])
 def test_slopes_along_the_way_are_those_of_runs_with_moved_embeddings(family, method, shares):
     scores = cp.attribute_edges(experiment_of(family), method, steps=2)
     close(scores.values[scores.graph.exists], by_hand(family, shares=shares).sum(0)[scores.graph.exists])
@@ -110,6 +110,17 @@ def test_positions_are_told_apart_and_sum_to_the_whole():
     np.testing.assert_allclose(scores.over_positions().values, whole.values, atol=1e-12)
     assert scores.score().dims == ("position", "sender", "receiver")
     assert scores["m0 -> logits"] == pytest.approx(whole["m0 -> logits"])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "olmo2", "granite"])
+def test_integrated_over_its_activations_all_edges_of_a_sender_are_its_exact_effect(family):
+    experiment = experiment_of(family, PROMPTS[:1])
+    graph = cp.graph_of(experiment)
+    wanted = cp.patch_edges(experiment, list(graph.sender_labels)).effect().values
+    scores = cp.attribute_edges(experiment, "eap-ig-activations", steps=64).score().sum("receiver").values
+    gap = abs(float((experiment.baseline.clean - experiment.baseline.corrupt).mean()))
+    assert np.abs(scores - wanted).max() < 0.01 * gap
+    assert np.abs(wanted).max() > 0.1 * gap
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
