@@ -21,6 +21,7 @@ import causalpatch as cp
 from benchmarks.machine import describe, versions
 from causalpatch.attribution.edges import EdgeMethod
 from causalpatch.attribution.nodes import Method as NodeMethod
+from causalpatch.base.errors import NoGradient
 from causalpatch.base.seeds import generator
 from causalpatch.circuits.against import Against, count_found, hold_against
 from causalpatch.circuits.ground_truth import FORMS, Case, case_names, cases
@@ -101,7 +102,7 @@ def scored_nodes(method: NodeMethod, case: Case) -> np.ndarray | None:
     for site, over in SENDERS.items():
         try:
             found[site] = cp.attribute(experiment, site, method, over=over).values
-        except cp.errors.NoGradient:  # no slope at any of these: all scores are 0
+        except NoGradient:  # no slope at any of these: all scores are 0
             found[site] = np.zeros([1 if site == "resid_pre.0" else sizes[axis] for axis in over] + [1])
     return of_senders(found)
 

@@ -236,6 +236,7 @@ def test_searches_for_bounds_try_something(experiment, scores, refuses):
         SettingError,
         """
         no sets of edges are to be tried
+          asked  (0, 0)
           fix: n_random=40
         """,
     ):

@@ -27,7 +27,7 @@ from causalpatch.base.errors import SettingError
 from causalpatch.base.extras import lazy
 from causalpatch.base.seeds import generator
 from causalpatch.circuits.circuit import Circuit
-from causalpatch.circuits.keep import Kept, first_metric, run_kept
+from causalpatch.circuits.keep import Kept, first_metric, require_independent, run_kept
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.subset import with_pairs
 from causalpatch.pairs import Pairs
@@ -86,17 +86,18 @@ def completeness(
         n_steps: Most edges of the set that is built up.
         n_candidates: Edges that are tried in each step.
         value: What ablated edges carry: ``"source"``, ``"zero"``, ``"mean"`` or a ``Mean``. Means are
-            those of the pairs that run.
+            those of the experiment's pairs, also where held-out ones are run.
 
     Raises:
         ModelUnsupported: The circuit is of another model.
         RequestError: The circuit has no edges.
+        PairError: Held-out pairs share prompts, entities or groups with those that are searched on.
         SettingError: Nothing is to be tried, or edges cannot carry such a value.
 
     Cost:
         Two runs per pair for each set that is tried: ``2 (n_random + n_steps n_candidates)``.
     """
-    _require(experiment, circuit, n_random + n_steps * n_candidates)
+    _require(experiment, circuit, held_out, n_random, n_steps * n_candidates)
     made, graph = first_metric(experiment), circuit.graph
     edges = np.argwhere(circuit.mask)
     draw = generator(experiment.seed, "completeness")
@@ -112,7 +113,7 @@ def completeness(
     n_tried = len(tried)
     best, size = (tried[int(sizes.argmax())], float(sizes.max())) if tried else (np.zeros(0, dtype=int), -1.0)
     grown = np.zeros(0, dtype=int)
-    for _ in range(min(n_steps, len(edges))):
+    for _ in range(min(n_steps, len(edges)) if n_candidates else 0):
         left = np.setdiff1d(np.arange(len(edges)), grown)
         candidates = draw.choice(left, min(n_candidates, len(left)), replace=False)
         sets = [np.append(grown, candidate) for candidate in candidates]
@@ -125,7 +126,9 @@ def completeness(
     interval = None
     if held_out is not None:
         on = with_pairs(made, held_out)
-        interval = _difference(run_kept(on, _without(circuit, [chosen]), value), held_out, experiment.seed)[0]
+        interval = _difference(run_kept(on, _without(circuit, [chosen]), value, made.pairs), held_out, experiment.seed)[
+            0
+        ]
     return Violation(list(graph.names(chosen)), size, interval, n_tried)
 
 
@@ -145,7 +148,7 @@ def minimality(
         held_out: Pairs to measure what was found on.
         n_sets: Random sets K of a tenth of the circuit, besides the empty one.
         value: What ablated edges carry: ``"source"``, ``"zero"``, ``"mean"`` or a ``Mean``. Means are
-            those of the pairs that run.
+            those of the experiment's pairs, also where held-out ones are run.
 
     Returns:
         A row per edge, that of the least change first: ``edge``, ``change`` that was found, ``n_out``, how many other
@@ -155,12 +158,13 @@ def minimality(
     Raises:
         ModelUnsupported: The circuit is of another model.
         RequestError: The circuit has no edges.
+        PairError: Held-out pairs share prompts, entities or groups with those that are searched on.
         SettingError: Edges cannot carry such a value.
 
     Cost:
         ``(n_sets + 1) (edges + 1)`` runs per pair, and two per edge and held-out pair.
     """
-    _require(experiment, circuit, 1)
+    _require(experiment, circuit, held_out, n_sets, 1)
     made = first_metric(experiment)
     edges = np.argwhere(circuit.mask)
     draw = generator(experiment.seed, "minimality")
@@ -185,7 +189,7 @@ def minimality(
         rows = np.arange(len(edges))
         beside = np.stack([masks[n * (len(edges) + 1)] for n in best])
         without = np.stack([masks[n * (len(edges) + 1) + 1 + row] for row, n in zip(rows, best, strict=True)])
-        both = run_kept(with_pairs(made, held_out), np.concatenate([beside, without]), value)
+        both = run_kept(with_pairs(made, held_out), np.concatenate([beside, without]), value, made.pairs)
         found = _difference(both, held_out, experiment.seed)
         frame = frame.assign(**{name: [getattr(each, key) for each in found] for name, key in _COLUMNS.items()})
         frame.attrs["notes"] = list(dict.fromkeys(each.note for each in found if each.note))
@@ -211,11 +215,13 @@ def _difference(kept: Kept, pairs: Pairs, seed: int) -> list[Interval]:
     return [ratio_interval(row, gap, pairs.components, seed=seed) for row in first - second]
 
 
-def _require(experiment: Experiment, circuit: Circuit, n_tried: int) -> None:
+def _require(experiment: Experiment, circuit: Circuit, held_out: Pairs | None, *n_tried: int) -> None:
     circuit.require(experiment.model)
     circuit.require_edges()
-    if n_tried < 1:
-        raise SettingError("no sets of edges are to be tried", fix="n_random=40")
+    if held_out is not None:
+        require_independent(held_out, experiment.pairs, "the pairs that are searched on")
+    if min(n_tried) < 0 or not sum(n_tried):
+        raise SettingError("no sets of edges are to be tried", facts=[("asked", n_tried)], fix="n_random=40")
 
 
 def _interval(at: Interval) -> str:

@@ -20,16 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from causalpatch.base.errors import PairError, SettingError
+from causalpatch.base.errors import SettingError
 from causalpatch.base.seeds import generator
 from causalpatch.circuits.circuit import CIRCUIT, Circuit, record_of
 from causalpatch.circuits.discover import By, Search, describe_scores, ranking, share_of
 from causalpatch.circuits.exact import graph_of
-from causalpatch.circuits.keep import Kept, first_metric, run_while_wanted
+from causalpatch.circuits.keep import Kept, first_metric, require_independent, run_while_wanted
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.edges import carried_of
 from causalpatch.pairs import Pairs
-from causalpatch.patches import Value
+from causalpatch.patches import Mean, Value
 from causalpatch.results import evaluation
 from causalpatch.results.edge_scores import EdgeScores
 from causalpatch.results.evaluation import Evaluation
@@ -60,6 +60,7 @@ def evaluate_circuit(
         method: How they are taken: ``"top"`` or ``"greedy"``.
         n_random: Random circuits of each size.
         found_on: The pairs that it was found on: it is an error if these share a prompt with those of the experiment.
+            Means are those of these pairs.
         value: What ablated edges carry: ``"source"``, ``"zero"``, ``"mean"`` or a ``Mean``. Give what the circuit was
             found with: another ablation gives other numbers.
 
@@ -87,7 +88,8 @@ def evaluate_circuit(
         Per pair two forwards, and one for each different set of edges: with ten sizes and 20 random circuits about 220.
         A mask of all edges is held for each.
     """
-    _require_other_pairs(experiment.pairs, found_on)
+    if found_on is not None:
+        require_independent(experiment.pairs, found_on, "the pairs that the circuit was found on")
     graph = graph_of(experiment)
     circuits = _circuits(experiment, circuit, fractions, method)
     started = time.perf_counter()
@@ -105,22 +107,27 @@ def evaluate_circuit(
             fraction = size / graph.n_edges
             runs.append({"kind": evaluation.RANDOM, "order": "", "fraction": fraction, "n_edges": size, "draw": draw})
             masks.append(mask_of(graph, order_of_edges[:size]))
-    kept = run_while_wanted(made, np.stack(masks), value)
+    kept = run_while_wanted(made, np.stack(masks), value, found_on)
     made_runs = [runs[int(number)] for number in kept.sets]
     if not any(run["kind"] == evaluation.CIRCUIT for run in made_runs):
         raise KeyboardInterrupt
-    fact = record_of({}, {}, str(carried_of(value)))["facts"]["value"]
+    fact = _fact_of(value)
     record = {
         **kept.provenance,
         "site": "circuits",
         "reference": "everything ablated",
         "facts": {**circuits[0][2].facts, "value": fact, "circuit": f"{CIRCUIT}; and complements"},
         "found": [each.record["found"] for _, _, each in circuits],
-        "notes": _notes(experiment, [each for _, _, each in circuits], found_on, fact)
+        "notes": _notes(experiment, [each for _, _, each in circuits], found_on, value)
         + _stopped(kept, len(runs), made),
         "cost": {**kept.provenance["cost"], "seconds": round(time.perf_counter() - started, 3)},
     }
     return Evaluation(made_runs, kept.values, kept.clean, kept.empty, made.pairs.components[kept.pairs], record)
+
+
+def _fact_of(value: Value | str) -> str:
+    """Return what facts say that ablated edges carry."""
+    return str(record_of({}, {}, str(carried_of(value)))["facts"]["value"])
 
 
 def _stopped(kept: Kept, n_runs: int, experiment: Experiment) -> list[str]:
@@ -174,34 +181,23 @@ def _circuits(
     return made
 
 
-def _notes(experiment: Experiment, circuits: Sequence[Circuit], found_on: Pairs | None, value: str) -> list[str]:
+def _notes(
+    experiment: Experiment, circuits: Sequence[Circuit], found_on: Pairs | None, value: Value | str
+) -> list[str]:
     """Say on which pairs circuits were found, and with what in the place of ablated edges, where that is another."""
-    others = sorted({each.facts["value"] for each in circuits if each.method != "given"} - {value})
-    notes = [f"found with another ablation ({', '.join(others)}) than measured with ({value})"] if others else []
+    fact = _fact_of(value)
+    others = sorted({each.facts["value"] for each in circuits if each.method != "given"} - {fact})
+    notes = [f"found with another ablation ({', '.join(others)}) than measured with ({fact})"] if others else []
     hashes = {each.record["pairs"]["hash"] for each in circuits if "pairs" in each.record}
+    if isinstance(carried_of(value), Mean) and found_on is None:
+        notes.append("means are those of the pairs that are measured, and fit these better than others: give found_on")
     if experiment.pairs.content_hash in hashes:
         return [*notes, "measured on the pairs that the circuit was found on: f is too high on these"]
     if found_on is None and hashes:
-        return [
-            *notes,
-            "measured on other pairs than those it was found on; whether they share prompts was not looked at",
-        ]
-    return notes
-
-
-def _require_other_pairs(pairs: Pairs, found_on: Pairs | None) -> None:
-    """Make sure that pairs share no prompt, entity or group with those that a circuit was found on.
-
-    Raises:
-        PairError: They do.
-    """
-    if found_on is None:
-        return
-    both = Pairs([*pairs, *found_on], name=pairs.name)
-    shared = set(both.components[: len(pairs)].tolist()) & set(both.components[len(pairs) :].tolist())
-    if shared:
-        raise PairError(
-            f"'{pairs.name}' is not independent of the pairs that the circuit was found on",
-            facts=[("shared", f"prompts, entities or groups in {len(shared)} independent components")],
-            fix="found_on, held_out = pairs.split()",
+        notes.append("measured on other pairs than those it was found on; whether they share prompts was not looked at")
+    if found_on is not None and hashes - {found_on.content_hash}:
+        notes.append(
+            "found_on are other pairs than those on record for the circuit: whether these share prompts was "
+            "not looked at"
         )
+    return notes

@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from torch import Tensor
 
 from causalpatch.base.errors import PathError
 from causalpatch.engine.wiring import graph_of as _graph_of
@@ -34,6 +35,7 @@ from causalpatch.experiment import Experiment
 from causalpatch.experiment.edge_sets import EdgeSets
 from causalpatch.experiment.edges import require_no_source_model, run_edges
 from causalpatch.models import Model
+from causalpatch.pairs import Pairs
 from causalpatch.patches import Value
 from causalpatch.results.effects import Effects
 from causalpatch.sites.graph import Graph
@@ -60,10 +62,11 @@ def graph_of(model: Model | Experiment) -> Graph:
 
 def patch_edges(
     experiment: Experiment,
-    edges: Sequence[Asked] | np.ndarray | None = None,
+    edges: Sequence[Asked] | np.ndarray | Tensor | None = None,
     *,
     value: Value | str = "source",
     labels: Sequence[str] | None = None,
+    fitted_on: Pairs | None = None,
 ) -> Effects:
     """Measure sets of edges, each in a run of its own, on every pair.
 
@@ -75,6 +78,8 @@ def patch_edges(
             order of ``graph_of(model).edges``.
         value: What edges carry instead: ``"source"``, ``"zero"``, ``"mean"`` or a ``Mean``. Zero and means take a run
             apart, so that there are shares in the direction noise alone: of what is lost with all edges replaced.
+        fitted_on: The pairs that means are those of; by default the experiment's own, which fit themselves better than
+            others.
         labels: What results call the runs; by default their edges, or ``mask 0``, ``mask 1``, ….
 
     Returns:
@@ -84,7 +89,7 @@ def patch_edges(
     Raises:
         ModelUnsupported: The model's components are not known by name, or wired in a way that is not known; or source
             runs are made by another model.
-        PathError: There is no such edge or node, or a mask does not fit the graph.
+        PathError: There is no such edge or node, a mask does not fit the graph, or a set is empty.
         PairError: Prompts of unequal lengths have no alignment.
         MetricError: A metric spells out answers of several tokens.
         SettingError: Edges cannot carry such a value.
@@ -104,20 +109,24 @@ def patch_edges(
     """
     require_no_source_model(experiment, "edges cannot take values from another model's runs", "leave source_model= out")
     asked = _asked(graph_of(experiment), edges)
-    return run_edges(experiment, asked if labels is None else replace(asked, labels=list(labels)), value)
+    return run_edges(
+        experiment, asked if labels is None else replace(asked, labels=list(labels)), value, fitted_on=fitted_on
+    )
 
 
-def _asked(graph: Graph, edges: Sequence[Asked] | np.ndarray | None) -> EdgeSets:
+def _asked(graph: Graph, edges: Sequence[Asked] | np.ndarray | Tensor | None) -> EdgeSets:
     """Return the runs that are asked for, those of one edge by its numbers alone."""
     if edges is None:
         return EdgeSets.of_edges(graph.edges, graph.names(graph.edges))
-    if isinstance(edges, np.ndarray):
+    if isinstance(edges, np.ndarray | Tensor):
         masks = graph.check(edges)
+        _require_some(masks.reshape(len(masks), -1).any(1), [f"mask {number}" for number in range(len(masks))])
         return EdgeSets.of_masks(masks, [f"mask {number}" for number in range(len(masks))])
     listed = [edges] if isinstance(edges, str) else list(edges)
     if not listed:
         raise PathError("there are no edges to interchange", fix='patch_edges(experiment, ["m0 -> logits"])')
     groups = [[each] if isinstance(each, str) else list(each) for each in listed]
+    _require_some(list(map(bool, groups)), [f"set {number}" for number in range(len(groups))])
     is_single = np.array([len(group) == 1 and "->" in group[0] for group in groups])
     single = np.array([graph.parse(group[0]) for group, one in zip(groups, is_single, strict=True) if one])
     made = [
@@ -128,3 +137,18 @@ def _asked(graph: Graph, edges: Sequence[Asked] | np.ndarray | None) -> EdgeSets
     masks = np.stack(made) if made else np.zeros((0, *graph.shape), dtype=bool)
     names = [", ".join(group) for group in groups]
     return EdgeSets(names, np.flatnonzero(is_single), single.reshape(-1, 2), masks)
+
+
+def _require_some(has_any: Sequence[bool] | np.ndarray, names: Sequence[str]) -> None:
+    """Make sure that each run interchanges something: what did nothing is not to look like an effect of 0.
+
+    Raises:
+        PathError: One does not.
+    """
+    empty = [name for name, some in zip(names, has_any, strict=True) if not some]
+    if empty:
+        raise PathError(
+            f"{empty[0]} names no edge",
+            facts=[("empty", f"{len(empty)} of {len(names)}")],
+            fix="leave it out: the base run is experiment.baseline",
+        )

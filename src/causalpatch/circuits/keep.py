@@ -11,8 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from causalpatch.circuits.exact import graph_of, patch_edges
+from causalpatch.base.errors import PairError
+from causalpatch.circuits.exact import graph_of
 from causalpatch.experiment import Experiment
+from causalpatch.experiment.edge_sets import EdgeSets
+from causalpatch.experiment.edges import require_no_source_model, run_edges
+from causalpatch.pairs import Pairs
 from causalpatch.patches import Value
 from causalpatch.results.status import has_number
 
@@ -55,24 +59,29 @@ def first_metric(experiment: Experiment) -> Experiment:
     return turned if len(turned.metrics) == 1 else turned.measuring(turned.metrics[:1])
 
 
-def run_kept(experiment: Experiment, kept: np.ndarray, value: Value | str = "source") -> Kept:
+def run_kept(
+    experiment: Experiment, kept: np.ndarray, value: Value | str = "source", fitted_on: Pairs | None = None
+) -> Kept:
     """Run sets of edges; those that are alike run once.
 
     Args:
         experiment: In the direction noise; its first metric is read.
         kept: Edges that are kept, booleans ``(set, sender, receiver)``.
         value: What ablated edges carry.
+        fitted_on: The pairs that means are those of; by default the experiment's own.
 
     Raises:
         KeyboardInterrupt: The user stopped the runs: of a set there is an f on all pairs or none.
     """
-    found = run_while_wanted(experiment, kept, value)
+    found = run_while_wanted(experiment, kept, value, fitted_on)
     if not found.is_complete:
         raise KeyboardInterrupt
     return found
 
 
-def run_while_wanted(experiment: Experiment, kept: np.ndarray, value: Value | str = "source") -> Kept:
+def run_while_wanted(
+    experiment: Experiment, kept: np.ndarray, value: Value | str = "source", fitted_on: Pairs | None = None
+) -> Kept:
     """Run sets of edges; where the user stops that, return what has a value of every set on every pair.
 
     These are the sets that were run on all pairs, if there are any; else all sets, on the pairs on which all were run.
@@ -81,6 +90,7 @@ def run_while_wanted(experiment: Experiment, kept: np.ndarray, value: Value | st
         experiment: As for ``run_kept``.
         kept: Likewise.
         value: Likewise.
+        fitted_on: Likewise.
 
     Raises:
         KeyboardInterrupt: The user stopped the runs before there was anything to return.
@@ -89,7 +99,9 @@ def run_while_wanted(experiment: Experiment, kept: np.ndarray, value: Value | st
     bits = np.packbits(kept[:, graph.exists], axis=1)
     _, first, place = np.unique(bits, axis=0, return_index=True, return_inverse=True)
     ablated = np.concatenate([graph.exists[None], graph.exists & ~kept[first]])
-    effects = patch_edges(experiment, ablated, value=value)
+    require_no_source_model(experiment, "edges cannot take values from another model's runs", "leave source_model= out")
+    asked = EdgeSets.of_masks(ablated, [f"set {number}" for number in range(len(ablated))])
+    effects = run_edges(experiment, asked, value, fitted_on=fitted_on)
     data = effects.to_xarray()
     values = data["metric"].values.reshape(len(ablated), -1)
     clean: np.ndarray = data["baseline_clean"].values.reshape(-1)
@@ -116,3 +128,24 @@ def _whole(there: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if on_all[0] and on_all[1:].any():
         return np.flatnonzero(on_all), np.arange(there.shape[1])
     return np.arange(len(there)), np.flatnonzero(there.all(0))
+
+
+def require_independent(pairs: Pairs, others: Pairs, what: str) -> None:
+    """Make sure that pairs share no prompt, entity or group with others.
+
+    Args:
+        pairs: The pairs that are measured.
+        others: Those that something was found on.
+        what: What these are called.
+
+    Raises:
+        PairError: They do.
+    """
+    both = Pairs([*pairs, *others], name=pairs.name)
+    shared = set(both.components[: len(pairs)].tolist()) & set(both.components[len(pairs) :].tolist())
+    if shared:
+        raise PairError(
+            f"'{pairs.name}' is not independent of {what}",
+            facts=[("shared", f"prompts, entities or groups in {len(shared)} independent components")],
+            fix="found_on, held_out = pairs.split()",
+        )

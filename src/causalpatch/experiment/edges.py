@@ -28,9 +28,12 @@ from causalpatch.engine.wiring import Wiring, graph_of, wiring_of
 from causalpatch.experiment.edge_sets import EdgeSets
 from causalpatch.experiment.experiment import Experiment
 from causalpatch.experiment.measured import Cuts, Measured
-from causalpatch.experiment.provenance import describe_precision, describe_setup, notes_on
+from causalpatch.experiment.provenance import describe_pairs, describe_precision, describe_setup, notes_on
+from causalpatch.experiment.subset import with_pairs
 from causalpatch.experiment.tally import Tally
 from causalpatch.models import Model
+from causalpatch.pairs import Pairs
+from causalpatch.pairs.plain import pairs_of_plain, plain_pairs
 from causalpatch.patches import Intervention, Mean, Source, Value, Zero
 from causalpatch.patches.files import plain_value, value_of_plain
 from causalpatch.patches.value import as_value
@@ -41,14 +44,16 @@ from causalpatch.results.status import Status
 MASK_BYTES = 2**26
 """Masks that are held together where single edges are run by forwards."""
 
-_FOUND: "weakref.WeakKeyDictionary[Experiment, Findings[Any]]" = weakref.WeakKeyDictionary()
-"""What is known of an experiment's untouched runs; it goes with the experiment."""
+_FOUND: "weakref.WeakKeyDictionary[Experiment, dict[str, Findings[Any]]]" = weakref.WeakKeyDictionary()
+"""What is known of an experiment's untouched runs, by the pairs that means are of; it goes with the experiment."""
 
 Carried = Source | Zero | Mean
 """What edges can carry instead of what their senders give."""
 
 
-def run_edges(experiment: Experiment, asked: EdgeSets, value: Value | str = "source") -> Effects:
+def run_edges(
+    experiment: Experiment, asked: EdgeSets, value: Value | str = "source", *, fitted_on: Pairs | None = None
+) -> Effects:
     """Measure sets of edges, each in a run of its own, on every pair.
 
     Args:
@@ -56,6 +61,7 @@ def run_edges(experiment: Experiment, asked: EdgeSets, value: Value | str = "sou
         asked: The edges that are interchanged in each run.
         value: What edges carry instead: ``"source"``, ``"zero"``, ``"mean"`` or a ``Mean``. In the direction noise zero
             and means have a reference: a run with all edges replaced.
+        fitted_on: The pairs that means are those of; by default the experiment's own.
 
     Returns:
         Effects with the axis ``intervention``, then ``pair``. Stopped by Ctrl-C, they hold what was measured; those
@@ -70,10 +76,10 @@ def run_edges(experiment: Experiment, asked: EdgeSets, value: Value | str = "sou
     carried = carried_of(value)
     with undisturbed():
         if experiment.runner is None:
-            fitted = job_of_edges(experiment, carried)
-            found, targets = _measured(experiment, asked, carried, fitted), fitted[0].interventions
+            fitted = job_of_edges(experiment, carried, fitted_on)
+            found, targets = _measured(experiment, asked, carried, fitted, fitted_on), fitted[0].interventions
         else:
-            found = experiment.runner.measure(experiment, EdgeRuns(asked, carried))
+            found = experiment.runner.measure(experiment, EdgeRuns(asked, carried, fitted_on))
             targets = [targets_of(experiment.model, patch_of_senders(experiment.model, carried))]
     reference = "corrupted run"
     if not isinstance(carried, Source):
@@ -87,7 +93,7 @@ def run_edges(experiment: Experiment, asked: EdgeSets, value: Value | str = "sou
         status=found.status,
         baselines=found.baselines,
         provenance={
-            **_record(experiment, carried, reference),
+            **_record(experiment, carried, reference, fitted_on),
             "notes": notes_on(experiment.pairs, experiment.base, targets),
             **found.record,
         },
@@ -101,10 +107,12 @@ class EdgeRuns:
     Args:
         asked: The edges that are interchanged in each run.
         value: What they carry instead.
+        fitted_on: The pairs that means are those of; None for those that are measured.
     """
 
     asked: EdgeSets
     value: Carried
+    fitted_on: Pairs | None = None
 
     @property
     def n_cells(self) -> int:
@@ -120,27 +128,32 @@ class EdgeRuns:
         """Return what names each set: its edges, and what these carry."""
         plain, _ = plain_value(self.value)
         carried = json.dumps(plain, sort_keys=True)
+        if self.fitted_on is not None:
+            carried += f" of {self.fitted_on.content_hash}"
         return [f"edges {name} {carried}" for name in self.asked.names()]
 
     def take(self, cells: np.ndarray) -> "EdgeRuns":
         """Return some of the sets."""
-        return EdgeRuns(self.asked.take(cells), self.value)
+        return EdgeRuns(self.asked.take(cells), self.value, self.fitted_on)
 
     def cuts(self, experiment: Experiment) -> Cuts:
-        """Return how they may be cut: means are made of all pairs."""
+        """Return how they may be cut: means of the pairs that are measured are made of all of them."""
         del experiment
-        return Cuts(pairs=not isinstance(self.value, Mean), cells=True, cells_first=True)
+        apart = not isinstance(self.value, Mean) or self.fitted_on is not None
+        return Cuts(pairs=apart, cells=True, cells_first=True)
 
     def measured(self, experiment: Experiment) -> Measured:
         """Run the sets here."""
         with undisturbed():
-            return _measured(experiment, self.asked, self.value, job_of_edges(experiment, self.value))
+            fitted = job_of_edges(experiment, self.value, self.fitted_on)
+            return _measured(experiment, self.asked, self.value, fitted, self.fitted_on)
 
     def plain(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Return the sets as plain data, with arrays by their names."""
         value, arrays = plain_value(self.value)
         asked, shape = self.asked, self.asked.masks.shape
-        told = {"kind": "edges", "value": value, "labels": list(asked.labels), "shape": list(shape)}
+        fitted_on = None if self.fitted_on is None else plain_pairs(self.fitted_on)
+        told = {"kind": "edges", "value": value, "labels": list(asked.labels), "shape": list(shape), "of": fitted_on}
         bits = np.packbits(asked.masks.reshape(shape[0], int(np.prod(shape[1:]))), axis=1)
         return told, {**arrays, "single": asked.single, "edges": asked.edges, "masks": bits}
 
@@ -150,19 +163,24 @@ class EdgeRuns:
         shape = tuple(told["shape"])
         bits = np.unpackbits(arrays["masks"], axis=1, count=int(np.prod(shape[1:]))) if shape[0] else np.zeros(shape)
         asked = EdgeSets(told["labels"], arrays["single"], arrays["edges"], bits.reshape(shape).astype(bool))
-        return cls(asked, carried_of(value_of_plain(told["value"], arrays)))
+        fitted_on = None if told["of"] is None else pairs_of_plain(told["of"])
+        return cls(asked, carried_of(value_of_plain(told["value"], arrays)), fitted_on)
 
 
 def _has_reference(experiment: Experiment, carried: Carried) -> bool:
     return not isinstance(carried, Source) and experiment.direction == "noise"
 
 
-def _measured(experiment: Experiment, asked: EdgeSets, carried: Carried, fitted: tuple[Job, Means]) -> Measured:
+def _measured(
+    experiment: Experiment, asked: EdgeSets, carried: Carried, fitted: tuple[Job, Means], fitted_on: Pairs | None
+) -> Measured:
     """Run sets of edges here; stopped by Ctrl-C, return what was measured."""
     started = time.perf_counter()
     wiring = wiring_of(experiment.model, experiment.pairs)
     has_reference, n_asked = _has_reference(experiment, carried), len(asked.labels)
-    runs = _Runs(experiment, fitted, wiring, asked.with_run_of(wiring.graph.exists) if has_reference else asked)
+    sets = asked.with_run_of(wiring.graph.exists) if has_reference else asked
+    of = "" if fitted_on is None else fitted_on.content_hash
+    runs = _Runs(experiment, fitted, wiring, sets, _FOUND.setdefault(experiment, {}).setdefault(of, Findings()))
     is_complete = runs.measure(n_asked)
     place = n_asked if has_reference else None
     kept = runs.tally.pairs_with_baselines(place)
@@ -193,8 +211,13 @@ def carried_of(value: Value | str) -> Carried:
     return found
 
 
-def job_of_edges(experiment: Experiment, carried: Carried) -> tuple[Job, Means]:
+def job_of_edges(experiment: Experiment, carried: Carried, fitted_on: Pairs | None = None) -> tuple[Job, Means]:
     """Return a job whose one intervention patches all senders, with the means that it puts in.
+
+    Args:
+        experiment: The experiment.
+        carried: What edges carry.
+        fitted_on: The pairs that means are those of; by default the experiment's own.
 
     Raises:
         ModelUnsupported: The model's components are not known by name, or source runs are made by another model.
@@ -203,6 +226,9 @@ def job_of_edges(experiment: Experiment, carried: Carried) -> tuple[Job, Means]:
     fix = "leave source_model= out"
     require_no_source_model(experiment, "edges cannot take values from another model's runs", fix)
     _require_plain(experiment)
+    if fitted_on is not None and isinstance(carried, Mean):
+        means = fit_values(job_of_senders(with_pairs(experiment, fitted_on), carried)).means
+        return job_of_senders(experiment, carried), means
     fitted = fit_values(job_of_senders(experiment, carried))
     return fitted.job, fitted.means
 
@@ -246,13 +272,14 @@ class _Runs:
         fitted: tuple[Job, Means],
         wiring: Wiring,
         asked: EdgeSets,
+        found: Findings[Any],
     ) -> None:
         self.experiment, self.wiring, self.asked = experiment, wiring, asked
         self.job, self.means = fitted
         shape = (len(experiment.metrics), len(asked.labels), len(experiment.pairs))
         status = np.full(shape[1:], Status.SKIPPED, dtype=np.uint8)
         self.tally = Tally(np.full(shape, np.nan), status, np.full((2, shape[0], shape[2]), np.nan))
-        self.found = _FOUND.setdefault(experiment, Findings())
+        self.found = found
         self.restarts = True
         self.why = ""  # why single edges are not run by the wavefront
         self.counts = {"wavefront": 0, "forwards": 0}
@@ -353,13 +380,14 @@ def _engine(runs: _Runs) -> dict[str, Any]:
     return found | ({"without_wavefront": runs.why} if runs.why else {})
 
 
-def _record(experiment: Experiment, carried: Carried, reference: str) -> dict[str, Any]:
+def _record(experiment: Experiment, carried: Carried, reference: str, fitted_on: Pairs | None) -> dict[str, Any]:
     no_share = f"{carried} takes a run apart and cannot restore one" if reference == "none" else ""
     return {
         **describe_program(),
         **describe_setup(experiment.model, experiment.pairs, experiment.metrics, experiment.direction, experiment.seed),
         "site": "edges",
         "value": str(carried),
+        **({"fitted_on": describe_pairs(fitted_on or experiment.pairs)} if isinstance(carried, Mean) else {}),
         "reference": reference,
         "no_share": no_share,
         "facts": {

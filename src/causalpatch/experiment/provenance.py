@@ -19,6 +19,11 @@ MIRRORED = 0.1
 MANY = 3
 
 
+def describe_pairs(pairs: Pairs) -> dict[str, Any]:
+    """Return which pairs these are, as plain data."""
+    return {"name": pairs.name, "hash": pairs.content_hash, "n": len(pairs)}
+
+
 def describe_setup(model: Model, pairs: Pairs, metrics: Sequence[Metric], direction: str, seed: int) -> dict[str, Any]:
     """Return what an experiment is made of, as plain data."""
     generates = {metric.name: vars(metric.generates) for metric in metrics if metric.generates is not None}
@@ -31,7 +36,7 @@ def describe_setup(model: Model, pairs: Pairs, metrics: Sequence[Metric], direct
             "device": str(model.device),
             "attention": model.attention,
         },
-        "pairs": {"name": pairs.name, "hash": pairs.content_hash, "n": len(pairs)},
+        "pairs": describe_pairs(pairs),
         "metrics": [metric.name for metric in metrics],
         "higher_is_better": {metric.name: metric.is_higher_when_clean(direction) for metric in metrics},
         **({"generates": generates} if generates else {}),

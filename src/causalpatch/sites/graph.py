@@ -23,6 +23,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -228,16 +229,23 @@ class Graph:
             found[number] |= self.exists[number]
         return found
 
-    def check(self, masks: np.ndarray) -> np.ndarray:
+    def check(self, masks: Any) -> np.ndarray:
         """Return masks of edges with an axis of masks in front.
 
         Args:
-            masks: One mask ``(sender, receiver)``, or several ``(mask, sender, receiver)``.
+            masks: One mask ``(sender, receiver)``, or several ``(mask, sender, receiver)``; an array or a tensor.
 
         Raises:
-            PathError: They have another shape, or name edges that there are not.
+            PathError: They have another shape, hold more than 0 and 1, or name edges that there are not.
         """
-        found = np.asarray(masks, dtype=bool)
+        given = np.asarray(masks.detach().cpu() if hasattr(masks, "detach") else masks)  # no tensors are known here
+        found = given.astype(bool)
+        if given.dtype != bool and not np.array_equal(given, found):
+            raise PathError(
+                "a mask of edges holds more than 0 and 1",
+                facts=[("why", "an edge is interchanged or not; there are no shares of one")],
+                fix="mask > 0.5",
+            )
         found = found[None] if found.ndim == 2 else found
         if found.ndim != 3 or found.shape[1:] != self.shape:
             raise PathError(

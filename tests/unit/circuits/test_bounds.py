@@ -8,6 +8,7 @@ import torch
 
 import causalpatch as cp
 from causalpatch import Circuit
+from causalpatch.base.errors import PairError
 from causalpatch.circuits.ground_truth import cases
 from causalpatch.circuits.keep import first_metric, run_kept
 
@@ -26,9 +27,8 @@ def test_half_of_an_or_is_faithful_and_incomplete():
     experiment = case.experiment()
     half = cp.acdc(experiment, 1e-3)
     assert cp.evaluate_circuit(experiment, half, n_random=0).f()[0] == pytest.approx(1)
-    found = cp.completeness(experiment, half, case.pairs, n_random=4, n_steps=2)
+    found = cp.completeness(experiment, half, n_random=4, n_steps=2)
     assert found.found == pytest.approx(1)
-    assert found.held_out.estimate == pytest.approx(-1)  # the half alone does nothing; the model goes the other way
     assert set(found.edges) <= set(half.edges())
     assert found.n_tried == 4 + min(10, half.n_edges) + min(10, half.n_edges - 1)
     assert "does not show that the circuit is complete" in str(found)
@@ -37,11 +37,32 @@ def test_half_of_an_or_is_faithful_and_incomplete():
     assert whole.held_out is None
 
 
+def parted(case):
+    """The experiment on the pairs of one independent component, and those of the others."""
+    is_first = case.pairs.components == 0
+    first, others = (case.pairs.take(np.flatnonzero(some)) for some in (is_first, ~is_first))
+    return cp.Experiment(case.model, first, case.metric, show_progress=False), others
+
+
+def test_what_is_found_is_measured_on_held_out_pairs():
+    experiment, others = parted(case_of("reverse"))
+    circuit = Circuit.of(experiment.model, ["embed -> logits"])  # by itself it does nothing
+    found = cp.completeness(experiment, circuit, others, n_random=2, n_steps=1)
+    without = Circuit.of(experiment.model, found.edges).mask
+    on = first_metric(cp.Experiment(experiment.model, others, experiment.metrics, show_progress=False))
+    f = run_kept(on, np.stack([circuit.mask & ~without, circuit.graph.exists & ~without])).f
+    assert found.held_out.estimate == pytest.approx(f[0] - f[1])
+    assert found.held_out.estimate == pytest.approx(-1)
+    for search in (cp.completeness, cp.minimality):
+        with pytest.raises(PairError, match="not independent of the pairs that are searched on"):
+            search(experiment, circuit, experiment.pairs)
+
+
 def test_what_is_not_needed_changes_nothing():
-    case = case_of("reverse")
+    experiment, others = parted(case_of("reverse"))
     idle = "m0 -> logits"
-    circuit = Circuit.of(case.model, [*case.true_edges, idle])
-    frame = cp.minimality(case.experiment(), circuit, case.pairs)
+    circuit = Circuit.of(experiment.model, [*case_of("reverse").true_edges, idle])
+    frame = cp.minimality(experiment, circuit, others)
     assert frame["edge"][0] == idle
     assert frame["change"][0] == pytest.approx(0, abs=1e-9)
     np.testing.assert_allclose(frame["change"][1:], 1, atol=1e-6)

@@ -233,7 +233,31 @@ def test_pairs_that_a_circuit_was_found_on_are_named():
     assert "was not looked at" in said[1][0]
     assert said[2] == []
     far = prompts(([4, 6, 15, 8], [4, 7, 16, 8]))
-    assert cp.evaluate_circuit(experiment, other, n_random=0, found_on=far).notes == []
+    named = Circuit(circuit.graph, circuit.mask, {**circuit.record, "pairs": {**whole, "hash": far.content_hash}})
+    assert cp.evaluate_circuit(experiment, named, n_random=0, found_on=far).notes == []
+    (note,) = cp.evaluate_circuit(experiment, other, n_random=0, found_on=far).notes
+    assert "found_on are other pairs than those on record" in note
+
+
+def test_means_are_those_of_the_pairs_that_a_circuit_was_found_on():
+    experiment, scores, _ = evaluated()
+    circuit = cp.discover_circuit(scores, 10)
+    far = prompts(*(([4, 6, last, 8, 17, 3], [4, 7, 16, last, 8, 9]) for last in (15, 21, 20)))
+    own, fitted = (cp.evaluate_circuit(experiment, circuit, n_random=0, value="mean", found_on=f) for f in (None, far))
+    assert any("means are those of the pairs that are measured" in note for note in own.notes)
+    assert not any("means are those" in note for note in fitted.notes)
+    assert fitted.provenance["fitted_on"]["hash"] == far.content_hash
+    assert own.provenance["fitted_on"]["hash"] == experiment.pairs.content_hash
+    # All senders of the patched run are means; the last MLP into the logits, by hand of those of the other pairs.
+    last = f"mlp_out.{experiment.model.shape.n_layers - 1}"
+    graph = cp.graph_of(experiment)
+    edge = graph.label(graph.n_senders - 1, graph.logits)
+    found = cp.patch_edges(experiment, [edge], value="mean", fitted_on=far).to_xarray()["metric"].values.reshape(-1)
+    (patch,) = cp.Experiment(experiment.model, far).fit([cp.Patch(last, value="mean")])
+    wanted = experiment.run([patch]).to_xarray()["metric"].values.reshape(-1)
+    np.testing.assert_allclose(found, wanted, atol=1e-9)
+    other = cp.patch_edges(experiment, [edge], value="mean").to_xarray()["metric"].values.reshape(-1)
+    assert np.abs(other - found).max() > 1e-3
 
 
 def test_distances_have_a_gap_the_other_way_round():
