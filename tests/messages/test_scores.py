@@ -1,5 +1,7 @@
 """Refusals of scores and of edges."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -193,6 +195,40 @@ def test_attention_that_cannot_be_opened_shows_no_heads_own_keys(refuses):
     np.testing.assert_allclose(whole.reshape(-1), other.baseline.clean[0], atol=1e-9)
 
 
+def test_an_activation_that_is_no_module_has_no_rule(refuses):
+    module = tiny_model("gpt2")
+    for block in module.transformer.h:
+        del block.mlp.act
+        block.mlp.act = torch.nn.functional.gelu
+    experiment = cp.Experiment(cp.open_model(module), prompts(([1, 2, 3], [1, 4, 3])))
+    with refuses(
+        ModelUnsupported,
+        """
+        the rules of RelP cannot be applied to 'GPT2LMHeadModel'
+          why  the activation of the MLP in 'transformer.h.0' is a function, not a module
+          fix: method="atp"
+        """,
+    ):
+        cp.attribute(experiment, "z", "relp")
+
+
+def test_a_slope_that_is_but_rounding_is_no_slope(experiment):
+    """A divergence from the base run that does not say so: its slope is 0 there, but for rounding."""
+    with torch.no_grad():
+        base = experiment.model.module(torch.tensor([[1, 4, 3]])).logits[0, -1].log_softmax(-1)
+
+    def divergence(outputs, pairs):
+        return (base.exp() * (base - outputs.logits[:, -1].log_softmax(-1))).sum(-1)
+
+    other = experiment.measuring(cp.metric(divergence))
+    with pytest.raises(NoGradient, match=r"the metric 'divergence' has no slope at the base run") as caught:
+        cp.attribute_edges(other, "eap")
+    assert re.search(r"why  the largest score is \d\.\de-\d+, of a gap of \d+\.\d+", str(caught.value))
+    (note,) = cp.attribute(other, "z").provenance["notes"]
+    assert "hardly any slope where it is taken" in note
+    assert np.abs(cp.attribute_edges(other, "eap-ig").values[cp.graph_of(other).exists]).max() > 0
+
+
 def test_two_streams_have_no_one_way_from_input_to_output(refuses):
     model = cp.open_model(tiny_model("t5"))
     ids = [np.array(each) for each in ([3, 4, 5], [3, 6, 5], [7, 8], [7, 9])]
@@ -378,8 +414,6 @@ def test_scores_are_confirmed_in_their_own_setting(experiment, refuses):
 def test_numbers_to_confirm_are_possible(experiment, refuses):
     scores = cp.attribute(experiment, "z")
     for asked, wrong in (
-        ({"top": -1}, "top=-1"),
-        ({"random_sample": -3}, "random_sample=-3"),
         ({"delta": -0.1}, "delta=-0.1"),
         ({"top": 0, "random_sample": 0}, "top=0, random_sample=0"),
     ):
@@ -404,7 +438,7 @@ def test_numbers_to_confirm_are_possible(experiment, refuses):
     with refuses(
         SettingError,
         """
-        there cannot be at most -1 components
+        at_most=-1 is no whole number from 0 on
           fix: at_most=20
         """,
     ):

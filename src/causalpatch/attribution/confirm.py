@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from causalpatch.base.counts import require_count
 from causalpatch.base.errors import NotFinite, SettingError
 from causalpatch.base.seeds import generator
 from causalpatch.experiment import Experiment
@@ -71,6 +72,8 @@ def confirm_scores(
         One run per pair and component that is measured.
     """
     _check_numbers(top, random_sample, delta)
+    if at_most is not None:
+        require_count("at_most", at_most, 0, usual=20)
     check_level(level)
     _check_setting(experiment, scores)
     asked = _of_edges(experiment, scores) if isinstance(scores, EdgeScores) else _of_cells(experiment, scores)
@@ -219,8 +222,9 @@ def _notes(effects: Effects, scores: Scores | EdgeScores) -> list[str]:
 
 
 def _check_numbers(top: int, random_sample: int, delta: float | None) -> None:
-    wrong = [f"{name}={value}" for name, value in (("top", top), ("random_sample", random_sample)) if value < 0]
-    wrong += [f"delta={delta}"] if delta is not None and not delta >= 0 else []
+    require_count("top", top, 0, usual=50)
+    require_count("random_sample", random_sample, 0, usual=100)
+    wrong = [f"delta={delta}"] if delta is not None and not delta >= 0 else []
     wrong += ["top=0, random_sample=0"] if top == random_sample == 0 else []
     if wrong:
         raise SettingError(

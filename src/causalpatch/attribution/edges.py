@@ -22,16 +22,15 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 
 from causalpatch.attribution.confirm import confirm_scores
-from causalpatch.attribution.pieces import Scoring, count_slopes, measured_of, points_of, scored
+from causalpatch.attribution.pieces import Scoring, contraction_of, count_slopes, measured_of, points_of, scored
 from causalpatch.base.collector import undisturbed
 from causalpatch.base.errors import SettingError
 from causalpatch.engine.edge_slopes import EdgeSlopes
 from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.resolve import targets_of
-from causalpatch.engine.slopes import Rule, require_steep
+from causalpatch.engine.slopes import Rule, is_rounding, no_gradient, require_steep
 from causalpatch.engine.wiring import graph_of, wiring_of
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.edges import job_of_senders, patch_of_senders, require_no_source_model
@@ -103,6 +102,9 @@ def attribute_edges(
         )
         sums = scored(made, work, partial(work.measured, made))
         require_steep(sums.steepest, made.metrics[0].name, "input of every component")
+        largest, gap = float(np.abs(sums.values).max()) / len(made.pairs), float((sums.source - sums.base).mean())
+        if is_rounding(largest, gap):
+            raise no_gradient(made.metrics[0].name, f"the largest score is {largest:.1e}, of a gap of {gap:.3g}")
         targets = [targets_of(made.model, patch_of_senders(made.model, Source()))]
     n_pairs = len(experiment.pairs)
     labels = experiment.pairs.aligned().labels(experiment.base) if positions else None
@@ -116,7 +118,7 @@ def attribute_edges(
         "points": points.rule,
         "mean_base": float(sums.base.mean()),
         "mean_source": float(sums.source.mean()),
-        "contraction": str(torch.promote_types(made.model.dtype, torch.float32)).removeprefix("torch."),
+        "contraction": contraction_of(made.model),
         "facts": {
             "granularity": "heads (q, k, v), MLPs",
             "kind": "edge",

@@ -27,14 +27,14 @@ from typing import Any, Literal, get_args, overload
 import numpy as np
 
 from causalpatch.attribution.confirm import confirm_scores
-from causalpatch.attribution.pieces import Scored, Scoring, count_slopes, measured_of, points_of, scored
+from causalpatch.attribution.pieces import Scored, Scoring, contraction_of, count_slopes, measured_of, points_of, scored
 from causalpatch.base.collector import undisturbed
 from causalpatch.base.errors import SettingError
 from causalpatch.engine.gauge import Gauge
 from causalpatch.engine.node_slopes import Group, NodeSlopes, no_rules
 from causalpatch.engine.relevance import Relevance
 from causalpatch.engine.resolve import targets_of
-from causalpatch.engine.slopes import Rule, require_steep
+from causalpatch.engine.slopes import Rule, is_rounding, require_steep
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.cells import Grid, grid_of
 from causalpatch.experiment.measured import Measured
@@ -159,9 +159,10 @@ class _Asked:
             values = sums.values.reshape(slopes.values.shape)
             seconds = round(time.perf_counter() - started, 3)
             for n, begin, end in zip(numbers, places[:-1], places[1:], strict=True):
+                notes = notes_on(experiment.pairs, experiment.base, slopes.job.interventions)
                 record = {
                     **self._record(asked[n], grids[n], sums),
-                    "notes": notes_on(experiment.pairs, experiment.base, slopes.job.interventions),
+                    "notes": [*notes, *_small(values[begin:end], sums)],
                     **({"rules": rules.describe()} if rules else {}),
                     "cost": {**sums.cost, "seconds": seconds},
                 }
@@ -283,6 +284,7 @@ class _Asked:
             "points": self.points.rule,
             "mean_base": float(sums.base.mean()),
             "mean_source": float(sums.source.mean()),
+            "contraction": contraction_of(experiment.model),
             **({UNSIGNED: True} if self.method == "atp*" else {}),
             "facts": {
                 "granularity": wanted.info.unit_axis or wanted.name,
@@ -293,6 +295,16 @@ class _Asked:
                 "circuit": "single sites, the rest of the run intact; a gradient, not a run",
             },
         }
+
+
+def _small(values: np.ndarray, sums: Scored) -> list[str]:
+    """Say so where all scores are as small as rounding."""
+    sizes, gap = np.abs(values[np.isfinite(values)]), float((sums.source - sums.base).mean())
+    largest = float(sizes.max()) if sizes.size else 0.0
+    if not is_rounding(largest, gap):
+        return []
+    beside = f"the largest score is {largest:.1e}, of a gap of {gap:.3g}"
+    return [f"{beside}: the metric has hardly any slope where it is taken"]
 
 
 def _measured(slopes: NodeSlopes) -> Measured:

@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Final, Self
 
 import numpy as np
+import torch
 
 from causalpatch.engine.edge_slopes import EdgeSums
 from causalpatch.engine.node_slopes import NodeSums
 from causalpatch.engine.slopes import Points, Rule
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.measured import Cuts, Measured, Work, has_same_columns
+from causalpatch.models import Model
 from causalpatch.pairs.role import Role
 from causalpatch.results.status import Status
 
@@ -103,6 +105,11 @@ def measured_of(sums: NodeSums | EdgeSums, values: np.ndarray, *, pooled: bool, 
     }
     baselines = {"base": sums.base[None], "source": sums.source[None]}
     return Measured(values[None], status, baselines, np.arange(len(sums.base)), record)
+
+
+def contraction_of(model: Model) -> str:
+    """Return in which type differences and gradients are multiplied: never in fewer bits than float32."""
+    return str(torch.promote_types(model.dtype, torch.float32)).removeprefix("torch.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from causalpatch.base.errors import CausalPatchWarning, SettingError
+from causalpatch.base.counts import require_positive
+from causalpatch.base.errors import CausalPatchWarning
 from causalpatch.circuits.circuit import Circuit, inputs_of, record_of
 from causalpatch.circuits.exact import graph_of
 from causalpatch.circuits.keep import first_metric, run_kept
@@ -68,8 +69,7 @@ def acdc(experiment: Experiment, threshold: float, *, value: Value | str = "sour
         A run per edge and pair, none for edges into a sender of which no edge is left, and as many again, of a batch at
         most, for each edge that stays; clean and corrupted runs for each batch.
     """
-    if not threshold > 0:
-        raise SettingError(f"the threshold {threshold!r} is not above 0", facts=[("unit", "the metric's")], fix="0.01")
+    require_positive("threshold", threshold, usual=0.01)
     graph = graph_of(experiment)
     made = first_metric(experiment)
     search = _Search(made, graph, threshold, value)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from causalpatch.base.counts import require_count
 from causalpatch.base.errors import SettingError
 from causalpatch.base.extras import lazy
 from causalpatch.base.seeds import generator
@@ -220,7 +221,9 @@ def _require(experiment: Experiment, circuit: Circuit, held_out: Pairs | None, *
     circuit.require_edges()
     if held_out is not None:
         require_independent(held_out, experiment.pairs, "the pairs that are searched on")
-    if min(n_tried) < 0 or not sum(n_tried):
+    for each in n_tried:
+        require_count("n_random, n_steps, n_candidates or n_sets", each, 0, usual=10)
+    if not sum(n_tried):
         raise SettingError("no sets of edges are to be tried", facts=[("asked", n_tried)], fix="n_random=40")
 
 

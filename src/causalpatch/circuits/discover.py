@@ -23,6 +23,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from causalpatch.base.counts import require_count
 from causalpatch.base.errors import SettingError
 from causalpatch.circuits.circuit import Circuit, inputs_of, record_of
 from causalpatch.results.edge_scores import EdgeScores
@@ -65,6 +66,7 @@ def discover_circuit(
     Cost:
         No run of the model. ``"top"`` sorts all edges; ``"greedy"`` sorts those into each receiver and takes n steps.
     """
+    require_scores(scores)
     graph = scores.graph
     taken = size_of(graph, n_edges, fraction)
     order, key = ranking(scores, taken, method, by)
@@ -79,6 +81,20 @@ def discover_circuit(
     }
     carried = scores.provenance.get("facts", {}).get("value", "source")
     return Circuit(graph, mask, record_of(scores.provenance, found, carried))
+
+
+def require_scores(scores: object) -> None:
+    """Make sure that scores are those of edges.
+
+    Raises:
+        SettingError: They are something else.
+    """
+    if not isinstance(scores, EdgeScores):
+        raise SettingError(
+            f"a circuit cannot be found by {type(scores).__name__}",
+            facts=[("needed", "scores of edges")],
+            fix="cp.attribute_edges(experiment)",
+        )
 
 
 def ranking(scores: EdgeScores, n_edges: int, method: str, by: str) -> tuple[np.ndarray, np.ndarray]:
@@ -134,7 +150,8 @@ def size_of(graph: Graph, n_edges: int | None, fraction: float | None) -> int:
             facts=[("edges", f"{graph.n_edges:,}")],
             fix="n_edges=20",
         )
-    if n_edges is not None and n_edges >= 1:
+    if n_edges is not None and n_edges != 0:
+        require_count("n_edges", n_edges, usual=20)
         return n_edges
     if fraction is not None and 0 < fraction <= 1 and share_of(graph, fraction):
         return share_of(graph, fraction)

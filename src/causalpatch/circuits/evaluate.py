@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from causalpatch.base.counts import require_count
 from causalpatch.base.errors import SettingError
 from causalpatch.base.seeds import generator
 from causalpatch.circuits.circuit import CIRCUIT, Circuit, record_of
@@ -88,6 +89,7 @@ def evaluate_circuit(
         Per pair two forwards, and one for each different set of edges: with ten sizes and 20 random circuits about 220.
         A mask of all edges is held for each.
     """
+    require_count("n_random", n_random, 0, usual=20)
     if found_on is not None:
         require_independent(experiment.pairs, found_on, "the pairs that the circuit was found on")
     graph = graph_of(experiment)
@@ -150,7 +152,14 @@ def _circuits(
 ) -> list[tuple[str, float, Circuit]]:
     """Return the circuits to evaluate, each with how it was found and the share of edges that was asked for."""
     if not isinstance(given, EdgeScores):
-        circuits = [given] if isinstance(given, Circuit) else list(given)
+        circuits: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
+        strange = [type(each).__name__ for each in circuits if not isinstance(each, Circuit)]
+        if strange:
+            raise SettingError(
+                f"{strange[0]} is no circuit",
+                facts=[("needed", "a circuit, several, or scores of edges")],
+                fix="cp.discover_circuit(cp.attribute_edges(experiment), 20)",
+            )
         if not circuits:
             raise SettingError("there are no circuits to evaluate", fix="evaluate_circuit(experiment, circuit)")
         for each in circuits:

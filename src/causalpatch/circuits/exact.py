@@ -120,7 +120,7 @@ def _asked(graph: Graph, edges: Sequence[Asked] | np.ndarray | Tensor | None) ->
         return EdgeSets.of_edges(graph.edges, graph.names(graph.edges))
     if isinstance(edges, np.ndarray | Tensor):
         masks = graph.check(edges)
-        _require_some(masks.reshape(len(masks), -1).any(1), [f"mask {number}" for number in range(len(masks))])
+        _require_some([bool(mask.any()) for mask in masks], [f"mask {number}" for number in range(len(masks))])
         return EdgeSets.of_masks(masks, [f"mask {number}" for number in range(len(masks))])
     listed = [edges] if isinstance(edges, str) else list(edges)
     if not listed:
@@ -139,7 +139,7 @@ def _asked(graph: Graph, edges: Sequence[Asked] | np.ndarray | Tensor | None) ->
     return EdgeSets(names, np.flatnonzero(is_single), single.reshape(-1, 2), masks)
 
 
-def _require_some(has_any: Sequence[bool] | np.ndarray, names: Sequence[str]) -> None:
+def _require_some(has_any: Sequence[bool], names: Sequence[str]) -> None:
     """Make sure that each run interchanges something: what did nothing is not to look like an effect of 0.
 
     Raises:

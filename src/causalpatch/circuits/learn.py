@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from causalpatch.base.collector import undisturbed
+from causalpatch.base.counts import require_count, require_positive
 from causalpatch.base.errors import NoGap, SettingError
 from causalpatch.base.progress import bar
 from causalpatch.base.seeds import generator
@@ -324,12 +325,10 @@ def _check(experiment: Experiment, method: str, n_edges: int | None, objective: 
                 facts=[("known", ", ".join(known))],
                 fix=f'{name}="{known[0]}"',
             )
-    if steps < 1 or not rate > 0:
-        raise SettingError(
-            f"nothing can be learnt in {steps} steps at a rate of {rate}",
-            facts=[("needed", "1 step or more, a rate above 0")],
-            fix="steps=300, rate=0.1",
-        )
+    require_count("steps", steps, usual=300)
+    require_positive("rate", rate, usual=0.1)
+    if n_edges is not None:
+        require_count("n_edges", n_edges, usual=20)
     n_all = graph_of(experiment).n_edges
     if method != "sigmoid-topk" and (n_edges is None or not 0 < n_edges <= n_all):
         raise SettingError(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from causalpatch.base.counts import require_count
 from causalpatch.base.errors import SettingError
 from causalpatch.base.extras import lazy
 from causalpatch.base.seeds import generator
@@ -66,7 +67,8 @@ def minimality_test(
     """
     circuit.require(experiment.model)
     circuit.require_edges()
-    if n_random < 1 or not 0 < quantile < 1 or circuit.n_edges == circuit.graph.n_edges:
+    require_count("n_random", n_random, usual=100)
+    if not 0 < quantile < 1 or circuit.n_edges == circuit.graph.n_edges:
         raise SettingError(
             "there are no random edges to compare those of the circuit with",
             facts=[("random", n_random), ("quantile", quantile), ("left over", circuit.complement().n_edges)],

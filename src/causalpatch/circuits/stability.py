@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from causalpatch.base.counts import require_count
 from causalpatch.base.errors import SettingError
 from causalpatch.base.extras import lazy
 from causalpatch.base.seeds import generator
@@ -108,6 +109,7 @@ def stability(  # noqa: PLR0913 - what is scored, how a circuit is taken from it
     Cost:
         What scoring all pairs once costs, in as many parts as there are blocks.
     """
+    require_count("n_draws", n_draws, usual=200)
     further = {} if value is None else _carrying(score, value)
     pairs = experiment.pairs
     n_components = len(np.unique(pairs.components))

@@ -225,7 +225,7 @@ def evaluate(  # noqa: PLR0913 - each argument is an option that a person types
         files = [found.save(out / "evaluation.npz")]
         files += [found.plot().save(out / f"faithfulness.{ending}") for ending in ("svg", "png", "csv")]
     if as_json:
-        tests = {name: hypotheses[name] for name in ("p_non_equivalence", "p_dependence")}
+        tests = {name: hypotheses[name] for name in hypotheses.columns if name.endswith(("equivalence", "dependence"))}
         rows = found.summary().assign(verdict=verdicts["verdict"], **tests).to_dict("records")
         view.json_object({"circuits": rows, "notes": found.notes, "files": list(map(str, files))})
     else:

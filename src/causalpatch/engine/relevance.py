@@ -76,7 +76,15 @@ class Relevance:
             and not name.startswith(tuple(inside))
             and not any(True for _ in part.parameters())
             and not any(True for _ in part.children())
+            and not isinstance(part, nn.Dropout | nn.Identity)
         ]
+        for layer in layers:
+            if not any(name.startswith(f"{layer}.") for name in self.activations):
+                raise ModelUnsupported(
+                    f"the rules of RelP cannot be applied to '{model.name}'",
+                    facts=[("why", f"the activation of the MLP in '{layer}' is a function, not a module")],
+                    fix='method="atp"',
+                )
 
     @contextmanager
     def applied(self) -> Iterator[Mapping[Port, float]]:

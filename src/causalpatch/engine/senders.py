@@ -92,7 +92,7 @@ class Senders:
         Args:
             deltas: What every sender adds more, at all tokens.
         """
-        yield Move(self.wiring.layers[0].stream, self.embedded, lambda _: deltas[0])
+        yield Move(self.wiring.layers[0].stream, self.embedded, partial(_always, deltas[0]))
         for layer, wired in enumerate(self.wiring.layers):
             dz, first = self._dz[layer], self.wiring.graph.heads_from(layer).start
             for head, start in enumerate(wired.starts):
@@ -103,7 +103,7 @@ class Senders:
             view = wired.mlp_out.view
             factor = view.factor if isinstance(view, Scaled) else 1.0
             delta = deltas[self.wiring.graph.mlp_from(layer)]
-            yield Move(wired.mlp_out.port, delta.reshape_as(self.embedded) / factor, lambda _, delta=delta: delta)
+            yield Move(wired.mlp_out.port, delta.reshape_as(self.embedded) / factor, partial(_always, delta))
 
     def _alone(
         self, layer: int, moved: Float[Tensor, "B T C"], columns: slice, delta: Float[Tensor, "N D"], share: float
@@ -141,6 +141,11 @@ class Senders:
                 out[head] = sum(pushed, torch.zeros_like(out[head])) / len(given)
         if wired.times != 1.0:
             out *= wired.times
+
+
+def _always(delta: Tensor, share: float) -> Tensor:
+    del share
+    return delta
 
 
 def _is_plain(wired: Wired) -> bool:

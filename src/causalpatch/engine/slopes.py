@@ -37,6 +37,8 @@ from causalpatch.pairs.role import Role
 from causalpatch.sites import Site
 
 Rule = Literal["midpoint", "eap-ig"]
+ROUNDING = 1e-6
+"""Of the gap: what a metric's slope gives that is 0 but for rounding is smaller."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,16 @@ def require_steep(steepest: float, metric: str, where: str) -> None:
     """
     if steepest == 0:
         raise no_gradient(metric, f"its gradient is 0 at every {where}")
+
+
+def is_rounding(largest: float, gap: float) -> bool:
+    """Say whether the largest of all scores is but rounding beside the gap between source and base.
+
+    Args:
+        largest: Its size.
+        gap: The difference of the metric's means.
+    """
+    return largest < ROUNDING * abs(gap)
 
 
 def no_gradient(name: str, why: str) -> NoGradient:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from causalpatch.base.counts import require_positive
 from causalpatch.base.errors import SettingError
 from causalpatch.base.extras import lazy
 from causalpatch.results import arrays, curves
@@ -21,7 +22,7 @@ from causalpatch.results.shares import Numbers
 from causalpatch.results.top import readable
 from causalpatch.results.words import counted
 from causalpatch.statistics.areas import Areas, areas_under
-from causalpatch.statistics.hypothesis import dependence, non_equivalence
+from causalpatch.statistics.hypothesis import dependence, non_equivalence, smallest_dependence
 from causalpatch.statistics.intervals import Interval, ratio_intervals
 
 if TYPE_CHECKING:
@@ -211,9 +212,13 @@ class Evaluation(arrays.Saved):
             A row per circuit: ``f``, the interval's ``low`` and ``high``, and ``verdict``: ``within``, ``outside``
             where the interval lies beyond, ``not shown`` where it does neither, or why there is none.
 
+        Raises:
+            SettingError: delta is not above 0.
+
         References:
             Schuirmann 1987, "A comparison of the two one-sided tests procedure and the power approach".
         """
+        require_positive("delta", delta, usual=DELTA)
         f, intervals = self.f(), self.intervals(level=2 * level - 1)
         rows = []
         for number, run in enumerate(self.runs):
@@ -228,11 +233,17 @@ class Evaluation(arrays.Saved):
 
         ``p_non_equivalence``: small where the circuit differs from the model. ``p_dependence``: small where the
         complement's metric depends on the model's. What is not rejected is not shown: see ``equivalence`` for that.
+        ``smallest_non_equivalence`` and ``smallest_dependence`` are the least that so many independent groups can give.
 
         References:
             Shi et al. 2024, "Hypothesis Testing the Circuit Hypothesis in LLMs", 2410.13032.
         """
         seed = int(self.provenance.get("seed") or 0)
+        apart = np.ones_like(self.clean)
+        least = {
+            "smallest_non_equivalence": non_equivalence(apart, 0 * apart, self.group),
+            "smallest_dependence": smallest_dependence(self.n_components),
+        }
         rows = []
         for number, run in enumerate(self.runs):
             if run["kind"] != CIRCUIT:
@@ -243,6 +254,7 @@ class Evaluation(arrays.Saved):
                     **{key: run[key] for key in ("order", "fraction", "n_edges")},
                     "p_non_equivalence": non_equivalence(self.values[number], self.clean, self.group),
                     "p_dependence": dependence(self.values[rest], self.clean, self.group, seed=seed),
+                    **least,
                 }
             )
         return pd.DataFrame(rows)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 vl_convert = lazy("vl_convert")
 
-ENDINGS = (".svg", ".png", ".html", ".csv")
+ENDINGS = (".svg", ".png", ".html", ".csv", ".json")
 # Two pixels of the file per pixel of the chart: 192 dots per inch, sharp in print at the size of a column.
 PNG_SCALE = 2.0
 # Pixels. Many viewers refuse wider ones, and a file of 15,000 takes twice as long.
@@ -97,7 +97,8 @@ class Picture:
         """Write the picture in the format that the ending names.
 
         Args:
-            path: Ends in ``.svg``, ``.png``, ``.html``, or ``.csv`` for the table behind the picture.
+            path: Ends in ``.svg``, ``.png``, ``.html``; in ``.csv`` for the table behind the picture, in ``.json`` for
+                its Vega-Lite specification with the same rows.
 
         Returns:
             The path.
@@ -116,14 +117,15 @@ class Picture:
         elif ending == ".csv":
             self.frame.to_csv(path, index=False, encoding="utf-8")
         else:
-            path.write_text(self.to_svg() if ending == ".svg" else self.to_html(), encoding="utf-8")
+            text = self._spec if ending == ".json" else self.to_svg() if ending == ".svg" else self.to_html()
+            path.write_text(text, encoding="utf-8")
         return path
 
     def _repr_mimebundle_(self, *_: Any, **__: Any) -> dict[str, Any]:
         return {"image/svg+xml": self.to_svg(), "text/plain": repr(self)}
 
     def __repr__(self) -> str:
-        return f"Picture of {len(self.frame)} cells; picture.save('NAME.svg'), or .png .html .csv"
+        return f"Picture of {len(self.frame)} cells; picture.save('NAME.svg'), or .png .html .csv .json"
 
 
 @lru_cache(maxsize=1)

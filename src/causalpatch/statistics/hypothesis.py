@@ -11,7 +11,8 @@ References:
     Statistical Test of Independence" (HSIC).
 """
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from scipy import special
 else:
     special = lazy("scipy.special")
+
+N_DRAWS: Final = 999
 
 
 def non_equivalence(
@@ -50,8 +53,22 @@ def non_equivalence(
     return float(special.bdtr(fewer, total, 0.5 - epsilon) + special.bdtr(fewer, total, 0.5 + epsilon))
 
 
+def smallest_dependence(n_groups: int, n_draws: int = N_DRAWS) -> float:
+    """Return the least p that ``dependence`` can give: few groups have few orders.
+
+    Args:
+        n_groups: Independent groups.
+        n_draws: Permutations.
+
+    Examples:
+        >>> round(smallest_dependence(4), 4), smallest_dependence(30)
+        (0.0417, 0.001)
+    """
+    return max(1 / (1 + n_draws), 1 / math.factorial(min(n_groups, 20)))
+
+
 def dependence(
-    rest: npt.ArrayLike, model: npt.ArrayLike, group: npt.ArrayLike, *, n_draws: int = 999, seed: int = 0
+    rest: npt.ArrayLike, model: npt.ArrayLike, group: npt.ArrayLike, *, n_draws: int = N_DRAWS, seed: int = 0
 ) -> float:
     """Return the p of all other edges' metric being independent of the model's, by HSIC with permuted groups.
 

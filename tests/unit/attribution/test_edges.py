@@ -330,6 +330,10 @@ def test_few_bits_are_contracted_in_float32_and_the_record_says_so():
     few, full = scores[torch.bfloat16], scores[torch.float32]
     assert few.provenance["contraction"] == "float32"
     assert few.provenance["model"]["dtype"] == "bfloat16"
+    nodes = cp.attribute(
+        cp.Experiment(cp.open_model(tiny_model("llama", dtype=torch.bfloat16)), prompts(*PROMPTS)), "z"
+    )
+    assert nodes.provenance["contraction"] == "float32"
     exists = few.graph.exists
     assert np.corrcoef(few.values[exists], full.values[exists])[0, 1] > 0.99
 

@@ -148,4 +148,5 @@ def test_without_a_circuit_all_sizes_are_evaluated(capsys, tmp_path):
     code, out, _ = run(capsys, "evaluate", *ASKED, *words[:-2], "--json")
     (last,) = [row for row in json.loads(out)["circuits"] if row["order"] == "importance" and row["fraction"] == 1]
     assert last["f"] == pytest.approx(1)
+    assert last["smallest_dependence"] == pytest.approx(1 / 24)  # four pairs that share nothing
     assert last["p_non_equivalence"] == found.hypotheses()["p_non_equivalence"].iloc[9]

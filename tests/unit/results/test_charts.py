@@ -521,12 +521,18 @@ def test_files_are_written_in_the_format_of_their_ending(odd, tmp_path):
         (".png", b"\x89PNG\r\n"),
         (".html", b"<!DOCTYPE html>"),
         (".csv", b"layer"),
+        (".json", b"{"),
     ):
         path = picture.save(tmp_path / "new" / f"heat{ending}")
         assert path.read_bytes().startswith(start)
+    spec = json.loads((tmp_path / "new" / "heat.json").read_text(encoding="utf-8"))
+    assert spec == picture.to_dict()
+    assert max(len(rows) for rows in spec["datasets"].values()) == len(picture.frame)
     with pytest.raises(SettingError) as caught:
         picture.save(tmp_path / "heat.docx")
-    assert str(caught.value) == ("no picture format ends in '.docx'\n  known  .svg .png .html .csv\n  fix: heat.svg")
+    assert str(caught.value) == (
+        "no picture format ends in '.docx'\n  known  .svg .png .html .csv .json\n  fix: heat.svg"
+    )
 
 
 def test_the_table_behind_a_picture_comes_back_from_its_file(odd, tmp_path):
