@@ -1,5 +1,10 @@
 """A small study, and what it is held against."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -54,3 +59,46 @@ def same(one, other):
     """Say whether effects hold the same numbers bit for bit."""
     first, second = one.to_xarray(), other.to_xarray()
     return all(np.array_equal(first[name], second[name], equal_nan=True) for name in first.data_vars)
+
+
+def kill_after_a_shard(folder, *changes):
+    """Run the small study in a process of its own, kill that (SIGKILL) when a shard is stored, and see it all end.
+
+    Returns the names of the shards that were stored, when nothing that it had started ran any more.
+    """
+    (folder / "small.yaml").write_text(TEXT, encoding="utf-8")
+    words = [sys.executable, "-m", "causalpatch", "run", "small.yaml", *(w for c in changes for w in ("--set", c))]
+    paths = os.pathsep.join(filter(None, sys.path))
+    with (folder / "said").open("w") as said:
+        began = subprocess.Popen(
+            words, cwd=folder, env={**os.environ, "PYTHONPATH": paths}, stdout=said, stderr=said, start_new_session=True
+        )
+        until = time.monotonic() + 300
+        while not (shards := list(folder.rglob("*.parquet"))):
+            assert began.poll() is None, (folder / "said").read_text(encoding="utf-8")
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        family = _descendants(began.pid)
+        began.send_signal(signal.SIGKILL)
+        began.wait()
+    until = time.monotonic() + 120
+    while any(Path(f"/proc/{pid}").exists() for pid in family):
+        assert time.monotonic() < until, family
+        time.sleep(0.05)
+    assert len(family) > 1
+    return {each.stem for each in shards} | {each.stem for each in folder.rglob("*.parquet")}
+
+
+def _descendants(pid):
+    """Return the numbers of all processes below one."""
+    parents = {}
+    for each in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(each.name)] = int((each / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue  # it has just ended
+    found, new = set(), {pid}
+    while new:
+        found |= new
+        new = {child for child, parent in parents.items() if parent in new} - found
+    return found - {pid}

@@ -13,7 +13,7 @@ from causalpatch.base.errors import ClusterUnreachable, ModelNotFound, WorkerLos
 from causalpatch.studies import clusters, running
 from causalpatch.studies.executors import Bench, Post
 from causalpatch.studies.study import ExecutorPart, ModelPart
-from small_studies import measured, same, study_of, the_run
+from small_studies import kill_after_a_shard, measured, run_in, same, study_of, the_run
 
 if importlib.util.find_spec("ray") is None:
     pytest.skip("not installed: ray (pip install 'causalpatch[ray]')", allow_module_level=True)
@@ -74,6 +74,18 @@ def test_two_workers_give_the_local_numbers_though_one_is_killed(tmp_path, made)
     assert same(found.results["heads"], alone.results["heads"])
     assert made[0].pids == []
     assert ray.is_initialized()  # it was there before
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_with_its_workers_running_goes_on(tmp_path, cluster):
+    """It had started Ray itself, all of which ends with it."""
+    stored = kill_after_a_shard(tmp_path, *TWO, "shards.pairs=1")
+    (tmp_path / "local").mkdir()
+    local, _ = run_in(tmp_path / "local", "shards.pairs=1")
+    found, told = run_in(tmp_path, *TWO, "shards.pairs=1")
+    assert len(found.run.keys()) == 6
+    assert not stored & set(measured(told))
+    assert same(found.results["heads"], local.results["heads"])
 
 
 def test_a_worker_gives_the_local_numbers_and_is_gone_afterwards(tmp_path, undisturbed, made):

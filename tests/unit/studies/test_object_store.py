@@ -20,7 +20,6 @@ from small_studies import measured, run_in, same, study_of
 MISSING = [name for name in ("s3fs", "moto", "flask") if importlib.util.find_spec(name) is None]
 pytestmark = [
     pytest.mark.enable_socket,
-    pytest.mark.slow,
     pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (pip install 'causalpatch[dev]')"),
 ]
 
@@ -45,6 +44,7 @@ def address(server, monkeypatch, request):
     return f"s3://{BUCKET}/{request.node.name}"
 
 
+@pytest.mark.slow
 def test_objects_are_whole_and_a_name_is_taken_once(address):
     place = open_objects(address)
     assert place.get("a/1") is None
@@ -60,6 +60,7 @@ def test_objects_are_whole_and_a_name_is_taken_once(address):
     assert place.names("a") == ["2"]
 
 
+@pytest.mark.slow
 def test_of_two_runs_one_gets_a_lease(address):
     mine, yours = (Leases(open_objects(address), "leases") for _ in range(2))
     assert mine.take("a")
@@ -82,6 +83,7 @@ def test_a_study_gives_the_numbers_of_a_folder_and_resumes(address, tmp_path, un
     assert last_journal(found.run)[-1]["event"] == "finished"
 
 
+@pytest.mark.slow
 def test_what_is_harmed_in_an_object_store_is_found(address, tmp_path, undisturbed):
     found, _ = run_in(tmp_path, f"store={address}")
     run = found.run
@@ -96,6 +98,7 @@ def test_what_is_harmed_in_an_object_store_is_found(address, tmp_path, undisturb
     assert same(again.results["heads"], undisturbed)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_and_started_again_costs_time_alone(server, address, tmp_path, undisturbed):
     told, away = [], []
 

@@ -3,6 +3,7 @@
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ import causalpatch as cp
 from causalpatch.base.errors import ModelNotFound, WorkerLost
 from causalpatch.studies import processes, running
 from causalpatch.studies.study import ModelPart
-from small_studies import measured, run_in, same, study_of
+from small_studies import kill_after_a_shard, measured, run_in, same, study_of
 
 TWO = ("executor={kind: processes, workers: 2, threads: 1, device: cpu}",)
 
@@ -50,6 +51,18 @@ def test_workers_give_the_local_numbers_though_one_is_killed(tmp_path, undisturb
     assert len(set(measured(told))) == 3
     assert same(found.results["heads"], undisturbed)
     assert made[0].pids == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
+def test_a_study_that_is_killed_with_its_workers_running_goes_on(tmp_path):
+    stored = kill_after_a_shard(tmp_path, *TWO, "shards.pairs=1")
+    (tmp_path / "local").mkdir()
+    local, _ = run_in(tmp_path / "local", "shards.pairs=1")
+    found, told = run_in(tmp_path, *TWO, "shards.pairs=1")
+    assert len(found.run.keys()) == 6
+    assert len(measured(told)) == 6 - len(stored)
+    assert not stored & set(measured(told))
+    assert same(found.results["heads"], local.results["heads"])
 
 
 @pytest.mark.slow
