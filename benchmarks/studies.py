@@ -3,9 +3,10 @@
     python -m benchmarks.studies [--only store|summary] [--cells N] [--repeats N]
 
 Writes ``STUDIES.md``, in about six minutes. The store's part is measured in the shape of GPT-2 small with random
-weights, in one thread: each repetition makes the same sweep in memory and into an empty store, the one or the other
-first in turn. What else runs on the machine weighs on both. How much of the time in the store is not making its runs is
-clocked as well.
+weights, in one thread: each repetition makes the same sweep in memory at once, in memory pair by pair, as shards cut
+it, and into an empty store, in a turning order. What else runs on the machine weighs on all. What the store costs is the
+third beside the second; what it costs to cut, the second beside the first. How much of the time in the store is not
+making its runs is clocked as well.
 
 The summary's numbers are drawn (a fixed seed), written by the library's own code into shards in a temporary folder, and
 summarised in a process of its own, whose peak memory is asked of the kernel; the page cache is as the writing left it.
@@ -59,6 +60,7 @@ class Overhead:
 
     Args:
         memory: Seconds of the sweep in memory, of each repetition.
+        pieces: Seconds of the same sweep in memory, pair by pair.
         whole: Seconds of the same sweep in a store.
         measuring: Seconds of these in which runs were made.
         n_runs: Patched runs of each.
@@ -66,6 +68,7 @@ class Overhead:
     """
 
     memory: tuple[float, ...]
+    pieces: tuple[float, ...]
     whole: tuple[float, ...]
     measuring: tuple[float, ...]
     n_runs: int
@@ -73,13 +76,18 @@ class Overhead:
 
     @property
     def shares(self) -> list[float]:
-        """Of each repetition, how much longer the sweep took in a store, as a share of the time in memory."""
-        return [whole / memory - 1 for whole, memory in zip(self.whole, self.memory, strict=True)]
+        """Of each repetition, how much longer the pieces took in a store, as a share of their time in memory."""
+        return [whole / pieces - 1 for whole, pieces in zip(self.whole, self.pieces, strict=True)]
 
     @property
     def share(self) -> float:
         """Their median."""
         return statistics.median(self.shares)
+
+    @property
+    def cutting(self) -> float:
+        """Median of how much longer the pieces took than the sweep at once, both in memory."""
+        return statistics.median(cut / memory - 1 for cut, memory in zip(self.pieces, self.memory, strict=True))
 
     @property
     def idle(self) -> float:
@@ -139,7 +147,7 @@ class Clocked:
 def overhead(experiment: cp.Experiment, site: str, repeats: int, shards: ShardsPart | None = None) -> Overhead:
     """Make a sweep in memory and in a store, in turn, and clock both."""
     kept = experiment.measuring(experiment.metrics)
-    times: dict[str, list[float]] = {"memory": [], "whole": [], "measuring": []}
+    times: dict[str, list[float]] = {"memory": [], "pieces": [], "whole": [], "measuring": []}
     n_runs = n_shards = 0
 
     def in_memory() -> None:
@@ -148,6 +156,13 @@ def overhead(experiment: cp.Experiment, site: str, repeats: int, shards: ShardsP
         found = cp.sweep(experiment, site)
         times["memory"].append(time.perf_counter() - started)
         n_runs = found.to_xarray()["status"].size
+
+    def in_pieces() -> None:
+        started = time.perf_counter()
+        size = (shards or ShardsPart()).pairs or len(experiment.pairs)
+        for first in range(0, len(experiment.pairs), size):
+            cp.sweep(with_pairs(experiment, experiment.pairs[first : first + size]), site)
+        times["pieces"].append(time.perf_counter() - started)
 
     def in_a_store() -> None:
         nonlocal n_shards
@@ -166,12 +181,12 @@ def overhead(experiment: cp.Experiment, site: str, repeats: int, shards: ShardsP
             n_shards = len(run.keys())
 
     cp.sweep(with_pairs(experiment, experiment.pairs[:2]), site)  # what is found out once of a model
-    ways = [in_memory, in_a_store]
+    ways = [in_memory, in_pieces, in_a_store]
     for repetition in range(repeats):
-        for way in ways if repetition % 2 else ways[::-1]:
+        for way in np.roll(np.array(ways), repetition):
             way()
-    memory, whole, measuring = (tuple(times[name]) for name in ("memory", "whole", "measuring"))
-    return Overhead(memory, whole, measuring, n_runs, n_shards)
+    memory, pieces, whole, measuring = (tuple(times[name]) for name in ("memory", "pieces", "whole", "measuring"))
+    return Overhead(memory, pieces, whole, measuring, n_runs, n_shards)
 
 
 def write_cells(run: Run, n_cells: int, cells_per_shard: int = CELLS_PER_SHARD) -> dict[str, Any]:
@@ -258,12 +273,15 @@ def report(costs: Overhead | None, many: Summarised | None, command: str) -> str
             "| | s of each repetition |",
             "|---|---|",
             f"| the sweep in memory | {_all(costs.memory)} |",
+            f"| the same in memory, cut as shards are | {_all(costs.pieces)} |",
             f"| in a store: cut, named, leased, written, forced to disk, read back, noted | {_all(costs.whole)} |",
             f"| of these in which runs were made | {_all(costs.measuring)} |",
             "",
-            f"Overhead {costs.share:.1%} of the time in memory (median of "
+            f"The store adds {costs.share:.1%} to the time of the same pieces in memory (median of "
             f"{', '.join(f'{each:.1%}' for each in costs.shares)}); target at most {STORE_TARGET:.0%}: {kept}. "
-            f"{costs.idle:.1%} of the time in the store no run was made.",
+            f"{costs.idle:.1%} of the time in the store no run was made. To cut into pieces of one pair costs "
+            f"{costs.cutting:.1%}: each has untouched runs and a set-up of its own. By default a shard takes ten "
+            "trillion operations, some 50 seconds here.",
             "",
         ]
     if many is not None:

@@ -32,10 +32,14 @@ def test_many_cells_are_summarised_as_the_library_summarises_few():
 
 
 def test_the_page_says_what_was_kept_and_what_was_missed():
-    costs = studies.Overhead((1.0, 1.0), (1.2, 1.2), (0.9, 0.9), 10, 2)
+    costs = studies.Overhead((0.8, 0.8), (1.0, 1.0), (1.2, 1.2), (0.9, 0.9), 10, 2)
     many = studies.Summarised(studies.CELLS, 2, 0.1, 59.0, 3.9, 0.0)
     page = studies.report(costs, many, "python -m benchmarks.studies")
-    assert "Overhead 20.0% of the time in memory (median of 20.0%, 20.0%); target at most 3%: missed." in page
+    assert (
+        "adds 20.0% to the time of the same pieces in memory (median of 20.0%, 20.0%); target at most 3%: missed."
+        in page
+    )
+    assert "To cut into pieces of one pair costs 25.0%" in page
     assert "targets 60 s and 4 GB: kept" in page
     few = studies.report(None, replace(many, n_cells=10), "python -m benchmarks.studies")
     assert "of 10,000,000 cells, not measured here" in few
