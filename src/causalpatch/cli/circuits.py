@@ -8,10 +8,12 @@ import typer
 
 import causalpatch as cp
 from causalpatch.base.errors import SettingError
+from causalpatch.base.extras import lazy
 from causalpatch.cli import show as view
 from causalpatch.cli.options import Device, Direction, First, Json, ModelName, OneMetric, Out, PairsName, Top, Where
 from causalpatch.cli.requests import metric_of_task, prepared
-from causalpatch.results.top import readable
+
+tables = lazy("causalpatch.results.top")
 
 Scored = Annotated[
     Literal["eap", "eap-ig", "eap-ig-activations", "clean-corrupted"],
@@ -233,7 +235,7 @@ def evaluate(  # noqa: PLR0913 - each argument is an option that a person types
         for row in verdicts.to_dict("records"):
             view.text(f"f within 1 ± {delta:g}, {row['n_edges']} edges by {row['order']}: {row['verdict']}")
         view.text("\ntests of Shi et al., small where not so: circuit like model; complement independent of model")
-        view.text(readable(hypotheses).to_string(index=False))
+        view.text(tables.readable(hypotheses).to_string(index=False))
         if files:
             view.text(f"\nwrote {', '.join(path.name for path in files)} into {out}/")
     if not found.is_complete:

@@ -19,9 +19,8 @@ from causalpatch.base.errors import StoreFull, StoreUnreachable
 from causalpatch.base.spec import to_plain
 from causalpatch.results.provenance import describe_program
 from causalpatch.studies.sealed import seal
-from causalpatch.studies.store import Run
+from causalpatch.studies.store import SESSION, Run
 
-SESSION: Final = "causalpatch session"
 _EVERY_S: Final = 15.0  # between two writings of the whole log into an object store
 _KEPT: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF")
 
@@ -41,7 +40,7 @@ class Journal:
     listeners: tuple[Listener, ...] = ()
 
     def __post_init__(self) -> None:
-        before = [name.partition("-")[0] for name in self.run.objects.names(self.run.name("sessions"))]
+        before = [name.partition("-")[0] for name in self.run.sessions()]
         number = 1 + max((int(each) for each in before if each.isdigit()), default=0)
         self.session = f"{number:05d}-{uuid.uuid4().hex[:8]}"
         self._started = self._written = time.monotonic()

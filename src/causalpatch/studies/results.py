@@ -4,7 +4,6 @@ A step is finished when its record is there. The record names the files, with ch
 step was made of; where one of these is damaged, the step is made again, and measures what is missing alone.
 """
 
-import io
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,12 +23,11 @@ from causalpatch.results.layout import Parts, assemble, take_apart
 from causalpatch.results.localization import Localization
 from causalpatch.results.scores import Scores
 from causalpatch.results.tuning import TuningReport
+from causalpatch.studies.calls import Calls
 from causalpatch.studies.cutting import Piece, join
 from causalpatch.studies.sealed import checksum, seal, unseal
 from causalpatch.studies.shards import decode
 from causalpatch.studies.store import Run
-from causalpatch.studies.stored_runs import CALL
-from causalpatch.studies.works import work_of_plain
 
 RESULT: Final = "causalpatch result"
 Result: TypeAlias = Effects | Localization | Scores | EdgeScores | Circuit | Evaluation | Claim | TuningReport
@@ -55,6 +53,11 @@ class Results:
     """
 
     run: Run
+
+    @property
+    def calls(self) -> Calls:
+        """What its steps asked for."""
+        return Calls(self.run)
 
     def names(self) -> list[str]:
         """Return the names of the steps that are finished, or were."""
@@ -122,7 +125,7 @@ class Results:
         Raises:
             StoreCorrupt: Its record is missing, or was changed.
         """
-        said = unseal(CALL, self.run.objects.get(self.run.name("calls", f"{name}.json")))
+        said = self.calls.read(name)
         if said is None:
             raise _damaged(f"calls/{name}.json")
         return said
@@ -169,16 +172,12 @@ class Results:
             call: What ``call`` returned.
 
         Raises:
-            StoreCorrupt: Its arrays are missing.
+            StoreCorrupt: Its arrays are missing, or were changed.
         """
-        held: dict[str, np.ndarray] = {}
-        if call["has_arrays"]:
-            data = self.run.objects.get(self.run.name("calls", f"{name}.npz"))
-            if data is None:
-                raise _damaged(f"calls/{name}.npz")
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                held = {key: arrays[key] for key in arrays.files}
-        return work_of_plain(call["work"], held)
+        found = self.calls.work(name, call)
+        if found is None:
+            raise _damaged(f"calls/{name}.npz")
+        return found
 
     def _record(self, name: str) -> dict[str, Any]:
         record = self.record(name)
@@ -211,8 +210,9 @@ class Results:
         return data if data is not None and checksum(data) == digest else None
 
     def _is_call_whole(self, name: str) -> bool:
-        said = unseal(CALL, self.run.objects.get(self.run.name("calls", f"{name}.json")))
-        return said is not None and all(self.run.read(shard["key"]) is not None for shard in said["shards"])
+        if self.calls.problems(name):
+            return False
+        return all(self.run.read(shard["key"]) is not None for shard in self.call(name)["shards"])
 
 
 def _kind_of(found: Result) -> str:

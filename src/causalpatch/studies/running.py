@@ -88,7 +88,7 @@ def _run(opened: Opened, threads: int, listeners: tuple[Listener, ...], lease_s:
     leases, executor = run.leases(lease_s), _executor(opened, run)
     try:
         workers = {"kind": study.executor.kind, "workers": executor.n_workers, "threads": threads}
-        journal.open({"executor": workers, "device": str(opened.model.device)})
+        journal.open({"executor": workers, "device": str(opened.model.device), "facts": opened.facts()})
         runs = StoredRuns(run, executor, leases, journal, study.shards)
         opened.runner = runs
         results = _Session(opened, run, runs, journal, checked).go()

@@ -5,14 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from causalpatch.studies.journal import SESSION
+from causalpatch.studies.calls import Calls
 from causalpatch.studies.openings import openings
 from causalpatch.studies.pace import Pace
 from causalpatch.studies.results import Results
 from causalpatch.studies.running import names_of_results
-from causalpatch.studies.sealed import unseal
 from causalpatch.studies.store import Run, Store
-from causalpatch.studies.stored_runs import CALL
 from causalpatch.studies.study import Study
 
 
@@ -62,7 +60,7 @@ def standing(run: Run, study: Study) -> Standing:
         row = {"step": name, "kind": step.kind, "state": "finished" if record else "begun" if is_next else "to come"}
         shards, runs = _counted(run, record["calls"]) if record else (0, pace.done if is_next else 0)
         rows.append({**row, "shards": shards, "runs": runs})
-    sessions = len(run.objects.names(run.name("sessions")))
+    sessions = len(run.sessions())
     last = lines[-1] if lines else {}
     return Standing(run.hash, study.name, tuple(rows), len(run.keys()), sessions, last, len(openings(run)))
 
@@ -73,7 +71,7 @@ def listed(store: Store) -> list[dict[str, Any]]:
     for name in store.hashes():
         run = Run(store, name)
         manifest = run.manifest()
-        sessions = run.objects.names(run.name("sessions"))
+        sessions = run.sessions()
         rows.append(
             {
                 "run": name,
@@ -104,7 +102,7 @@ def last_journal(run: Run) -> list[dict[str, Any]]:
 
 def _begun(run: Run, session: str) -> str:
     """Return when a session was begun, by its machine's clock."""
-    said = unseal(SESSION, run.objects.get(run.name("sessions", session)))
+    said = run.session(session)
     return str(said["program"]["created"]) if said else "(damaged)"
 
 
@@ -112,7 +110,7 @@ def _counted(run: Run, calls: list[str]) -> tuple[int, int]:
     """Return how many shards and patched runs some calls have."""
     shards = runs = 0
     for name in calls:
-        said = unseal(CALL, run.objects.get(run.name("calls", f"{name}.json"))) or {"shards": []}
+        said = Calls(run).read(name) or {"shards": []}
         shards += len(said["shards"])
         runs += sum(shard["runs"] for shard in said["shards"])
     return shards, runs

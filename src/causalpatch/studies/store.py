@@ -6,7 +6,8 @@
     runs/HASH/sessions/…                    each time that it was run: where, with what
     runs/HASH/shards/KEY-SHA.parquet        numbers, under a name that their content gives
     runs/HASH/entries/KEY.json              that a shard is finished: its file and checksum, how it came to be
-    runs/HASH/calls/…                       which shards belong together, and what their cells are
+    runs/HASH/calls/…                       which shards belong together, and what their cells are, with checksums
+    runs/HASH/pairs/…                       the pairs themselves, with checksums
     runs/HASH/states/…                      how far something came that is no shard, with checksums
     runs/HASH/results/STEP-SEED/…           what steps found, with checksums
     runs/HASH/logs/…  leases/…
@@ -33,6 +34,7 @@ SCHEMA: Final = 1
 ENTRY: Final = "causalpatch shard"
 STATE: Final = "causalpatch state"
 MANIFEST: Final = "causalpatch run"
+SESSION: Final = "causalpatch session"
 _STORE: Final = "causalpatch store"
 _MARK: Final = "store.json"
 
@@ -191,11 +193,15 @@ class Run:
         self.objects.tidy(self.name())
         content = {"schema": SCHEMA, "study": study.content(), "name": study.name, "facts": dict(facts)}
         content["environment"] = dict(environment or {})
-        self.objects.put_new(self.name("manifest.json"), seal(MANIFEST, content))
         held = self.manifest()
         if held is None:
-            self.objects.put(self.name("manifest.json"), seal(MANIFEST, content))
-            return content
+            # There is none, or it is damaged: sessions, if there were some, know what the run was begun with, too.
+            said = [each["facts"] for each in map(self.session, self.sessions()) if each is not None]
+            made: dict[str, Any] = content | {"facts": dict(said[0] if said else facts)}
+            place, data = self.name("manifest.json"), seal(MANIFEST, made)
+            if not self.objects.put_new(place, data) and self.manifest() is None:
+                self.objects.put(place, data)
+            held = self.manifest() or made
         changed = [name for name in facts if held["facts"].get(name) != facts[name]]
         if changed:
             raise StoreCorrupt(
@@ -208,6 +214,22 @@ class Run:
     def manifest(self) -> dict[str, Any] | None:
         """Return the manifest; None where there is none, or it was changed."""
         return unseal(MANIFEST, self.objects.get(self.name("manifest.json")))
+
+    def sessions(self) -> list[str]:
+        """Return the names of the records of sessions, in order."""
+        return self.objects.names(self.name("sessions"))
+
+    def session(self, name: str) -> dict[str, Any] | None:
+        """Return the record of a session; None where it is torn or changed."""
+        return unseal(SESSION, self.objects.get(self.name("sessions", name)))
+
+    def damaged_records(self) -> Iterator[tuple[str, str]]:
+        """Yield what is wrong with the manifest, or with a session's record."""
+        if self.manifest() is None:
+            yield "manifest.json", "missing, torn or changed: the next run writes it anew"
+        for name in self.sessions():
+            if self.session(name) is None:
+                yield f"sessions/{name}", "torn or changed: what it told is lost; take it away"
 
     def content(self) -> dict[str, Any]:
         """Return the content of the study."""

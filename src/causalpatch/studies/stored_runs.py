@@ -11,7 +11,6 @@ measured before, by this session or one that was killed, cost a read.
 """
 
 import io
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,19 +22,17 @@ from causalpatch.base.errors import StoreCorrupt
 from causalpatch.base.spec import content_hash
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.measured import Measured, Work
-from causalpatch.pairs.plain import plain_pairs
 from causalpatch.patches import Intervention, Patch
+from causalpatch.studies.calls import Calls
 from causalpatch.studies.cutting import Piece, cut, join, runs_of_shard
 from causalpatch.studies.executors import Executor
 from causalpatch.studies.journal import Journal
 from causalpatch.studies.leases import Leases
-from causalpatch.studies.sealed import seal
 from causalpatch.studies.shards import Request, Setting, context_of, decode, key_of
 from causalpatch.studies.store import Run
 from causalpatch.studies.study import ShardsPart
 from causalpatch.studies.works import Patched, work_of
 
-CALL: Final = "causalpatch call"
 _POLL_S: Final = (0.05, 2.0)  # between two looks for what another run measures: at first, and at most
 _MOST_PLACES: Final = 512
 
@@ -70,6 +67,9 @@ class StoredRuns:
     before_first: Callable[[], None] | None = None
     calls: list[str] = field(default_factory=list)
     _damaged: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.noted = Calls(self.run)
 
     def measure(self, experiment: Experiment, asked: Sequence[Intervention] | Work) -> Measured:
         """Return the numbers of interventions, or another work, on all pairs of an experiment, made now or before."""
@@ -211,30 +211,8 @@ class StoredRuns:
             }
             for each in wanted
         ]
-        name = content_hash(shards)
-        self.calls.append(name)
-        place = self.run.name("calls", f"{name}.json")
-        if self.run.objects.get(place) is not None:
-            return
-        told, arrays = work.plain()
-        pairs = self._note_pairs(experiment)
-        if arrays:
-            file = io.BytesIO()
-            np.savez(file, **cast(dict[str, Any], arrays))
-            self.run.objects.put(self.run.name("calls", f"{name}.npz"), file.getvalue())
-        content = {"shards": shards, "pairs": pairs, "work": told, "setting": asdict(wanted[0].request.setting)}
-        self.run.objects.put(place, seal(CALL, {**content, "has_arrays": bool(arrays)}))
-
-    def _note_pairs(self, experiment: Experiment) -> str | None:
-        """Keep the pairs themselves once, and return their name; None where they are no plain prompts."""
-        name = experiment.pairs.content_hash
-        place = self.run.name("pairs", f"{name}.json")
-        if self.run.objects.get(place) is None:
-            plain = plain_pairs(experiment.pairs)
-            if plain is None:
-                return None
-            self.run.objects.put(place, json.dumps(plain, ensure_ascii=False).encode())
-        return name
+        setting = asdict(wanted[0].request.setting)
+        self.calls.append(self.noted.note(work, experiment.pairs, shards, setting))
 
 
 def _one_for_each_place(asked: Sequence[Intervention]) -> tuple[Intervention, ...]:

@@ -1,12 +1,12 @@
 """Verification: is everything as it was written, and are the numbers those that the model gives?
 
-1. Every shard, entry and result is read and its checksum computed anew. Files that no entry names are listed.
+1. Every shard, entry, call and result is read and its checksum computed anew, and so are the manifest, the pairs and
+   the records of sessions. Files that no entry names are listed.
 2. Cells are drawn at random from all that was asked for and measured again on some of their pairs, in runs of their
    own. Other batches round differently, so that numbers agree within a tolerance, not bit for bit:
    ``TOLERANCE[dtype] x (mean |clean - corrupted| + |number|)``.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,8 +17,6 @@ from causalpatch.base.errors import StoreCorrupt
 from causalpatch.base.seeds import generator
 from causalpatch.experiment.edges import EdgeRuns
 from causalpatch.experiment.measured import Work
-from causalpatch.pairs import Pairs
-from causalpatch.pairs.plain import pairs_of_plain
 from causalpatch.results.status import has_number
 from causalpatch.studies.opened import Opened
 from causalpatch.studies.results import Results
@@ -37,7 +35,7 @@ class Verified:
 
     Args:
         n_shards: Shards that were read.
-        damaged: What is wrong, by the shard's key or the result's name.
+        damaged: What is wrong, by the shard's key, the result's name, or the file's.
         unclaimed: Files of shards that no entry names; they are part of nothing.
         n_cells: Cells that were measured again.
         n_runs: Runs that this took.
@@ -78,6 +76,8 @@ def verify(run: Run, opened: Opened | None, n_cells: int = 32, seed: int = 0) ->
     for name in results.names():
         if not results.is_whole(name):
             damaged[name] = "a part of this result is missing, torn or changed"
+    damaged.update(results.calls.damaged())
+    damaged.update(run.damaged_records())
     checked = _Checked(run, results, opened, damaged)
     if opened is not None:
         checked.measure_again(n_cells, seed)
@@ -110,15 +110,10 @@ class _Checked:
     def measure_again(self, n_cells: int, seed: int) -> None:
         """Draw cells and measure them."""
         calls = {}
-        for file in self.run.objects.names(self.run.name("calls")):
-            name, _, ending = file.rpartition(".")
-            if ending != "json":
+        for name in self.results.calls.names():
+            if self.results.calls.problems(name):
                 continue
-            try:
-                call = self.results.call(name)
-            except StoreCorrupt:
-                self.off.append(f"calls/{name}.json is torn or changed")
-                continue
+            call = self.results.call(name)
             if call["pairs"] is None:
                 self.n_unknown += 1
             elif not any(shard["key"] in self.damaged for shard in call["shards"]):
@@ -142,10 +137,9 @@ class _Checked:
         if self.opened is None:
             return
         model, source_model = self.opened.models
-        pairs = self._pairs(call["pairs"])
+        pairs = self.results.calls.pairs(call["pairs"], self.opened.model.tokenizer)
         if pairs is None:
-            self.off.append(f"pairs/{call['pairs']}.json is missing or changed")
-            return
+            return  # that is told among what is damaged
         setting = Setting(**{**call["setting"], "metrics": tuple(call["setting"]["metrics"])})
         piece = call["shards"][int(random.integers(len(call["shards"])))]
         stored = self.results.numbers(name)
@@ -179,17 +173,6 @@ class _Checked:
         if held is None:
             raise StoreCorrupt(f"shard {key} is missing, torn or changed", fix="causalpatch run measures it again")
         return held
-
-    def _pairs(self, name: str) -> Pairs | None:
-        """Return pairs that the store keeps; None where they are not those that it kept."""
-        data = self.run.objects.get(self.run.name("pairs", f"{name}.json"))
-        if data is None or self.opened is None:
-            return None
-        try:
-            made = pairs_of_plain(json.loads(data), self.opened.model.tokenizer)
-        except (ValueError, KeyError, TypeError):
-            return None
-        return made if made.content_hash == name else None
 
     @staticmethod
     def _words(label: str, before: np.ndarray, again: np.ndarray) -> str:

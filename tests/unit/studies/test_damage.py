@@ -81,19 +81,40 @@ def test_a_copy_of_a_shard_is_part_of_nothing(folder):
     assert found.is_sound
 
 
-@pytest.mark.parametrize("kind", ["calls", "results", "manifest.json"])
-def test_what_says_how_shards_belong_together_is_written_anew(folder, undisturbed, kind):
+@pytest.mark.parametrize("kind", ["calls", "pairs", "results", "manifest.json"])
+@pytest.mark.parametrize("harm", [truncate, flip, delete], ids=lambda harm: harm.__name__)
+def test_what_says_how_shards_belong_together_is_written_anew(folder, undisturbed, kind, harm):
     place = folder / "store" / "runs" / the_run(folder).hash / kind
-    flip(place if place.is_file() else next(each for each in place.iterdir() if each.is_file()), random.Random(1))
+    harm(place if place.is_file() else files_of(folder, kind)[0], random.Random(1))
+    is_known = not (kind == "results" and harm is delete)  # that is a step that was never finished
+    assert verify(the_run(folder), None).is_sound is not is_known
     found, told = run_in(folder)
     assert measured(told) == []
     assert same(found.results["heads"], undisturbed)
+    assert verify(the_run(folder), Opened(study_of(), folder), n_cells=2).is_sound
+    assert same(Results(the_run(folder)).load("heads"), undisturbed)
+
+
+def test_a_session_s_record_that_was_harmed_is_told(folder):
+    path = files_of(folder, "sessions")[0]
+    flip(path, random.Random(0))
+    assert list(verify(the_run(folder), None).damaged) == [f"sessions/{path.name}"]
+
+
+def test_without_its_manifest_a_run_is_still_that_of_its_model(folder, monkeypatch):
+    delete(folder / "store" / "runs" / the_run(folder).hash / "manifest.json", None)
+    with monkeypatch.context() as patch:
+        patch.setattr(Opened, "facts", lambda self: {"model": "another", "pairs": "the same"})
+        with pytest.raises(StoreCorrupt, match="was begun with other model"):
+            run_in(folder)
+    run_in(folder)
+    assert verify(the_run(folder), None).is_sound
 
 
 def harm_at_random(folder, draw, n_times):
     for _ in range(n_times):
-        kind = draw.choice(["shards", "entries"])
-        draw.choice(HARM)(draw.choice(files_of(folder, kind)), draw)
+        kinds = [kind for kind in ("shards", "entries", "calls", "pairs", "results") if files_of(folder, kind)]
+        draw.choice(HARM)(draw.choice(files_of(folder, draw.choice(kinds))), draw)
 
 
 @pytest.mark.slow
@@ -133,6 +154,18 @@ CIRCUIT = (
 )
 
 
+@pytest.mark.parametrize("harm", [truncate, flip, delete], ids=lambda harm: harm.__name__)
+def test_arrays_of_a_call_that_were_harmed_are_written_anew(tmp_path, harm):
+    first, _ = run_in(tmp_path, *CIRCUIT)
+    path = next(each for each in files_of(tmp_path, "calls") if each.suffix == ".npz")
+    harm(path, random.Random(0))
+    damaged = verify(first.run, Opened(study_of(*CIRCUIT), tmp_path), n_cells=40).damaged
+    assert f"calls/{path.name}" in damaged
+    _, told = run_in(tmp_path, *CIRCUIT)
+    assert measured(told) == []
+    assert verify(first.run, Opened(study_of(*CIRCUIT), tmp_path), n_cells=40).is_sound
+
+
 def test_scores_and_sets_of_edges_are_measured_again_too(tmp_path):
     found, _ = run_in(tmp_path, *CIRCUIT)
     run, opened = found.run, Opened(study_of(*CIRCUIT), tmp_path)
@@ -152,7 +185,7 @@ def test_scores_and_sets_of_edges_are_measured_again_too(tmp_path):
         numbers = decode(key, data, entry)
         changed = replace(numbers, values=numbers.values * 1.1)
         run.write(key, encode(key, changed, ["logit_difference"]), entry["about"])
-    assert {each.split(" ")[0] for each in verify(run, opened, n_cells=400).off} >= {"score", "mask"}
+    assert {each.split(" ")[0] for each in verify(run, opened, n_cells=400).off} >= {"score", "set"}
 
 
 def test_a_state_that_was_harmed_is_begun_anew(tmp_path):
