@@ -19,9 +19,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from causalpatch.base.errors import ModelUnsupported
+from causalpatch.base.extras import lazy
 from causalpatch.models.sources import Source, said
 from causalpatch.models.stores import DiskStore, Stored, open_file
 
+# Rooms that transformers itself may not have loaded yet.
+mapping_room, loading_room = lazy("transformers.conversion_mapping"), lazy("transformers.core_model_loading")
 _ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -137,16 +140,16 @@ def _dtype_of(config: Any, files: Sequence[str]) -> torch.dtype:
 def _index(module: nn.Module, files: Sequence[str]) -> tuple[dict[str, tuple[str, str]], set[str]]:
     """Return file and key of each tensor of the state, and names that transformers would compute from several."""
     state, prefix = module.state_dict(), getattr(module, "base_model_prefix", "")
-    transforms = transformers.conversion_mapping.get_model_conversion_mapping(module)
-    renamings = [each for each in transforms if isinstance(each, transformers.core_model_loading.WeightRenaming)]
-    converters = [each for each in transforms if isinstance(each, transformers.core_model_loading.WeightConverter)]
+    transforms = mapping_room.get_model_conversion_mapping(module)
+    renamings = [each for each in transforms if isinstance(each, loading_room.WeightRenaming)]
+    converters = [each for each in transforms if isinstance(each, loading_room.WeightConverter)]
     found: dict[str, tuple[str, str]] = {}
     converted: set[str] = set()
     keys = [(file, key) for file in files for key in open_file(file).keys()]  # noqa: SIM118 - it is no mapping
     for file, key in keys:
-        name, pattern = transformers.core_model_loading.rename_source_key(key, renamings, converters, prefix, state)
+        name, pattern = loading_room.rename_source_key(key, renamings, converters, prefix, state)
         if name not in state and key in state:
-            name, pattern = transformers.core_model_loading.rename_source_key(key, [], [], prefix, state)
+            name, pattern = loading_room.rename_source_key(key, [], [], prefix, state)
         if name in state and pattern is None:
             found[name] = (file, key)
         elif pattern is not None:
