@@ -4,9 +4,9 @@
 
 Writes ``STUDIES.md``, in about six minutes. The store's part is measured in the shape of GPT-2 small with random
 weights, in one thread: each repetition makes the same sweep in memory at once, in memory pair by pair, as shards cut
-it, and into an empty store, in a turning order. What else runs on the machine weighs on all. What the store costs is the
-third beside the second; what it costs to cut, the second beside the first. How much of the time in the store is not
-making its runs is clocked as well.
+it, and into an empty store, in a turning order. What else runs on the machine weighs on all. What the store costs is
+the third beside the second; what it costs to cut, the second beside the first. How much of the time in the store is
+not making its runs is clocked as well.
 
 The summary's numbers are drawn (a fixed seed), written by the library's own code into shards in a temporary folder, and
 summarised in a process of its own, whose peak memory is asked of the kernel; the page cache is as the writing left it.

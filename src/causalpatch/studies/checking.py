@@ -37,6 +37,7 @@ from causalpatch.studies.study import (
     TuneStep,
 )
 from causalpatch.sweeps import plan_localize, plan_sweep
+from causalpatch.sweeps.grid import draw_numbers
 from causalpatch.sweeps.localize.budget import Budget
 from causalpatch.tuning.parts import sites_of
 from causalpatch.validation.components import members_of
@@ -112,7 +113,6 @@ def check(opened: Opened) -> Checked:
         MetricError: A metric is not known, or needs answers that pairs do not have.
         SettingError: The steps plan more runs than the budget allows.
         ModelUnsupported: A step needs parts of the model that are not known.
-        MemoryExhausted: Not even one run fits into memory.
         MissingExtra: The study is to run on Ray, or its store needs a package, which is not installed.
         StoreUnreachable: The store's address is none, or it does not answer.
         StoreCorrupt: Where the store is to be, something else is.
@@ -167,13 +167,16 @@ def _memory(opened: Opened) -> str:
     lengths = (int(opened.pairs.sizes(role).max()) for role in ("clean", "corrupt"))
     needed = row_cost(opened.model, max(lengths)).total / GIB
     there = budget_bytes(opened.model.device, opened.study.budget.gib) / GIB
-    return f"{there:.2f} GiB for activations, of which one run of the longest prompt takes {needed:.4f}"
+    said = f"{there:.2g} GiB for activations, of which one run of the longest prompt takes {needed:.2g}"
+    return said if needed <= there else f"{said}: less than one run, and one is made at a time all the same"
 
 
 def _plan_sweep(step: SweepStep, experiment: Experiment, opened: Opened) -> _Plan:
     plan = plan_sweep(
         experiment, step.site, step.over, value=as_value(step.value), window=step.window, frozen=step.frozen
     )
+    if step.draws is not None:
+        draw_numbers(as_value(step.value), step.draws)  # refuses draws of what is not drawn
     times = step.draws or 1
     more = f"\ndraws          {times}, each as much" if times > 1 else ""
     seconds = None if plan.seconds is None else plan.seconds * times

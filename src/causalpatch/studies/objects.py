@@ -34,8 +34,10 @@ T = TypeVar("T")
 
 PARTIAL: Final = ".partial"
 PATIENCE_S: Final = 60.0
+_AT_FIRST_S: Final = 10.0  # where a server has not answered yet: nothing that was begun is waiting for it
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
+_RIGHTS: Final = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError")
 _CLIENTS: Final = ("botocore", "aiobotocore", "aiohttp", "asyncio", "urllib3", "requests", "gcsfs", "adlfs", "azure")
 _DOORS: Final = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 _NUMBER = count()
@@ -229,12 +231,14 @@ class Remote:
 
     Args:
         address: What fsspec reads.
-        patience_s: How long a server that does not answer is asked again, in seconds.
+        patience_s: How long a server that does not answer is asked again, in seconds; no longer than ten of them before
+            it has answered at all.
     """
 
     def __init__(self, address: str, patience_s: float) -> None:
         self.address = address.rstrip("/")
         self.patience_s = patience_s
+        self._has_answered = False
         options = {} if address.startswith("memory:") else {"skip_instance_cache": True, "use_listings_cache": False}
         try:
             self._files, self._root = fsspec_core.url_to_fs(self.address, **options)
@@ -316,14 +320,22 @@ class Remote:
         started, wait = time.monotonic(), 0.1
         while True:
             try:
-                return ask()
+                answer = ask()
             except PermissionError as error:
                 raise self._unreachable(error, "give this machine the right to read and write it") from error
+            except FileNotFoundError as error:  # of what is written: there is no such bucket
+                raise self._unreachable(error, "make the bucket, or name another one: --set store=…") from error
             except Exception as error:
+                if type(error).__name__ in _RIGHTS:
+                    raise self._unreachable(error, "give credentials, such as AWS_ACCESS_KEY_ID") from error
                 if not _is_of_the_way(error):
                     raise
-                if time.monotonic() - started > self.patience_s:
+                most = self.patience_s if self._has_answered else min(self.patience_s, _AT_FIRST_S)
+                if time.monotonic() - started > most:
                     raise self._unreachable(error, "start the server, and run the study again") from error
+            else:
+                self._has_answered = True
+                return answer
             time.sleep(wait)
             wait = min(2 * wait, 5.0)
 
@@ -331,7 +343,10 @@ class Remote:
         said = " ".join(str(error).split())[:80]
         return StoreUnreachable(
             f"the store '{self.address}' does not answer",
-            facts=[("error", f"{type(error).__name__}: {said}"), ("kept", "every shard that was finished")],
+            facts=[
+                ("error", f"{type(error).__name__}: {said}"),
+                *([("kept", "every shard that was finished")] if self._has_answered else []),
+            ],
             fix=fix,
         )
 

@@ -6,6 +6,7 @@
    are about.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -19,6 +20,7 @@ from causalpatch.studies.study import SCHEMA, AnyStep, Study
 
 Place = tuple[str | int, ...]
 _SET: Final = "--set direction=noise, or --set steps.0.site=z@-1"
+_SCHEMA: Final = "causalpatch schema says what each key may be"
 _SHOWN: Final = 60  # characters of a value in a message
 _STEPS: Final = {kind.model_fields["kind"].annotation.__args__[0]: kind for kind in get_args(get_args(AnyStep)[0])}
 
@@ -245,10 +247,13 @@ def _first_problem(error: pydantic.ValidationError, given: Any, source: _Source)
             facts=[("kind", _shown(said)), ("known", ", ".join(_STEPS))],
             fix=f"kind: {near[0]}" if near else "kind: sweep",
         )
-    return _wrong(source, place, found["msg"].removeprefix("Value error, "), given)
+    known = re.findall(r"'([^']+)'", str(found.get("ctx", {}).get("expected", ""))) if kind == "literal_error" else []
+    near = closest(str(_value_at(given, place)), known, 1)
+    fix = f"{place[-1]}: {near[0]}" if near else _SCHEMA
+    return _wrong(source, place, found["msg"].removeprefix("Value error, "), given, fix)
 
 
-def _wrong(source: _Source, place: Place, why: str, given: Any) -> StudyError:
+def _wrong(source: _Source, place: Place, why: str, given: Any, fix: str = _SCHEMA) -> StudyError:
     value = _value_at(given, place)
     facts: list[tuple[str, object]] = [("because", why[:1].lower() + why[1:])]
     if not isinstance(value, dict | list):
@@ -256,7 +261,7 @@ def _wrong(source: _Source, place: Place, why: str, given: Any) -> StudyError:
     return StudyError(
         f"{source.where(place)}: '{_dotted(place)}' does not fit",
         facts=facts,
-        fix="causalpatch schema says what each key may be",
+        fix=fix,
     )
 
 

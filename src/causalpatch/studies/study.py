@@ -1,7 +1,8 @@
 """What a study is: a model, pairs, a metric and the steps of an investigation, as plain data that names its own run.
 
-Where and how a study is run (``executor``, ``store``, where the model's weights lie) and what it is called do not
-change what is measured, so they are left out of the hash of its content: the same study continues on another machine.
+Where and how a study is run (``executor``, ``store``, where the model's weights lie), how many runs it may plan and
+what it is called do not change what is measured, so they are left out of the hash of its content: the same study
+continues on another machine.
 Everything else is in it, and a changed study is another run.
 """
 
@@ -20,7 +21,7 @@ Arm: TypeAlias = Literal["random", "same layers", "lowest effect", "spread", "fu
 class Part(BaseModel):
     """A part of a study: no key that is not known, and nothing changes afterwards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class ModelPart(Part):
@@ -51,7 +52,7 @@ class PairsPart(Part):
     align: Literal["position", "difference", "spans"] | None = Field(
         default=None, description="how prompts of different lengths meet"
     )
-    first_token: bool = Field(default=False, description="cut longer answers to their first token")
+    first_token: bool = Field(default=False, strict=False, description="cut longer answers to their first token")
 
 
 class SplitPart(Part):
@@ -77,6 +78,12 @@ class ShardsPart(Part):
     )
     pairs: int | None = Field(default=None, ge=1, description="pairs in a shard, instead")
     cells: int | None = Field(default=None, ge=1, description="cells in a shard, at most")
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> "ShardsPart":
+        if self.runs is not None and (self.pairs is not None or self.cells is not None):
+            raise ValueError("give runs, or pairs and cells: what has so many of these has its own number of runs")
+        return self
 
 
 class ExecutorPart(Part):
@@ -146,7 +153,7 @@ class LocalizeStep(Step):
     budget: str | int = Field(description="what may be spent: a number of runs, 5 min, 3 TFLOP")
     positions: list[str] | str | None = Field(default=None, description="what is told apart: each, all, or -1, a span")
     units: Literal["heads", "neurons", "all", "none"] = Field(default="all", description="which units are looked at")
-    edges: bool = Field(default=False, description="measure edges between what is found, too")
+    edges: bool = Field(default=False, strict=False, description="measure edges between what is found, too")
     delta: float | None = Field(default=None, gt=0, description="which |effect| matters, as a share of the gap")
 
 
@@ -284,7 +291,7 @@ class Study(Part):
     direction: Direction = Field(
         default="denoise", description="denoise: into the corrupted run; noise: into the clean one"
     )
-    seeds: list[int] = Field(
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
         default=[0], min_length=1, description="each repeats the steps; claims are made for the first"
     )
     split: SplitPart | None = Field(default=SplitPart(), description="null searches and claims on all pairs")
@@ -319,7 +326,8 @@ class Study(Part):
 
     def content(self) -> dict[str, Any]:
         """Return what is measured, as plain data with every default filled in."""
-        elsewhere: Any = {"executor": True, "store": True, "name": True, "model": {"weights", "memory_gib"}}
+        elsewhere: Any = {"executor": True, "store": True, "name": True}
+        elsewhere |= {"model": {"weights", "memory_gib"}, "budget": {"runs"}}
         plain = self.model_dump(mode="json", by_alias=True, exclude=elsewhere)
         plain["steps"] = [{**step, "name": name} for step, name in zip(plain["steps"], self.step_names, strict=True)]
         return plain
