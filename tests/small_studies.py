@@ -66,27 +66,35 @@ def kill_after_a_shard(folder, *changes):
 
     Returns the names of the shards that were stored, when nothing that it had started ran any more.
     """
+    began = begin(folder, *changes)
+    until = time.monotonic() + 300
+    while not list(folder.rglob("*.parquet")):
+        assert began.poll() is None, (folder / "said").read_text(encoding="utf-8")
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    assert kill(began) > 1
+    return {each.stem for each in folder.rglob("*.parquet")}
+
+
+def begin(folder, *changes):
+    """Begin to run the small study in a process of its own."""
     (folder / "small.yaml").write_text(TEXT, encoding="utf-8")
     words = [sys.executable, "-m", "causalpatch", "run", "small.yaml", *(w for c in changes for w in ("--set", c))]
-    paths = os.pathsep.join(filter(None, sys.path))
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with (folder / "said").open("w") as said:
-        began = subprocess.Popen(
-            words, cwd=folder, env={**os.environ, "PYTHONPATH": paths}, stdout=said, stderr=said, start_new_session=True
-        )
-        until = time.monotonic() + 300
-        while not (shards := list(folder.rglob("*.parquet"))):
-            assert began.poll() is None, (folder / "said").read_text(encoding="utf-8")
-            assert time.monotonic() < until
-            time.sleep(0.005)
-        family = _descendants(began.pid)
-        began.send_signal(signal.SIGKILL)
-        began.wait()
+        return subprocess.Popen(words, cwd=folder, env=env, stdout=said, stderr=said, start_new_session=True)
+
+
+def kill(began):
+    """Kill a process (SIGKILL), and wait until all that it had started is gone; return how many these were."""
+    family = _descendants(began.pid)
+    began.send_signal(signal.SIGKILL)
+    began.wait()
     until = time.monotonic() + 120
     while any(Path(f"/proc/{pid}").exists() for pid in family):
         assert time.monotonic() < until, family
         time.sleep(0.05)
-    assert len(family) > 1
-    return {each.stem for each in shards} | {each.stem for each in folder.rglob("*.parquet")}
+    return len(family)
 
 
 def _descendants(pid):

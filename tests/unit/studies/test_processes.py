@@ -1,7 +1,9 @@
 """Workers in processes: their numbers are those of a local run, bit for bit, and one that dies is replaced."""
 
 import os
+import random
 import signal
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +12,10 @@ import pytest
 import causalpatch as cp
 from causalpatch.base.errors import ModelNotFound, WorkerLost
 from causalpatch.studies import processes, running
+from causalpatch.studies.results import Results
 from causalpatch.studies.study import ModelPart
-from small_studies import kill_after_a_shard, measured, run_in, same, study_of
+from causalpatch.studies.verifying import verify
+from small_studies import begin, kill, kill_after_a_shard, measured, run_in, same, study_of, the_run
 
 TWO = ("executor={kind: processes, workers: 2, threads: 1, device: cpu}",)
 
@@ -63,6 +67,36 @@ def test_a_study_that_is_killed_with_its_workers_running_goes_on(tmp_path):
     assert len(measured(told)) == 6 - len(stored)
     assert not stored & set(measured(told))
     assert same(found.results["heads"], local.results["heads"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
+def test_twenty_kills_of_a_study_with_workers_lose_nothing_that_was_stored(tmp_path):
+    (tmp_path / "local").mkdir()
+    local, _ = run_in(tmp_path / "local", "shards.pairs=1")
+    draw, kills, rounds = random.Random(3), 0, 0
+    while kills < 20:
+        rounds += 1
+        place = tmp_path / str(rounds)
+        place.mkdir()
+        stored = set()
+        while True:
+            began = begin(place, *TWO, "shards.pairs=1")
+            try:
+                code = began.wait(draw.uniform(2.0, 9.0))
+            except subprocess.TimeoutExpired:
+                kill(began)
+                kills += 1
+                now = {each.stem for each in place.rglob("*.parquet")}
+                assert stored <= now
+                stored = now
+                continue
+            assert code == 0, (place / "said").read_text(encoding="utf-8")
+            break
+        run = the_run(place)
+        assert same(Results(run).load("heads"), local.results["heads"])
+        assert len(run.keys()) == 6
+        assert verify(run, None).is_sound
 
 
 @pytest.mark.slow
