@@ -27,6 +27,7 @@ from causalpatch.base.extras import lazy
 from causalpatch.base.spec import finite, to_plain
 from causalpatch.results import tuning_charts, tuning_words
 from causalpatch.results.json_file import JsonFile
+from causalpatch.statistics.binomial import clopper_pearson
 from causalpatch.statistics.intervals import Interval, mean_interval
 
 if TYPE_CHECKING:
@@ -123,6 +124,8 @@ class Arm:
         documents: Sum of KL over seeds' mean, and number of tokens, of each retain document, ``(document, 2)``.
         endpoints: What must not change, over all seeds.
         ended: How its trainings ended, where one did not go well; else empty.
+        n_tested: Independent components of the test pairs; 0 where that is not known.
+        enough: Share of the pairs that is the target.
     """
 
     name: str
@@ -138,11 +141,24 @@ class Arm:
     documents: np.ndarray
     endpoints: tuple[Endpoint, ...]
     ended: str = ""
+    n_tested: int = 0
+    enough: float = 0.0
+
+    @property
+    def is_matched(self) -> bool:
+        """Whether the target was reached: on validation pairs by every seed, and test pairs do not show otherwise.
+
+        They do where the one-sided 95 % bound of the share that succeeds lies below the target.
+        """
+        if not all(self.reached) or not self.success or not self.n_tested:
+            return all(self.reached)
+        n_right = round(float(np.mean(self.success)) * self.n_tested)
+        return clopper_pearson(n_right, self.n_tested, 0.9)[1] >= self.enough
 
     @property
     def damage(self) -> float:
-        """Mean KL per retain token over seeds; infinite where a seed did not reach the target."""
-        return float(np.mean(self.moved)) if all(self.reached) else math.inf
+        """Mean KL per retain token over seeds; infinite where the target was not reached."""
+        return float(np.mean(self.moved)) if self.is_matched else math.inf
 
     @property
     def verdict(self) -> str:

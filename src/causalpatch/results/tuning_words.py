@@ -87,6 +87,8 @@ def damage(arm: Arm) -> str:
     """Return the damage in words."""
     if math.isinf(arm.damage):
         n = sum(not each for each in arm.reached)
+        if not n:
+            return "target reached on validation pairs, but not on test pairs: infinite damage"
         return f"target not reached by {n} of {counted(len(arm.reached), 'seed')}: infinite damage"
     return f"damage {arm.damage:.4f} nat per retain token"
 

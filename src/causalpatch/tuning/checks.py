@@ -128,6 +128,11 @@ class Bench:
         """Whether the base model answers each prompt of each other behaviour right, by name, ``(pair,)``."""
         return {name: _numbers(one.succeed(None)) for name, one in self._behaviours.items()}
 
+    @property
+    def of_base(self) -> dict[str, Floats]:
+        """What the user's functions gave of the base model, by name."""
+        return dict(self._evaluated)
+
     def evaluate_base(self) -> None:
         """Let the user's functions look at the base model, where there are some."""
         for name, evaluate in self.data.evaluations.items():
@@ -187,7 +192,11 @@ def endpoints(measured: Sequence[Measured], data: TuningData, margins: Margins, 
     for name, pairs in {**near, **data.others}.items():
         rows = np.stack([each.lost[name] for each in measured])
         found.append(_lost(f"answers lost, {name}", rows, pairs.components, margins.accuracy))
-    for name in first.evaluation:
+    for name in data.evaluations:
+        if any(name not in each.evaluation for each in measured):
+            why = "not made: this change cannot be merged into a model"
+            found.append(Endpoint(f"{name}, drop", np.nan, np.nan, np.nan, margins.evaluation, "the user's", 0, why))
+            continue
         both = [each.evaluation[name] for each in measured]
         drop = np.mean([base - tuned for tuned, base in both], axis=0)
         found.append(_mean(f"{name}, drop", drop, np.arange(len(drop)), margins.evaluation, "the user's"))

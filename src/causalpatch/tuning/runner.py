@@ -60,7 +60,8 @@ class Runner:
         """Return the model as it is."""
         self._bench.evaluate_base()
         seen = look(self._anyone, self.asked.schedule, self._kept, 0)
-        return self._arm("base", "base", (), 0, 0, np.nan, [seen], [self._bench.measure(None)])
+        measured = self._bench.measure(None, self._bench.of_base)
+        return self._arm("base", "base", (), 0, 0, np.nan, [seen], [measured])
 
     def trained(self, made: Sequence[Candidate], advance: Advance) -> list[Arm]:
         """Return arms: kept, or trained with each rate, then with more seeds at the chosen one.
@@ -250,4 +251,6 @@ class Runner:
             tuple(float(each.paraphrased.mean()) for each in measured if len(each.paraphrased)),
             documents,
             tuple(endpoints(measured, self.request.data, self.asked.margins, self.seed)),
+            n_tested=len(np.unique(self.request.data.target["test"].components)),
+            enough=enough,
         )

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,6 +48,19 @@ def test_one_draw_with_as_little_damage_is_no_evidence():
     assert made.p_better == pytest.approx(0.1)
     assert made.verdict == "no evidence of advantage"
     assert "1 of 19 draws did no more damage" in made.reasons
+
+
+def test_a_target_that_test_pairs_do_not_reach_is_not_matched():
+    """Two of ten test prompts are fewer than chance allows where 95 % are the target; nine of ten are not."""
+    seen = {n: replace(arm("located", "located", 0.01, success=n / 10), n_tested=10, enough=0.95) for n in (2, 9)}
+    assert [each.is_matched for each in seen.values()] == [False, True]
+    assert [math.isinf(each.damage) for each in seen.values()] == [True, False]
+    made = report(seen[2], [(0.05,)] * 19)
+    assert made.verdict == "located worse than random"
+    assert math.isnan(made.contrast("random").estimate)
+    assert "target reached on validation pairs, but not on test pairs: infinite damage" in str(made)
+    kept = Arm.of_plain(json.loads(json.dumps(seen[2].to_plain())))
+    assert (kept.n_tested, kept.enough, kept.is_matched) == (10, 0.95, False)
 
 
 def test_few_matched_sets_can_never_be_evidence():

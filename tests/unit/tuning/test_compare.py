@@ -97,6 +97,12 @@ def test_a_comparison_makes_what_its_plan_counted(tmp_path):
         "retain KL, mean", "retain KL, p95", "retain KL, p99", "perplexity, log ratio", "answers lost, other",
         "evaluation, drop",
     ]  # fmt: skip
+    own = {each.name: each.endpoints[-1] for each in report.arms}
+    assert (own["base"].name, own["base"].estimate) == ("evaluation, drop", 0)
+    for name in ("prefix", "steering"):  # nothing that is merged into a model: not shown, and not forgotten
+        assert (own[name].name, own[name].verdict) == ("evaluation, drop", "not shown")
+        assert own[name].note == "not made: this change cannot be merged into a model"
+    assert {each.n_tested for each in report.arms} == {len(np.unique(data.target["test"].components))}
     assert set(report.mechanism) == {
         "weights outside", "effects before and after", "carried from the tuned model", "relearning"
     }  # fmt: skip
