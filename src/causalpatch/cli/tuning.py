@@ -8,9 +8,12 @@ import typer
 
 import causalpatch as cp
 from causalpatch.base.errors import SettingError
+from causalpatch.base.extras import lazy
 from causalpatch.cli import show as view
 from causalpatch.cli.options import Device, Dtype, Json, ModelName
 from causalpatch.cli.requests import metric_of_task
+
+study_room = lazy("causalpatch.studies.study")
 
 
 def tune(  # noqa: PLR0913 - each argument is an option that a person types
@@ -30,6 +33,15 @@ def tune(  # noqa: PLR0913 - each argument is an option that a person types
         Literal["slice", "offset", "lora"],
         typer.Option("--way", help="slice: its own rows and columns; offset: a vector behind it; lora: adapters."),
     ] = "slice",
+    rank: Annotated[int, typer.Option("--rank", min=1, help="Of lora: rank of the adapters.")] = 4,
+    shared: Annotated[
+        Literal["leave", "take"],
+        typer.Option("--shared", help="Whether keys and values are changed that other heads use too."),
+    ] = "leave",
+    margin: Annotated[
+        list[str] | None,
+        typer.Option("--margin", help="Of the comparison, NAME=MOST that may change, such as kl_mean=0.01; repeat."),
+    ] = None,
     objective: Annotated[
         Literal["cross_entropy", "margin"], typer.Option("--objective", help="margin: wanted over unwanted.")
     ] = "cross_entropy",
@@ -94,12 +106,15 @@ def tune(  # noqa: PLR0913 - each argument is an option that a person types
     rates: dict[str, Any] = {"rates": tuple(rate)} if rate else {}
     schedule = cp.Schedule(objective=objective, keep=keep, steps=steps, **rates)
     if against is None:
-        if arm or plan or task:
-            raise SettingError("--arm, --lm-eval and --plan are of a comparison", fix="--compare PAIRS")
-        _alone(opened, located, data, schedule, way=way, seed=seed, out=out, as_json=as_json)
+        if arm or plan or task or margin:
+            raise SettingError("--arm, --lm-eval, --margin and --plan are of a comparison", fix="--compare PAIRS")
+        how = {"way": way, "rank": rank, "shared": shared, "seed": seed}
+        _alone(opened, located, data, schedule, out=out, as_json=as_json, **how)
         return
     arms: dict[str, Any] = {"arms": tuple(arm)} if arm else {}
-    comparison = cp.Comparison(way=way, schedule=schedule, n_seeds=seeds, **arms)
+    comparison = cp.Comparison(
+        way=way, schedule=schedule, n_seeds=seeds, rank=rank, shared=shared, margins=_margins(margin), **arms
+    )
     experiment = cp.Experiment(opened, cp.load_pairs(against, opened), metric=metric_of_task(against))
     planned = cp.plan_tuning(experiment, located, data, comparison)
     if plan:
@@ -121,6 +136,24 @@ def tune(  # noqa: PLR0913 - each argument is an option that a person types
         view.text(f"\nwrote {', '.join(path.name for path in files)} into {out}/")
     if not report.is_complete:
         raise typer.Exit(130)
+
+
+def _margins(named: list[str] | None) -> Any:
+    """Return the margins that options name, the others as they are by default."""
+    found: dict[str, float] = {}
+    for text in named or []:
+        name, equals, most = text.partition("=")
+        try:
+            found[name] = float(most)
+        except ValueError:
+            equals = ""
+        if not equals or name not in study_room.MARGINS:
+            raise SettingError(
+                f"--margin {text!r} is not NAME=MOST",
+                facts=[("names", ", ".join(study_room.MARGINS))],
+                fix="--margin kl_mean=0.01",
+            )
+    return cp.Margins(**found)
 
 
 def _alone(model: Any, located: Any, data: Any, schedule: Any, *, out: Path, as_json: bool, **how: Any) -> None:

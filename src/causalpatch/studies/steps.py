@@ -13,6 +13,7 @@ from causalpatch.experiment import Experiment
 from causalpatch.pairs import Pairs
 from causalpatch.patches.value import as_value
 from causalpatch.results.effects import Effects
+from causalpatch.results.tuning import Margins
 from causalpatch.studies.opened import Opened
 from causalpatch.studies.openings import StoreLedger
 from causalpatch.studies.results import Result
@@ -143,7 +144,16 @@ def comparison_of(step: TuneStep) -> Comparison:
     """
     schedule = Schedule(objective=step.objective, keep=step.keep, steps=step.steps, rates=tuple(step.rates))
     arms = tuple(step.arms)
-    return Comparison(way=step.way, schedule=schedule, arms=arms, n_random=step.n_random, n_seeds=step.n_seeds)
+    return Comparison(
+        way=step.way,
+        schedule=schedule,
+        margins=Margins(**step.margins),
+        arms=arms,
+        n_random=step.n_random,
+        n_seeds=step.n_seeds,
+        rank=step.rank,
+        shared=step.shared,
+    )
 
 
 def _located(found: Any, top: int) -> Any:

@@ -15,6 +15,7 @@ from causalpatch.base.spec import content_hash
 SCHEMA: Final = 1
 Side: TypeAlias = Literal["discovery", "held_out", "all"]
 Direction: TypeAlias = Literal["denoise", "noise"]
+MARGINS: Final = ("kl_mean", "kl_p95", "kl_p99", "perplexity", "accuracy")
 Arm: TypeAlias = Literal["random", "same layers", "lowest effect", "spread", "full", "prefix", "steering"]
 
 
@@ -257,6 +258,13 @@ class TuneStep(Step):
         default=["random", "same layers", "lowest effect", "spread", "full", "prefix", "steering"],
         description="what is made beside the base and the located one",
     )
+    rank: int = Field(default=4, ge=1, description="of lora: rank of the adapters")
+    shared: Literal["leave", "take"] = Field(
+        default="leave", description="whether keys and values are changed that other heads use too"
+    )
+    margins: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default={}, description="what may change at most: kl_mean, kl_p95, kl_p99, perplexity, accuracy"
+    )
     n_random: int = Field(default=19, ge=19, description="random draws; fewer could show nothing")
     n_seeds: int = Field(default=3, ge=1, description="trainings of each arm at the chosen rate")
 
@@ -264,6 +272,9 @@ class TuneStep(Step):
     def _knows_what(self) -> "TuneStep":
         if bool(self.found) == bool(self.components):
             raise ValueError("give components, or the step that located them (from:), one of them")
+        strange = sorted(set(self.margins) - set(MARGINS))
+        if strange:
+            raise ValueError(f"there is no margin of {strange[0]}; there are {', '.join(MARGINS)}")
         return self
 
 

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 import causalpatch as cp
 from causalpatch.cli.main import main
 from causalpatch.pairs.tasks import generate
+from causalpatch.tuning import train as training
 
 
 def rows_of(pairs):
@@ -56,6 +57,41 @@ def test_a_component_is_tuned_and_written_as_a_checkpoint_and_a_change(capsys, a
     assert [folder.rpartition("/")[2] for folder in json.loads(out)["folders"]] == ["checkpoint", "adapter"]
 
 
+@pytest.mark.parametrize(
+    ("words", "numbers"),
+    [(("--way", "offset"), 16), (("--way", "lora", "--rank", 2), None), (("--shared", "take"), None)],
+)
+def test_ways_and_their_settings_are_options(capsys, asked, tmp_path, words):
+    code, out, _ = run(capsys, *asked, "--component", "z.3.1", *words, "--json")
+    assert code == 0
+    said = json.loads(out)
+    folder = "adapter" if "lora" in words else "change"
+    assert f"{tmp_path / 'out' / folder}" in said["folders"]
+    if folder == "adapter":
+        assert json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())["r"] == 2
+    if "offset" in words:
+        assert said["n_trained"] == cp.open_model("zoo:stories", device="cpu").head_width
+    if "take" in words:
+        code, out, _ = run(capsys, *asked, "--component", "z.3.1", "--json")
+        assert json.loads(out)["n_trained"] <= said["n_trained"]
+
+
+def test_a_stop_by_the_user_keeps_the_best_until_then(capsys, asked, tmp_path, monkeypatch):
+    real, seen = training.looks, []
+
+    def looks(*given):
+        seen.append(1)
+        if len(seen) > 2:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(training, "looks", looks)
+    code, out, _ = run(capsys, *asked, "--component", "z.3.1", "--steps", 200)
+    assert code == 130
+    assert "stopped by the user" in out
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "checkpoint")
+
+
 @pytest.mark.slow
 def test_a_comparison_is_counted_first_and_its_report_written(capsys, asked, tmp_path):
     compared = (*asked, "--component", "z.3.1", "--compare", "ioi", "--arm", "full", "--arm", "prefix", "--seeds", 1)
@@ -76,7 +112,10 @@ def test_what_does_not_go_together_is_refused(capsys, asked):
     assert "tune takes components, or a claim" in err
     code, _, err = run(capsys, *asked, "--component", "z.3.1", "--plan")
     assert code == 2
-    assert "--arm, --lm-eval and --plan are of a comparison" in err
+    assert "--arm, --lm-eval, --margin and --plan are of a comparison" in err
+    code, _, err = run(capsys, *asked, "--component", "z.3.1", "--compare", "ioi", "--margin", "kl=0.1", "--plan")
+    assert code == 2
+    assert "--margin 'kl=0.1' is not NAME=MOST" in err
     code, _, err = run(capsys, *asked, "--component", "z.3.99")
     assert code == 2
     assert "z.3.99" in err
