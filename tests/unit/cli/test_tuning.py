@@ -57,10 +57,7 @@ def test_a_component_is_tuned_and_written_as_a_checkpoint_and_a_change(capsys, a
     assert [folder.rpartition("/")[2] for folder in json.loads(out)["folders"]] == ["checkpoint", "adapter"]
 
 
-@pytest.mark.parametrize(
-    ("words", "numbers"),
-    [(("--way", "offset"), 16), (("--way", "lora", "--rank", 2), None), (("--shared", "take"), None)],
-)
+@pytest.mark.parametrize("words", [("--way", "offset"), ("--way", "lora", "--rank", 2), ("--shared", "take")])
 def test_ways_and_their_settings_are_options(capsys, asked, tmp_path, words):
     code, out, _ = run(capsys, *asked, "--component", "z.3.1", *words, "--json")
     assert code == 0
