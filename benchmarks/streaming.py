@@ -114,7 +114,7 @@ def report(found: Sequence[dict[str, Any]], arguments: argparse.Namespace, comma
         f"A sweep of resid_pre over all layers and positions, {arguments.pairs} pairs of {arguments.tokens} tokens: "
         f"{found[0]['cells']:,} cells and pairs. GPT-2 small's shape ({arguments.layers} layers of 27 MiB) with random "
         f"weights in float32, a budget of {arguments.budget_gib} GiB. Fetches of a layer and bytes are counted and "
-        "exact; seconds are CPU time of one sweep, on a machine that did other work: provisional.",
+        "exact; seconds are CPU time of one sweep.",
         "",
         "| weights | passes | fetches of each layer | GiB read | CPU seconds |",
         "|---|---|---|---|---|",

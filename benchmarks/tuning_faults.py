@@ -27,7 +27,7 @@ from causalpatch.tuning.data import SIDES, TuningData, read_target, require_apar
 
 # What only just gets there on validation pairs does not on all others: hence "ahead".
 SCHEDULE: Final = cp.Schedule(
-    steps=40, batch=6, retain_batch=6, every=5, patience=3, rates=(0.003, 0.01, 0.03), ahead=1.0
+    steps=200, batch=8, retain_batch=6, every=5, patience=6, rates=(0.003, 0.01, 0.03), ahead=2.0
 )
 COMPARISON: Final = cp.Comparison(schedule=SCHEDULE)
 _TRAIN, _VALIDATE = 64, 20  # target prompts
@@ -64,10 +64,8 @@ def tuned(fault: Fault, comparison: cp.Comparison = COMPARISON) -> Case:
     started = time.process_time()
     planted = plant(fault)
     place, rules = " + ".join(planted.place), asdict(comparison)
-    found = cp.debug(planted.model, list(planted.failing), against=planted.base, checks=cp.Checks.none())
-    confirmed = [name for name in found.found if name in found.supported] or list(found.supported)
-    located = tuple((confirmed or list(found.found))[:1])
-    if not located:
+    sites, found = located_in(planted)
+    if not sites:
         why = f"nothing was located: {found.outcome}"
         return Case(fault.name, place, (), why, {}, time.process_time() - started, rules)
     data, pairs = tuning_data(planted), found.discovery
@@ -75,11 +73,17 @@ def tuned(fault: Fault, comparison: cp.Comparison = COMPARISON) -> Case:
     experiment = cp.Experiment(
         planted.model, pairs, metric=comparing(pairs), source_model=planted.base, show_progress=False
     )
-    sites = [str(cp.Site.parse(name).at(None)) for name in located]
     plan = cp.plan_tuning(experiment, sites, data, comparison)
     print(f"{fault.name} in {place}, {how} {', '.join(sites)}: {data}\n{plan}", flush=True)
     report = cp.compare_tuning(experiment, sites, data, comparison)
     return Case(fault.name, place, tuple(sites), how, plain_report(report), time.process_time() - started, rules)
+
+
+def located_in(planted: Planted) -> tuple[list[str], cp.Debugging]:
+    """Return the one component that is tuned, and the search for it; none where nothing was found."""
+    found = cp.debug(planted.model, list(planted.failing), against=planted.base, checks=cp.Checks.none())
+    confirmed = [name for name in found.found if name in found.supported] or list(found.supported)
+    return [str(cp.Site.parse(name).at(None)) for name in (confirmed or list(found.found))[:1]], found
 
 
 def tuning_data(planted: Planted) -> TuningData:

@@ -57,7 +57,7 @@ class Planned:
         side: On which pairs.
         n_pairs: How many.
         runs: Runs of the model, where these vary as the text says; None where they depend on what is found.
-        patched: Those of them with a patch.
+        patched: Those of them that progress counts; None where they are only about so many.
         seconds: The least that the arithmetic takes; None where that is not known.
         text: The whole plan.
     """
@@ -209,7 +209,7 @@ def _plan_attribute(step: AttributeStep, experiment: Experiment, opened: Opened)
     points = points_of(method, step.steps, "midpoint", experiment.base)
     n_slopes = count_slopes(method, points, n_moved, experiment.model.shape.n_layers)
     runs = len(experiment.pairs) * (2 + SLOPE_RUNS * n_slopes)
-    return runs, 0, None, f"scores of {what}, by gradients: {runs:,} runs, a backward counted as two"
+    return runs, runs, None, f"scores of {what}, by gradients: {runs:,} runs, a backward counted as two"
 
 
 def _plan_discover(step: DiscoverStep, experiment: Experiment, opened: Opened) -> _Plan:
@@ -226,9 +226,9 @@ def _plan_discover(step: DiscoverStep, experiment: Experiment, opened: Opened) -
         return 0, 0, None, f"{what}: no run, by the scores of '{step.scores}'"
     if step.method == "acdc":
         runs = (graph.n_edges + 2) * n_pairs
-        return runs, runs, None, f"{what}: about {runs:,} runs, one for each edge and pair"
+        return runs, None, None, f"{what}: about {runs:,} runs, one for each edge and pair"
     runs = runs_of_learning(n_pairs, step.steps)
-    return runs, runs, None, f"{what}: {runs:,} runs in {step.steps} steps, a backward counted as two"
+    return runs, None, None, f"{what}: {runs:,} runs in {step.steps} steps, a backward counted as two"
 
 
 def _plan_evaluate(step: EvaluateStep, experiment: Experiment, opened: Opened) -> _Plan:
@@ -236,10 +236,9 @@ def _plan_evaluate(step: EvaluateStep, experiment: Experiment, opened: Opened) -
     source = _step_called(step.circuit, opened)
     n_circuits, n_sizes = (1, 1) if isinstance(source, DiscoverStep) else (2 * len(FRACTIONS), len(FRACTIONS))
     sets = 2 * n_circuits + step.n_random * n_sizes
-    patched = sets * len(experiment.pairs)
-    runs = patched + 3 * len(experiment.pairs)  # clean, corrupted, and without any edge
+    runs = (sets + 3) * len(experiment.pairs)  # clean, corrupted, and without any edge
     what = f"f of '{step.circuit}', its complement, and {step.n_random} random circuits of each size"
-    return runs, patched, None, f"{what}: at most {runs:,} runs, sets that are alike run once"
+    return runs, None, None, f"{what}: at most {runs:,} runs, sets that are alike run once"
 
 
 def _plan_confirm(step: ConfirmStep, experiment: Experiment, opened: Opened) -> _Plan:
@@ -256,7 +255,7 @@ def _plan_confirm(step: ConfirmStep, experiment: Experiment, opened: Opened) -> 
     is_apart = experiment.pairs is opened.sides.get("held_out")
     n_discovery = len(opened.sides["discovery"]) if is_apart else 0
     runs = checks.most_runs(n_members, len(experiment.pairs), n_discovery=n_discovery, n_unrelated=n_unrelated)
-    return runs, runs, None, f"{what}; at most {runs:,} runs, controls included"
+    return runs, None, None, f"{what}; at most {runs:,} runs, controls included"
 
 
 def _step_called(name: str, opened: Opened) -> Step:

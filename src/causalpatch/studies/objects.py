@@ -150,7 +150,10 @@ class Folder:
 
     def delete(self, name: str) -> None:
         """Take an object away; nothing where there is none."""
-        (self.root / name).unlink(missing_ok=True)
+        try:
+            (self.root / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise self._refused("changed", error) from error
 
     def path(self, name: str) -> Path | None:
         """Return the file that an object is."""

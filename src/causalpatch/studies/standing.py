@@ -58,7 +58,11 @@ def standing(run: Run, study: Study) -> Standing:
         record = results.record(name)
         is_next = record is None and name == pace.name
         row = {"step": name, "kind": step.kind, "state": "finished" if record else "begun" if is_next else "to come"}
-        shards, runs = _counted(run, record["calls"]) if record else (0, pace.done if is_next else 0)
+        shards, runs = (0, 0)
+        if record:
+            shards, runs = _counted(run, record["calls"])
+        elif is_next:
+            shards, runs = _shards_there(lines), pace.done
         rows.append({**row, "shards": shards, "runs": runs})
     sessions = len(run.sessions())
     last = lines[-1] if lines else {}
@@ -98,6 +102,19 @@ def last_journal(run: Run) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return lines
+
+
+def _shards_there(lines: list[dict[str, Any]]) -> int:
+    """Return how many shards of the step that a journal ends in are there."""
+    there = 0
+    for line in lines:
+        if line["event"] == "step":
+            there = 0
+        elif line["event"] == "call":
+            there += int(line["shards"]) - int(line["missing"])
+        elif line["event"] == "shard":
+            there += 1
+    return there
 
 
 def _begun(run: Run, session: str) -> str:

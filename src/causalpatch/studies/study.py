@@ -310,7 +310,9 @@ class Study(Part):
     shards: ShardsPart = ShardsPart()
     executor: ExecutorPart = ExecutorPart()
     store: str = Field(
-        default="studies", description="a folder seen from the study's, or an address such as s3://bucket/place"
+        default="studies",
+        min_length=1,
+        description="a folder seen from the study's, or an address such as s3://bucket/place",
     )
     steps: list[AnyStep] = Field(min_length=1)
 

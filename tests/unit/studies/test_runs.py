@@ -8,6 +8,7 @@ from causalpatch.base.errors import StoreCorrupt
 from causalpatch.pairs.words import NOUNS
 from causalpatch.results.effects import Effects
 from causalpatch.studies.results import Results
+from causalpatch.studies.standing import standing
 from small_studies import measured, run_in, same, store_of, study_of, the_run
 
 
@@ -49,9 +50,13 @@ def test_a_run_that_was_stopped_goes_on_with_the_next_shard(tmp_path, undisturbe
 
     with pytest.raises(StoppedError):
         cp.run_study(study_of(), tmp_path, listeners=(stop,))
+    (row,) = standing(the_run(tmp_path), study_of()).steps
+    assert (row["state"], row["shards"], row["runs"]) == ("begun", 1, 8 * 2)
     found, told = run_in(tmp_path)
     assert len(measured(told)) == 2
     assert same(found.results["heads"], undisturbed)
+    (row,) = standing(the_run(tmp_path), study_of()).steps
+    assert (row["state"], row["shards"], row["runs"]) == ("finished", 3, 8 * 6)
 
 
 def test_the_step_s_record_is_made_again_out_of_the_shards(tmp_path, undisturbed):
