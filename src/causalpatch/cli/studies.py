@@ -92,7 +92,7 @@ def status(file: StudyFile, changes: Set = None, as_json: Json = False) -> None:
     view.text(f"run {found.hash} of '{found.name}': {said}, {found.n_shards:,} shards, {found.sessions} sessions")
     view.table(found.steps)
     if found.n_openings:
-        view.text(f"held-out pairs were opened {found.n_openings} times")
+        view.text(f"held-out pairs were opened by {found.n_openings} step{'s' * (found.n_openings > 1)}")
     if found.last:
         more = f": {found.last['what']}" if "what" in found.last else ""
         view.text(f"last: {found.last['event']} at {found.last['at']}{more}")
@@ -146,7 +146,7 @@ def verify(
     if as_json:
         view.json_object({**vars(found), "is_sound": found.is_sound})
     else:
-        damaged = f"{len(found.damaged)} shards or results damaged"
+        damaged = f"{len(found.damaged)} shards, results or records damaged"
         view.text(f"{found.n_shards:,} shards read, {damaged}; {len(found.unclaimed)} files unclaimed")
         measured = f"{found.n_cells} cells measured again in {found.n_runs} runs"
         view.text(f"{measured}: largest difference {found.largest:.2g} of what rounding allows")

@@ -25,7 +25,7 @@ class Standing:
         n_shards: Finished shards.
         sessions: How often it was run.
         last: The last line of its journal.
-        n_openings: How often it opened held-out pairs.
+        n_openings: How many of its steps opened held-out pairs.
     """
 
     hash: str
@@ -66,7 +66,15 @@ def standing(run: Run, study: Study) -> Standing:
         rows.append({**row, "shards": shards, "runs": runs})
     sessions = len(run.sessions())
     last = lines[-1] if lines else {}
-    return Standing(run.hash, study.name, tuple(rows), len(run.keys()), sessions, last, len(openings(run)))
+    return Standing(
+        run.hash,
+        study.name,
+        tuple(rows),
+        len(run.keys()),
+        sessions,
+        last,
+        len({each["step"] for each in openings(run)}),
+    )
 
 
 def listed(store: Store) -> list[dict[str, Any]]:

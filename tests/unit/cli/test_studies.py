@@ -170,7 +170,7 @@ def test_an_unknown_ending_is_refused(run, finished, tmp_path):
 def test_verify_measures_cells_again(run, finished):
     code, out, _ = run("verify", finished / "study.yaml", "--cells", 3)
     assert code == 0
-    assert "3 shards read, 0 shards or results damaged" in out
+    assert "3 shards read, 0 shards, results or records damaged" in out
     assert "3 cells measured again in 18 runs" in out
 
 
@@ -181,7 +181,7 @@ def test_verify_names_what_is_damaged(run, tmp_path):
         path.write_bytes(path.read_bytes()[:-9])
     code, out, err = run("verify", tmp_path / "study.yaml", "--cells", 0)
     assert code == 4
-    assert "1 shards read, 2 shards or results damaged" in out
+    assert "1 shards read, 2 shards, results or records damaged" in out
     assert "bytes instead of" in err
 
 
