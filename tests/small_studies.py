@@ -26,6 +26,17 @@ steps:
   - {kind: sweep, name: heads, site: z.2:4@-1}
 """
 
+PLAIN = """\
+schema: 1
+model: zoo:stories
+pairs: ioi
+steps:
+  - kind: sweep
+    name: heads
+    site: z@-1
+"""
+"""The smallest study, on all pairs, in lines of its own."""
+
 
 def study_of(*changes, text=TEXT):
     """Return the small study with changes."""

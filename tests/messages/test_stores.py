@@ -20,16 +20,7 @@ from causalpatch.studies.shards import Request, Setting
 from causalpatch.studies.store import Store
 from causalpatch.studies.study import ExecutorPart, ModelPart
 from causalpatch.studies.works import Patched
-
-PLAIN = """\
-schema: 1
-model: zoo:stories
-pairs: ioi
-steps:
-  - kind: sweep
-    name: heads
-    site: z@-1
-"""
+from small_studies import PLAIN
 
 
 def test_a_store_of_another_study(refuses, tmp_path):

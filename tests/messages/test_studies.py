@@ -10,16 +10,7 @@ from causalpatch.studies.reading import parse_study, read_study
 from causalpatch.studies.results import RESULT, Results
 from causalpatch.studies.sealed import seal
 from causalpatch.studies.store import Store
-
-PLAIN = """\
-schema: 1
-model: zoo:stories
-pairs: ioi
-steps:
-  - kind: sweep
-    name: heads
-    site: z@-1
-"""
+from small_studies import PLAIN
 
 
 def test_an_unknown_key(refuses):
