@@ -170,7 +170,7 @@ def discover(  # noqa: PLR0913 - each argument is an option that a person types
         circuit = cp.discover_circuit(scores, **size, method="greedy" if method == "greedy" else "top", by=by)
     files = [circuit.save(out / "circuit.npz")]
     if circuit.n_edges:
-        files += [circuit.plot(scores).save(out / f"circuit.{ending}") for ending in ("svg", "png", "csv")]
+        files += [circuit.plot(scores).save(out / f"circuit.{ending}") for ending in ("svg", "png", "csv", "json")]
     if as_json:
         said: dict[str, Any] = {"edges": circuit.edges(), "n_edges": circuit.n_edges, "of": circuit.graph.n_edges}
         view.json_object(

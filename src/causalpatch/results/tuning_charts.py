@@ -87,7 +87,7 @@ def draw(report: TuningReport) -> Picture:
     enough = percent(float(report.spec["schedule"]["enough"]))
     lines = [
         f"'{report.spec['model']['name']}' · way '{report.spec['way']}' · {counted(len(rows), 'arm')}, mean of seeds",
-        f"hollow: fewer than {enough} of the validation pairs, or of test pairs beyond chance: infinite damage",
+        f"hollow: {enough} not reached on validation pairs, or test pairs show so; damage counts as infinite",
         f"dashed: {enough}; thin line: arms that none beats in both; up and left is better",
     ]
     chart = alt.layer(*layers).properties(width=_WIDTH, height=_HEIGHT)

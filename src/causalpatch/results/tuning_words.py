@@ -95,6 +95,7 @@ def damage(arm: Arm) -> str:
 
 def row(arm: Arm) -> dict[str, Any]:
     """Return an arm as a row of a table."""
+    is_as_tested = arm.is_matched or not all(arm.reached)
     return {
         "arm": arm.name,
         "kind": arm.kind,
@@ -103,7 +104,7 @@ def row(arm: Arm) -> dict[str, Any]:
         "n_trainings": arm.n_trainings,
         "rate": arm.rate,
         "success": float(np.mean(arm.success)) if arm.success else math.nan,
-        "reached": f"{sum(arm.reached)}/{len(arm.reached)}",
+        "reached": f"{sum(arm.reached)}/{len(arm.reached)}{'' if is_as_tested else ', not on test'}",
         "moved": float(np.mean(arm.moved)) if arm.moved else math.nan,
         "damage": arm.damage,
         "paraphrases": float(np.mean(arm.paraphrased)) if arm.paraphrased else math.nan,

@@ -48,7 +48,7 @@ def test_scores_are_confirmed(capsys, tmp_path):
 def test_a_circuit_is_found_on_one_half_and_evaluated_on_the_other(capsys, tmp_path):
     code, out, _ = run(capsys, "discover", *ASKED, "--scores", "eap", "--n-edges", 30, "--out", tmp_path)
     assert code == 0
-    assert "found on 4 of 8 pairs; wrote circuit.npz, circuit.svg, circuit.png, circuit.csv" in out
+    assert "found on 4 of 8 pairs; wrote circuit.npz, circuit.svg, circuit.png, circuit.csv, circuit.json" in out
     path = tmp_path / "circuit.npz"
     assert Circuit.load(path).n_edges == 30
     code, out, _ = run(capsys, "evaluate", *ASKED, "--circuit", path, "--random", 1, "--out", tmp_path, "--json")
@@ -132,6 +132,8 @@ def test_circuits_are_found_by_every_method(capsys, tmp_path, words, found):
     circuit = Circuit.load(tmp_path / "circuit.npz")
     assert circuit.n_edges == said["n_edges"] == (12 if "--n-edges" in words else circuit.n_edges) > 0
     assert (tmp_path / "circuit.svg").is_file()
+    drawn = json.loads((tmp_path / "circuit.json").read_text(encoding="utf-8"))["datasets"]
+    assert circuit.n_edges in {len(rows) for rows in drawn.values()}
 
 
 def test_without_a_circuit_all_sizes_are_evaluated(capsys, tmp_path):
