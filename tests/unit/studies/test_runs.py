@@ -7,8 +7,10 @@ import causalpatch as cp
 from causalpatch.base.errors import StoreCorrupt
 from causalpatch.pairs.words import NOUNS
 from causalpatch.results.effects import Effects
+from causalpatch.studies.opened import Opened
 from causalpatch.studies.results import Results
 from causalpatch.studies.standing import standing
+from causalpatch.studies.verifying import verify
 from small_studies import measured, run_in, same, store_of, study_of, the_run
 
 
@@ -265,3 +267,20 @@ def test_two_runs_share_the_work(tmp_path, undisturbed):
     assert len(measured(told)) == 2
     assert same(found.results["heads"], undisturbed)
     assert same(outer.results["heads"], undisturbed)
+
+
+def test_means_of_an_evaluation_are_those_of_the_discovery_pairs(tmp_path):
+    steps = (
+        "steps=[{kind: attribute, name: scores, method: eap}, {kind: evaluate, from: scores, n_random: 1, value: mean}]"
+    )
+    changes = (steps, *HALVES, "shards={pairs: 3}")
+    found, told = run_in(tmp_path, *changes)
+    opened = Opened(study_of(*changes), tmp_path)
+    sides = opened.sides
+    experiment = cp.Experiment(opened.model, sides["held_out"], metric="logit_difference", show_progress=False)
+    scores = cp.attribute_edges(cp.Experiment(opened.model, sides["discovery"], "logit_difference"), "eap")
+    wanted = cp.evaluate_circuit(experiment, scores, n_random=1, value="mean", found_on=sides["discovery"])
+    np.testing.assert_allclose(found.results["evaluate"].values, wanted.values, atol=1e-4)
+    assert found.results["evaluate"].provenance["fitted_on"]["hash"] == sides["discovery"].content_hash
+    assert verify(found.run, opened, n_cells=40).is_sound
+    assert len(measured(told)) > 2  # not one shard of all pairs: their means are not their own
