@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 import causalpatch as cp
 from causalpatch.base.errors import (
@@ -235,7 +236,6 @@ def test_searches_for_bounds_try_something(experiment, scores, refuses):
         SettingError,
         """
         no sets of edges are to be tried
-          asked  (0, 0)
           fix: n_random=40
         """,
     ):
@@ -287,6 +287,8 @@ def test_sets_of_edges_are_masks_of_0_and_1_that_name_some(experiment, refuses):
 
 def test_what_is_evaluated_is_a_circuit_or_scores_of_edges(experiment, refuses):
     nodes = cp.attribute(experiment, "z")
+    circuit = cp.Circuit.of(experiment, ["m0 -> logits"])
+    assert len(cp.evaluate_circuit(experiment, (each for each in (circuit,)), n_random=0).runs) == 2
     for given, name in ((nodes, "Scores"), ([nodes], "Scores"), ("circuit.npz", "str"), (None, "NoneType")):
         with refuses(
             SettingError,
@@ -341,3 +343,37 @@ def test_numbers_are_whole_or_above_nothing(experiment, scores, refuses):
             """,
         ):
             call()
+
+
+def test_means_have_a_value_for_every_token(experiment, refuses):
+    """Held-out prompts that are longer than those that means are of, before anything is run."""
+    longer = prompts(([1, 2, 3, 7, 8], [1, 4, 3, 7, 9]))
+    circuit = cp.Circuit.of(experiment, ["m0 -> logits"])
+    other = cp.Experiment(experiment.model, longer, show_progress=False)
+    text = """
+        'prompts' has longer prompts than the pairs that means are of
+          longest             5 tokens
+          where means are of  3 tokens
+          fix: take one mean over all positions: value="mean(over=positions)"
+        """
+    with refuses(PairError, text):
+        cp.evaluate_circuit(other, circuit, n_random=0, value="mean", found_on=experiment.pairs)
+    with refuses(PairError, text):
+        cp.completeness(experiment, circuit, longer, value="mean")
+    found = cp.evaluate_circuit(
+        other, circuit, n_random=0, value="mean(over=positions)", found_on=prompts(([4, 5, 6], [4, 9, 6]))
+    )
+    assert np.isfinite(found.f()).all()
+
+
+def test_masks_of_every_kind_and_none(experiment, refuses):
+    exists = cp.graph_of(experiment).exists
+    masks = torch.as_tensor(exists)
+    whole = cp.patch_edges(experiment, masks).effect().values
+    for same in (masks.to(torch.bfloat16), masks.long(), exists.astype(float)):
+        np.testing.assert_array_equal(cp.patch_edges(experiment, same).effect().values, whole)
+    for wrong in (np.array(["m0 -> logits"]), np.ones((2, 3))):
+        with pytest.raises(PathError, match="a mask of edges does not fit"):
+            cp.patch_edges(experiment, wrong)
+    with pytest.raises(PathError, match="there are no edges to interchange"):
+        cp.patch_edges(experiment, exists[None][:0])

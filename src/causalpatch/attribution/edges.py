@@ -101,10 +101,12 @@ def attribute_edges(
             n_slopes=count_slopes(method, points, graph.n_senders, graph.n_layers),
         )
         sums = scored(made, work, partial(work.measured, made))
-        require_steep(sums.steepest, made.metrics[0].name, "input of every component")
+        require_steep(sums.steepest, made.metrics[0].name, "input of every component", "eap-ig")
         largest, gap = float(np.abs(sums.values).max()) / len(made.pairs), float((sums.source - sums.base).mean())
         if is_rounding(largest, gap):
-            raise no_gradient(made.metrics[0].name, f"the largest score is {largest:.1e}, of a gap of {gap:.3g}")
+            raise no_gradient(
+                made.metrics[0].name, f"the largest score is {largest:.1e}, of a gap of {gap:.3g}", "eap-ig"
+            )
         targets = [targets_of(made.model, patch_of_senders(made.model, Source()))]
     n_pairs = len(experiment.pairs)
     labels = experiment.pairs.aligned().labels(experiment.base) if positions else None

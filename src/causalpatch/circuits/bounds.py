@@ -30,9 +30,10 @@ from causalpatch.base.seeds import generator
 from causalpatch.circuits.circuit import Circuit
 from causalpatch.circuits.keep import Kept, first_metric, require_independent, run_kept
 from causalpatch.experiment import Experiment
+from causalpatch.experiment.edges import carried_of, require_means
 from causalpatch.experiment.subset import with_pairs
 from causalpatch.pairs import Pairs
-from causalpatch.patches import Value
+from causalpatch.patches import Mean, Value
 from causalpatch.statistics.intervals import Interval, ratio_interval
 
 if TYPE_CHECKING:
@@ -98,7 +99,9 @@ def completeness(
     Cost:
         Two runs per pair for each set that is tried: ``2 (n_random + n_steps n_candidates)``.
     """
-    _require(experiment, circuit, held_out, n_random, n_steps * n_candidates)
+    _require(experiment, circuit, held_out, value, n_random=n_random, n_steps=n_steps, n_candidates=n_candidates)
+    if not n_random + n_steps * n_candidates:
+        raise SettingError("no sets of edges are to be tried", fix="n_random=40")
     made, graph = first_metric(experiment), circuit.graph
     edges = np.argwhere(circuit.mask)
     draw = generator(experiment.seed, "completeness")
@@ -165,7 +168,7 @@ def minimality(
     Cost:
         ``(n_sets + 1) (edges + 1)`` runs per pair, and two per edge and held-out pair.
     """
-    _require(experiment, circuit, held_out, n_sets, 1)
+    _require(experiment, circuit, held_out, value, n_sets=n_sets)
     made = first_metric(experiment)
     edges = np.argwhere(circuit.mask)
     draw = generator(experiment.seed, "minimality")
@@ -216,15 +219,18 @@ def _difference(kept: Kept, pairs: Pairs, seed: int) -> list[Interval]:
     return [ratio_interval(row, gap, pairs.components, seed=seed) for row in first - second]
 
 
-def _require(experiment: Experiment, circuit: Circuit, held_out: Pairs | None, *n_tried: int) -> None:
+def _require(
+    experiment: Experiment, circuit: Circuit, held_out: Pairs | None, value: Value | str, **numbers: int
+) -> None:
     circuit.require(experiment.model)
     circuit.require_edges()
     if held_out is not None:
         require_independent(held_out, experiment.pairs, "the pairs that are searched on")
-    for each in n_tried:
-        require_count("n_random, n_steps, n_candidates or n_sets", each, 0, usual=10)
-    if not sum(n_tried):
-        raise SettingError("no sets of edges are to be tried", facts=[("asked", n_tried)], fix="n_random=40")
+        carried = carried_of(value)
+        if isinstance(carried, Mean):
+            require_means(carried, experiment.pairs, held_out)
+    for name, number in numbers.items():
+        require_count(name, number, 0, usual=5)
 
 
 def _interval(at: Interval) -> str:

@@ -152,7 +152,7 @@ def size_of(graph: Graph, n_edges: int | None, fraction: float | None) -> int:
         )
     if n_edges is not None and n_edges != 0:
         require_count("n_edges", n_edges, usual=20)
-        return n_edges
+        return int(n_edges)
     if fraction is not None and 0 < fraction <= 1 and share_of(graph, fraction):
         return share_of(graph, fraction)
     what = f"n_edges={n_edges}" if fraction is None else f"fraction={fraction}"

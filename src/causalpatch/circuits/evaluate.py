@@ -15,7 +15,7 @@ References:
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -152,7 +152,9 @@ def _circuits(
 ) -> list[tuple[str, float, Circuit]]:
     """Return the circuits to evaluate, each with how it was found and the share of edges that was asked for."""
     if not isinstance(given, EdgeScores):
-        circuits: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
+        circuits: list[Any] = (
+            list(given) if isinstance(given, Iterable) and not isinstance(given, str | Circuit) else [given]
+        )
         strange = [type(each).__name__ for each in circuits if not isinstance(each, Circuit)]
         if strange:
             raise SettingError(

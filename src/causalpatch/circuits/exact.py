@@ -120,6 +120,8 @@ def _asked(graph: Graph, edges: Sequence[Asked] | np.ndarray | Tensor | None) ->
         return EdgeSets.of_edges(graph.edges, graph.names(graph.edges))
     if isinstance(edges, np.ndarray | Tensor):
         masks = graph.check(edges)
+        if not len(masks):
+            raise PathError("there are no edges to interchange", fix='patch_edges(experiment, ["m0 -> logits"])')
         _require_some([bool(mask.any()) for mask in masks], [f"mask {number}" for number in range(len(masks))])
         return EdgeSets.of_masks(masks, [f"mask {number}" for number in range(len(masks))])
     listed = [edges] if isinstance(edges, str) else list(edges)

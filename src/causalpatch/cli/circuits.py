@@ -19,7 +19,10 @@ Scored = Annotated[
     Literal["eap", "eap-ig", "eap-ig-activations", "clean-corrupted"],
     typer.Option("--scores", help="How edges are scored."),
 ]
-Value = Annotated[Literal["source", "zero", "mean"], typer.Option("--value", help="What ablated edges carry instead.")]
+Value = Annotated[
+    Literal["source", "zero", "mean", "mean(over=positions)"],
+    typer.Option("--value", help="What ablated edges carry instead."),
+]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Points of integrated gradients.")]
 AllPairs = Annotated[
     bool, typer.Option("--all-pairs", help="Use all pairs; otherwise discover and evaluate each have a half.")

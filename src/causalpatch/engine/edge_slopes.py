@@ -117,7 +117,7 @@ class EdgeSlopes:
             NoGradient: The metric is smallest where slopes are taken.
             PairError: Prompts of unequal lengths have no alignment.
         """
-        require_slope(self.job, self.gauge, self.points)
+        require_slope(self.job, self.gauge, self.points, "eap-ig")
         self.few = few_of(self.job, self.gauge)
         found, steepest = measured_in_batches(self.job, self._batches(), self._measure)
         return EdgeSums(self.total.cpu().numpy(), found["base"], found["source"], self.cost, steepest)

@@ -71,7 +71,7 @@ class Relevance:
                     )
         self.activations = [
             name
-            for name, part in model.module.named_modules()
+            for name, part in model.module.named_modules(remove_duplicate=False)
             if name.startswith(tuple(f"{layer}." for layer in layers))
             and not name.startswith(tuple(inside))
             and not any(True for _ in part.parameters())
@@ -93,8 +93,8 @@ class Relevance:
             for name, norm in self.norms.items():
                 hook = in_this_thread(partial(_fixed_norm, norm))
                 hooks.callback(self.model.module.get_submodule(name).register_forward_hook(hook).remove)
-            for name in self.activations:
-                module = self.model.module.get_submodule(name)
+            shared = {id(part): part for part in map(self.model.module.get_submodule, self.activations)}
+            for module in shared.values():  # layers may have one between them
                 hooks.callback(module.register_forward_hook(in_this_thread(_multiple)).remove)
             yield dict.fromkeys(self._gated(), 0.5)
 

@@ -90,8 +90,14 @@ class Points:
         return cls(tuple(shares), f"{steps} points from the corrupted end")
 
 
-def require_slope(job: Job, gauge: Gauge, points: Points) -> None:
+def require_slope(job: Job, gauge: Gauge, points: Points, along: str = "ig") -> None:
     """Make sure that the metric can have a slope at some points.
+
+    Args:
+        job: The job.
+        gauge: The metric.
+        points: Where slopes are taken.
+        along: The method that takes slopes along the way, for the message.
 
     Raises:
         SettingError: Gradients are off for good, or the metric spells out answers or reads what the model writes.
@@ -111,7 +117,9 @@ def require_slope(job: Job, gauge: Gauge, points: Points) -> None:
             fix='measure the first token: load_pairs(…, first_token=True), or metric="kl_divergence"',
         )
     if "base" in metric.compares and not any(points.shares):
-        raise no_gradient(metric.name, "it compares with the base run, where its slope is taken: it is smallest there")
+        raise no_gradient(
+            metric.name, "it compares with the base run, where its slope is taken: it is smallest there", along
+        )
 
 
 def measured_in_batches(
@@ -133,19 +141,20 @@ def measured_in_batches(
     return found, steepest
 
 
-def require_steep(steepest: float, metric: str, where: str) -> None:
+def require_steep(steepest: float, metric: str, where: str, along: str = "ig") -> None:
     """Make sure that a metric has a slope somewhere.
 
     Args:
         steepest: The largest slope.
         metric: What the metric is called.
         where: Where slopes were taken, for the message.
+        along: The method that takes slopes along the way, likewise.
 
     Raises:
         NoGradient: The slope is 0 everywhere.
     """
     if steepest == 0:
-        raise no_gradient(metric, f"its gradient is 0 at every {where}")
+        raise no_gradient(metric, f"its gradient is 0 at every {where}", along)
 
 
 def is_rounding(largest: float, gap: float) -> bool:
@@ -158,13 +167,13 @@ def is_rounding(largest: float, gap: float) -> bool:
     return largest < ROUNDING * abs(gap)
 
 
-def no_gradient(name: str, why: str) -> NoGradient:
+def no_gradient(name: str, why: str, along: str = "ig") -> NoGradient:
     """Return the error for a metric whose slope is 0 everywhere."""
     other = "log_probability" if name == "logit_difference" else "logit_difference"
     return NoGradient(
         f"the metric '{name}' has no slope at the base run, so that all scores would be 0",
         facts=[("why", why)],
-        fix=f'take a metric that changes there: metric="{other}", or method="ig"',
+        fix=f'take a metric that changes there: metric="{other}", or method="{along}"',
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from causalpatch.base.collector import undisturbed
-from causalpatch.base.errors import CausalPatchWarning, MetricError, ModelUnsupported, SettingError
+from causalpatch.base.errors import CausalPatchWarning, MetricError, ModelUnsupported, PairError, SettingError
 from causalpatch.base.progress import bar
 from causalpatch.engine import Block, Job, Means, fit_values, single_edges
 from causalpatch.engine.exact_edges import ExactEdges
@@ -108,11 +108,22 @@ class EdgeRuns:
         asked: The edges that are interchanged in each run.
         value: What they carry instead.
         fitted_on: The pairs that means are those of; None for those that are measured.
+
+    Raises:
+        PairError: Means are of pairs that cannot be kept as plain data.
     """
 
     asked: EdgeSets
     value: Carried
     fitted_on: Pairs | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.value, Mean):
+            object.__setattr__(self, "fitted_on", None)
+        elif self.fitted_on is not None and plain_pairs(self.fitted_on) is None:
+            raise PairError(
+                "the pairs that means are of are no plain prompts, which alone can be kept", fix="found_on=None"
+            )
 
     @property
     def n_cells(self) -> int:
@@ -227,10 +238,41 @@ def job_of_edges(experiment: Experiment, carried: Carried, fitted_on: Pairs | No
     require_no_source_model(experiment, "edges cannot take values from another model's runs", fix)
     _require_plain(experiment)
     if fitted_on is not None and isinstance(carried, Mean):
+        require_means(carried, fitted_on, experiment.pairs)
         means = fit_values(job_of_senders(with_pairs(experiment, fitted_on), carried)).means
         return job_of_senders(experiment, carried), means
     fitted = fit_values(job_of_senders(experiment, carried))
     return fitted.job, fitted.means
+
+
+def require_means(mean: Mean, fitted_on: Pairs, pairs: Pairs) -> None:
+    """Make sure that means of some pairs have a value for every token, and every group, of others.
+
+    Args:
+        mean: The mean.
+        fitted_on: The pairs that it is of.
+        pairs: The pairs that it is put into.
+
+    Raises:
+        PairError: It has not.
+    """
+    fitted, longest = (
+        int(fitted_on.lengths(mean.side).max()),
+        max(int(pairs.lengths(role).max()) for role in ("clean", "corrupt")),
+    )
+    if mean.over == "pairs" and longest > fitted:
+        raise PairError(
+            f"'{pairs.name}' has longer prompts than the pairs that means are of",
+            facts=[("longest", f"{longest} tokens"), ("where means are of", f"{fitted} tokens")],
+            fix='take one mean over all positions: value="mean(over=positions)"',
+        )
+    unknown = {pair.group for pair in pairs} - {pair.group for pair in fitted_on} if mean.per_group else set()
+    if unknown:
+        raise PairError(
+            f"'{pairs.name}' has groups that the pairs do not have that means are of",
+            facts=[("such as", sorted(map(str, unknown))[0])],
+            fix="leave per_group out",
+        )
 
 
 def job_of_senders(experiment: Experiment, value: Value) -> Job:

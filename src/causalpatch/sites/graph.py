@@ -238,20 +238,20 @@ class Graph:
         Raises:
             PathError: They have another shape, hold more than 0 and 1, or name edges that there are not.
         """
-        given = np.asarray(masks.detach().cpu() if hasattr(masks, "detach") else masks)  # no tensors are known here
-        found = given.astype(bool)
-        if given.dtype != bool and not np.array_equal(given, found):
-            raise PathError(
-                "a mask of edges holds more than 0 and 1",
-                facts=[("why", "an edge is interchanged or not; there are no shares of one")],
-                fix="mask > 0.5",
-            )
-        found = found[None] if found.ndim == 2 else found
-        if found.ndim != 3 or found.shape[1:] != self.shape:
+        held = masks.detach().cpu() if hasattr(masks, "detach") else masks  # no tensors are known here
+        given = np.asarray(held.double() if hasattr(held, "detach") else held)
+        if given.ndim not in (2, 3) or given.shape[-2:] != self.shape or given.dtype.kind not in "biuf":
             raise PathError(
                 f"a mask of edges does not fit: shape {np.shape(masks)}",
                 facts=[("needed", f"({self.n_senders}, {self.n_receivers}): senders, receivers")],
                 fix="make it by graph.mask([...])",
+            )
+        found = given.astype(bool).reshape(-1, *self.shape)
+        if not np.array_equal(given.reshape(found.shape), found):
+            raise PathError(
+                "a mask of edges holds more than 0 and 1",
+                facts=[("why", "an edge is interchanged or not; there are no shares of one")],
+                fix="mask > 0.5",
             )
         wrong = np.argwhere(found & ~self.exists)
         if len(wrong):

@@ -81,7 +81,8 @@ class Calls:
         """
         data = self._arrays(name, call)
         if data is None:
-            return work_of_plain(call["work"], {}) if call.get("arrays") is None else None
+            has_none = "arrays" in call and call["arrays"] is None
+            return work_of_plain(call["work"], {}) if has_none else None
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return work_of_plain(call["work"], {key: arrays[key] for key in arrays.files})
 
@@ -101,7 +102,7 @@ class Calls:
         if call is None:
             return {f"calls/{name}.json": "missing, torn or changed"}
         found = {}
-        if call.get("arrays") is not None and self._arrays(name, call) is None:
+        if call.get("arrays", "unknown") is not None and self._arrays(name, call) is None:
             found[f"calls/{name}.npz"] = "missing, torn or changed"
         if call["pairs"] is not None and self.pairs(call["pairs"]) is None:
             found[f"pairs/{call['pairs']}.json"] = "missing, torn or changed"

@@ -113,7 +113,7 @@ def last_journal(run: Run) -> list[dict[str, Any]]:
 
 
 def _shards_there(lines: list[dict[str, Any]]) -> int:
-    """Return how many shards of the step that a journal ends in are there."""
+    """Return how many shards, counted for each request, of the step that a journal ends in are there."""
     there = 0
     for line in lines:
         if line["event"] == "step":

@@ -196,7 +196,9 @@ class Run:
         held = self.manifest()
         if held is None:
             # There is none, or it is damaged: sessions, if there were some, know what the run was begun with, too.
-            said = [each["facts"] for each in map(self.session, self.sessions()) if each is not None]
+            said = [
+                each["facts"] for each in map(self.session, self.sessions()) if each is not None and "facts" in each
+            ]
             made: dict[str, Any] = content | {"facts": dict(said[0] if said else facts)}
             place, data = self.name("manifest.json"), seal(MANIFEST, made)
             if not self.objects.put_new(place, data) and self.manifest() is None:

@@ -15,6 +15,7 @@ from causalpatch.base.spec import content_hash
 SCHEMA: Final = 1
 Side: TypeAlias = Literal["discovery", "held_out", "all"]
 Direction: TypeAlias = Literal["denoise", "noise"]
+Carried: TypeAlias = Literal["source", "zero", "mean", "mean(over=positions)"]
 MARGINS: Final = ("kl_mean", "kl_p95", "kl_p99", "perplexity", "accuracy")
 Arm: TypeAlias = Literal["random", "same layers", "lowest effect", "spread", "full", "prefix", "steering"]
 
@@ -22,7 +23,18 @@ Arm: TypeAlias = Literal["random", "same layers", "lowest effect", "spread", "fu
 class Part(BaseModel):
     """A part of a study: no key that is not known, and nothing changes afterwards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_no_truth_for_a_number(cls, given: Any) -> Any:
+        """Refuse true and false where something else is meant: they would count as 1 and 0."""
+        fields = {field.alias or name: field for name, field in cls.model_fields.items()}
+        for key, value in given.items() if isinstance(given, dict) else ():
+            inside = value if isinstance(value, list | tuple) else [value]
+            if key in fields and fields[key].annotation is not bool and any(isinstance(each, bool) for each in inside):
+                raise ValueError(f"'{key}' is no choice of two, so that true and false say nothing")
+        return given
 
 
 class ModelPart(Part):
@@ -53,7 +65,7 @@ class PairsPart(Part):
     align: Literal["position", "difference", "spans"] | None = Field(
         default=None, description="how prompts of different lengths meet"
     )
-    first_token: bool = Field(default=False, strict=False, description="cut longer answers to their first token")
+    first_token: bool = Field(default=False, description="cut longer answers to their first token")
 
 
 class SplitPart(Part):
@@ -154,7 +166,7 @@ class LocalizeStep(Step):
     budget: str | int = Field(description="what may be spent: a number of runs, 5 min, 3 TFLOP")
     positions: list[str] | str | None = Field(default=None, description="what is told apart: each, all, or -1, a span")
     units: Literal["heads", "neurons", "all", "none"] = Field(default="all", description="which units are looked at")
-    edges: bool = Field(default=False, strict=False, description="measure edges between what is found, too")
+    edges: bool = Field(default=False, description="measure edges between what is found, too")
     delta: float | None = Field(default=None, gt=0, description="which |effect| matters, as a share of the gap")
 
 
@@ -184,7 +196,7 @@ class DiscoverStep(Step):
     )
     threshold: float | None = Field(default=None, gt=0, description="of acdc, in the metric's unit")
     steps: int = Field(default=300, ge=1, description="steps of learning")
-    value: Literal["source", "zero", "mean"] = Field(default="source", description="what ablated edges carry instead")
+    value: Carried = Field(default="source", description="what ablated edges carry instead")
 
     @model_validator(mode="after")
     def _asks_for_one_size(self) -> "DiscoverStep":
@@ -204,7 +216,7 @@ class EvaluateStep(Step):
     kind: Literal["evaluate"]
     circuit: str = Field(alias="from", description="a discover step, or an attribute step of edges for all sizes")
     n_random: int = Field(default=20, ge=0, description="random circuits of each size")
-    value: Literal["source", "zero", "mean"] = Field(default="source", description="what ablated edges carry instead")
+    value: Carried = Field(default="source", description="what ablated edges carry instead")
 
 
 class ConfirmStep(Step):
