@@ -61,8 +61,8 @@ def located_of(case: Case) -> Mapping[str, Any]:
 
 
 def damage(arm: Mapping[str, Any]) -> float:
-    """Return the mean KL per retain token; infinite where a seed did not reach the target."""
-    return float(np.mean(arm["moved"])) if all(arm["reached"]) else math.inf
+    """Return the mean KL per retain token; infinite where the target was not reached."""
+    return math.inf if arm["damage"] is None else float(arm["damage"])
 
 
 def damage_of(case: Case, kind: str) -> float | None:

@@ -61,7 +61,8 @@ def _told(case: Case) -> str:
         "prompts; "
         f"validation looked at every {schedule['every']} steps, an end after {schedule['patience']} without gain; "
         f"the target is reached where {schedule['enough']:.0%} of the validation pairs succeed by "
-        f"{schedule['ahead']:g} nat; {rules['n_random']} random draws, or all matched sets where these are fewer; the "
+        f"{schedule['ahead']:g} nat, and test pairs do not show otherwise (the one-sided 95% bound of their share); "
+        f"{rules['n_random']} random draws, or all matched sets where these are fewer; the "
         "same for every arm."
     )
 
@@ -89,7 +90,8 @@ def _in_short(cases: Sequence[Case]) -> Iterator[str]:
     yield (
         "*Other behaviour and text* of the located arms: "
         + ", ".join(f"{n} x {told}" for told, n in others.items())
-        + "."
+        + ". Of each other behaviour a few dozen prompts are tested, where 149 without a loss would show that it is at "
+        "most 2 points: *not disrupted* is out of reach here, also for the model as it is."
     )
     yield ""
     n_hashed = sum(bool(case.report["mechanism"].get("weights outside")) for case in made)
@@ -201,7 +203,7 @@ def _arm_row(arm: Mapping[str, Any]) -> str:
 
 def _draws_row(draws: Sequence[Mapping[str, Any]]) -> str:
     success, moved = [_success(arm) for arm in draws], [float(np.mean(arm["moved"])) for arm in draws]
-    n_reached = sum(all(arm["reached"]) for arm in draws)
+    n_reached = sum(arm["damage"] is not None for arm in draws)
     n_trained = int(np.median([arm["n_trained"] for arm in draws]))
     return (
         f"| {len(draws)} random draws | median (least to most) | {n_trained:,} | - | "

@@ -363,7 +363,7 @@ def test_means_have_a_value_for_every_token(experiment, refuses):
     found = cp.evaluate_circuit(
         other, circuit, n_random=0, value="mean(over=positions)", found_on=prompts(([4, 5, 6], [4, 9, 6]))
     )
-    assert np.isfinite(found.f()).all()
+    assert np.isfinite(found.values).all()
 
 
 def test_masks_of_every_kind_and_none(experiment, refuses):
