@@ -285,40 +285,20 @@ def test_sets_of_edges_are_masks_of_0_and_1_that_name_some(experiment, refuses):
             cp.patch_edges(experiment, empty)
 
 
-def test_what_is_evaluated_is_a_circuit_or_scores_of_edges(experiment, refuses):
-    nodes = cp.attribute(experiment, "z")
+def test_circuits_may_come_one_after_the_other(experiment):
     circuit = cp.Circuit.of(experiment, ["m0 -> logits"])
     assert len(cp.evaluate_circuit(experiment, (each for each in (circuit,)), n_random=0).runs) == 2
-    for given, name in ((nodes, "Scores"), ([nodes], "Scores"), ("circuit.npz", "str"), (None, "NoneType")):
-        with refuses(
-            SettingError,
-            f"""
-            {name} is no circuit
-              needed  a circuit, several, or scores of edges
-              fix: cp.discover_circuit(cp.attribute_edges(experiment), 20)
-            """,
-        ):
-            cp.evaluate_circuit(experiment, given)
-    with refuses(
-        SettingError,
-        """
-        a circuit cannot be found by Scores
-          needed  scores of edges
-          fix: cp.attribute_edges(experiment)
-        """,
-    ):
-        cp.discover_circuit(nodes, 3)
 
 
 def test_numbers_are_whole_or_above_nothing(experiment, scores, refuses):
     circuit = cp.discover_circuit(scores, 3)
     for call, name, value, rest in (
-        (lambda: cp.discover_circuit(scores, 2.5), "n_edges", 2.5, ("1", "20")),
-        (lambda: cp.learn_edges(experiment, steps=2.5), "steps", 2.5, ("1", "300")),
+        (lambda: cp.discover_circuit(scores, -2), "n_edges", -2, ("1", "20")),
+        (lambda: cp.learn_edges(experiment, steps=0), "steps", 0, ("1", "300")),
         (lambda: cp.evaluate_circuit(experiment, circuit, n_random=-3), "n_random", -3, ("0", "20")),
         (lambda: cp.stability(experiment, cp.attribute_edges, 3, n_draws=0), "n_draws", 0, ("1", "200")),
         (lambda: cp.minimality_test(experiment, circuit, n_random=0), "n_random", 0, ("1", "100")),
-        (lambda: cp.attribute(experiment, "z").confirm(2.5), "top", 2.5, ("0", "50")),
+        (lambda: cp.attribute(experiment, "z").confirm(-1), "top", -1, ("0", "50")),
         (lambda: cp.attribute(experiment, "z").confirm(1, at_most=-1), "at_most", -1, ("0", "20")),
     ):
         least, usual = rest
@@ -333,7 +313,7 @@ def test_numbers_are_whole_or_above_nothing(experiment, scores, refuses):
     for call, name, value, usual in (
         (lambda: cp.learn_edges(experiment, rate=float("inf")), "rate", "inf", "0.1"),
         (lambda: cp.evaluate_circuit(experiment, circuit, n_random=0).equivalence(delta=-1), "delta", "-1", "0.1"),
-        (lambda: cp.acdc(experiment, "0.1"), "threshold", "'0.1'", "0.01"),
+        (lambda: cp.acdc(experiment, -0.1), "threshold", "-0.1", "0.01"),
     ):
         with refuses(
             SettingError,

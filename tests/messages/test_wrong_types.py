@@ -29,6 +29,66 @@ print(json.dumps(heard))
 """
 
 CALLS = {
+    **{
+        f"cp.evaluate_circuit(experiment, {given})": (
+            "SettingError",
+            f"""
+            {name} is no circuit
+              needed  a circuit, several, or scores of edges
+              fix: cp.discover_circuit(cp.attribute_edges(experiment), 20)
+            """,
+        )
+        for given, name in (
+            ('cp.attribute(experiment, "z")', "Scores"),
+            ('[cp.attribute(experiment, "z")]', "Scores"),
+            ('"circuit.npz"', "str"),
+            ("None", "NoneType"),
+        )
+    },
+    'cp.discover_circuit(cp.attribute(experiment, "z"), 3)': (
+        "SettingError",
+        """
+        a circuit cannot be found by Scores
+          needed  scores of edges
+          fix: cp.attribute_edges(experiment)
+        """,
+    ),
+    "cp.discover_circuit(scores, 2.5)": (
+        "SettingError",
+        """
+        n_edges=2.5 is no whole number from 1 on
+          fix: n_edges=20
+        """,
+    ),
+    "cp.learn_edges(experiment, steps=2.5)": (
+        "SettingError",
+        """
+        steps=2.5 is no whole number from 1 on
+          fix: steps=300
+        """,
+    ),
+    "scores.confirm(2.5)": (
+        "SettingError",
+        """
+        top=2.5 is no whole number from 0 on
+          fix: top=50
+        """,
+    ),
+    "cp.acdc(experiment, '0.1')": (
+        "SettingError",
+        """
+        threshold='0.1' is no number above 0
+          fix: threshold=0.01
+        """,
+    ),
+    "cp.patch_edges(experiment, __import__('numpy').array(['m0 -> logits']))": (
+        "PathError",
+        """
+        a mask of edges does not fit: shape (1,)
+          needed  (11, 27): senders, receivers
+          fix: make it by graph.mask([...])
+        """,
+    ),
     'cp.discover_circuit(scores, 3, method="ugs")': (
         "SettingError",
         """

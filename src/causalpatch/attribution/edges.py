@@ -33,7 +33,7 @@ from causalpatch.engine.resolve import targets_of
 from causalpatch.engine.slopes import Rule, is_rounding, no_gradient, require_steep
 from causalpatch.engine.wiring import graph_of, wiring_of
 from causalpatch.experiment import Experiment
-from causalpatch.experiment.edges import job_of_senders, patch_of_senders, require_no_source_model
+from causalpatch.experiment.edge_jobs import job_of_senders, patch_of_senders, require_no_source_model
 from causalpatch.experiment.measured import Measured
 from causalpatch.experiment.provenance import describe_setup, notes_on
 from causalpatch.patches import Source

@@ -6,7 +6,7 @@ as large as the model's graph. Cells are never cut: gradients score all of them 
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Final, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from causalpatch.experiment.measured import Cuts, Measured, Work, has_same_colum
 from causalpatch.models import Model
 from causalpatch.pairs.role import Role
 from causalpatch.results.status import Status
+
+Made = TypeVar("Made", bound="Scoring")
 
 SLOPE_RUNS: Final = 3  # a forward and a backward, in forwards
 
@@ -144,7 +146,7 @@ class Scoring:
         """Return what names the scores: what was asked for."""
         return [f"{type(self).__name__} {sorted(asdict(self).items())}"]
 
-    def take(self, cells: np.ndarray) -> Self:
+    def take(self: Made, cells: np.ndarray) -> Made:
         """Return all of them: they are not cut."""
         del cells
         return self
@@ -158,7 +160,7 @@ class Scoring:
         return {"kind": self.kind, **asdict(self)}, {}
 
     @classmethod
-    def of_plain(cls, told: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Self:
+    def of_plain(cls: type[Made], told: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Made:
         """Return what ``plain`` wrote: lists, which stand for tuples in plain data, are tuples again."""
         del arrays
         held: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in told.items()}

@@ -31,7 +31,7 @@ from causalpatch.circuits.circuit import Circuit, inputs_of, record_of
 from causalpatch.circuits.exact import graph_of
 from causalpatch.circuits.keep import first_metric, run_kept
 from causalpatch.experiment import Experiment
-from causalpatch.experiment.edges import carried_of
+from causalpatch.experiment.edge_jobs import carried_of
 from causalpatch.experiment.provenance import describe_setup
 from causalpatch.patches import Value
 from causalpatch.sites.graph import Graph

@@ -30,7 +30,7 @@ from causalpatch.base.seeds import generator
 from causalpatch.circuits.circuit import Circuit
 from causalpatch.circuits.keep import Kept, first_metric, require_independent, run_kept
 from causalpatch.experiment import Experiment
-from causalpatch.experiment.edges import carried_of, require_means
+from causalpatch.experiment.edge_jobs import carried_of, require_means
 from causalpatch.experiment.subset import with_pairs
 from causalpatch.pairs import Pairs
 from causalpatch.patches import Mean, Value

@@ -28,7 +28,7 @@ from causalpatch.circuits.discover import By, Search, describe_scores, ranking, 
 from causalpatch.circuits.exact import graph_of
 from causalpatch.circuits.keep import Kept, first_metric, require_independent, run_while_wanted
 from causalpatch.experiment import Experiment
-from causalpatch.experiment.edges import carried_of
+from causalpatch.experiment.edge_jobs import carried_of
 from causalpatch.pairs import Pairs
 from causalpatch.patches import Mean, Value
 from causalpatch.results import evaluation
@@ -37,7 +37,7 @@ from causalpatch.results.evaluation import Evaluation
 from causalpatch.sites.graph import Graph
 from causalpatch.statistics.areas import FRACTIONS
 
-Evaluated = Circuit | Sequence[Circuit] | EdgeScores
+Evaluated = Circuit | Iterable[Circuit] | EdgeScores
 _ORDERS: tuple[By, ...] = ("importance", "magnitude")
 
 

@@ -32,8 +32,9 @@ from torch import Tensor
 from causalpatch.base.errors import PathError
 from causalpatch.engine.wiring import graph_of as _graph_of
 from causalpatch.experiment import Experiment
+from causalpatch.experiment.edge_jobs import require_no_source_model
 from causalpatch.experiment.edge_sets import EdgeSets
-from causalpatch.experiment.edges import require_no_source_model, run_edges
+from causalpatch.experiment.edges import run_edges
 from causalpatch.models import Model
 from causalpatch.pairs import Pairs
 from causalpatch.patches import Value

@@ -14,8 +14,9 @@ import numpy as np
 from causalpatch.base.errors import PairError
 from causalpatch.circuits.exact import graph_of
 from causalpatch.experiment import Experiment
+from causalpatch.experiment.edge_jobs import require_no_source_model
 from causalpatch.experiment.edge_sets import EdgeSets
-from causalpatch.experiment.edges import require_no_source_model, run_edges
+from causalpatch.experiment.edges import run_edges
 from causalpatch.pairs import Pairs
 from causalpatch.patches import Value
 from causalpatch.results.status import has_number

@@ -47,7 +47,7 @@ from causalpatch.circuits.learning import RUNS_PER_ROW, Kept, State
 from causalpatch.engine.soft_edges import Loss, SoftEdges
 from causalpatch.engine.wiring import wiring_of
 from causalpatch.experiment import Experiment
-from causalpatch.experiment.edges import carried_of, job_of_edges
+from causalpatch.experiment.edge_jobs import carried_of, job_of_edges
 from causalpatch.experiment.provenance import describe_setup, notes_on
 from causalpatch.patches import Value
 from causalpatch.results.edge_scores import EdgeScores

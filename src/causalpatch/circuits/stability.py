@@ -21,7 +21,7 @@ from causalpatch.base.seeds import generator
 from causalpatch.circuits.circuit import Circuit
 from causalpatch.circuits.discover import By, Search, discover_circuit
 from causalpatch.experiment import Experiment
-from causalpatch.experiment.edges import carried_of
+from causalpatch.experiment.edge_jobs import carried_of
 from causalpatch.experiment.subset import with_pairs
 from causalpatch.patches import Value
 from causalpatch.results.edge_scores import EdgeScores

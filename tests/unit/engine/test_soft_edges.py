@@ -11,7 +11,7 @@ from causalpatch.base.errors import MetricError
 from causalpatch.engine.gradient import differentiable
 from causalpatch.engine.soft_edges import SoftEdges
 from causalpatch.engine.wiring import wiring_of
-from causalpatch.experiment.edges import carried_of, job_of_edges
+from causalpatch.experiment.edge_jobs import carried_of, job_of_edges
 from causalpatch.testing.tiny import tiny_model
 from oracle_edges import EdgePlain, ungrouped
 from toys import hooks_of, prompts
