@@ -119,6 +119,11 @@ def candidates(request: Request) -> tuple[list[Candidate], list[str]]:
     if "full" in request.kinds:
         n = sum(each.numel() for each in request.model.module.parameters())
         found.append(Candidate("full", "full", ("every weight",), lambda seed: Full(request.model), n))
+    for each in found[1:]:
+        if each.kind in ("same layers", "spread", "lowest effect"):
+            n_own, n_located = (one.make(0).n_trained for one in (each, located))
+            if abs(n_own - n_located) > _SLACK * n_located:
+                notes.append(f"{each.name}: {n_own:,} numbers are trained, {n_located:,} where it was located")
     odd = [each.name for each in found[1:] if each.kind == "random" and each.n_weights != located.n_weights]
     if odd:
         notes.append(f"{counted(len(odd), 'random draw')} has another number of weights than what was located")

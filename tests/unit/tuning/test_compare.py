@@ -67,6 +67,14 @@ def test_arms_have_the_size_and_the_place_of_what_was_located():
     assert any("all 7 matched sets, up to 2 layers off; the smallest attainable p is 0.125" in note for note in notes)
 
 
+@pytest.mark.parametrize("way", ["lora", "offset"])
+def test_an_arm_that_trains_other_many_numbers_says_so(way):
+    made, notes = candidates(request(tiny("llama"), NEURONS, way=way, kinds=("spread",)))
+    located, spread = (each.make(0).n_trained for each in made)
+    assert located != spread
+    assert f"spread: {spread:,} numbers are trained, {located:,} where it was located" in notes
+
+
 def test_a_comparison_makes_what_its_plan_counted(tmp_path):
     model, data = (
         tiny("llama"),
