@@ -50,7 +50,7 @@ def require_positive(name: str, value: object, *, usual: float) -> None:
         causalpatch.base.errors.SettingError: delta=-1 is no number above 0
           fix: delta=0.1
     """
-    value = value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or not float(value) > 0:  # type: ignore[arg-type]
-        raise SettingError(f"{name}={value!r} is no number above 0", fix=f"{name}={usual:g}")
+    held = value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
+    if isinstance(held, numbers.Real) and not isinstance(held, bool) and math.isfinite(held) and float(held) > 0:
+        return
+    raise SettingError(f"{name}={value!r} is no number above 0", fix=f"{name}={usual:g}")
