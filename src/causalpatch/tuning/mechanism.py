@@ -1,7 +1,8 @@
 """What changed inside: the same patches in the tuned model, patches from it into the base, and how fast it comes back.
 
 * *weights outside*: that no element outside the located parts changed, by SHA-256.
-* *effects before and after*: the located components and the largest others of their kinds, patched in both models.
+* *effects before and after*: the located components and the largest others, patched in both models: others of their
+  kinds, and heads and MLPs of all layers, to which the behaviour may have moved.
 * *carried from the tuned model*: the located components' outputs, put into runs of the base model: the share of the
   change in the target behaviour that they bring along; beside it all other components of the model at once.
 * *relearning*: the tuned model is trained on the unwanted answers, all weights; steps until half of the validation
@@ -32,6 +33,7 @@ from causalpatch.validation.components import Node, kin
 Rows = tuple[dict[str, Any], ...]
 _MOST_OTHERS: Final = 64
 _SHOWN: Final = 6
+_WHOLE: Final = ("z", "head_out", "attn_out", "mlp_out")  # patched, they are what their outputs are
 _RELEARN_STEPS: Final = 30
 _RELEARN_RATE: Final = 0.003
 _CARRIES: Final = 0.5  # share from which on the change is said to act through the located parts
@@ -83,13 +85,15 @@ def weights_outside(located: Tuned, tuned: Model) -> Rows:
 def before_and_after(experiment: Experiment, tuned: Model, sites: Sequence[Site]) -> Rows:
     """Return the effects of components in the base and in the tuned model, the located ones first.
 
+    Beside them are measured others of their kinds, and all heads and MLPs (of large models attention and MLPs whole).
+
     Args:
         experiment: The base model and pairs.
         tuned: The tuned model.
         sites: What was located.
     """
     pool = [each.site for each in kin([Node(site) for site in sites], experiment) if isinstance(each, Node)]
-    asked = [*sites, *pool[:_MOST_OTHERS]]
+    asked = list(dict.fromkeys([*sites, *pool[:_MOST_OTHERS], *_elsewhere([*sites, *pool], experiment.model)]))
     both = []
     for model in (experiment.model, tuned):
         at = Experiment(
@@ -190,6 +194,15 @@ def _output_of(site: Site, model: Model) -> Site:
     if site.name in ("z", "head_out", "q", "k", "v", "attn_out"):
         return Site("attn_out", site.layer)
     return Site("mlp_out", site.layer)
+
+
+def _elsewhere(known: Sequence[Site], model: Model) -> list[Site]:
+    """Return heads and MLPs of all layers that are not among some sites; where they are many, attention as a whole."""
+    every = _outputs(model)
+    if len(every) > _MOST_OTHERS:
+        every = [Site(name, layer) for layer in range(model.shape.n_layers) for name in ("attn_out", "mlp_out")]
+    same = {_output_of(site, model) for site in known if site.name in _WHOLE}
+    return [site for site in every if site not in same]
 
 
 def _outputs(model: Model) -> list[Site]:

@@ -54,16 +54,18 @@ def subject_of(fault: Fault) -> tuple[str, ...]:
     return words(TASKS[fault.task].templates, 1) if fault.kind == "template" else ()
 
 
-def prompts_of(fault: Fault, seed: str, most: int | None = None) -> Prompts:
+def prompts_of(fault: Fault, seed: str, most: int | None = None, n_drawn: int = _POOL) -> Prompts:
     """Return the prompts of a fault.
 
     Args:
         fault: The fault.
         seed: Name of the draw: prompts to train on and prompts to be asked about have different ones.
         most: The most of each list, of which no two then share an entity; None for all, with shared ones.
+        n_drawn: Prompts of the fault's own task that are drawn from.
     """
     number = int(generator(fault.seed, "prompts", seed).integers(2**31))
-    pools = {task: generate(task, _POOL, number, entity_disjoint=False) for task in TASKS}
+    sizes = {task: n_drawn if task == fault.task else _POOL for task in TASKS}
+    pools = {task: generate(task, n, number, entity_disjoint=False) for task, n in sizes.items()}
     subject = subject_of(fault)
     divided = [_divided(fault, subject, row) for row in pools[fault.task]]
     failing = list(_with_wrong_name(fault, subject, [row for one, _ in divided for row in one]))
@@ -71,7 +73,7 @@ def prompts_of(fault: Fault, seed: str, most: int | None = None) -> Prompts:
     others = {task: [_row(row) for row in rows] for task, rows in pools.items() if task != fault.task}
     if most is None:
         return Prompts(tuple(failing), tuple(kept), {task: tuple(rows) for task, rows in others.items()})
-    lists = [tuple(_apart(rows, most)) for rows in (failing, kept, *others.values())]
+    lists = [tuple(apart(rows, most)) for rows in (failing, kept, *others.values())]
     return Prompts(lists[0], lists[1], dict(zip(others, lists[2:], strict=True)))
 
 
@@ -143,8 +145,13 @@ def _row(row: Row) -> Row:
     return {"prompt": row["clean"], **{name: row[name] for name in names}}
 
 
-def _apart(rows: Sequence[Row], most: int) -> Iterator[Row]:
-    """Yield rows of which no two share an entity."""
+def apart(rows: Sequence[Row], most: int) -> Iterator[Row]:
+    """Yield rows of which no two share an entity.
+
+    Args:
+        rows: The rows.
+        most: The most that are yielded.
+    """
     seen: set[str] = set()
     n = 0
     for row in rows:
