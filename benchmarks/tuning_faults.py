@@ -10,9 +10,11 @@
 3. ``compare_tuning`` trains all arms: how many trainings that takes is counted first.
 """
 
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -86,7 +88,11 @@ def tuned(fault: Fault, comparison: cp.Comparison = COMPARISON) -> Case:
 
 def located_in(planted: Planted) -> tuple[list[str], cp.Debugging]:
     """Return the one component that is tuned, and the search for it; none where nothing was found."""
-    found = cp.debug(planted.model, list(planted.failing), against=planted.base, checks=cp.Checks.none())
+    with tempfile.TemporaryDirectory() as folder:  # else the second time would find its pairs opened by the first
+        ledger = Path(folder) / "openings.jsonl"
+        found = cp.debug(
+            planted.model, list(planted.failing), against=planted.base, checks=cp.Checks.none(), ledger=ledger
+        )
     confirmed = [name for name in found.found if name in found.supported] or list(found.supported)
     return [str(cp.Site.parse(name).at(None)) for name in (confirmed or list(found.found))[:1]], found
 

@@ -47,6 +47,11 @@ def tune(  # noqa: PLR0913 - each argument is an option that a person types
     ] = "cross_entropy",
     keep: Annotated[float, typer.Option("--keep", min=0, help="Weight of the retain set.")] = 1.0,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Most steps of a training.")] = 200,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Target pairs in a step.")] = 16,
+    ahead: Annotated[
+        float,
+        typer.Option("--ahead", min=0, help="Nats by which the wanted answer must lead where validation succeeds."),
+    ] = 0.0,
     rate: Annotated[
         list[float] | None, typer.Option("--rate", help="A share of a weight's usual size for each step; repeat.")
     ] = None,
@@ -72,6 +77,9 @@ def tune(  # noqa: PLR0913 - each argument is an option that a person types
         list[str] | None, typer.Option("--arm", help="Of the comparison, arms to make; repeat. All by default.")
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Of the comparison, seeds of each arm.")] = 3,
+    draws: Annotated[
+        int, typer.Option("--draws", min=19, help="Of the comparison, random components of the same size.")
+    ] = 19,
     plan: Annotated[bool, typer.Option("--plan", help="Count the trainings of the comparison, and stop.")] = False,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the split and the batches.")] = 0,
     dtype: Dtype = None,
@@ -104,7 +112,7 @@ def tune(  # noqa: PLR0913 - each argument is an option that a person types
         seed=seed,
     )
     rates: dict[str, Any] = {"rates": tuple(rate)} if rate else {}
-    schedule = cp.Schedule(objective=objective, keep=keep, steps=steps, **rates)
+    schedule = cp.Schedule(objective=objective, keep=keep, steps=steps, batch=batch, ahead=ahead, **rates)
     if against is None:
         if arm or plan or task or margin:
             raise SettingError("--arm, --lm-eval, --margin and --plan are of a comparison", fix="--compare PAIRS")
@@ -113,7 +121,14 @@ def tune(  # noqa: PLR0913 - each argument is an option that a person types
         return
     arms: dict[str, Any] = {"arms": tuple(arm)} if arm else {}
     comparison = cp.Comparison(
-        way=way, schedule=schedule, n_seeds=seeds, rank=rank, shared=shared, margins=_margins(margin), **arms
+        way=way,
+        schedule=schedule,
+        n_random=draws,
+        n_seeds=seeds,
+        rank=rank,
+        shared=shared,
+        margins=_margins(margin),
+        **arms,
     )
     experiment = cp.Experiment(opened, cp.load_pairs(against, opened), metric=metric_of_task(against))
     planned = cp.plan_tuning(experiment, located, data, comparison)

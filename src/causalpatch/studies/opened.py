@@ -20,6 +20,7 @@ from causalpatch.pairs.tasks import TASKS
 from causalpatch.studies.store import Store, store_address
 from causalpatch.studies.study import ExecutorPart, ModelPart, PairsPart, Side, Study, TuneStep
 from causalpatch.tuning.data import TuningData
+from causalpatch.tuning.lm_eval_tasks import lm_eval_task
 
 
 @dataclass
@@ -110,6 +111,7 @@ class Opened:
                 neighbours=near,
                 others=beside,
                 paraphrases=said,
+                evaluate={task: lm_eval_task(task) for task in step.lm_eval},
                 side=step.side,
                 seed=self.study.split.seed if self.study.split else 0,
             )

@@ -142,7 +142,14 @@ def comparison_of(step: TuneStep) -> Comparison:
     Args:
         step: The step.
     """
-    schedule = Schedule(objective=step.objective, keep=step.keep, steps=step.steps, rates=tuple(step.rates))
+    schedule = Schedule(
+        objective=step.objective,
+        keep=step.keep,
+        steps=step.steps,
+        batch=step.batch,
+        ahead=step.ahead,
+        rates=tuple(step.rates),
+    )
     arms = tuple(step.arms)
     return Comparison(
         way=step.way,

@@ -255,6 +255,7 @@ class TuneStep(Step):
     )
     others: dict[str, str] = Field(default={}, description="prompts of other behaviours with their answers, by name")
     paraphrases: str | None = Field(default=None, description="the target in other words; only tested")
+    lm_eval: list[str] = Field(default=[], description="tasks of lm-eval that must stay, where it is installed")
     way: Literal["slice", "offset", "lora"] = Field(
         default="slice", description="own rows and columns, a vector behind each, or adapters"
     )
@@ -263,6 +264,10 @@ class TuneStep(Step):
     )
     keep: float = Field(default=1.0, ge=0, description="weight of the retain set in the loss")
     steps: int = Field(default=200, ge=1, description="most steps of a training")
+    batch: int = Field(default=16, ge=1, description="target pairs in a step")
+    ahead: float = Field(
+        default=0.0, ge=0, description="nats by which the wanted answer must lead where a validation pair succeeds"
+    )
     rates: list[Annotated[float, Field(gt=0)]] = Field(
         default=[0.003, 0.01, 0.03], min_length=1, description="shares of a weight's usual size that a step moves it"
     )
