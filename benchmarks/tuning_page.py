@@ -60,8 +60,9 @@ def _told(case: Case) -> str:
         f"most {schedule['steps']} steps of {schedule['batch']} target pairs and {schedule['retain_batch']} retain "
         "prompts; "
         f"validation looked at every {schedule['every']} steps, an end after {schedule['patience']} without gain; "
-        f"the target is reached where {schedule['enough']:.0%} of the validation pairs succeed by "
-        f"{schedule['ahead']:g} nat, and test pairs do not show otherwise (the one-sided 95% bound of their share); "
+        f"chosen is what moved the retain prompts least where {schedule['enough']:.0%} of the validation pairs succeed by "
+        f"{schedule['ahead']:g} nat; the target is reached where {schedule['enough']:.0%} of them succeed at all, and test "
+        "pairs do not show otherwise (the one-sided 95% bound of their share); "
         f"{rules['n_random']} random draws, or all matched sets where these are fewer; the "
         "same for every arm."
     )
@@ -90,9 +91,17 @@ def _in_short(cases: Sequence[Case]) -> Iterator[str]:
     yield (
         "*Other behaviour and text* of the located arms: "
         + ", ".join(f"{n} x {told}" for told, n in others.items())
-        + ". Of each other behaviour a few dozen prompts are tested, where 149 without a loss would show that it is at "
-        "most 2 points: *not disrupted* is out of reach here, also for the model as it is."
+        + ". Of each other behaviour as many prompts are tested as share no entity, at most 80, where 149 without a loss "
+        "would show that it is at most 2 points: *not disrupted* is out of reach here, also for the model as it is."
     )
+    yield ""
+    in_words = [float(np.mean(own["paraphrased"])) for own in map(located_of, made) if own["paraphrased"]]
+    if in_words:
+        yield (
+            f"*In other words*, in a sentence that was not trained on: {np.mean(in_words):.0%} of the prompts are right, "
+            f"mean of {len(in_words)} faults, at least {GOAL:.0%} in {sum(each >= GOAL for each in in_words)} of them. "
+            "A fault of one sentence has no other, and of lists of words few prompts share no word with those trained on."
+        )
     yield ""
     n_hashed = sum(bool(case.report["mechanism"].get("weights outside")) for case in made)
     yield f"*Weights outside the located parts* bit for bit as they were, by SHA-256: {n_hashed} of {len(made)} faults."
@@ -138,17 +147,18 @@ def _faults(cases: Sequence[Case]) -> Iterator[str]:
     yield "## Faults"
     yield ""
     yield (
-        "| fault | planted in | tuned | repaired | KL | located - random | located - full | rank p (smallest) | "
-        "verdict | other behaviour | trainings | s |"
+        "| fault | planted in | tuned | repaired (of) | in other words | KL | located - random | located - full | "
+        "rank p (smallest) | verdict | other behaviour | trainings | s |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
     for case in cases:
         if not case.report:
-            yield f"| {case.fault} | {case.place} | {case.how} | - | - | - | - | - | - | - | - | {case.seconds:.0f} |"
+            yield f"| {case.fault} | {case.place} | {case.how} | - | - | - | - | - | - | - | - | - | {case.seconds:.0f} |"
             continue
         own = located_of(case)
         yield (
-            f"| {case.fault} | {case.place} | {', '.join(case.located)} ({case.how}) | {_success(own):.1%} | "
+            f"| {case.fault} | {case.place} | {', '.join(case.located)} ({case.how}) | {_success(own):.1%} "
+            f"({own['n_tested']}) | {_in_words(own)} | "
             f"{_number(damage(own))} | {_one_contrast(case, 'random')} | {_one_contrast(case, 'full')} | "
             f"{case.report['p']:.3g} ({case.report['smallest_p']:.3g}) | {case.report['verdict']} | {own['verdict']} | "
             f"{case.report['n_trainings']} | {case.seconds:.0f} |"
@@ -162,8 +172,8 @@ def _fault(case: Case) -> Iterator[str]:
     yield ""
     yield f"### {case.fault}"
     yield ""
-    yield "| arm | changed | numbers | rate | success | seeds that reached it | KL | other behaviour |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| arm | changed | numbers | rate | success | in other words | seeds that reached it | KL | other behaviour |"
+    yield "|---|---|---|---|---|---|---|---|---|"
     for kind in ("base", "located"):
         yield from map(_arm_row, arms_of(case, kind))
     draws = arms_of(case, "random")
@@ -196,7 +206,7 @@ def _arm_row(arm: Mapping[str, Any]) -> str:
     names = names if len(names) < 60 else names[:57] + "..."
     rate = "-" if arm["rate"] is None else f"{arm['rate']:g}"
     return (
-        f"| {arm['name']} | {names} | {arm['n_trained']:,} | {rate} | {_success(arm):.0%} | "
+        f"| {arm['name']} | {names} | {arm['n_trained']:,} | {rate} | {_success(arm):.0%} | {_in_words(arm)} | "
         f"{sum(arm['reached'])}/{len(arm['reached'])} | {np.mean(arm['moved']):.4f} | {arm['verdict']} |"
     )
 
@@ -207,7 +217,7 @@ def _draws_row(draws: Sequence[Mapping[str, Any]]) -> str:
     n_trained = int(np.median([arm["n_trained"] for arm in draws]))
     return (
         f"| {len(draws)} random draws | median (least to most) | {n_trained:,} | - | "
-        f"{np.median(success):.0%} ({min(success):.0%} to {max(success):.0%}) | {n_reached} draws of {len(draws)} | "
+        f"{np.median(success):.0%} ({min(success):.0%} to {max(success):.0%}) | {_draws_in_words(draws)} | {n_reached} draws of {len(draws)} | "
         f"{np.median(moved):.4f} ({min(moved):.4f} to {max(moved):.4f}) | "
         f"{sum(arm['verdict'] == 'not disrupted' for arm in draws)} not disrupted |"
     )
@@ -243,25 +253,36 @@ def _memory(found: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     if not found:
         yield "Not run."
         return
-    own, full = found["located"], found["full"]
+    own = found["located"]
     yield (
-        f"GPT-2-small shape in float32, Adam, 2 prompts of 32 tokens, {own['share']:.2%} of the weights as slices of "
-        "six heads against all of them in place. Peak of the process without the libraries, the model among it."
+        f"GPT-2-small shape in float32, Adam, one thread, 2 target and 2 retain prompts of 32 tokens, {own['share']:.2%} "
+        "of the weights as slices of six heads. *full* trains all in a second set of weights, as the arm does, *by hand* "
+        "in place, without a retain set. Peak of the process without the libraries, the model among it."
     )
     yield ""
-    yield "| | model, MiB | peak, MiB | processor s a step |"
-    yield "|---|---|---|---|"
+    yield "| | model, MiB | peak, MiB | processor s a step | located needs, of its peak | of its time |"
+    yield "|---|---|---|---|---|---|"
     for name, one in found.items():
-        yield f"| {name} | {one['weights']:,.0f} | {one['peak']:,.0f} | {one['seconds']:.3f} |"
+        shares = (
+            f"{own['peak'] / one['peak']:.0%} | {own['seconds'] / one['seconds']:.0%}" if one is not own else "- | -"
+        )
+        yield f"| {name} | {one['weights']:,.0f} | {one['peak']:,.0f} | {one['seconds']:.3f} | {shares} |"
     yield ""
-    yield (
-        f"Located needs {own['peak'] / full['peak']:.0%} of the peak of full fine-tuning (goal: 60 % at most) and "
-        f"{own['seconds'] / full['seconds']:.0%} of its time a step (goal: 100 % at most)."
-    )
+    yield "Goals: 60 % of the peak of full fine-tuning at most, and no more time a step."
 
 
 def _success(arm: Mapping[str, Any]) -> float:
     return float(np.mean(arm["success"]))
+
+
+def _in_words(arm: Mapping[str, Any]) -> str:
+    """Return the share of the prompts in other words that are right, mean of seeds."""
+    return f"{np.mean(arm['paraphrased']):.0%}" if arm["paraphrased"] else "-"
+
+
+def _draws_in_words(draws: Sequence[Mapping[str, Any]]) -> str:
+    found = [float(np.mean(arm["paraphrased"])) for arm in draws if arm["paraphrased"]]
+    return f"{np.median(found):.0%} ({min(found):.0%} to {max(found):.0%})" if found else "-"
 
 
 def _one_contrast(case: Case, name: str) -> str:

@@ -4,8 +4,8 @@
    KL(base || tuned) per retain token.
 2. Adam without weight decay on what the way trains. ``rate`` is the share of a weight's usual size that a step moves
    it, the same for all ways and models; it rises over the first ten steps.
-3. Every few steps the validation pairs are looked at. The best checkpoint is, of those at which enough of them succeed,
-   the one that moved the validation retain set least; where there is none, the one at which most succeed.
+3. Every few steps the validation pairs are looked at. The best checkpoint is, of those at which enough of them succeed
+   by ``ahead`` nats, the one that moved the validation retain set least; where there is none, the one at which most do.
 4. Training ends after ``steps``, or when ``patience`` looks were no better. Where the loss is not a number, or a user
    stops it, the best checkpoint so far is put back, and the record says so.
 
@@ -53,8 +53,8 @@ class Schedule:
         every: Steps between two looks at the validation pairs.
         patience: Looks without gain after which it ends.
         enough: Share of the validation pairs that must succeed: where arms are compared.
-        ahead: By how many nats the wanted answer must be ahead of the unwanted one for a validation pair to succeed.
-            What only just gets there on validation pairs does not on some of the others.
+        ahead: Where a checkpoint is chosen, by how many nats the wanted answer must be ahead of the unwanted one. What
+            only just gets there on validation pairs does not on some of the others.
         rates: Rates that are tried, each the share of a weight's usual size that a step moves it.
 
     Raises:
@@ -103,19 +103,25 @@ class Look:
 
     Args:
         step: Steps made.
-        success: Share of the target pairs that succeed, by as much as the schedule asks for.
+        success: Share of the target pairs that succeed.
+        clear: Share of them that do so by as much as the schedule asks for.
         moved: Mean KL(base || tuned) per retain token, nats.
         loss: The objective's loss on the target pairs.
     """
 
     step: int
     success: float
+    clear: float
     moved: float
     loss: float
 
     def rank(self, enough: float) -> tuple[float, ...]:
-        """Return what the smallest of is best."""
-        return (0.0, self.moved) if self.success >= enough else (1.0, -self.success, self.loss)
+        """Return what the smallest of is best.
+
+        Args:
+            enough: Share of the pairs that must succeed clearly.
+        """
+        return (0.0, self.moved) if self.clear >= enough else (1.0, -self.clear, self.loss)
 
 
 @dataclass(frozen=True)
@@ -141,10 +147,6 @@ class Training:
     n_steps: int
     ended: str
     is_whole: bool
-
-    def reached(self, enough: float) -> bool:
-        """Say whether enough validation pairs succeed."""
-        return self.best.success >= enough
 
     def to_plain(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -253,8 +255,10 @@ def looks(ways: Sequence[Way], schedule: Schedule, kept: KeptSides, step: int) -
     for own, distances in zip(zip(*said, strict=True), zip(*moved, strict=True), strict=True):
         losses = [float(target_loss(each, schedule.objective, schedule.margin)) for each in own]
         loss = float(np.average(losses, weights=[len(each.wanted) for each in own]))
-        success = torch.cat([each.succeeds(schedule.ahead) for each in own]).double().mean()
-        found.append(Look(step, float(success), float(torch.cat(distances).double().mean()), loss))
+        success, clear = (
+            float(torch.cat([each.succeeds(nats) for each in own]).double().mean()) for nats in (0.0, schedule.ahead)
+        )
+        found.append(Look(step, success, clear, float(torch.cat(distances).double().mean()), loss))
     return found
 
 
@@ -275,7 +279,7 @@ class _Course:
         self._optimizer = torch.optim.Adam(groups, lr=trial.rate, betas=(0.9, 0.98), fused=is_fused)
         self.batches = _batches(data, schedule, trial.seed)
         self.looks: list[Look] = []
-        self._best = Look(0, 0.0, 0.0, math.inf)  # until something was seen
+        self._best = Look(0, 0.0, 0.0, 0.0, math.inf)  # until something was seen
         self._state = self.way.state()
         self._since = 0
         self.n_steps, self.ended, self.is_whole = 0, "", True
