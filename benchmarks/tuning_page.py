@@ -60,9 +60,9 @@ def _told(case: Case) -> str:
         f"most {schedule['steps']} steps of {schedule['batch']} target pairs and {schedule['retain_batch']} retain "
         "prompts; "
         f"validation looked at every {schedule['every']} steps, an end after {schedule['patience']} without gain; "
-        f"chosen is what moved the retain prompts least where {schedule['enough']:.0%} of the validation pairs succeed by "
-        f"{schedule['ahead']:g} nat; the target is reached where {schedule['enough']:.0%} of them succeed at all, and test "
-        "pairs do not show otherwise (the one-sided 95% bound of their share); "
+        f"chosen is what moved the retain prompts least where {schedule['enough']:.0%} of the validation pairs succeed "
+        f"by {schedule['ahead']:g} nat; the target is reached where {schedule['enough']:.0%} of them succeed at "
+        "all, and test pairs do not show otherwise (the one-sided 95% bound of their share); "
         f"{rules['n_random']} random draws, or all matched sets where these are fewer; the "
         "same for every arm."
     )
@@ -91,16 +91,17 @@ def _in_short(cases: Sequence[Case]) -> Iterator[str]:
     yield (
         "*Other behaviour and text* of the located arms: "
         + ", ".join(f"{n} x {told}" for told, n in others.items())
-        + ". Of each other behaviour as many prompts are tested as share no entity, at most 80, where 149 without a loss "
-        "would show that it is at most 2 points: *not disrupted* is out of reach here, also for the model as it is."
+        + ". Of each other behaviour as many prompts are tested as share no entity, at most 80, where 149 without a "
+        "loss would show that it is at most 2 points: *not disrupted* is out of reach here, even for the base model."
     )
     yield ""
     in_words = [float(np.mean(own["paraphrased"])) for own in map(located_of, made) if own["paraphrased"]]
     if in_words:
+        n_good = sum(each >= GOAL for each in in_words)
         yield (
-            f"*In other words*, in a sentence that was not trained on: {np.mean(in_words):.0%} of the prompts are right, "
-            f"mean of {len(in_words)} faults, at least {GOAL:.0%} in {sum(each >= GOAL for each in in_words)} of them. "
-            "A fault of one sentence has no other, and of lists of words few prompts share no word with those trained on."
+            f"*In other words*, in a sentence that was not trained on: {np.mean(in_words):.0%} of the prompts are "
+            f"right, mean of {len(in_words)} faults, at least {GOAL:.0%} in {n_good} of them. "
+            "A fault of one sentence has no other; of lists few prompts share no word with those that were trained on."
         )
     yield ""
     n_hashed = sum(bool(case.report["mechanism"].get("weights outside")) for case in made)
@@ -153,7 +154,7 @@ def _faults(cases: Sequence[Case]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
     for case in cases:
         if not case.report:
-            yield f"| {case.fault} | {case.place} | {case.how} | - | - | - | - | - | - | - | - | - | {case.seconds:.0f} |"
+            yield f"| {case.fault} | {case.place} | {case.how} |{' - |' * 9} {case.seconds:.0f} |"
             continue
         own = located_of(case)
         yield (
@@ -217,7 +218,8 @@ def _draws_row(draws: Sequence[Mapping[str, Any]]) -> str:
     n_trained = int(np.median([arm["n_trained"] for arm in draws]))
     return (
         f"| {len(draws)} random draws | median (least to most) | {n_trained:,} | - | "
-        f"{np.median(success):.0%} ({min(success):.0%} to {max(success):.0%}) | {_draws_in_words(draws)} | {n_reached} draws of {len(draws)} | "
+        f"{np.median(success):.0%} ({min(success):.0%} to {max(success):.0%}) | "
+        f"{_draws_in_words(draws)} | {n_reached} draws of {len(draws)} | "
         f"{np.median(moved):.4f} ({min(moved):.4f} to {max(moved):.4f}) | "
         f"{sum(arm['verdict'] == 'not disrupted' for arm in draws)} not disrupted |"
     )
@@ -255,17 +257,17 @@ def _memory(found: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
         return
     own = found["located"]
     yield (
-        f"GPT-2-small shape in float32, Adam, one thread, 2 target and 2 retain prompts of 32 tokens, {own['share']:.2%} "
-        "of the weights as slices of six heads. *full* trains all in a second set of weights, as the arm does, *by hand* "
-        "in place, without a retain set. Peak of the process without the libraries, the model among it."
+        f"GPT-2-small shape in float32, Adam, one thread, 2 target and 2 retain prompts of 32 tokens. *located*: "
+        f"{own['share']:.2%} of the weights, as slices of six heads; *full*: all, in a second set of weights, as the "
+        "arm does; *by hand*: all, in place, without a retain set. Peak of the process, without the libraries."
     )
     yield ""
     yield "| | model, MiB | peak, MiB | processor s a step | located needs, of its peak | of its time |"
     yield "|---|---|---|---|---|---|"
     for name, one in found.items():
-        shares = (
-            f"{own['peak'] / one['peak']:.0%} | {own['seconds'] / one['seconds']:.0%}" if one is not own else "- | -"
-        )
+        shares = "- | -"
+        if one is not own:
+            shares = f"{own['peak'] / one['peak']:.0%} | {own['seconds'] / one['seconds']:.0%}"
         yield f"| {name} | {one['weights']:,.0f} | {one['peak']:,.0f} | {one['seconds']:.3f} | {shares} |"
     yield ""
     yield "Goals: 60 % of the peak of full fine-tuning at most, and no more time a step."

@@ -265,8 +265,6 @@ def _step_called(name: str, opened: Opened) -> Step:
 
 def _plan_tune(step: TuneStep, experiment: Experiment, opened: Opened) -> _Plan:
     data, comparison = opened.tuning_data(step), comparison_of(step)
-    if step.lm_eval:
-        require("lm_eval")
     if step.components:
         sites_of(step.components, experiment.model)
     trained = [arm for arm in comparison.arms if arm not in ("random", "prefix", "steering")]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from causalpatch.base.errors import StudyError
+from causalpatch.base.extras import require
 from causalpatch.base.spec import content_hash
 from causalpatch.experiment import Experiment
 from causalpatch.experiment.measured import Runner
@@ -98,8 +99,11 @@ class Opened:
 
         Raises:
             StudyError: A file is not there.
+            MissingExtra: Tasks of lm-eval are asked for, which is not installed.
             PairError: Retain and target data overlap, or there are too few components for three sides.
         """
+        if step.lm_eval:
+            require("lm_eval")
         name = step.model_dump_json()
         if name not in self._of_tuning:
             beside = {key: self._given(value) for key, value in step.others.items()}

@@ -103,6 +103,21 @@ def test_a_comparison_is_counted_first_and_its_report_written(capsys, asked, tmp
     assert all((tmp_path / "out" / f"arms.{ending}").is_file() for ending in ("svg", "png", "csv"))
 
 
+def test_settings_of_a_comparison_reach_its_plan_and_its_report(capsys, asked, tmp_path):
+    compared = (*asked, "--component", "mlp_post.3.1", "--compare", "ioi", "--arm", "random", "--seeds", 1)
+    code, out, _ = run(capsys, *compared, "--draws", 25, "--plan")
+    assert code == 0
+    assert "25 random draws" in out
+    code, _, err = run(capsys, *compared, "--draws", 18, "--plan")
+    assert code == 2
+    assert "--draws" in err
+    only = (*asked, "--component", "mlp_post.3.1", "--compare", "ioi", "--arm", "prefix", "--seeds", 1)
+    code, _, _ = run(capsys, *only, "--batch", 3, "--ahead", 1.5)
+    assert code == 0
+    schedule = cp.TuningReport.load(tmp_path / "out" / "report.json").spec["schedule"]
+    assert (schedule["batch"], schedule["ahead"]) == (3, 1.5)
+
+
 def test_what_does_not_go_together_is_refused(capsys, asked):
     code, _, err = run(capsys, *asked)
     assert code == 2

@@ -1,12 +1,16 @@
 """Runs of studies: they resume, nothing is measured twice, and where it was measured changes no number."""
 
+import sys
+from types import ModuleType
+
 import numpy as np
 import pytest
 
 import causalpatch as cp
-from causalpatch.base.errors import StoreCorrupt
+from causalpatch.base.errors import MissingExtra, StoreCorrupt
 from causalpatch.pairs.words import NOUNS
 from causalpatch.results.effects import Effects
+from causalpatch.studies import opened as opening
 from causalpatch.studies.opened import Opened
 from causalpatch.studies.results import Results
 from causalpatch.studies.standing import standing
@@ -175,6 +179,23 @@ def test_a_tuning_is_a_step_whose_arms_are_kept(tmp_path):
     again, told = run_in(tmp_path, SMALL_TUNING)
     assert not [line for line in told if line["event"] == "kept"]
     assert again.results["tune"].to_dataframe().equals(report.to_dataframe())
+
+
+def test_a_tuning_step_takes_its_settings_and_tasks_of_lm_eval(tmp_path, monkeypatch):
+    monkeypatch.setattr(opening, "lm_eval_task", lambda task: lambda _: [1.0, 0.0] * len(task))
+    monkeypatch.setitem(sys.modules, "lm_eval", ModuleType("lm_eval"))
+    study = SMALL_TUNING.replace("steps: 5,", "steps: 5, batch: 3, ahead: 1.5, lm_eval: [arc_easy],")
+    found, _ = run_in(tmp_path, study)
+    report = found.results["tune"]
+    assert (report.spec["schedule"]["batch"], report.spec["schedule"]["ahead"]) == (3, 1.5)
+    own = next(each for each in report.located.endpoints if each.name == "arc_easy, drop")
+    assert (own.estimate, own.high) == (0.0, 0.0)
+
+
+def test_tasks_are_refused_before_anything_is_trained_where_lm_eval_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(MissingExtra, match="'lm_eval' is not installed"):
+        run_in(tmp_path, SMALL_TUNING.replace("steps: 5,", "steps: 5, lm_eval: [arc_easy],"))
 
 
 def test_data_of_a_tuning_that_changed_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """Training on tiny models: what is learnt, where it stops, and what is put back when something goes wrong."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -38,6 +39,23 @@ def test_the_wanted_answer_gets_ahead_and_the_model_stays_as_it_was():
     data = tiny_data()
     assert bool(Answers(merged, data.target["validation"]).succeed(None).all())
     assert "target" in str(tuned)
+
+
+def test_how_far_ahead_chooses_the_checkpoint_and_success_is_told_as_it_is():
+    schedule = replace(SHORT, steps=30, every=1, patience=30, enough=0.8)
+    near, far = (
+        cp.tune(tiny("llama"), ["mlp_out.1"], tiny_data(), schedule=replace(schedule, ahead=nats)).training
+        for nats in (0.0, 2.0)
+    )
+    assert near.best.success == near.best.clear >= 0.8
+    passed = next(each for each in far.looks if each.step == near.best.step)
+    assert passed.success == near.best.success
+    assert passed.clear < 0.8 <= far.best.clear < far.best.success
+    assert far.best.step > near.best.step
+    out_of_reach = replace(SHORT, ahead=50.0)
+    lacking = cp.tune(tiny("llama"), ["mlp_out.1"], tiny_data(), schedule=out_of_reach).training.best
+    assert lacking.success == 1.0
+    assert lacking.clear == 0.0
 
 
 def test_what_is_kept_moves_less_where_more_weight_lies_on_it():
