@@ -60,7 +60,7 @@ def test_most_faults_are_found_and_repaired_at_one_place_and_nothing_else_moves(
 
 @pytest.mark.slow
 def test_one_percent_of_the_weights_needs_little_memory_beside_all_of_them():
-    """GPT-2-small's shape: located with ``train`` itself, all weights in the leanest loop. Time is for the benchmark."""
+    """GPT-2-small's shape: located with ``train`` itself, all weights in the leanest loop."""
     found = memory()
     assert found["located"]["share"] <= 0.01
     assert found["by hand"]["share"] == 1
