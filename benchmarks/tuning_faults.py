@@ -1,7 +1,8 @@
 """Planted faults, each located and tuned against all else: the data of a fault, and one comparison.
 
 1. A fault of ``causalpatch.testing.faults`` is planted, and looked for against the model as it was, with the defaults
-   of ``debug``. Tuned is the one component that restores most among those that were confirmed, or where none was,
+   of ``debug``, on all prompts that fail: those that are tested below among them, so that held out is what is trained,
+   not the place. Tuned is the one component that restores most among those that were confirmed, or where none was,
    among all: of more there would be no matched sets to compare with.
 2. Target: the failing prompts, with the answers wanted that were right before the fault was planted. No entity stands
    on two of the sides that are trained on, validated on and tested on. One sentence of eight, drawn, is kept for *other
@@ -193,14 +194,20 @@ def _retained(planted: Planted, tested: set[str]) -> dict[str, Pairs]:
     """
     fault, model, found = planted.fault, planted.model, {}
     taken = {row["prompt"] for row in planted.broken}
+    begun: set[tuple[int, ...]] = set()
+
+    def cut(text: str) -> tuple[int, ...]:
+        return tuple(model.tokenizer.encode(text)[:_LONGEST])
+
     for side in reversed(SIDES):
         held = prompts_of(fault, f"retained/{side}")
         texts: list[str] = []
         for listed in (held.kept, *held.others.values()):
             own = dict.fromkeys(row["prompt"] for row in listed)
-            texts += [text for text in own if text not in taken][: _RETAIN[side]]
+            texts += [text for text in own if text not in taken and cut(text) not in begun][: _RETAIN[side]]
         taken |= {*texts, *tested}
-        ids = [np.array(model.tokenizer.encode(text)[:_LONGEST]) for text in texts]
+        begun |= {cut(text) for text in texts}
+        ids = [np.array(cut(text)) for text in texts]
         pairs = [Pair(one, one, id=f"{side}/{k}", group=f"{side}/{k}") for k, one in enumerate(ids)]
         found[side] = Pairs(pairs, name="retain")
     return found

@@ -282,7 +282,9 @@ class TuningReport:
         own = self.located.documents
         other = np.mean([each.documents[:, 0] for each in reached], axis=0)
         interval = _over_documents(own[:, 0] - other, own[:, 1])
-        return Contrast(against, interval.estimate, interval.low, interval.high, note or interval.note)
+        return Contrast(
+            against, interval.estimate, interval.low, interval.high, "; ".join(filter(None, (note, interval.note)))
+        )
 
     @property
     def verdict(self) -> str:

@@ -27,6 +27,7 @@ from causalpatch.models import Model
 from causalpatch.results.words import counted
 from causalpatch.sites import Site
 from causalpatch.tuning.data import TuningData
+from causalpatch.tuning.low_rank import ranks_of
 from causalpatch.tuning.parts import Parts, parts_of, spread
 from causalpatch.tuning.tune import maker_of
 from causalpatch.tuning.ways import Way
@@ -133,14 +134,31 @@ def candidates(request: Request) -> tuple[list[Candidate], list[str]]:
 def _random(request: Request) -> tuple[list[Candidate], str]:
     members = [Node(site) for site in request.sites]
     sets, reach, is_all = matched_sets(members, request.experiment, request.n_random)
-    draws = [
-        _of_sites(request, f"random {number}", "random", tuple(each.site for each in one if isinstance(each, Node)))
-        for number, one in enumerate(sets, 1)
-    ]
+    drawn = [tuple(each.site for each in one if isinstance(each, Node)) for one in sets]
     near = "in the same layers" if reach == 0 else f"up to {reach} layers off"
-    what = f"all {len(sets)} matched sets" if is_all else f"{len(sets)} matched sets, drawn"
-    smallest = 1 / (1 + len(sets))
-    return draws, f"random: {what}, {near}; the smallest attainable p is {smallest:.3g}"
+    what = f"all {len(drawn)} matched sets" if is_all else f"{len(drawn)} matched sets, drawn"
+    told = ""
+    if request.way == "lora":
+        apart = _told_apart(request, drawn)
+        if len(apart) < len(drawn):
+            n_alike = len(drawn) - len(apart)
+            told = f", without {n_alike} that change the modules of another: adapters do not tell them apart"
+        drawn = apart
+    draws = [_of_sites(request, f"random {number}", "random", sites) for number, sites in enumerate(drawn, 1)]
+    smallest = 1 / (1 + len(draws))
+    return draws, f"random: {what}, {near}{told}; the smallest attainable p is {smallest:.3g}"
+
+
+def _told_apart(request: Request, drawn: Sequence[tuple[Site, ...]]) -> list[tuple[Site, ...]]:
+    """Return the draws whose adapters are those neither of what was located nor of a draw before."""
+    seen = [ranks_of(_parts(request, request.sites), request.rank)]
+    found = []
+    for sites in drawn:
+        ranks = ranks_of(_parts(request, sites), request.rank)
+        if ranks not in seen:
+            seen.append(ranks)
+            found.append(sites)
+    return found
 
 
 def _same_layers(request: Request, n_weights: int) -> tuple[Site, ...]:

@@ -176,15 +176,16 @@ def endpoints(measured: Sequence[Measured], data: TuningData, margins: Margins, 
     """Hold what changed models do, seeds of one arm, against the margins.
 
     Args:
-        measured: One for each seed; a number of a token or a pair is its mean over seeds.
+        measured: One for each seed. Means are of a token's or a pair's mean over seeds, percentiles of the tokens of
+            all seeds together: means of them would hide what each seed moves far.
         data: The data, for the components of pairs.
         margins: The margins.
         seed: Seed of the draws.
     """
     first = measured[0]
-    moved = np.mean([each.moved for each in measured], axis=0)
+    moved = np.stack([each.moved for each in measured])
     rise = np.mean([each.rise for each in measured], axis=0)
-    found = [_mean("retain KL, mean", moved, first.document, margins.kl_mean, "nat per token")]
+    found = [_mean("retain KL, mean", moved.mean(0), first.document, margins.kl_mean, "nat per token")]
     for q, margin in ((95, margins.kl_p95), (99, margins.kl_p99)):
         found.append(_percentile(f"retain KL, p{q}", moved, first.document, q, margin, seed))
     found.append(_mean("perplexity, log ratio", rise, first.risen, margins.perplexity, "nat per token"))
@@ -210,10 +211,10 @@ def _mean(name: str, values: Floats, group: NDArray[np.int64], margin: float, un
     )
 
 
-def _percentile(name: str, values: Floats, group: NDArray[np.int64], q: int, margin: float, seed: int) -> Endpoint:
-    """Return a percentile over tokens, with the interval of resampled documents."""
-    groups = [values[group == number] for number in np.unique(group)]
-    estimate = float(np.percentile(values, q))
+def _percentile(name: str, rows: Floats, group: NDArray[np.int64], q: int, margin: float, seed: int) -> Endpoint:
+    """Return a percentile over the tokens of all seeds, ``(seed, token)``, with the interval of resampled documents."""
+    groups = [rows[:, group == number].reshape(-1) for number in np.unique(group)]
+    estimate = float(np.percentile(rows, q))
     low = high = np.nan
     note = TOO_FEW
     if len(groups) >= MIN_GROUPS:
@@ -228,10 +229,18 @@ def _percentile(name: str, values: Floats, group: NDArray[np.int64], q: int, mar
 
 
 def _lost(name: str, rows: Floats, group: NDArray[np.int64], margin: float) -> Endpoint:
-    """Return the share of answers lost: its upper end counts pairs lost for half of the seeds at least, and no gain."""
+    """Return the share of answers lost; its upper end is that of the worst seed, and counts no gain.
+
+    Args:
+        name: Of the endpoint.
+        rows: 1 where an answer was lost, -1 where one was won, ``(seed, pair)``.
+        group: Component of each pair.
+        margin: What may be lost.
+    """
     estimate = float(rows.mean())
-    # A pair counts as lost where it is lost for most seeds: shares of 0 and 1 alone have an exact interval.
-    is_lost = (np.mean(rows > 0, axis=0) >= 0.5).astype(np.float64)
-    upper = share_interval(is_lost, group, level=_LEVEL)
+    # Of each seed by itself: shares of 0 and 1 alone have an exact interval.
+    upper = max(
+        (share_interval((own > 0).astype(np.float64), group, level=_LEVEL) for own in rows), key=lambda each: each.high
+    )
     low = mean_interval(rows.mean(axis=0), group, level=_LEVEL)
     return Endpoint(name, estimate, low.low, upper.high, margin, "share", upper.n_groups, upper.note)

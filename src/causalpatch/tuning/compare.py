@@ -11,16 +11,18 @@ Arms that are finished may be kept as plain data, so that a comparison that was 
 Cost: (rates + seeds - 1) trainings for each arm in which something is trained; ``plan_tuning`` counts them.
 """
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from causalpatch.base.progress import bar
 from causalpatch.experiment import Experiment
 from causalpatch.results.provenance import describe_program
-from causalpatch.results.tuning import TuningReport
+from causalpatch.results.tuning import Arm, TuningReport
+from causalpatch.results.words import counted
+from causalpatch.statistics.binomial import clopper_pearson
 from causalpatch.tuning.arms import KINDS, Candidate, Request, candidates
-from causalpatch.tuning.comparison import Comparison, ComparisonPlan
+from causalpatch.tuning.comparison import LEAST_SEEDS, Comparison, ComparisonPlan
 from causalpatch.tuning.data import TuningData
 from causalpatch.tuning.parts import sites_of
 from causalpatch.tuning.runner import Runner
@@ -88,11 +90,10 @@ def compare_tuning(
     arms = [runner.base()]
     with bar("tuning", len(made) * asked.n_each, is_shown=show_progress) as advance:
         arms += runner.trained(made, advance)
-    if not runner.is_stopped:
-        arms += runner.untrained()
+    arms += runner.untrained()
     arms.sort(key=lambda each: ("base", "located", *KINDS).index(each.kind))
-    mechanism = runner.mechanism() if asked.mechanism and not runner.is_stopped else {}
-    notes += [*runner.notes, *(f"{arm.name}: {arm.ended}" for arm in arms if arm.ended)]
+    mechanism = runner.mechanism() if asked.mechanism else {}
+    notes += [*runner.notes, *_limits(arms, asked), *(f"{arm.name}: {arm.ended}" for arm in arms if arm.ended)]
     spec = {
         "components": [str(site) for site in request.sites],
         "model": {"name": request.model.name, "hash": request.model.content_hash},
@@ -102,6 +103,17 @@ def compare_tuning(
         "n_trainings": _plan(made, notes, asked).n_trainings,
     }
     return TuningReport(spec, tuple(arms), mechanism, tuple(notes), describe_program(), not runner.is_stopped)
+
+
+def _limits(arms: Sequence[Arm], asked: Comparison) -> Iterator[str]:
+    """Yield what so few test pairs and seeds cannot show."""
+    n, enough = arms[0].n_tested, asked.schedule.enough
+    told = next((k for k in range(n, -1, -1) if clopper_pearson(k, n, 0.9)[1] < enough), None)
+    shown = "no share" if told is None else f"a share of {told / n:.0%} or less"
+    pairs = counted(n, "independent test pair")
+    yield f"matched on validation pairs; {pairs} can tell {shown} from the target, {enough:.0%}"
+    if asked.n_seeds < LEAST_SEEDS:
+        yield f"only {counted(asked.n_seeds, 'seed')} of each arm: seeds may differ as much as arms do"
 
 
 def _request(experiment: Experiment, components: Asked, data: TuningData, asked: Comparison) -> Request:

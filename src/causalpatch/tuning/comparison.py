@@ -10,6 +10,7 @@ from causalpatch.tuning.arms import KINDS
 from causalpatch.tuning.train import Schedule
 
 LEAST_DRAWN: Final = 19  # so that p can be .05
+LEAST_SEEDS: Final = 3
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Comparison:
         margins: What may change at most.
         arms: Arms beside the base and the located one; all by default.
         n_random: Random draws, where there are more matched sets; 19 or more.
-        n_seeds: Seeds of each arm.
+        n_seeds: Seeds of each arm; of fewer than 3 the report says so.
         alpha: Largest rank p that counts as evidence.
         rank: Of adapters.
         shared: Whether keys and values are changed that other heads use too.

@@ -204,17 +204,29 @@ def require_apart(retain: Pairs, target: Pairs, model: Model) -> None:
     for pair in target:
         prompts[_without(pair.clean, start).tobytes()] = pair.id
     lengths = {len(key) // 8 for key in prompts}
-    for kept in retain:
-        ids = _without(kept.clean, start)
+    for windows in _documents(retain):
+        parts = [_without(each.clean, start) for each in windows]
+        ids = np.concatenate(parts)
+        ends = np.cumsum([len(part) for part in parts])
         for length in lengths:
             for first in range(len(ids) - length + 1):
                 own = prompts.get(ids[first : first + length].tobytes())
                 if own is not None:
+                    number = int(np.searchsorted(ends, first, side="right"))
+                    kept, place = windows[number], first - int(ends[number]) + len(parts[number])
                     raise PairError(
                         "retain and target data overlap: what must change would have to stay",
-                        facts=[("target", f"pair '{own}'"), ("retain", f"'{kept.id}', from token {first}")],
+                        facts=[("target", f"pair '{own}'"), ("retain", f"'{kept.id}', from token {place}")],
                         fix=f"drop it from the retain set: retain.drop({kept.id!r}), or leave the text out",
                     )
+
+
+def _documents(pairs: Pairs) -> list[list[Pair]]:
+    """Return pairs by the document that they are windows of, in order: a prompt may stand over the end of a window."""
+    found: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        found.setdefault(pair.group or pair.id, []).append(pair)
+    return list(found.values())
 
 
 def beginning(model: Model) -> list[int]:

@@ -47,13 +47,11 @@ class LowRank(Way):
     def __init__(self, model: Model, parts: Parts, *, rank: int = 4, seed: int = 0) -> None:
         super().__init__(model, parts)
         require_plain(parts, model, self.name)
-        located = {path: len(parts.rows.get(path, ())) + len(parts.columns.get(path, ())) for path in parts.modules}
-        most = max(located.values())
-        self.ranks = {path: max(1, round(rank * n / most)) for path, n in located.items()}
+        self.ranks = ranks_of(parts, rank)
         self.config = peft.LoraConfig(
             r=rank,
             lora_alpha=rank,
-            target_modules="|".join(re.escape(path) for path in located),
+            target_modules="|".join(re.escape(path) for path in self.ranks),
             rank_pattern={re.escape(path): each for path, each in self.ranks.items()},
             alpha_pattern={re.escape(path): each for path, each in self.ranks.items()},
             task_type="CAUSAL_LM",
@@ -99,6 +97,18 @@ class LowRank(Way):
         """Write the adapter as PEFT does."""
         self.adapted.save_pretrained(str(folder))
         return folder
+
+
+def ranks_of(parts: Parts, rank: int) -> dict[str, int]:
+    """Return the rank of the adapter of each projection of some parts: by how many rows and columns lie in it.
+
+    Args:
+        parts: The parts.
+        rank: Of the projection in which most lie.
+    """
+    located = {path: len(parts.rows.get(path, ())) + len(parts.columns.get(path, ())) for path in parts.modules}
+    most = max(located.values())
+    return {path: max(1, round(rank * n / most)) for path, n in located.items()}
 
 
 def sharing(module: nn.Module) -> nn.Module:

@@ -4,7 +4,8 @@
 * *effects before and after*: the located components and the largest others, patched in both models: others of their
   kinds, and heads and MLPs of all layers, to which the behaviour may have moved.
 * *carried from the tuned model*: the located components' outputs, put into runs of the base model: the share of the
-  change in the target behaviour that they bring along; beside it all other components of the model at once.
+  change in the target behaviour that they bring along; beside it all other components of the model at once. Of slices
+  and offsets it is all, by construction, and says that the look is right; of adapters it is a finding.
 * *relearning*: the tuned model is trained on the unwanted answers, all weights; steps until half of the validation
   pairs fail again. A change that few steps undo hides the behaviour rather than removes it.
 
@@ -27,6 +28,7 @@ from causalpatch.sites import Site
 from causalpatch.tuning.data import TuningData
 from causalpatch.tuning.train import Schedule, train
 from causalpatch.tuning.tuned import Tuned, digests_outside
+from causalpatch.tuning.ways import Offsets, Slices, Way
 from causalpatch.tuning.whole import Full
 from causalpatch.validation.components import Node, kin
 
@@ -37,6 +39,8 @@ _WHOLE: Final = ("z", "head_out", "attn_out", "mlp_out")  # patched, they are wh
 _RELEARN_STEPS: Final = 30
 _RELEARN_RATE: Final = 0.003
 _CARRIES: Final = 0.5  # share from which on the change is said to act through the located parts
+_ROUNDING: Final = 0.02  # share that is left to rounding
+_WHOLE_OF: Final = {"head_out": "attn_out"}
 
 
 def look_inside(
@@ -60,7 +64,7 @@ def look_inside(
     found["weights outside"] = weights_outside(located, tuned)
     looks: dict[str, Callable[[], Rows]] = {
         "effects before and after": lambda: before_and_after(experiment, tuned, sites),
-        "carried from the tuned model": lambda: carried(experiment, tuned, sites, data),
+        "carried from the tuned model": lambda: carried(experiment, tuned, located.way, data),
         "relearning": lambda: relearnt({"located": located, "full": full}, data, schedule),
     }
     for name, make in looks.items():
@@ -93,7 +97,8 @@ def before_and_after(experiment: Experiment, tuned: Model, sites: Sequence[Site]
         sites: What was located.
     """
     pool = [each.site for each in kin([Node(site) for site in sites], experiment) if isinstance(each, Node)]
-    asked = list(dict.fromkeys([*sites, *pool[:_MOST_OTHERS], *_elsewhere([*sites, *pool], experiment.model)]))
+    near = [*sites, *pool[:_MOST_OTHERS]]
+    asked = list(dict.fromkeys([*near, *_elsewhere(near, experiment.model)]))
     both = []
     for model in (experiment.model, tuned):
         at = Experiment(
@@ -119,31 +124,47 @@ def before_and_after(experiment: Experiment, tuned: Model, sites: Sequence[Site]
     )
 
 
-def carried(experiment: Experiment, tuned: Model, sites: Sequence[Site], data: TuningData) -> Rows:
+def carried(experiment: Experiment, tuned: Model, way: Way, data: TuningData) -> Rows:
     """Return the share of the change in the target behaviour that outputs of the tuned model carry into the base.
+
+    Slices and offsets change nothing that does not go out there, so that their share is 1 by construction: another one
+    shows that the look is wrong. Adapters change whole projections, and their share is a finding.
 
     Args:
         experiment: The base model.
         tuned: The tuned model.
-        sites: What was located; of neurons their whole MLP is put in, whose output shows their weights' change.
+        way: The change. Of neurons their whole MLP is put in, whose output shows their weights' change, and of heads
+            the whole attention where a bias took up an offset, which is no head's.
         data: The target pairs.
     """
     base, pairs = experiment.model, data.target["test"]
     if not all(pair.wrong_answer for pair in pairs):
         return ({"not made": "target pairs have no unwanted answer to compare with"},)
-    own = list(dict.fromkeys(_output_of(site, base) for site in sites))
-    every = [site for site in _outputs(base) if site not in own]
+    own = list(dict.fromkeys(_output_of(site, base) for site in way.parts.sites))
+    if isinstance(way, Offsets):
+        own = list(dict.fromkeys(Site(_WHOLE_OF.get(site.name, site.name), site.layer) for site in own))
+    whole = {site.layer for site in own if site.name == "attn_out"}
+    every = [site for site in _outputs(base) if site not in own and not (_is_head(site) and site.layer in whole)]
     metric = comparing(pairs)
     at = Experiment(base, _fresh(pairs), metric, "denoise", source_model=tuned, show_progress=False)
     effects = at.run([own, every] if every else [own])
     shares = [float(each) for each in np.asarray(effects.recovered().values).reshape(-1)]
     rows: list[dict[str, Any]] = [{"put in": " + ".join(map(str, own)), "share": shares[0]}]
-    rows[0]["said"] = (
-        "the change acts through the located parts" if shares[0] >= _CARRIES else "the behaviour changed elsewhere"
-    )
+    rows[0]["said"] = _said_of(shares[0], way)
     if every:
         rows.append({"put in": f"all {len(every)} other heads and MLPs", "share": shares[1], "said": ""})
     return tuple(rows)
+
+
+def _said_of(share: float, way: Way) -> str:
+    if isinstance(way, Slices | Offsets):
+        is_all = abs(share - 1) <= _ROUNDING
+        return "by construction: nothing else was changed" if is_all else "not all, though nothing else was changed"
+    return "the change acts through the located parts" if share >= _CARRIES else "the behaviour changed elsewhere"
+
+
+def _is_head(site: Site) -> bool:
+    return site.name == "head_out"
 
 
 def relearnt(tunings: dict[str, Tuned | None], data: TuningData, schedule: Schedule) -> Rows:

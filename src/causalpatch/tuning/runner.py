@@ -72,6 +72,9 @@ class Runner:
 
         Returns:
             The arms. After Ctrl-C those that had made a step, and the located one.
+
+        Raises:
+            KeyboardInterrupt: The user stopped it before anything could be said of the located arm.
         """
         arms: dict[str, Arm] = {}
         for candidate in made:
@@ -82,7 +85,12 @@ class Runner:
         lacking = [each for each in made if each.name not in arms]
         n = max(1, min(_AT_ONCE, self._kept.at_once(self.asked.schedule) // len(self.asked.schedule.rates)))
         for first in range(0, len(lacking), n):
-            arms |= self._trained(lacking[first : first + n], advance)
+            try:
+                self._train(lacking[first : first + n], advance, arms)
+            except KeyboardInterrupt:  # in what is measured, or in a user's evaluation
+                if made[0].name not in arms:
+                    raise
+                self.is_stopped = True
             if self.is_stopped:
                 break
         found = [each for each in made if each.name in arms]
@@ -90,31 +98,40 @@ class Runner:
         return [arms[each.name] for each in found]
 
     def untrained(self) -> list[Arm]:
-        """Return the arms without training, kept or made."""
-        found = []
+        """Return the arms without training, kept or made; none after Ctrl-C."""
+        found: list[Arm] = []
         for kind in ("prefix", "steering"):
-            if kind not in self.asked.arms:
+            if kind not in self.asked.arms or self.is_stopped:
                 continue
             key = self._key(kind, kind)
             arm = self._taken(key)
             if arm is None:
                 n_known = len(self.notes)
-                arm = self._untrained(kind)
+                try:
+                    arm = self._untrained(kind)
+                except KeyboardInterrupt:
+                    self.is_stopped = True
                 if arm is not None:
                     self._keep(key, arm, self.notes[n_known:])
             found += [] if arm is None else [arm]
         return found
 
     def mechanism(self) -> dict[str, Rows]:
-        """Return the looks into the located arm, kept or made."""
+        """Return the looks into the located arm, kept or made; none after Ctrl-C."""
+        if self.is_stopped:
+            return {}
         components = self._arms["located"][0].components
         key = self._key("mechanism", (components, sorted(self._arms), self.request.experiment.pairs.content_hash))
         held = self._finished.get(key)
         if held is None:
-            tuned = {kind: self._change_of(kind) for kind in self._arms}
-            looks = look_inside(
-                self.request.experiment, tuned["located"], tuned.get("full"), self.request.data, self.asked.schedule
-            )
+            try:
+                tuned = {kind: self._change_of(kind) for kind in self._arms}
+                looks = look_inside(
+                    self.request.experiment, tuned["located"], tuned.get("full"), self.request.data, self.asked.schedule
+                )
+            except KeyboardInterrupt:
+                self.is_stopped = True
+                return {}
             held = self._finished[key] = {"mechanism": finite(to_plain(looks))}
         return {name: tuple(rows) for name, rows in held["mechanism"].items()}
 
@@ -134,8 +151,8 @@ class Runner:
     def _keep(self, key: str, arm: Arm, notes: Sequence[str]) -> None:
         self._finished[key] = {"arm": arm.to_plain(), "notes": list(notes)}
 
-    def _trained(self, made: Sequence[Candidate], advance: Advance) -> dict[str, Arm]:
-        """Train some arms, of a small model side by side, and keep those that are finished."""
+    def _train(self, made: Sequence[Candidate], advance: Advance, arms: MutableMapping[str, Arm]) -> None:
+        """Train some arms, of a small model side by side, keep those that are finished, and put them among others."""
         schedule, data = self.asked.schedule, self.request.data
         searches = search_all([each.make for each in made], data, schedule, seed=self.seed, kept=self._kept)
         advance(len(made) * len(schedule.rates))
@@ -149,7 +166,6 @@ class Runner:
         if trials and not any(_STOPPED in each.ended for searched, _ in searches for each in searched):
             more = train_all(trials, data, schedule, kept=self._kept)
             advance(len(more))
-        arms: dict[str, Arm] = {}
         for number, (candidate, (searched, way)) in enumerate(zip(made, searches, strict=True)):
             own = slice(number * len(seeds), (number + 1) * len(seeds))
             further = [(training, trial.way) for training, trial in zip(more[own], trials[own], strict=False)]
@@ -165,7 +181,6 @@ class Runner:
             if not is_stopped:
                 self._keep(self._key_of(candidate), arm, self.notes[n_known:])
             arms[candidate.name] = arm
-        return arms
 
     def _measured(self, candidate: Candidate, every: Sequence[Training], done: Sequence[tuple[Training, Way]]) -> Arm:
         """Return an arm of its trainings, measured with each seed."""

@@ -144,6 +144,8 @@ class Tuned:
             f"validation: target {first.success:.0%} to {best.success:.0%}; retain KL {best.moved:.2g} nat a token",
             f"rate {self.training.rate:g} of {counted(len(self.searched), 'training')}; {self.training.ended}",
         ]
+        others = [each for each in self.searched if each is not self.training and not each.is_whole]
+        lines += [f"rate {each.rate:g} was not chosen: {each.ended}" for each in others]
         return "\n".join([*lines, *(f"note: {note}" for note in parts.notes)])
 
     def __repr__(self) -> str:
@@ -218,7 +220,9 @@ def _with_biases(module: nn.Module, way: Offsets) -> nn.Module:
         setattr(config, name, True)
     if off:
         kind: Any = type(module)
-        made: nn.Module = kind(config).to(device=way.model.device, dtype=way.model.dtype)
+        with torch.random.fork_rng():  # its weights are drawn first, to be written over
+            made: nn.Module = kind(config)
+        made.to(device=way.model.device, dtype=way.model.dtype)
         missing, more = made.load_state_dict(module.state_dict(), strict=False)
         if not more and all(name.endswith(".bias") for name in missing):
             with torch.no_grad():

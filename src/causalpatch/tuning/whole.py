@@ -25,7 +25,9 @@ class Full(Way):
     def __init__(self, model: Model) -> None:
         super().__init__(model, NOTHING)
         named = {name: each for name, each in model.module.named_parameters() if each.is_floating_point()}
-        self._held = {name: nn.Parameter(each.detach().clone()) for name, each in named.items()}
+        # In float32 at least, as what other ways train: steps are too small for fewer bits.
+        wide = {each: torch.promote_types(each.dtype, torch.float32) for each in named.values()}
+        self._held = {name: nn.Parameter(each.detach().to(wide[each], copy=True)) for name, each in named.items()}
         self._old = dict(named)
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -33,21 +35,22 @@ class Full(Way):
         return self._held
 
     def sizes(self) -> dict[str, float]:
-        """Return the usual size of the elements of each weight."""
-        return {name: float(each.detach().double().square().mean().sqrt()) or 1.0 for name, each in self._old.items()}
+        """Return the usual size of the elements of each weight; of a bias that is 0, of its weight's."""
+        found = {name: float(each.detach().double().square().mean().sqrt()) for name, each in self._old.items()}
+        return {name: size or found.get(_beside(name), 0.0) or 1.0 for name, size in found.items()}
 
     @contextmanager
     def running(self) -> Iterator[nn.Module]:
         """Run the model with these weights in place of its own."""
         root = self.model.module
-        new = {id(self._old[name]): each for name, each in self._held.items()}
+        new = {id(self._old[name]): each.to(self._old[name].dtype) for name, each in self._held.items()}
         swapped: list[tuple[nn.Module, str, nn.Parameter]] = []
         try:
             for module in root.modules():
                 for name, own in module._parameters.items():
                     if own is not None and id(own) in new:
                         swapped.append((module, name, own))
-                        module._parameters[name] = new[id(own)]
+                        module._parameters[name] = new[id(own)]  # type: ignore[assignment]
             yield root
         finally:
             for module, name, own in swapped:
@@ -58,3 +61,8 @@ class Full(Way):
         with torch.no_grad():
             for name, each in self._held.items():
                 module.get_parameter(name).copy_(each)
+
+
+def _beside(name: str) -> str:
+    """Return the name of the weight that stands beside a bias."""
+    return f"{name.removesuffix('.bias')}.weight" if name.endswith(".bias") else name
