@@ -197,6 +197,49 @@ def test_impossible_comparisons_are_refused():
     assert math.isfinite(Comparison().alpha)
 
 
+@pytest.mark.parametrize(("n", "left"), [(3, ["base", "located"]), (1, None)])
+def test_a_stop_while_something_is_measured_leaves_what_was_before(monkeypatch, n, left):
+    model, seen = tiny("llama"), []
+    real = Bench.measure
+
+    def measure(*given, **named):
+        seen.append(1)
+        if len(seen) > n:
+            raise KeyboardInterrupt
+        return real(*given, **named)
+
+    monkeypatch.setattr(Bench, "measure", measure)
+    asked = Comparison(schedule=QUICK, n_seeds=2, arms=("full", "prefix"))
+    if left is None:  # nothing can be said of what was located
+        with pytest.raises(KeyboardInterrupt):
+            compare_tuning(experiment(model), ["z.0.1"], tiny_data(), asked)
+        return
+    report = compare_tuning(experiment(model), ["z.0.1"], tiny_data(), asked)
+    assert not report.is_complete
+    assert [arm.name for arm in report.arms] == left
+    assert "not all arms were made" in report.reasons
+
+
+def test_adapters_that_are_one_are_one_draw():
+    model = tiny("llama")
+    made, notes = candidates(request(model, ["z.0.1"], way="lora", kinds=("random",)))
+    draws = [each.components for each in made if each.kind == "random"]
+    assert len(draws) == 1  # of the other layer; the heads of its own have its adapters
+    assert draws[0][0].startswith("z.1.")
+    assert "without 6 that change the modules of another" in " ".join(notes)
+    assert "the smallest attainable p is 0.5" in " ".join(notes)
+    by_slices, _ = candidates(request(model, ["z.0.1"], kinds=("random",)))
+    assert len(by_slices) == 1 + 7
+
+
+def test_what_few_pairs_and_seeds_cannot_show_is_said():
+    asked = Comparison(schedule=replace(QUICK, enough=0.95), n_seeds=1, arms=("prefix",), mechanism=False)
+    report = compare_tuning(experiment(tiny("llama")), ["z.0.1"], tiny_data(n=40), asked)
+    said = " ".join(report.notes)
+    assert "10 independent test pairs can tell a share of 70% or less from the target, 95%" in said
+    assert "only 1 seed of each arm" in said
+
+
 class AsJson(MutableMapping):
     """Keeps what it is given as text of JSON, as a file would."""
 
@@ -233,8 +276,9 @@ def test_a_stopped_comparison_goes_on_where_it_was_and_ends_alike(monkeypatch):
     at_once = compare_tuning(experiment(model), ["z.0.1"], tiny_data(), asked)
     kept = AsJson()
     monkeypatch.setattr(runner, "train_all", train_all)
-    with pytest.raises(KeyboardInterrupt):  # within a training it is caught there
-        compare_tuning(experiment(model), ["z.0.1"], tiny_data(), asked, kept=kept)
+    stopped = compare_tuning(experiment(model), ["z.0.1"], tiny_data(), asked, kept=kept)
+    assert not stopped.is_complete
+    assert [arm.kind for arm in stopped.arms] == ["base", "located", *["random"] * 7]
     assert [key.rpartition("-")[0] for key in kept] == ["located", *(f"random-{k}" for k in range(1, 8))]
     made.clear()
     monkeypatch.setattr(runner, "train_all", lambda *given, **named: made.append(1) or real(*given, **named))

@@ -161,6 +161,12 @@ def test_a_stop_by_the_user_puts_the_best_checkpoint_back_and_says_so(monkeypatc
     assert not tuned.is_whole
 
 
+def test_a_rate_that_diverged_and_was_not_chosen_is_told():
+    tuned = cp.tune(tiny("llama"), ["z.1.1"], tiny_data(), schedule=Schedule(steps=10, every=1, rates=(0.03, 1e38)))
+    assert tuned.training.rate == 0.03
+    assert "rate 1e+38 was not chosen: diverged at step" in str(tuned)
+
+
 def test_training_ends_where_validation_gets_no_better():
     model, data = tiny("llama"), tiny_data()
     made = train(head(model), data, Schedule(steps=200, every=1, patience=3), rate=1e-9, seed=0)
@@ -178,7 +184,8 @@ def test_validation_may_ask_for_answers_that_are_well_ahead():
     between = float(gaps[1:3].mean())
     assert said.succeeds(between).sum() == len(pairs) - 2
     seen = training.look(head(model), Schedule(ahead=max(0.0, between)), KeptSides(model, data), 0)
-    assert seen.success == pytest.approx(float(said.succeeds(max(0.0, between)).double().mean()))
+    assert seen.clear == pytest.approx(float(said.succeeds(max(0.0, between)).double().mean()))
+    assert seen.success == pytest.approx(float(said.succeeds().double().mean()))
 
 
 def test_data_are_divided_by_components_and_kept_apart():
@@ -197,6 +204,9 @@ def test_data_are_divided_by_components_and_kept_apart():
     assert data.record()["others"]["more"]["n"] == 3
     with pytest.raises(PairError, match="retain and target data overlap"):
         TuningData.of(model, rows, [*texts, f"{NAMES[20]} was happy. One day {NAMES[0]} saw a"])
+    over_the_end = f"{NAMES[20]} was. One day {NAMES[0]} saw a"  # the prompt begins in one window and ends in the next
+    with pytest.raises(PairError, match="retain and target data overlap"):
+        TuningData.of(model, rows, [*texts, over_the_end], window=6)
     with pytest.raises(PairError, match="does not say what is wanted"):
         TuningData.of(model, [{"prompt": "One day"}] * 6, texts)
     with pytest.raises(PairError, match="too few to train, validate and test on"):

@@ -195,3 +195,44 @@ def test_the_optimizer_holds_a_state_for_what_is_trained_alone():
     assert way.n_trained == way.parts.n_weights(model.module)
     assert way.n_trained < 0.2 * sum(each.numel() for each in model.module.parameters())
     assert np.isclose(sum(each.numel() for each in way.trained().values()), way.n_trained)
+
+
+def test_all_weights_are_trained_in_float32_where_the_model_has_fewer_bits():
+    model = tiny("gpt2", dtype=torch.bfloat16)
+    way = Full(model)
+    assert {each.dtype for each in way.trained().values()} == {torch.float32}
+    assert torch.equal(logits_with(way), logits_of(model.module))
+    small = 2**-12  # too little for one weight of bfloat16, and not for the sum of sixteen steps
+    name = "transformer.h.0.attn.c_attn.weight"
+    with torch.no_grad():
+        for _ in range(16):
+            way.trained()[name].mul_(1 + small)
+    assert not torch.equal(logits_with(way), logits_of(model.module))
+    with way.running() as module:
+        loss = module(input_ids=IDS, use_cache=False).logits.float().square().mean()
+    (grad,) = torch.autograd.grad(loss, [way.trained()[name]])
+    assert grad.dtype == torch.float32
+    assert float(grad.abs().max()) > 0
+    merged = merged_module(way)
+    assert {each.dtype for each in merged.parameters()} == {torch.bfloat16}
+    assert torch.equal(logits_of(merged), logits_with(way))
+
+
+def test_a_bias_of_zeros_moves_by_its_weights_size():
+    model = tiny("gpt2")
+    with torch.no_grad():
+        model.module.transformer.h[0].mlp.c_fc.bias.zero_()
+        model.module.transformer.h[0].ln_1.bias.zero_()
+    sizes = Full(model).sizes()
+    of = "transformer.h.0"
+    assert sizes[f"{of}.mlp.c_fc.bias"] == sizes[f"{of}.mlp.c_fc.weight"]
+    assert sizes[f"{of}.ln_1.bias"] == sizes[f"{of}.ln_1.weight"]
+    assert sizes[f"{of}.mlp.c_proj.bias"] != sizes[f"{of}.mlp.c_proj.weight"]
+
+
+def test_a_merged_model_draws_no_random_numbers():
+    model, data = tiny("llama"), tiny_data()
+    tuned = cp.tune(model, ["z.0.1"], data, way="offset", schedule=Schedule(steps=2, rates=(0.03,)))
+    before = torch.random.get_rng_state()
+    tuned.model()
+    assert torch.equal(torch.random.get_rng_state(), before)
