@@ -76,10 +76,13 @@ def tune(  # noqa: PLR0913 - each argument is an option that a person types
     arm: Annotated[
         list[str] | None, typer.Option("--arm", help="Of the comparison, arms to make; repeat. All by default.")
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Of the comparison, seeds of each arm.")] = 3,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, help="Of the comparison, seeds of each arm; 3 by default.")
+    ] = None,
     draws: Annotated[
-        int, typer.Option("--draws", min=19, help="Of the comparison, random components of the same size.")
-    ] = 19,
+        int | None,
+        typer.Option("--draws", min=19, help="Of the comparison, random components of the same size; 19 by default."),
+    ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Count the trainings of the comparison, and stop.")] = False,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the split and the batches.")] = 0,
     dtype: Dtype = None,
@@ -114,8 +117,9 @@ def tune(  # noqa: PLR0913 - each argument is an option that a person types
     rates: dict[str, Any] = {"rates": tuple(rate)} if rate else {}
     schedule = cp.Schedule(objective=objective, keep=keep, steps=steps, batch=batch, ahead=ahead, **rates)
     if against is None:
-        if arm or plan or task or margin:
-            raise SettingError("--arm, --lm-eval, --margin and --plan are of a comparison", fix="--compare PAIRS")
+        if arm or plan or task or margin or seeds or draws:
+            named = "--arm, --draws, --lm-eval, --margin, --plan and --seeds"
+            raise SettingError(f"{named} are of a comparison", fix="--compare PAIRS")
         how = {"way": way, "rank": rank, "shared": shared, "seed": seed}
         _alone(opened, located, data, schedule, out=out, as_json=as_json, **how)
         return
@@ -123,8 +127,8 @@ def tune(  # noqa: PLR0913 - each argument is an option that a person types
     comparison = cp.Comparison(
         way=way,
         schedule=schedule,
-        n_random=draws,
-        n_seeds=seeds,
+        n_random=draws or 19,
+        n_seeds=seeds or 3,
         rank=rank,
         shared=shared,
         margins=_margins(margin),

@@ -29,12 +29,22 @@ def statement(report: TuningReport) -> str:
         f"{report.verdict}. Changing {joined(list(located.components[:6]))} of '{spec['model']['name']}' "
         f"(way '{spec['way']}', {counted(located.n_trained, 'number')}), target success on test pairs "
         f"{success(located)}, {damage(located)}; other behaviour and text: {located.verdict}.",
-        f"Rank among {counted(len(report.of_kind('random')), 'random matched draw')}: p {report.p_better:.3g} of so "
-        f"little damage; the smallest that is attainable is {report.smallest_p:.3g}.",
+        *_ranked(report),
         *(contrast(report.contrast(name)) for name in contrasts(report)),
         *(f"no evidence because {reason}" for reason in reasons(report)),
     ]
     return "\n".join(lines)
+
+
+def _ranked(report: TuningReport) -> list[str]:
+    """Return what the rank test says; nothing where there are no draws."""
+    draws = report.of_kind("random")
+    if not draws:
+        return []
+    return [
+        f"Rank among {counted(len(draws), 'random matched draw')}: p {report.p_better:.3g} of so little damage; the "
+        f"smallest that is attainable is {report.smallest_p:.3g}."
+    ]
 
 
 def contrasts(report: TuningReport) -> list[str]:

@@ -124,7 +124,10 @@ def test_what_does_not_go_together_is_refused(capsys, asked):
     assert "tune takes components, or a claim" in err
     code, _, err = run(capsys, *asked, "--component", "z.3.1", "--plan")
     assert code == 2
-    assert "--arm, --lm-eval, --margin and --plan are of a comparison" in err
+    assert "--arm, --draws, --lm-eval, --margin, --plan and --seeds are of a comparison" in err
+    code, _, err = run(capsys, *asked, "--component", "z.3.1", "--seeds", 5)
+    assert code == 2
+    assert "--seeds are of a comparison" in err
     code, _, err = run(capsys, *asked, "--component", "z.3.1", "--compare", "ioi", "--margin", "kl=0.1", "--plan")
     assert code == 2
     assert "--margin 'kl=0.1' is not NAME=MOST" in err
