@@ -93,7 +93,7 @@ def compare_tuning(
     arms += runner.untrained()
     arms.sort(key=lambda each: ("base", "located", *KINDS).index(each.kind))
     mechanism = runner.mechanism() if asked.mechanism else {}
-    notes += [*runner.notes, *_limits(arms, asked), *(f"{arm.name}: {arm.ended}" for arm in arms if arm.ended)]
+    notes += [*runner.notes, *_limits(arms, asked, data), *(f"{arm.name}: {arm.ended}" for arm in arms if arm.ended)]
     spec = {
         "components": [str(site) for site in request.sites],
         "model": {"name": request.model.name, "hash": request.model.content_hash},
@@ -105,13 +105,15 @@ def compare_tuning(
     return TuningReport(spec, tuple(arms), mechanism, tuple(notes), describe_program(), not runner.is_stopped)
 
 
-def _limits(arms: Sequence[Arm], asked: Comparison) -> Iterator[str]:
-    """Yield what so few test pairs and seeds cannot show."""
+def _limits(arms: Sequence[Arm], asked: Comparison, data: TuningData) -> Iterator[str]:
+    """Yield what so few test pairs and seeds cannot show, and what is tested that was trained on."""
     n, enough = arms[0].n_tested, asked.schedule.enough
     told = next((k for k in range(n, -1, -1) if clopper_pearson(k, n, 0.9)[1] < enough), None)
     shown = "no share" if told is None else f"a share of {told / n:.0%} or less"
     pairs = counted(n, "independent test pair")
     yield f"matched on validation pairs; {pairs} can tell {shown} from the target, {enough:.0%}"
+    for name, n_seen, n_all in data.seen_before():
+        yield f"{n_seen} of {counted(n_all, 'prompt')} of '{name}' were trained or validated on: they are not held out"
     if asked.n_seeds < LEAST_SEEDS:
         yield f"only {counted(asked.n_seeds, 'seed')} of each arm: seeds may differ as much as arms do"
 

@@ -6,7 +6,7 @@ those of the rest of the library. *Target* pairs have ``answer`` (wanted) and pe
 training, validation (where to stop, how fast to learn), test (what is reported).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, cast
@@ -106,6 +106,16 @@ class TuningData:
         near = None if neighbours is None else read_target(neighbours, model, side, "neighbours")
         said = None if paraphrases is None else read_target(paraphrases, model, side, "paraphrases")
         return cls(_divided(wanted, seed), _divided(kept, seed), near, more, said, evaluate)
+
+    def seen_before(self) -> Iterator[tuple[str, int, int]]:
+        """Yield of what is only tested what was trained or validated on all the same: name, prompts, prompts in all."""
+        sides: tuple[Side, ...] = ("train", "validation")
+        seen = {pair.clean.tobytes() for held in (self.target, self.retain) for side in sides for pair in held[side]}
+        tested = {"neighbours": self.neighbours, "paraphrases": self.paraphrases, **self.others}
+        for name, pairs in tested.items():
+            n_seen = sum(pair.clean.tobytes() in seen for pair in pairs or ())
+            if pairs is not None and n_seen:
+                yield name, n_seen, len(pairs)
 
     @property
     def evaluations(self) -> dict[str, Evaluate]:

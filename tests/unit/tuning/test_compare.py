@@ -234,8 +234,13 @@ def test_adapters_that_are_one_are_one_draw():
 
 def test_what_few_pairs_and_seeds_cannot_show_is_said():
     asked = Comparison(schedule=replace(QUICK, enough=0.95), n_seeds=1, arms=("prefix",), mechanism=False)
-    report = compare_tuning(experiment(tiny("llama")), ["z.0.1"], tiny_data(n=40), asked)
+    data = tiny_data(n=40)
+    few = Pairs([*list(data.target["train"])[:2], *list(data.retain["train"])[:1], *list(data.target["test"])[:4]])
+    data = replace(data, others={"few": few}, paraphrases=data.target["test"])
+    report = compare_tuning(experiment(tiny("llama")), ["z.0.1"], data, asked)
     said = " ".join(report.notes)
+    assert "3 of 7 prompts of 'few' were trained or validated on" in said
+    assert "'paraphrases' were trained" not in said
     assert "10 independent test pairs can tell a share of 70% or less from the target, 95%" in said
     assert "only 1 seed of each arm" in said
 
