@@ -2,7 +2,8 @@
 
 1. Every arm gets the same search: each rate once, chosen on validation alone, then further seeds at that rate.
 2. An arm's checkpoint is the one that moved the validation retain set least among those at which enough validation
-   pairs succeed. An arm of which a seed never gets there has infinite damage.
+   pairs succeed, by ``ahead`` nats; of an arm that never gets so far ahead, the one at which most do. An arm of which a
+   seed's checkpoint has not enough pairs that succeed at all has infinite damage.
 3. All are measured on the same test data (``checks``); the located one is looked into (``mechanism``).
 4. The report's verdict compares with random matched components, whose place the located arm could have taken.
 
