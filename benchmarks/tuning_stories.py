@@ -28,7 +28,7 @@ def stories(schedule: cp.Schedule = SCHEDULE) -> list[dict[str, Any]]:
         row = {
             "head": f"L{_LAYER}H{head}",
             **_row(bench, before, bench.measure(tuning.way)),
-            "reached": tuning.training.reached(schedule.enough),
+            "reached": tuning.training.best.success >= schedule.enough,
             "rate": tuning.training.rate,
             "seconds": time.process_time() - started,
         }
