@@ -18,13 +18,14 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import causalpatch as cp
 from benchmarks.machine import MIB
 from benchmarks.shapes import SHAPES, build
 from causalpatch.pairs import Pair, Pairs
 from causalpatch.sites import Site
-from causalpatch.tuning.data import TuningData
+from causalpatch.tuning.data import Side, TuningData
 from causalpatch.tuning.parts import parts_of
 from causalpatch.tuning.train import train
 from causalpatch.tuning.ways import Slices, Way
@@ -68,27 +69,19 @@ def _data() -> TuningData:
         rows = draw.integers(1, 50_000, (_ROWS, _LENGTH))
         return Pairs([Pair(row, row, id=f"{name}{k}", **answers) for k, row in enumerate(rows)], name=name)
 
-    target = {side: pairs(f"target/{side}", answer=((7,),), wrong_answer=((8,),)) for side in ("train", "validation")}
-    return TuningData(target, {side: pairs(f"retain/{side}") for side in ("train", "validation")})  # type: ignore[arg-type]
+    sides: tuple[Side, ...] = ("train", "validation")
+    target = {side: pairs(f"target/{side}", answer=((7,),), wrong_answer=((8,),)) for side in sides}
+    return TuningData(target, {side: pairs(f"retain/{side}") for side in sides})
 
 
 def _with_train(way: Way, data: TuningData) -> list[float]:
     """Train, and return the seconds of each step but the first, in which memory is laid out."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
     schedule = cp.Schedule(steps=STEPS, batch=_ROWS, retain_batch=_ROWS, every=STEPS)
-    ends = []
-    real = torch.optim.Adam.step
-
-    def step(self: Any, *given: Any) -> Any:
-        done = real(self, *given)
-        ends.append(time.process_time())
-        return done
-
-    torch.optim.Adam.step = step  # type: ignore[method-assign]
-    try:
-        train(way, data, schedule, rate=1e-4, seed=0)
-    finally:
-        torch.optim.Adam.step = real  # type: ignore[method-assign]
+    ends: list[float] = []
+    hook = register_optimizer_step_post_hook(lambda *_: ends.append(time.process_time()))
+    train(way, data, schedule, rate=1e-4, seed=0)
+    hook.remove()
     return list(np.diff(ends))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,10 +48,11 @@ class Full(Way):
         swapped: list[tuple[nn.Module, str, nn.Parameter]] = []
         try:
             for module in root.modules():
-                for name, own in module._parameters.items():
+                held: dict[str, Any] = module._parameters  # of fewer bits they are rounded: tensors, no parameters
+                for name, own in held.items():
                     if own is not None and id(own) in new:
                         swapped.append((module, name, own))
-                        module._parameters[name] = new[id(own)]  # type: ignore[assignment]
+                        held[name] = new[id(own)]
             yield root
         finally:
             for module, name, own in swapped:
